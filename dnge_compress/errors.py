@@ -1,0 +1,75 @@
+"""Every error the package raises on purpose.
+
+DngeError
+├── UnknownNameError (KeyError)       a recipe, scorer, family or key nobody knows; offers the nearest
+├── UnsupportedModelError (ValueError) a model the package can't read safely
+├── WeightError (ValueError)          NaN, infinite or integer weights
+├── DataError (ValueError)            probe or calibration data that doesn't fit
+├── BudgetError (ValueError)          a ratio that can't be reached
+├── PlanError (ValueError)            a plan that is broken or made for another model
+├── RecipeError (ValueError)          a recipe file that doesn't validate
+├── CheckpointError (ValueError)      a folder that can't be read or must not be overwritten
+└── ExactnessError (RuntimeError)     surgery whose result differs from the masked model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DngeError(Exception):
+    """Root of the tree: one line that says what was wrong, with which object, and what to do."""
+
+
+class UnknownNameError(DngeError, KeyError):
+    """A name that is not registered; the message offers the nearest ones."""
+
+    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        self.name = name
+        self.nearest = nearest(name, known)
+        super().__init__(f"unknown {what} '{name}'; {self.nearest}{'; ' + hint if hint else ''}")
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnsupportedModelError(DngeError, ValueError):
+    """A model the package can't read safely."""
+
+
+class WeightError(DngeError, ValueError):
+    """A weight that is not a finite floating-point number."""
+
+
+class DataError(DngeError, ValueError):
+    """Probe or calibration data that is missing or doesn't fit the model."""
+
+
+class BudgetError(DngeError, ValueError):
+    """A budget that is out of range or can't be reached under the constraints."""
+
+
+class PlanError(DngeError, ValueError):
+    """A plan that is malformed or was made for another model."""
+
+
+class RecipeError(DngeError, ValueError):
+    """A recipe that doesn't validate."""
+
+
+class CheckpointError(DngeError, ValueError):
+    """A checkpoint folder that can't be read, or must not be overwritten."""
+
+
+class ExactnessError(DngeError, RuntimeError):
+    """Surgery whose result differs from the dense model with the same units masked."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which known names come closest to `name` ("did you mean …?"), or list them all."""
+    names = sorted(set(known))
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"'{n}'" for n in close) + "?"
+    return "known: " + ", ".join(names)
