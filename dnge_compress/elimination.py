@@ -1,0 +1,110 @@
+"""The closed form behind scores and repair: what a reader's output loses when units go and the rest is refitted.
+
+With H = Cov(a) + λI (E[a aᵀ] where the reader has no bias), removing the features R and refitting the reader W by
+least squares costs ½ tr(S W_R (H⁻¹_RR)⁻¹ W_Rᵀ), S the Fisher information of the outputs: the optimal brain surgeon
+(Hassibi & Stork 1993), here with whole units of several features and several readers at a time. Units are removed
+greedily, cheapest first, each paying for what the earlier ones left behind.
+
+Letters: U units, W features per unit, F = U·W, D outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ROUNDS = 64  # units leave in about this many rounds; between rounds H⁻¹ and W are updated
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reader: weight `[D, F]`, second moments `[F, F]` (centred where a bias can take up the mean), importance
+    of its outputs `[D]` in nats per squared unit."""
+
+    weight: Tensor
+    moments: Tensor
+    importance: Tensor
+
+
+def removal_costs(readings: Sequence[Reading], units: int, ridge: float) -> Tensor:
+    """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
+
+    Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
+    """
+    states = [_State(r, units, ridge) for r in readings]
+    alive = torch.arange(units, device=readings[0].weight.device)
+    costs = torch.zeros(units, dtype=torch.float64)
+    floor = 0.0
+    while len(alive) > 1:
+        single = sum(s.unit_costs() for s in states)
+        count = max(1, min(len(alive) - 1, round(units / ROUNDS), len(alive) // 4 or 1))
+        order = single.argsort()
+        gone, stay = order[:count], order[count:].sort().values
+        joint = sum(s.remove(gone, stay) for s in states)
+        share = single[gone] / single[gone].sum().clamp_min(1e-30)
+        paid = (share * joint).clamp_min(floor).double().cpu()
+        paid = torch.cummax(paid, 0).values
+        costs[alive[gone].cpu()] = paid
+        floor = float(paid[-1])
+        alive = alive[stay]
+    costs[alive.cpu()] = max(floor, float(sum(s.unit_costs() for s in states).sum()))
+    return costs.float()
+
+
+def refit(weight: Tensor, moments: Tensor, keep: Tensor, ridge: float) -> Tensor:
+    """The reader restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in float64."""
+    w, c = weight.double(), moments.double()
+    gone = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
+    gone[keep] = False
+    gone = gone.nonzero().squeeze(1)
+    if not len(gone):
+        return w[:, keep]
+    inner = c[keep][:, keep]
+    inner.diagonal().add_(damping(c, ridge))
+    cross = c[gone][:, keep]  # [P, K]
+    return w[:, keep] + w[:, gone] @ torch.linalg.solve(inner, cross.T).T
+
+
+def damping(moments: Tensor, ridge: float) -> float:
+    """λ: `ridge` times the mean second moment."""
+    return ridge * float(moments.diagonal().mean()) + 1e-12
+
+
+def features_of(units: Tensor, width: int) -> Tensor:
+    """Feature indices of the given units, in order."""
+    return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
+
+
+class _State:
+    """One reader during elimination: the inverse moments and the refitted weight of the units still alive."""
+
+    def __init__(self, reading: Reading, units: int, ridge: float) -> None:
+        moments = reading.moments.float()
+        self.width = moments.shape[0] // units
+        damped = moments.clone()
+        damped.diagonal().add_(damping(moments, ridge))
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.double())).float()
+        self.weight = reading.weight.float() * (0.5 * reading.importance).sqrt()[:, None]
+
+    def unit_costs(self) -> Tensor:
+        """½ tr(S W_u (H⁻¹_uu)⁻¹ W_uᵀ) for every unit alive `[U]`."""
+        if self.width == 1:
+            return self.weight.square().sum(0) / self.inverse.diagonal()
+        alive = self.weight.shape[1] // self.width
+        own = self.inverse.view(alive, self.width, alive, self.width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        columns = self.weight.view(-1, alive, self.width).permute(1, 2, 0)  # [U, W, D]
+        return (columns * torch.linalg.solve(own, columns)).sum((1, 2))
+
+    def remove(self, gone: Tensor, stay: Tensor) -> Tensor:
+        """Drop the units, refit the others, and return the joint cost."""
+        g, k = features_of(gone, self.width), features_of(stay, self.width)
+        block = self.inverse[g][:, g]
+        solved = torch.linalg.solve(block, self.inverse[g][:, k])  # [G, K]
+        columns = self.weight[:, g]
+        joint = (columns.T * torch.linalg.solve(block, columns.T)).sum()
+        self.weight = self.weight[:, k] - columns @ solved
+        self.inverse = self.inverse[k][:, k] - self.inverse[k][:, g] @ solved
+        return joint

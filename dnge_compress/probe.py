@@ -1,0 +1,281 @@
+"""Synthetic inference: inputs that need no data, and how a model is run on them.
+
+Causal language models are probed with text sampled from themselves, encoders with random token ids whose
+frequencies fall off as 1/rank (Zipf's law; vocabularies are ordered by frequency), vision models with noise images
+whose spectrum falls off as 1/f, as that of natural images does. Everything is seeded and the model is left as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.errors import DataError, UnsupportedModelError
+
+Inputs = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
+Progress = Callable[[str, int, int], None]
+
+BATCH_TOKENS = 2048
+MIN_IMAGES = 64
+ZIPF_SHIFT = 2.7  # Mandelbrot's correction of Zipf's law
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How much synthetic inference to run: `tokens` positions (patches, for images) in sequences of `length`."""
+
+    kind: str = "auto"
+    tokens: int = 16384
+    length: int = 64
+    seed: int = 0
+
+
+def synthesize(
+    model: nn.Module, settings: ProbeSettings, example_inputs: Inputs | None = None
+) -> list[Inputs]:
+    """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module.
+
+    Raises DataError for a probe kind that doesn't fit the model.
+    """
+    kind = settings.kind if settings.kind != "auto" else default_kind(model, example_inputs)
+    makers = {"sampled": _sampled_text, "random": _random_tokens, "noise": _noise_images, "like": _noise_like}
+    generator = torch.Generator().manual_seed(settings.seed)
+    with inference_mode_of(model):
+        if kind == "like":
+            return _noise_like(example_inputs, settings, generator, device_of(model))
+        return makers[kind](model, settings, generator)
+
+
+def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
+    """The probe that suits a model: "sampled", "random" or "noise"; "like" for a plain module with example inputs."""
+    config = getattr(model, "config", None)
+    if config is None or getattr(model, "main_input_name", None) is None:
+        if example_inputs is None:
+            raise UnsupportedModelError(
+                f"a plain {type(model).__name__} says nothing about its inputs; pass example_inputs=… or data=…"
+            )
+        return "like"
+    if model.main_input_name == "pixel_values":
+        return "noise"
+    return "sampled" if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) else "random"
+
+
+def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
+    """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
+    if isinstance(data, Tensor | Mapping | str):
+        raise DataError(
+            "data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list"
+        )
+    batches: list[Inputs] = []
+    for i, batch in enumerate(data):
+        tensors = list(_tensors_of(batch, i))
+        if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
+            raise DataError(f"data batch {i} holds NaN or infinite values")
+        batches.append(to_device(batch, device_of(model)))
+    if not batches:
+        raise DataError("data is empty; pass at least one batch, or leave it out to use probes")
+    return batches
+
+
+def call(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Run the model and return its main output: logits if there are any, else the hidden states `[…, features]`."""
+    if isinstance(inputs, Mapping):
+        arguments = {k: v for k, v in inputs.items() if k != "labels"}
+        if getattr(getattr(model, "config", None), "use_cache", None) is not None:
+            arguments["use_cache"] = False
+        output = model(**arguments)
+    elif isinstance(inputs, tuple):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    return main_output(output)
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor that carries a model's answer."""
+    if isinstance(output, Tensor):
+        return output
+    for name in ("logits", "last_hidden_state"):
+        if isinstance(output, Mapping) and output.get(name) is not None:
+            return output[name]
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise UnsupportedModelError(
+        f"an output of type {type(output).__name__} holds neither logits nor hidden states"
+    )
+
+
+def has_logits(model: nn.Module) -> bool:
+    """Whether the main output is class scores, so that damage can be counted in nats of KL divergence."""
+    name = type(model).__name__
+    return "For" in name or name.endswith("LMHeadModel") or getattr(model, "config", None) is None
+
+
+@contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with all parameters frozen; modes and flags are restored afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for p, _ in flags:
+        p.requires_grad_(False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield model
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lives."""
+    return next(model.parameters()).device
+
+
+def to_device(inputs: Any, device: torch.device) -> Inputs:
+    """The same inputs on `device`."""
+    if isinstance(inputs, Mapping):
+        return {k: v.to(device) for k, v in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(t.to(device) for t in inputs)
+    return inputs.to(device)
+
+
+def rows_of(inputs: Inputs) -> int:
+    """How many examples a batch holds."""
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return len(first[0]) if isinstance(first, tuple) else len(first)
+
+
+def take(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
+    """The first `rows` examples of the batches."""
+    taken: list[Inputs] = []
+    for batch in batches:
+        if rows <= 0:
+            break
+        if isinstance(batch, Mapping):
+            taken.append({k: v[:rows] for k, v in batch.items()})
+        elif isinstance(batch, tuple):
+            taken.append(tuple(t[:rows] for t in batch))
+        else:
+            taken.append(batch[:rows])
+        rows -= rows_of(batch)
+    return taken
+
+
+def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
+    parts = (
+        batch.values()
+        if isinstance(batch, Mapping)
+        else batch
+        if isinstance(batch, tuple | list)
+        else [batch]
+    )
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise DataError(
+                f"data batch {index} holds a {type(part).__name__}; batches are tensors, tuples or dicts of tensors"
+            )
+        yield part
+
+
+def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+    """Sequences sampled from the model itself at temperature 1, after its start-of-text token."""
+    config, device = model.config, device_of(model)
+    length = min(settings.length, getattr(config, "max_position_embeddings", settings.length))
+    rows = max(1, round(settings.tokens / length))
+    start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+    if isinstance(start, list):
+        start = start[0]
+    if start is None or not 0 <= start < config.vocab_size:
+        start = 0
+    batches: list[Inputs] = []
+    step = max(1, 2 * BATCH_TOKENS // length)
+    for first in range(0, rows, step):
+        n = min(step, rows - first)
+        ids = torch.full((n, 1), start, device=device)
+        cache, token = None, ids
+        with torch.no_grad():
+            for _ in range(length - 1):
+                out = model(input_ids=token, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                p = out.logits[:, -1].float().softmax(-1).cpu()
+                token = torch.multinomial(p, 1, generator=generator).to(device)
+                ids = torch.cat([ids, token], 1)
+        batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
+    return batches
+
+
+def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+    config, device = model.config, device_of(model)
+    limit = getattr(config, "max_position_embeddings", settings.length)
+    length = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
+    rows = max(1, round(settings.tokens / length))
+    rank = torch.arange(config.vocab_size, dtype=torch.float64)
+    zipf = 1.0 / (rank + ZIPF_SHIFT)
+    ids = torch.multinomial(zipf, rows * length, replacement=True, generator=generator).view(rows, length)
+    mask = torch.ones_like(ids)
+    return [
+        {"input_ids": i.to(device), "attention_mask": m.to(device)}
+        for i, m in zip(*(t.split(max(1, BATCH_TOKENS // length)) for t in (ids, mask)), strict=True)
+    ]
+
+
+def _noise_images(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+    config, device = model.config, device_of(model)
+    size = getattr(config, "image_size", 32 if getattr(config, "embedding_size", 64) < 64 else 224)
+    height, width = (size, size) if isinstance(size, int) else size
+    patch = getattr(config, "patch_size", 4)
+    patches = (height // patch) * (width // patch) if isinstance(patch, int) else 49
+    rows = max(MIN_IMAGES, round(settings.tokens / max(patches, 1)))
+    images = pink_noise((rows, config.num_channels, height, width), generator)
+    step = max(1, BATCH_TOKENS // max(patches, 1))
+    dtype = next(model.parameters()).dtype
+    return [{"pixel_values": part.to(device, dtype)} for part in images.split(step)]
+
+
+def _noise_like(
+    example: Any, settings: ProbeSettings, generator: torch.Generator, device: torch.device
+) -> list[Inputs]:
+    if isinstance(example, Mapping):
+        raise DataError(
+            "probes for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts"
+        )
+    tensors = example if isinstance(example, tuple | list) else (example,)
+    positions = max(1, tensors[0][0].numel() // 64)
+    rows = max(4 * MIN_IMAGES, round(settings.tokens / positions))
+    made = []
+    for t in tensors:
+        if t.is_floating_point():
+            shape = (rows, *t.shape[1:])
+            noise = pink_noise(shape, generator) if t.dim() == 4 else torch.randn(shape, generator=generator)
+            made.append(noise.to(device, t.dtype))
+        else:
+            high = int(t.max()) + 1
+            made.append(torch.randint(high, (rows, *t.shape[1:]), generator=generator).to(device))
+    step = max(1, BATCH_TOKENS // positions)
+    parts = list(zip(*(t.split(step) for t in made), strict=True))
+    return [p if isinstance(example, tuple | list) else p[0] for p in parts]
+
+
+def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Images `[N, C, H, W]` of unit variance with amplitude falling as 1/f and correlated colour channels."""
+    n, channels, height, width = shape
+    noise = torch.randn(shape, generator=generator)
+    shared = torch.randn((n, 1, height, width), generator=generator)
+    noise = (
+        noise + math.sqrt(3.0) * shared
+    ) / 2.0  # natural images: colour channels correlate at about .9 to .7
+    fy = torch.fft.fftfreq(height)[:, None]
+    fx = torch.fft.rfftfreq(width)[None, :]
+    amplitude = 1.0 / (fy.square() + fx.square()).sqrt().clamp_min(1.0 / max(height, width))
+    pink = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(height, width))
+    return pink / pink.std()

@@ -1,0 +1,64 @@
+"""Scorers, one file each: a file's name is its registration, baselines included.
+
+A scorer module offers `score(context) -> Scores` and `NEEDS_DATA`. Scores are the predicted cost of removal, larger =
+keep. To add one, add a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.errors import DataError, UnknownNameError
+from dnge_compress.probe import Inputs, Progress
+from dnge_compress.signals import Signals
+from dnge_compress.types import ModelGraph, Scores
+
+
+@dataclass(frozen=True)
+class Context:
+    """All a scorer may look at: the graph, the model (read only), and the signals of `batches`.
+
+    `real_data` tells whether the batches are the user's own. Weights-only scorers never touch `signals`, so nothing
+    is run for them.
+    """
+
+    graph: ModelGraph
+    model: nn.Module
+    batches: tuple[Inputs, ...]
+    real_data: bool = False
+    ridge: float = 0.01
+    seed: int = 0
+    progress: Progress | None = field(default=None, compare=False)
+
+    @cached_property
+    def signals(self) -> Signals:
+        """Activation and gradient statistics, gathered on first use."""
+        return Signals(self.model, self.graph, self.batches, self.seed, self.progress)
+
+    @cached_property
+    def weights(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers by name."""
+        return {k: v.detach() for k, v in self.model.state_dict(keep_vars=True).items()}
+
+
+def names() -> list[str]:
+    """All scorers."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def score(scorer: str, context: Context) -> Scores:
+    """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
+    if scorer not in names():
+        raise UnknownNameError("scorer", scorer, names())
+    module = importlib.import_module(f"{__name__}.{scorer}")
+    if module.NEEDS_DATA and not context.real_data:
+        raise DataError(f"scorer '{scorer}' needs real data; pass data=…, or use scorer 'probe' or 'encoder'")
+    with torch.no_grad():
+        return module.score(context)

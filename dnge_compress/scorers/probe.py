@@ -1,0 +1,70 @@
+"""Closed form: the exact quadratic cost of removing each unit and refitting its readers, on the probes' moments.
+
+Layers are measured: the divergence of the output when the block is skipped, on a part of the probes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dnge_compress.elimination import Reading, removal_costs
+from dnge_compress.masking import skipped
+from dnge_compress.probe import call, has_logits, inference_mode_of, rows_of, take
+from dnge_compress.scorers import Context
+from dnge_compress.signals import Signal, as_matrix, divergence
+from dnge_compress.types import Scores
+
+NEEDS_DATA = False
+LAYER_SHARE = 0.125  # of the probes, for the measured cost of each layer
+LAYER_ROWS = 16  # examples at least
+
+
+def score(context: Context) -> Scores:
+    """Costs in nats per label, for every unit of every prunable space."""
+    units = {}
+    for i, space in enumerate(context.signals):
+        units[space] = unit_costs(context, space)
+        if context.progress:
+            context.progress("scoring", i + 1, len(context.signals))
+    units |= layer_costs(context)
+    return Scores(units, "probe", context.graph.fingerprint)
+
+
+def unit_costs(context: Context, space: str) -> Tensor:
+    """The closed form for one space `[U]`."""
+    signals = context.signals[space]
+    readings = [reading(context, s) for s in signals]
+    return removal_costs(readings, signals[0].units, context.ridge)
+
+
+def reading(context: Context, signal: Signal) -> Reading:
+    """A reader's weight, moments and output importance."""
+    weight = as_matrix(context.weights[signal.slot.param], context.graph, signal.slot)
+    moments = signal.gram
+    if signal.slot.param.removesuffix("weight") + "bias" in context.weights:
+        moments = moments - torch.outer(signal.mean, signal.mean)
+    return Reading(weight, moments, signal.out_fisher)
+
+
+def layer_costs(context: Context) -> dict[str, Tensor]:
+    """Measured damage of skipping each block, `[layers]` per layer space; pinned blocks get the largest cost + 1."""
+    spaces = context.graph.of_kind("layer")
+    if not any(len(s.pinned) < s.units for s in spaces):
+        return {s.name: torch.ones(s.units) for s in spaces}
+    total = sum(rows_of(b) for b in context.batches)
+    batches = take(context.batches, max(LAYER_ROWS, round(total * LAYER_SHARE)))
+    logits = has_logits(context.model)
+    costs = {}
+    with inference_mode_of(context.model):
+        reference = [call(context.model, b) for b in batches]
+        for space in spaces:
+            values = torch.zeros(space.units)
+            free = [i for i in range(space.units) if i not in space.pinned]
+            for i in free:
+                with skipped(context.model, [space.modules[i]]):
+                    damage = [divergence(call(context.model, b), r, logits) for b, r in zip(batches, reference, strict=True)]
+                values[i] = torch.stack(damage).mean().cpu()
+            values[list(space.pinned)] = values.max() + 1
+            costs[space.name] = values
+    return costs

@@ -1,0 +1,252 @@
+"""What synthetic inference tells about every unit: the statistics of its activations and of its gradients.
+
+A *reader* is a matrix through which the rest of the network reads a space (a consumer slot). Signals are gathered at
+the reader's input, through the model's own modules under hooks: no second implementation of attention exists here.
+
+Letters: U units, W values per unit at the reader (head size, kernel positions), F = U·W features, D outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from dnge_compress.probe import Inputs, Progress, call, has_logits, inference_mode_of
+from dnge_compress.types import PRUNABLE, ModelGraph, Slot, Space
+
+GRAM_BYTES = 2 << 30  # second-moment matrices held at a time; more spaces are gathered in several passes
+CONV_ROWS_PER_FEATURE = 8
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Moments at one reader of a space, averaged over positions (tokens, pixels).
+
+    mean `[F]` and gram `[F, F]` = E[a aᵀ] of the activations read, per position. Gradient moments are sums over the
+    positions of an example, per label (a token of a language model, an image of a classifier), so that costs are
+    nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
+    gradient of a mask on the unit, out_fisher `[D]` = Σ g² at the reader's outputs. Gradients are of the
+    log-likelihood of labels sampled from the model itself (the true Fisher), or of random unit-variance output
+    directions where there are no logits.
+    """
+
+    slot: Slot
+    units: int
+    count: int
+    mean: Tensor
+    gram: Tensor
+    grad_square: Tensor
+    fisher: Tensor
+    out_fisher: Tensor
+
+    @property
+    def width(self) -> int:
+        """Features per unit (W)."""
+        return self.mean.numel() // self.units
+
+    @property
+    def variance(self) -> Tensor:
+        """Var(a) per feature `[F]`."""
+        return (self.gram.diagonal() - self.mean.square()).clamp_min(0)
+
+
+class Signals(Mapping[str, tuple[Signal, ...]]):
+    """Space name → signals at each of its readers; gathered on first use, as many spaces in one pass as fit memory."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        batches: Sequence[Inputs],
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.graph, self.batches, self.seed, self.progress = model, graph, batches, seed, progress
+        self.passes = 0
+        self._spaces = [s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"]
+        self._held: dict[str, tuple[Signal, ...]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return (s.name for s in self._spaces)
+
+    def __len__(self) -> int:
+        return len(self._spaces)
+
+    def __getitem__(self, name: str) -> tuple[Signal, ...]:
+        if name not in self._held:
+            self._held = {}  # free the last group before the next is gathered
+            self._held = self._gather(self._group_with(name))
+        return self._held[name]
+
+    def _group_with(self, name: str) -> list[Space]:
+        """The spaces from `name` on (or all of them) whose matrices fit in GRAM_BYTES together."""
+        sizes = {s.name: sum(4 * f * f for f in self._features(s)) for s in self._spaces}
+        if sum(sizes.values()) <= GRAM_BYTES:
+            return self._spaces
+        group: list[Space] = []
+        start = [s.name for s in self._spaces].index(name)
+        for space in self._spaces[start:]:
+            if group and sum(sizes[s.name] for s in group) + sizes[space.name] > GRAM_BYTES:
+                break
+            group.append(space)
+        return group
+
+    def _features(self, space: Space) -> list[int]:
+        params = dict(self.model.named_parameters())
+        return [as_matrix(params[s.param], self.graph, s).shape[1] for s in self.graph.consumers(space.name)]
+
+    def _gather(self, spaces: list[Space]) -> dict[str, tuple[Signal, ...]]:
+        self.passes += 1
+        taps = {
+            s.name: [_Tap(self.model, self.graph, slot, s.units) for slot in self.graph.consumers(s.name)]
+            for s in spaces
+        }
+        flat = [t for group in taps.values() for t in group]
+        generator = torch.Generator().manual_seed(self.seed)
+        with inference_mode_of(self.model), _gradients_from(self.model, self.graph):
+            handles = [h for t in flat for h in t.attach(generator)]
+            try:
+                for i, batch in enumerate(self.batches):
+                    output = call(self.model, batch)
+                    _label_loss(output, has_logits(self.model), generator).backward()
+                    for tap in flat:
+                        tap.end_batch(labels=output.numel() // output.shape[-1])
+                    if self.progress:
+                        self.progress("probing", i + 1, len(self.batches))
+            finally:
+                for h in handles:
+                    h.remove()
+        return {name: tuple(t.signal() for t in group) for name, group in taps.items()}
+
+
+def as_matrix(weight: Tensor, graph: ModelGraph, slot: Slot) -> Tensor:
+    """A reader's weight as `[D, F]`, whatever its layout: linear, transposed linear or conv with its kernel flattened."""
+    if graph.step_of(slot.param).in_axis == 0:
+        weight = weight.T
+    return weight.flatten(1)
+
+
+def from_matrix(matrix: Tensor, like: Tensor, graph: ModelGraph, slot: Slot) -> Tensor:
+    """The inverse of `as_matrix`, for a matrix whose F may have shrunk."""
+    if graph.step_of(slot.param).in_axis == 0:
+        return matrix.T.contiguous()
+    return matrix.view(matrix.shape[0], -1, *like.shape[2:]).contiguous()
+
+
+def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
+    """Damage per position in nats: KL(reference ‖ output) of class scores, else half the squared error over variance."""
+    output, reference = output.float(), reference.float()
+    if logits:
+        p = reference.log_softmax(-1)
+        return (p.exp() * (p - output.log_softmax(-1))).sum(-1).mean()
+    # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
+    return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
+
+
+def _label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
+    """A sum over positions whose gradient's second moment is the Fisher information of the output."""
+    output = output.float()
+    if logits:
+        flat = output.flatten(0, -2)
+        with torch.no_grad():
+            # Gumbel-max sampling: one label per position from the model's own distribution.
+            uniform = torch.rand(flat.shape, generator=generator).to(flat.device)
+            labels = (flat - (-(uniform.clamp_min(1e-20)).log()).log()).argmax(-1)
+        return nnf.cross_entropy(flat, labels, reduction="sum")
+    direction = torch.randn(output.shape, generator=generator).to(output.device)
+    return (output * direction).sum() / output.detach().var().clamp_min(1e-12).sqrt()
+
+
+def _positions(t: Tensor) -> tuple[int, ...]:
+    """The axes of an activation that are not features: images `[N, C, H, W]`, else `[N, …, F]`."""
+    return (0, 2, 3) if t.dim() == 4 else tuple(range(t.dim() - 1))
+
+
+class _gradients_from:
+    """Let gradients start behind the first module, so that all later activations have them and no weight needs one."""
+
+    def __init__(self, model: nn.Module, graph: ModelGraph) -> None:
+        first = next(s for s in graph.steps if s.params)
+        self.module = model.get_submodule(first.params[0].rpartition(".")[0])
+
+    def __enter__(self) -> None:
+        self.handle = self.module.register_forward_hook(lambda m, i, out: out.detach().requires_grad_())
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+
+class _Tap:
+    """Running sums at one reader; lives for one pass."""
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int) -> None:
+        self.slot, self.units = slot, units
+        self.module = model.get_submodule(slot.param.rpartition(".")[0])
+        weight = as_matrix(self.module.weight, graph, slot)
+        outputs, self.features = weight.shape
+        zeros = lambda *shape: torch.zeros(*shape, device=weight.device)  # noqa: E731
+        self.count = self.labels = 0
+        self.sum, self.gram = zeros(self.features), zeros(self.features, self.features)
+        self.grad_square, self.fisher, self.out_fisher = zeros(self.features), zeros(units), zeros(outputs)
+        self._batch_mask_gradient: Tensor | None = None
+
+    def attach(self, generator: torch.Generator) -> list[torch.utils.hooks.RemovableHandle]:
+        self.generator = generator
+        return [
+            self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])),
+            self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)),
+        ]
+
+    def _read(self, x: Tensor) -> None:
+        rows = self._rows(x.detach()).float()
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.gram.addmm_(rows.T, rows)
+        if x.requires_grad:
+            x.register_hook(lambda g: self._input_gradient(x.detach(), g))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
+        if not isinstance(self.module, nn.Conv2d):
+            return x.flatten(0, -2)
+        conv = self.module
+        patches = nnf.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # [N, F, L]
+        rows = patches.transpose(1, 2).reshape(-1, self.features)
+        limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
+        if len(rows) > limit:
+            pick = torch.randint(len(rows), (limit,), generator=self.generator)
+            rows = rows[pick.to(rows.device)]
+        return rows
+
+    def _watch_output(self, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(self._output_gradient)
+
+    def _output_gradient(self, g: Tensor) -> None:
+        self.out_fisher += g.detach().float().square().sum(_positions(g))
+
+    def _input_gradient(self, x: Tensor, g: Tensor) -> None:
+        square = g.float().square().sum(_positions(g))
+        self.grad_square += square.repeat_interleave(self.features // len(square))
+        product = (x * g).float()
+        per_example = product.sum(_positions(g)[1:]) if g.dim() > 2 else product
+        mask_gradient = per_example.view(len(per_example), self.units, -1).sum(-1)
+        held = self._batch_mask_gradient
+        self._batch_mask_gradient = mask_gradient if held is None else held + mask_gradient
+
+    def end_batch(self, labels: int) -> None:
+        self.labels += labels
+        if self._batch_mask_gradient is not None:
+            self.fisher += self._batch_mask_gradient.square().sum(0)
+            self._batch_mask_gradient = None
+
+    def signal(self) -> Signal:
+        n, e = max(1, self.count), max(1, self.labels)
+        return Signal(
+            self.slot, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e, self.fisher / e,
+            self.out_fisher / e,
+        )  # fmt: skip
