@@ -1,0 +1,135 @@
+"""What a recipe may say. Every default of the package that a recipe can set lives here, and only here.
+
+Models are frozen and refuse unknown keys at every depth. Leaf names are unique over the whole recipe, so a keyword
+such as `ratio=0.3` needs no section.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+CutKind = Literal["neuron", "head", "channel", "layer"]
+
+
+def _reject_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("should be a number")
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, (list, set, frozenset)) else value
+
+
+Whole = Annotated[int, BeforeValidator(_reject_bool)]
+Real = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Probes(Section):
+    """The synthetic inputs that are pushed through the model.
+
+    `kind` "auto" picks text sampled from the model itself for causal language models, random token ids for other
+    text models and noise for images. `tokens` counts over all probes, `length` is tokens per sequence; an image
+    counts as many tokens as it has patches, and at least 64 images are used.
+    """
+
+    kind: Literal["auto", "sampled", "random", "noise"] = "auto"
+    tokens: Whole = Field(16384, ge=64)
+    length: Whole = Field(64, ge=2)
+    seed: Whole = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_sequence_fits(self) -> Probes:
+        if self.length > self.tokens:
+            raise ValueError(f"tokens ({self.tokens}) should be at least length ({self.length})")
+        return self
+
+
+class Prune(Section):
+    """How much goes, and from where.
+
+    `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
+    of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global" lets
+    kinds and layers compete by predicted cost. Widths are rounded to multiples of `round_to`; every space keeps at
+    least the fraction `min_keep` of its units. `protect` holds fnmatch patterns of module paths whose spaces stay
+    whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
+    """
+
+    ratio: Real = Field(0.2, ge=0, lt=1)
+    of: Literal["parameters", "units", "macs"] = "parameters"
+    kinds: Annotated[tuple[CutKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
+        "neuron",
+        "head",
+        "channel",
+        "layer",
+    )
+    allocation: Literal["uniform", "global"] = "uniform"
+    round_to: Whole = Field(1, ge=1)
+    min_keep: Real = Field(0.1, ge=0, le=1)
+    protect: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    uneven: bool = False
+
+
+class Repair(Section):
+    """What happens to the matrix that reads a pruned space.
+
+    `lstsq` refits it by least squares with relative `ridge` on the probes' activations, `bias` adds the mean of what
+    went to its bias, `none` leaves it.
+    """
+
+    compensate: Literal["none", "bias", "lstsq"] = "lstsq"
+    ridge: Real = Field(0.01, gt=0)
+
+
+class Recipe(Section):
+    """Everything that decides a compression except the model and the data.
+
+        Recipe(scorer="probe", prune=Prune(ratio=0.3, kinds=("neuron",)))
+
+    `check` proves after the surgery that the pruned model equals the dense one with those units masked.
+    """
+
+    name: str = ""
+    about: str = ""
+    scorer: str = Field("encoder", min_length=1)
+    probes: Probes = Probes()
+    prune: Prune = Prune()
+    repair: Repair = Repair()
+    check: bool = True
+
+
+def leaves(section: type[Section] = Recipe, prefix: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Leaf name → its path in a recipe, e.g. "ratio" → ("prune", "ratio")."""
+    paths: dict[str, tuple[str, ...]] = {}
+    for name in section.model_fields:
+        inner = _section(section, name)
+        paths |= leaves(inner, (*prefix, name)) if inner else {name: (*prefix, name)}
+    return paths
+
+
+def keys_at(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The keys known in the section at `path`; () is the recipe itself."""
+    section: type[Section] = Recipe
+    for name in path:
+        inner = _section(section, name)
+        if inner is None:
+            return ()
+        section = inner
+    return tuple(section.model_fields)
+
+
+def _section(section: type[Section], name: str) -> type[Section] | None:
+    kind = section.model_fields[name].annotation if name in section.model_fields else None
+    # On Python 3.10 tuple[...] passes for a type, hence the look at its origin.
+    is_section = get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Section)
+    return kind if is_section else None
