@@ -1,0 +1,266 @@
+"""How results look: a Report as rich renderables, plain text or Markdown, and the tables of the command line.
+
+Rows of layers that came out alike share a line, so that a model of 32 or 100 layers still fits on a screen.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from dnge_compress.report import Report, Row
+
+MAX_LINES = 18
+MAX_NOTES = 6
+BAR_WIDTHS = (12, 6, 0)
+QUIET, ACCENT = "dim", "cyan"
+# Kinds in the order in which they are shown.
+PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers"}
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: spaces of one kind that came out alike, or nearly so."""
+
+    kind: str
+    where: str
+    kept: Range
+    total: Range
+    share: float
+    before: int
+    after: int
+    cost: Range
+
+
+def report(report: Report, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    """What a Report draws: title, spaces, totals, timings and notes."""
+    facts = [report.recipe_name, f"scorer {report.scorer}" if report.scorer else ""]
+    if report.predicted_cost:
+        facts.append(f"predicted cost {report.predicted_cost:.3g}")
+    title = Text.assemble((report.model_name or "model", "bold"), "   ", (" · ".join(filter(None, facts)), QUIET))
+    times = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.timings.items())
+    parts: list[RenderableType] = [title, "", _fitting(report.rows, console, options), "", _totals(report)]
+    if times:
+        parts += ["", Text(times, QUIET)]
+    if report.notes:
+        parts += ["", _notes(report.notes)]
+    yield Padding(Group(*parts), (1, 1))
+
+
+def spaces(rows: Sequence[Row], bar_width: int = BAR_WIDTHS[0]) -> Table:
+    """The table of kept units (of each space), parameters (of all in the line) and predicted cost (of each)."""
+    bars = [""] * bool(bar_width)
+    table = _table("", "layers", *bars, "units kept", "parameters", "cost", right_from=2 + len(bars))
+    previous = ""
+    for line in lines(rows):
+        whole = line.kept == line.total and not line.cost[1]
+        table.add_row(
+            "" if line.kind == previous else PLURAL.get(line.kind, line.kind),
+            Text(line.where, QUIET),
+            *(_bar(line.share, bar_width) for _ in bars),
+            Text.assemble(_range(line.kept), (f" / {_range(line.total)}", QUIET)),
+            Text.assemble((f"{count(line.before)} → ", QUIET), count(line.after)),
+            Text("·", QUIET) if whole else _cost(line.cost),
+        )
+        previous = line.kind
+    return table
+
+
+def lines(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Line]:
+    """Spaces that came out alike in one line each; at most about `limit` lines, by joining neighbours if need be.
+
+    Spaces of dropped blocks have no line of their own: the line of the layers names them.
+    """
+    found = []
+    groups = {kind: _alike([r for r in rows if r.kind == kind and r.kept]) for kind in PLURAL}
+    crowded = sum(map(len, groups.values())) > limit
+    quota = max(1, limit // max(1, sum(1 for g in groups.values() if g)))
+    for kind, alike in groups.items():
+        if crowded and len(alike) > quota:
+            alike = _chunks([r for r in rows if r.kind == kind and r.kept], quota)
+        found += [_line(kind, group, rows) for group in alike]
+    return found
+
+
+def plain(renderable: RenderableType, width: int | None = None) -> str:
+    """A renderable as text without colours, at the console's width unless told."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
+
+
+def markdown(report: Report) -> str:
+    """A Report as two Markdown tables."""
+    out = ["| | layers | units kept | parameters | predicted cost |", "|---|---|---|---|---|"]
+    for line in lines(report.rows):
+        kept = f"{_range(line.kept)} / {_range(line.total)}"
+        params = f"{count(line.before)} → {count(line.after)}"
+        out.append(f"| {PLURAL.get(line.kind, line.kind)} | {line.where} | {kept} | {params} | {_cost(line.cost)} |")
+    out += ["", "| | before | after | saved |", "|---|---|---|---|"]
+    for name, before, after, saved in _total_lines(report):
+        out.append(f"| {name} | {before} | {after} | {saved} |")
+    if report.notes:
+        out += ["", *(f"- {note}" for note in report.notes)]
+    return "\n".join(out) + "\n"
+
+
+def scores(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
+    """Lowest, median and highest score per space; `summary` maps a space to its kind and values."""
+    table = _table("space", "", "units", "lowest", "median", "highest", right_from=2)
+    for space, (kind, values) in summary.items():
+        ordered = sorted(values)
+        points = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
+        shown = (f"{point:.3g}" for point in points)
+        table.add_row(space, Text(PLURAL.get(kind, kind), QUIET), f"{len(ordered):,}", *shown)
+    return table
+
+
+def recipes(entries: Iterable[tuple[str, float, str]]) -> Table:
+    """Names, ratios and descriptions of recipes."""
+    table = _table("recipe", "ratio", "", right_from=9)
+    table.columns[-1].no_wrap = False
+    for name, ratio, about in entries:
+        table.add_row(name, Text(f"{ratio:g}", ACCENT), Text(about, QUIET))
+    return table
+
+
+def count(n: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix, e.g. 22.7 M."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size * 0.9995:
+            digits = f"{n / size:#.3g}".rstrip(".") if n < size * 999.5 else f"{n / size:,.0f}"
+            return f"{digits} {prefix}{unit}"
+    return f"{n:.0f} {unit}".rstrip()
+
+
+def _fitting(rows: Sequence[Row], console: Console, options: ConsoleOptions) -> Table:
+    """The table of spaces with the widest bars for which there is room."""
+    for bar_width in BAR_WIDTHS:
+        table = spaces(rows, bar_width)
+        if console.measure(table, options=options.update(width=1000)).maximum <= options.max_width - 2:
+            break
+    return table
+
+
+def _totals(report: Report) -> Table:
+    table = _table("", "before", "after", "saved", right_from=1)
+    for name, before, after, saved in _total_lines(report):
+        table.add_row(name, Text(before, QUIET), after, Text(saved, f"bold {ACCENT}"))
+    return table
+
+
+def _total_lines(report: Report) -> Iterator[tuple[str, str, str, str]]:
+    totals = report.totals
+    named = (
+        ("parameters", totals.params, ""),
+        ("without embeddings", totals.non_embedding_params, ""),
+        ("multiply-accumulates", totals.macs, ""),
+        ("bytes", totals.bytes, "B"),
+    )
+    for name, (before, after), unit in named:
+        if before:
+            yield name, count(before, unit), count(after, unit), f"{100 * (1 - after / before):.1f} %"
+
+
+def _table(*headers: str, right_from: int) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, 1)
+    )
+    for i, header in enumerate(headers):
+        table.add_column(header, no_wrap=True, justify="right" if i >= right_from else "left")
+    return table
+
+
+def _notes(notes: Sequence[str]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    shown = [*notes[:MAX_NOTES]]
+    if len(notes) > MAX_NOTES:
+        shown.append(f"and {len(notes) - MAX_NOTES} more notes in the plan")
+    for note in shown:
+        grid.add_row(Text("·", QUIET), Text(note, QUIET))
+    return grid
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        # Layer spaces are few and each has a name of its own.
+        key = (len(groups), 0) if row.kind == "layer" else (row.kept, row.total)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _chunks(rows: Sequence[Row], parts: int) -> list[list[Row]]:
+    edges = [round(i * len(rows) / parts) for i in range(parts + 1)]
+    return [list(rows[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _line(kind: str, group: Sequence[Row], rows: Sequence[Row]) -> Line:
+    return Line(
+        kind,
+        _which_blocks(group, rows) if kind == "layer" else _where(group),
+        _extent(r.kept for r in group),
+        _extent(r.total for r in group),
+        sum(r.kept for r in group) / sum(r.total for r in group),
+        sum(r.params_before for r in group),
+        sum(r.params_after for r in group),
+        _extent(r.cost for r in group),
+    )
+
+
+def _which_blocks(group: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Which blocks a layer space lost, where it is the only one and the spaces inside the lost blocks tell."""
+    gone = sorted({r.layer for r in rows if r.kept == 0 and r.layer is not None})
+    only = sum(1 for r in rows if r.kind == "layer") == 1
+    if only and len(gone) == group[0].total - group[0].kept:
+        return f"without {_ranges(gone)}" if gone else "all"
+    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
+
+
+def _where(group: Sequence[Row]) -> str:
+    layers = sorted({r.layer for r in group if r.layer is not None})
+    if layers:
+        return _ranges(layers)
+    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    shown = [str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs]
+    return ", ".join(shown) if len(shown) <= 3 else f"{', '.join(shown[:2])} … {shown[-1]}"
+
+
+def _extent(values: Iterable[float]) -> Range:
+    known = list(values)
+    return min(known), max(known)
+
+
+def _range(extent: Range) -> str:
+    low, high = extent
+    return f"{low:,.0f}" if low == high else f"{low:,.0f}–{high:,.0f}"
+
+
+def _cost(extent: Range) -> str:
+    low, high = (f"{value:.2g}" for value in extent)
+    return low if low == high else f"{low}–{high}"
+
+
+def _bar(share: float, width: int) -> Text:
+    full = max(1, round(share * width))
+    return Text.assemble(("━" * full, ACCENT), ("─" * (width - full), QUIET))
