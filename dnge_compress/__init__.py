@@ -1,0 +1,59 @@
+"""Data-free structured compression of PyTorch and Hugging Face models.
+
+    from dnge_compress import compress
+    small = compress(model)
+
+Names are imported on first use, so that `import dnge_compress` and `dnge --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dnge_compress.api import apply, compress, load, plan, save, score
+    from dnge_compress.errors import DngeError
+    from dnge_compress.families import build_graph
+    from dnge_compress.recipes.schema import Recipe
+    from dnge_compress.types import Cut, ModelGraph, PrunePlan, Scores
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cut",
+    "DngeError",
+    "ModelGraph",
+    "PrunePlan",
+    "Recipe",
+    "Scores",
+    "__version__",
+    "apply",
+    "build_graph",
+    "compress",
+    "load",
+    "plan",
+    "save",
+    "score",
+]
+
+_HOMES = {
+    "api": ("apply", "compress", "load", "plan", "save", "score"),
+    "errors": ("DngeError",),
+    "families": ("build_graph",),
+    "recipes.schema": ("Recipe",),
+    "types": ("Cut", "ModelGraph", "PrunePlan", "Scores"),
+}
+
+
+def __getattr__(name: str) -> object:
+    for home, names in _HOMES.items():
+        if name in names:
+            value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

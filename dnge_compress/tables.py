@@ -1,13 +1,10 @@
-"""How results look: a Report as rich renderables, plain text or Markdown, and the tables of the command line.
-
-Rows of layers that came out alike share a line, so that a model of 32 or 100 layers still fits on a screen.
-"""
+"""How results look: a Report as rich renderables, plain text or Markdown, and the tables of the command line."""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -16,30 +13,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dnge_compress.lines import PLURAL, Range, lines
+
 if TYPE_CHECKING:
     from dnge_compress.report import Report, Row
+    from dnge_compress.types import PrunePlan
 
-MAX_LINES = 18
 MAX_NOTES = 6
 BAR_WIDTHS = (12, 6, 0)
 QUIET, ACCENT = "dim", "cyan"
-# Kinds in the order in which they are shown.
-PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers"}
-Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of the table: spaces of one kind that came out alike, or nearly so."""
-
-    kind: str
-    where: str
-    kept: Range
-    total: Range
-    share: float
-    before: int
-    after: int
-    cost: Range
 
 
 def report(report: Report, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -76,20 +58,12 @@ def spaces(rows: Sequence[Row], bar_width: int = BAR_WIDTHS[0]) -> Table:
     return table
 
 
-def lines(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Line]:
-    """Spaces that came out alike in one line each; at most about `limit` lines, by joining neighbours if need be.
-
-    Spaces of dropped blocks have no line of their own: the line of the layers names them.
-    """
-    found = []
-    groups = {kind: _alike([r for r in rows if r.kind == kind and r.kept]) for kind in PLURAL}
-    crowded = sum(map(len, groups.values())) > limit
-    quota = max(1, limit // max(1, sum(1 for g in groups.values() if g)))
-    for kind, alike in groups.items():
-        if crowded and len(alike) > quota:
-            alike = _chunks([r for r in rows if r.kind == kind and r.kept], quota)
-        found += [_line(kind, group, rows) for group in alike]
-    return found
+def show(renderable: RenderableType) -> None:
+    """Print on stdout: with colours on a terminal, plain at a fixed width into a pipe."""
+    # A terminal that can't show the bars gets question marks, not an error.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    Console(file=sys.stdout).print(renderable)
 
 
 def plain(renderable: RenderableType, width: int | None = None) -> str:
@@ -124,6 +98,19 @@ def scores(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
         shown = (f"{point:.3g}" for point in points)
         table.add_row(space, Text(PLURAL.get(kind, kind), QUIET), f"{len(ordered):,}", *shown)
     return table
+
+
+def plan(made: PrunePlan, rows: Sequence[Row]) -> RenderableType:
+    """What a plan will remove, and why it differs from what was asked."""
+    before, after = made.params_before, made.params_after
+    saved = f"{100 * (1 - after / max(before, 1)):.1f} %"
+    title = Text.assemble(
+        (f"{count(before)} → ", QUIET), f"{count(after)} parameters   ", (saved, f"bold {ACCENT}"), " saved"
+    )
+    parts: list[RenderableType] = [title, "", spaces(rows)]
+    if made.notes:
+        parts += ["", _notes(made.notes)]
+    return Padding(Group(*parts), (1, 1))
 
 
 def recipes(entries: Iterable[tuple[str, float, str]]) -> Table:
@@ -190,65 +177,6 @@ def _notes(notes: Sequence[str]) -> Table:
     for note in shown:
         grid.add_row(Text("·", QUIET), Text(note, QUIET))
     return grid
-
-
-def _alike(rows: Sequence[Row]) -> list[list[Row]]:
-    groups: dict[tuple[int, int], list[Row]] = {}
-    for row in rows:
-        # Layer spaces are few and each has a name of its own.
-        key = (len(groups), 0) if row.kind == "layer" else (row.kept, row.total)
-        groups.setdefault(key, []).append(row)
-    return list(groups.values())
-
-
-def _chunks(rows: Sequence[Row], parts: int) -> list[list[Row]]:
-    edges = [round(i * len(rows) / parts) for i in range(parts + 1)]
-    return [list(rows[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
-
-
-def _line(kind: str, group: Sequence[Row], rows: Sequence[Row]) -> Line:
-    return Line(
-        kind,
-        _which_blocks(group, rows) if kind == "layer" else _where(group),
-        _extent(r.kept for r in group),
-        _extent(r.total for r in group),
-        sum(r.kept for r in group) / sum(r.total for r in group),
-        sum(r.params_before for r in group),
-        sum(r.params_after for r in group),
-        _extent(r.cost for r in group),
-    )
-
-
-def _which_blocks(group: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Which blocks a layer space lost, where it is the only one and the spaces inside the lost blocks tell."""
-    gone = sorted({r.layer for r in rows if r.kept == 0 and r.layer is not None})
-    only = sum(1 for r in rows if r.kind == "layer") == 1
-    if only and len(gone) == group[0].total - group[0].kept:
-        return f"without {_ranges(gone)}" if gone else "all"
-    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
-
-
-def _where(group: Sequence[Row]) -> str:
-    layers = sorted({r.layer for r in group if r.layer is not None})
-    if layers:
-        return _ranges(layers)
-    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][-1] + 1:
-            runs[-1].append(n)
-        else:
-            runs.append([n])
-    shown = [str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs]
-    return ", ".join(shown) if len(shown) <= 3 else f"{', '.join(shown[:2])} … {shown[-1]}"
-
-
-def _extent(values: Iterable[float]) -> Range:
-    known = list(values)
-    return min(known), max(known)
 
 
 def _range(extent: Range) -> str:

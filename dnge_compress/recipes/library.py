@@ -66,6 +66,19 @@ def text(name: str) -> str:
     return find(name).read_text(encoding="utf-8")
 
 
+def copy(name: str, target: str | Path, *, force: bool = False) -> Path:
+    """Copy the recipe called `name` to a file (or into a folder), to be edited. Raises RecipeError if it exists."""
+    source = text(name)
+    path = Path(target) / f"{Path(name).name}.yaml" if Path(target).is_dir() else Path(target)
+    if path.exists() and not force:
+        raise RecipeError(f"'{path}' exists; choose another name, or pass --force to replace it")
+    try:
+        path.write_text(source, encoding="utf-8")
+    except OSError as e:
+        raise RecipeError(f"'{path}' can't be written: {e.strerror}") from None
+    return path
+
+
 def folder() -> Path:
     """Where the recipes are: inside the package when installed from a wheel, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]

@@ -44,9 +44,9 @@ class Probes(Section):
     """
 
     kind: Literal["auto", "sampled", "random", "noise"] = "auto"
-    tokens: Whole = Field(16384, ge=64)
-    length: Whole = Field(64, ge=2)
-    seed: Whole = Field(0, ge=0)
+    tokens: Whole = Field(default=16384, ge=64)
+    length: Whole = Field(default=64, ge=2)
+    seed: Whole = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _one_sequence_fits(self) -> Probes:
@@ -65,7 +65,7 @@ class Prune(Section):
     whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
     """
 
-    ratio: Real = Field(0.2, ge=0, lt=1)
+    ratio: Real = Field(default=0.2, ge=0, lt=1)
     of: Literal["parameters", "units", "macs"] = "parameters"
     kinds: Annotated[tuple[CutKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
         "neuron",
@@ -74,8 +74,8 @@ class Prune(Section):
         "layer",
     )
     allocation: Literal["uniform", "global"] = "uniform"
-    round_to: Whole = Field(1, ge=1)
-    min_keep: Real = Field(0.1, ge=0, le=1)
+    round_to: Whole = Field(default=1, ge=1)
+    min_keep: Real = Field(default=0.1, ge=0, le=1)
     protect: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     uneven: bool = False
 
@@ -88,7 +88,7 @@ class Repair(Section):
     """
 
     compensate: Literal["none", "bias", "lstsq"] = "lstsq"
-    ridge: Real = Field(0.01, gt=0)
+    ridge: Real = Field(default=0.01, gt=0)
 
 
 class Recipe(Section):
@@ -101,7 +101,7 @@ class Recipe(Section):
 
     name: str = ""
     about: str = ""
-    scorer: str = Field("encoder", min_length=1)
+    scorer: str = Field(default="encoder", min_length=1)
     probes: Probes = Probes()
     prune: Prune = Prune()
     repair: Repair = Repair()
@@ -131,5 +131,6 @@ def keys_at(path: tuple[str, ...]) -> tuple[str, ...]:
 def _section(section: type[Section], name: str) -> type[Section] | None:
     kind = section.model_fields[name].annotation if name in section.model_fields else None
     # On Python 3.10 tuple[...] passes for a type, hence the look at its origin.
-    is_section = get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Section)
-    return kind if is_section else None
+    if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Section):
+        return kind
+    return None

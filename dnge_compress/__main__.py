@@ -1,0 +1,8 @@
+"""`python -m dnge_compress` is `dnge`."""
+
+import sys
+
+from dnge_compress.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Condense the rows of a report: layers that came out alike share a line, so that a model of 32 or 100 layers still
+fits on a screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dnge_compress.report import Row
+
+MAX_LINES = 18
+# Kinds in the order in which they are shown.
+PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers"}
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: spaces of one kind that came out alike, or nearly so."""
+
+    kind: str
+    where: str
+    kept: Range
+    total: Range
+    share: float
+    before: int
+    after: int
+    cost: Range
+
+
+def lines(rows: Sequence[Row], limit: int = MAX_LINES) -> list[Line]:
+    """Spaces that came out alike in one line each; at most about `limit` lines, by joining neighbours if need be.
+
+    Spaces of dropped blocks have no line of their own: the line of the layers names them.
+    """
+    found = []
+    groups = {kind: _alike([r for r in rows if r.kind == kind and r.kept]) for kind in PLURAL}
+    crowded = sum(map(len, groups.values())) > limit
+    quota = max(1, limit // max(1, sum(1 for g in groups.values() if g)))
+    for kind, alike in groups.items():
+        if crowded and len(alike) > quota:
+            alike = _chunks([r for r in rows if r.kind == kind and r.kept], quota)
+        found += [_line(kind, group, rows) for group in alike]
+    return found
+
+
+def _alike(rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in rows:
+        # Layer spaces are few and each has a name of its own.
+        key = (len(groups), 0) if row.kind == "layer" else (row.kept, row.total)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _chunks(rows: Sequence[Row], parts: int) -> list[list[Row]]:
+    edges = [round(i * len(rows) / parts) for i in range(parts + 1)]
+    return [list(rows[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _line(kind: str, group: Sequence[Row], rows: Sequence[Row]) -> Line:
+    return Line(
+        kind,
+        _which_blocks(group, rows) if kind == "layer" else _where(group),
+        _extent(r.kept for r in group),
+        _extent(r.total for r in group),
+        sum(r.kept for r in group) / sum(r.total for r in group),
+        sum(r.params_before for r in group),
+        sum(r.params_after for r in group),
+        _extent(r.cost for r in group),
+    )
+
+
+def _which_blocks(group: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Which blocks a layer space lost, where it is the only one and the spaces inside the lost blocks tell."""
+    gone = sorted({r.layer for r in rows if r.kept == 0 and r.layer is not None})
+    only = sum(1 for r in rows if r.kind == "layer") == 1
+    if only and len(gone) == group[0].total - group[0].kept:
+        return f"without {_ranges(gone)}" if gone else "all"
+    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
+
+
+def _where(group: Sequence[Row]) -> str:
+    layers = sorted({r.layer for r in group if r.layer is not None})
+    if layers:
+        return _ranges(layers)
+    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    shown = [str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs]
+    return ", ".join(shown) if len(shown) <= 3 else f"{', '.join(shown[:2])} … {shown[-1]}"
+
+
+def _extent(values: Iterable[float]) -> Range:
+    known = list(values)
+    return min(known), max(known)
