@@ -1,0 +1,233 @@
+"""Tracing: which spaces it finds, which it refuses to cut, and that it leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import models
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as nnf
+
+from dnge_compress.errors import DataError, UnsupportedModelError
+from dnge_compress.families import build_graph, traced
+from dnge_compress.tracing import deadline
+from dnge_compress.types import ModelGraph
+
+
+class Net(nn.Module):
+    """Given modules under given names, wired by a function."""
+
+    def __init__(self, wiring: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.wiring = wiring
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x: Tensor) -> Any:
+        """Whatever the wiring says."""
+        return self.wiring(self, x)
+
+
+def conv(src: int, dst: int, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(src, dst, 3, padding=1, **options)
+
+
+def read(graph: ModelGraph) -> dict[str, int]:
+    return {s.name: s.units for s in graph.of_kind("neuron", "channel")}
+
+
+def trace(net: nn.Module, inputs: Any = None) -> ModelGraph:
+    return traced.build(net, models.pixels(8) if inputs is None else inputs, timeout_s=20)
+
+
+def slots(graph: ModelGraph, space: str) -> set[tuple[str, int, int, int]]:
+    return {(s.param, s.axis, s.width, s.offset) for s in graph.slots_of(space)}
+
+
+def test_a_plain_module_is_traced_when_inputs_are_given() -> None:
+    graph = build_graph(models.make("mlp"), models.example_inputs("mlp"))
+    assert graph.family == "traced"
+    assert read(graph) == {"0": 13, "2": 11}
+    assert graph.space("4").kind == "fixed"
+    assert graph.space("0:in").kind == "fixed"
+
+
+def test_steps_follow_execution_and_carry_the_activation() -> None:
+    steps = trace(models.make("cnn_residual")).steps
+    assert [s.params[0] for s in steps] == [
+        *("stem.weight", "stem_bn.weight", "conv1.weight", "bn1.weight", "conv2.weight", "bn2.weight"),
+        *("expand.weight", "depthwise.weight", "shrink.weight", "head.weight"),
+    ]
+    assert [s.op for s in steps] == [*("conv", "batchnorm") * 3, "conv", "norm", "conv", "linear"]
+    assert [s.activation for s in steps if s.activation] == ["relu"]
+    assert steps[2].activation == "relu"  # through the batch norm; the functional ones can't be seen
+
+
+def test_a_depthwise_conv_belongs_to_its_channels_and_does_not_read_them() -> None:
+    graph = trace(models.make("cnn_residual"))
+    assert ("depthwise.weight", 0, 1, 0) in slots(graph, "expand")
+    assert [s.param for s in graph.consumers("expand")] == ["shrink.weight"]
+
+
+def test_a_flattened_image_gives_every_channel_a_run_of_columns() -> None:
+    graph = build_graph(models.make("cnn_plain"), models.example_inputs("cnn_plain"))
+    assert ("6.weight", 1, 16, 0) in slots(graph, "3")
+
+
+def test_a_concatenation_is_one_slot_for_each_source() -> None:
+    net = Net(
+        lambda s, x: s.c(nnf.relu(s.bn(torch.cat([s.a(x), s.b(x)], 1)))).mean((2, 3)),
+        **{"a": conv(3, 8), "b": conv(3, 6), "bn": nn.BatchNorm2d(14), "c": conv(14, 5)},
+    )
+    graph = trace(net)
+    assert read(graph) == {"a": 8, "b": 6}
+    assert {("c.weight", 1, 1, 8), ("bn.running_var", 0, 1, 8)} <= slots(graph, "b")
+
+
+def test_the_halves_of_a_gated_layer_are_one_space() -> None:
+    net = Net(lambda s, x: s.b(torch.mul(*s.a(x).tanh().chunk(2, -1))), a=nn.Linear(7, 20), b=nn.Linear(10, 4))
+    graph = trace(net, torch.randn(5, 7))
+    assert read(graph) == {"a": 10}
+    assert {("a.weight", 0, 1, 0), ("a.weight", 0, 1, 10), ("b.weight", 1, 1, 0)} <= slots(graph, "a")
+
+
+def between(middle: Callable[..., Any], width: int = 8, **parts: nn.Module | nn.Parameter) -> Net:
+    """Two convs and something between them that no cut of channels can pass."""
+    parts = {"a": conv(3, 8), "b": conv(width, 6), **parts}
+    return Net(lambda s, x: s.b(middle(s, s.a(x), x)).mean((2, 3)), **parts)
+
+
+def before_linear(flatten: Callable[[Tensor], Tensor]) -> Net:
+    """A conv whose 8 x 8 positions are flattened for a linear layer."""
+    return Net(lambda s, x: s.b(flatten(s.a(x))), a=conv(3, 8), b=nn.Linear(512, 6))
+
+
+UNCUTTABLE: dict[str, Net] = {
+    "channel shuffle": between(lambda s, y, x: nnf.channel_shuffle(y, 2)),
+    "pixel shuffle": between(lambda s, y, x: nnf.pixel_shuffle(y, 2), width=2),
+    "group norm": between(lambda s, y, x: s.n(y), n=nn.GroupNorm(4, 8)),
+    "grouped conv": between(lambda s, y, x: s.g(y), g=conv(8, 8, groups=2)),
+    "a mean over channels": between(lambda s, y, x: y - y.mean(1, keepdim=True)),
+    "inputs in a concatenation": between(lambda s, y, x: torch.cat([x, y], 1), width=11),
+    "inputs in a sum": between(lambda s, y, x: y + x, width=3, a=conv(3, 3)),
+    "a loose parameter": between(lambda s, y, x: y * s.gain, gain=nn.Parameter(torch.ones(8, 1, 1))),
+    "a module used twice": between(lambda s, y, x: s.t(s.t(y)), t=conv(8, 8)),
+    "a computed weight": between(lambda s, y, x: y, a=nn.utils.parametrizations.weight_norm(conv(3, 8))),
+    "channels-last flatten": before_linear(lambda y: y.permute(0, 2, 3, 1).flatten(1)),
+    "a size written into the code": before_linear(lambda y: y.view(-1, 512)),
+    "outputs only": Net(lambda s, x: s.a(x), a=conv(3, 8)),
+    "an inner layer that is also returned": Net(lambda s, x: (s.a(x), s.b(s.a(x))), a=conv(3, 8), b=conv(8, 6)),
+    "an inner layer that is returned on the way": Net(
+        lambda s, x: (lambda y: {"features": y, "logits": s.b(y)})(s.a(x).relu()), a=conv(3, 8), b=conv(8, 6)
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNCUTTABLE)
+def test_what_cannot_be_cut_is_refused_where_nothing_else_is_left(what: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="Net has nothing to prune"):
+        trace(UNCUTTABLE[what])
+
+
+@pytest.mark.parametrize("what", UNCUTTABLE)
+def test_what_cannot_be_cut_stays_fixed_beside_what_can(what: str) -> None:
+    net = Net(
+        lambda s, x: (s.hard(x), s.out(s.inner(x).relu())), hard=UNCUTTABLE[what], inner=conv(3, 9), out=conv(9, 2)
+    )
+    assert read(trace(net)) == {"inner": 9}
+
+
+def test_rows_of_attention_are_not_cut() -> None:
+    model = models.make("vit")
+    graph = traced.build(model, models.example_inputs("vit"))
+    assert read(graph) == {"vit.layers.0.mlp.fc1": 28, "vit.layers.1.mlp.fc1": 28}
+    assert graph.space("vit.layers.0.attention.q_proj").kind == "fixed"
+    assert graph.of_kind("residual")[0].units == 24
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = models.make("cnn_residual").train()
+    model.stem.weight.requires_grad_(False)
+    model.conv1.weight.grad = torch.ones_like(model.conv1.weight)
+    before = copy.deepcopy(model.state_dict())
+    with torch.no_grad():
+        trace(model)
+    assert model.training
+    assert not model.stem.weight.requires_grad
+    assert torch.equal(model.conv1.weight.grad, torch.ones_like(model.conv1.weight))
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_parameters_that_no_input_reaches_are_left_alone() -> None:
+    net = Net(lambda s, x: s.b(s.a(x)), a=conv(3, 8), b=conv(8, 2), spare=nn.Linear(3, 3))
+    graph = trace(net)
+    assert read(graph) == {"a": 8}
+    assert not any(s.param.startswith("spare") for s in graph.slots)
+
+
+def test_zero_weights_and_half_precision_do_not_hide_the_structure() -> None:
+    net = nn.Sequential(nn.Linear(7, 12), nn.ReLU(), nn.Linear(12, 4)).half()
+    for p in net.parameters():
+        nn.init.zeros_(p)
+    assert read(trace(net, torch.zeros(5, 7).half())) == {"0": 12}
+
+
+@pytest.mark.parametrize("wrap", [tuple, list, lambda pair: dict(zip("ab", pair, strict=True))])
+def test_inputs_may_be_a_tuple_a_list_or_a_dict(wrap: Callable[[Any], Any]) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(7, 12), nn.Linear(12, 4)
+
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return self.down(self.up(a + b).relu())
+
+    assert read(trace(Sum(), wrap((torch.randn(5, 7), torch.randn(5, 7))))) == {"up": 12}
+
+
+def test_inputs_that_do_not_fit_are_a_data_error() -> None:
+    with pytest.raises(DataError, match="Sequential can't be called with these example_inputs"):
+        trace(models.make("mlp"), torch.randn(5, 8))
+
+
+def test_a_model_on_the_meta_device_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match="meta device"):
+        trace(models.make("mlp").to("meta"))
+
+
+def test_an_endless_trace_ends_and_names_the_model_on_any_thread() -> None:
+    """This one makes torch-pruning 1.6.1 loop for ever."""
+    net = Net(
+        lambda s, x: s.c(torch.cat([s.a(x).flatten(1), s.b(x).flatten(1)], 1)),
+        **{"a": conv(3, 8), "b": conv(3, 5), "c": nn.Linear(13 * 64, 4)},
+    )
+    errors = []
+
+    def attempt() -> None:
+        try:
+            traced.build(net, models.pixels(8), timeout_s=0.5)
+        except UnsupportedModelError as e:
+            errors.append(str(e))
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    start = time.monotonic()
+    thread.start()
+    thread.join(10)
+    attempt()
+    assert time.monotonic() - start < 10
+    assert len(errors) == 2
+    assert "tracing Net did not end within 0.5 s" in errors[0]
+    assert "family file" in errors[0]
+
+
+def test_a_deadline_that_is_kept_changes_nothing() -> None:
+    with deadline(5, "x"):
+        value = sum(range(10))
+    assert value == 45
