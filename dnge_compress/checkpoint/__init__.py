@@ -1,0 +1,7 @@
+"""Checkpoints in and out: open a model safely, save a compressed one whole or not at all, load it back."""
+
+from dnge_compress.checkpoint.loading import Compression, load, open_model
+from dnge_compress.checkpoint.saving import save
+from dnge_compress.checkpoint.soundness import check_weights
+
+__all__ = ["Compression", "check_weights", "load", "open_model", "save"]

@@ -1,0 +1,129 @@
+"""The files beside a base's weights that its users need: tokenizer, processor, sentence-transformers modules."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from dnge_compress.checkpoint.files import HUB_EXTRAS, HUB_ID, read_json
+from dnge_compress.errors import CheckpointError
+
+MODULES = "modules.json"
+PATTERNS = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*.json",
+    "vocab*.txt",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*.jinja",
+    "chat_template*.json",
+    "additional_chat_templates/*.jinja",
+    "*processor_config.json",
+    "feature_extractor*.json",
+    MODULES,
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+MODULE_PATTERNS = ("*.json", "*.txt", "*.safetensors")
+CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a model came from: its hub id ("" if none is known), local folder (None if none is at hand), card."""
+
+    hub_id: str
+    folder: Path | None
+    metadata: dict[str, Any]
+
+
+def base_of(model: nn.Module) -> Base:
+    """The base that a model was loaded from, by the name transformers keeps on it."""
+    config = getattr(model, "config", None)
+    name = str(getattr(config, "_name_or_path", "") or "")
+    if not name:
+        return Base("", None, {})
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        is_same = (folder / "config.json").is_file() and (
+            read_json(folder / "config.json").get("model_type") == getattr(config, "model_type", None)
+        )
+        found = folder.resolve() if is_same else None
+        return Base(_hub_id_of(folder), found, _metadata(found))
+    if not HUB_ID.fullmatch(name):
+        return Base("", None, {})
+    try:
+        revision = getattr(config, "_commit_hash", None)
+        patterns = [*PATTERNS, *(f"*/{p}" for p in MODULE_PATTERNS), "README.md", "config.json"]
+        ignored = [*HUB_EXTRAS, "*/*.bin"]
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        found = None  # the model card says that the tokenizer is missing
+    return Base(name, found, _metadata(found))
+
+
+def copy_companions(base: Base, target: Path) -> tuple[list[str], list[str]]:
+    """Copy what `PATTERNS` names, and the folders that modules.json lists. Returns (copied, left out) as paths.
+
+    Weights of the base, pickles, code and the old model card never come along. A sentence-transformers module that
+    has its weights only as a pickle is left out, and named.
+    """
+    if base.folder is None:
+        return [], []
+    files = {f for pattern in PATTERNS for f in base.folder.glob(pattern) if f.is_file()}
+    left_out: list[str] = []
+    for module in _module_folders(base.folder):
+        files |= {f for pattern in MODULE_PATTERNS for f in module.glob(pattern) if f.is_file()}
+        if not any(module.glob("*.safetensors")):
+            left_out += [str(f.relative_to(base.folder)) for f in module.glob("*.bin")]
+    names = sorted(str(f.relative_to(base.folder)) for f in files)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base.folder / name, target / name)
+    return names, sorted(left_out)
+
+
+def _module_folders(folder: Path) -> list[Path]:
+    if not (folder / MODULES).is_file():
+        return []
+    found = []
+    for module in read_json(folder / MODULES):
+        path = folder / str(module.get("path", ""))
+        if ".." in path.parts or not path.is_relative_to(folder):
+            raise CheckpointError(f"'{folder / MODULES}' points outside of its folder: '{module.get('path')}'")
+        if path != folder and path.is_dir():
+            found.append(path)
+    return found
+
+
+def _hub_id_of(folder: Path) -> str:
+    """The hub id of a snapshot in the cache (…/models--owner--name/snapshots/commit)."""
+    for part in folder.resolve().parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    return ""
+
+
+def _metadata(folder: Path | None) -> dict[str, Any]:
+    """The front matter of the base's model card that its compressed copy inherits."""
+    card = folder / "README.md" if folder else None
+    if card is None or not card.is_file():
+        return {}
+    _, mark, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
+    try:
+        raw = yaml.safe_load(rest.partition("\n---")[0]) if mark else None
+    except yaml.YAMLError:
+        return {}
+    return {k: raw[k] for k in CARD_KEYS if k in raw} if isinstance(raw, dict) else {}

@@ -1,0 +1,202 @@
+"""Open a model to compress; load a compressed one: plainly if its widths are even, else by replaying its plan."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from dnge_compress.checkpoint.files import first_line, locate, read_config, read_json, weight_files
+from dnge_compress.checkpoint.folder import standing
+from dnge_compress.checkpoint.reading import (
+    class_of,
+    quiet,
+    read,
+    without_pooler,
+)
+from dnge_compress.errors import CheckpointError
+from dnge_compress.executors.prune import cut
+from dnge_compress.families import build_graph
+from dnge_compress.probe import Inputs
+from dnge_compress.report import Report
+from dnge_compress.types import PrunePlan
+
+PLAN = "dnge_plan.json"
+REPORT = "dnge_report.json"
+BASE_CONFIG = "dnge_base_config.json"
+INPUTS = "dnge_inputs.json"
+
+
+@dataclass(frozen=True)
+class Compression:
+    """What `compress` leaves on a model as `model.dnge`.
+
+    `base_config` is the config before surgery (`config.to_dict()`; None for a plain module), `inputs` a small batch
+    that `save` compares outputs on.
+    """
+
+    plan: PrunePlan
+    report: Report | None = None
+    base_config: Mapping[str, Any] | None = None
+    inputs: Inputs | None = None
+
+
+def open_model(
+    source: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+) -> nn.Module:
+    """The Hugging Face model of a folder or hub id, in eval mode, as the class its config names in `architectures`.
+
+    A config that names no class is read as `AutoModel`. `dtype` is the checkpoint's own by default, the device the
+    CPU. A compressed model of uneven widths comes back through `load`.
+
+    Raises CheckpointError for a folder that is missing, pickled (unless `allow_pickle`), truncated, or whose weights
+    don't match its config; UnsupportedModelError or WeightError for adapters, quantized weights, unknown classes and
+    custom code (unless `trust_remote_code`).
+
+        model = open_model("./all-MiniLM-L6-v2")
+    """
+    folder = locate(standing(Path(source)), allow_pickle)
+    if (folder / PLAN).is_file() and _plan_of(folder).uneven:
+        model = _load(folder, None, trust_remote_code, dtype)
+    else:
+        model = read(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, dtype=dtype)
+    return model if device is None else model.to(device)
+
+
+def load(path: str | Path, *, model: nn.Module | None = None, trust_remote_code: bool = False) -> nn.Module:
+    """The compressed model that `save` wrote to `path`, with its plan and report as `.dnge`, in eval mode.
+
+    `model` is a fresh instance of the base, needed for (and only for) modules that are no Hugging Face models; it is
+    left as it is. Raises CheckpointError for a folder that isn't ours or doesn't hold together, or a wrong base.
+
+        small = load("out")
+    """
+    return _load(locate(standing(Path(path))), model, trust_remote_code, None)
+
+
+def outline(inputs: Inputs) -> str:
+    """JSON of the shapes and dtypes of inputs, enough to trace a module again; the values stay private."""
+    if isinstance(inputs, Mapping):
+        return json.dumps({"dict": {name: _outline(t) for name, t in inputs.items()}}, indent=1)
+    return json.dumps(
+        {"tuple": [_outline(t) for t in inputs]} if isinstance(inputs, tuple) else {"tensor": _outline(inputs)}
+    )
+
+
+def _outline(tensor: Tensor) -> dict[str, Any]:
+    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
+
+
+def _inputs_like(raw: Mapping[str, Any]) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(one: Mapping[str, Any]) -> Tensor:
+        dtype = getattr(torch, one["dtype"])
+        if dtype.is_floating_point:
+            return torch.randn(one["shape"], generator=generator).to(dtype)
+        return torch.zeros(one["shape"], dtype=dtype)
+
+    if "dict" in raw:
+        return {name: tensor(one) for name, one in raw["dict"].items()}
+    return tuple(tensor(one) for one in raw["tuple"]) if "tuple" in raw else tensor(raw["tensor"])
+
+
+def _plan_of(folder: Path) -> PrunePlan:
+    if not (folder / PLAN).is_file():
+        raise CheckpointError(
+            f"'{folder}' has no {PLAN}, so it wasn't saved by dnge; use open_model for a plain model"
+        )
+    return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"))
+
+
+def _load(
+    folder: Path, instance: nn.Module | None, trust_remote_code: bool, dtype: str | torch.dtype | None
+) -> nn.Module:
+    plan = _plan_of(folder)
+    report = Report.from_dict(read_json(folder / REPORT)) if (folder / REPORT).is_file() else None
+    base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
+    if not (folder / "config.json").is_file():
+        if instance is None:
+            raise CheckpointError(f"'{folder}' holds a plain module; pass a fresh instance of its base as model=…")
+        model: Any = _replay(folder, copy.deepcopy(instance), plan)
+    elif instance is not None:
+        raise CheckpointError(
+            f"'{folder}' holds a Hugging Face model, which needs no base instance; leave model= out"
+        )
+    elif plan.uneven:
+        model = _replay(folder, _base(folder, base_config, trust_remote_code, dtype), plan)
+        model.name_or_path = model.config.name_or_path = str(folder)
+    else:
+        model = read(folder, trust_remote_code=trust_remote_code, dtype=dtype)
+    model.dnge = Compression(plan, report, base_config)
+    return model.eval()
+
+
+def _base(
+    folder: Path, base_config: Mapping[str, Any] | None, trust_remote_code: bool, dtype: str | torch.dtype | None
+) -> PreTrainedModel:
+    """The base model's skeleton; its values are those of a fresh initialisation and get replaced."""
+    if base_config is None:
+        raise CheckpointError(f"'{folder / BASE_CONFIG}' is missing, so its plan can't be replayed")
+    raw = read_config(folder)
+    if raw.get("auto_map") and not trust_remote_code:
+        raise CheckpointError(f"'{folder}' brings its own code; pass trust_remote_code=True (--trust-remote-code)")
+    cls = class_of(folder, raw, trust_remote_code)
+    try:
+        config = AutoConfig.for_model(**base_config)
+        # Built really, not on the meta device: tables that no checkpoint holds (rotary frequencies) are computed.
+        with quiet(), torch.random.fork_rng(devices=[]):
+            return cls._from_config(config, dtype=_dtype_of(dtype, raw))
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise CheckpointError(f"'{folder / BASE_CONFIG}' describes no {cls.__name__}: {first_line(e)}") from e
+
+
+def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
+    """Cut `model` as the plan says, then give it the weights of the folder, all of them."""
+    files = weight_files(folder)
+    if not files:
+        raise CheckpointError(f"'{folder}' has no weights")
+    try:
+        weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    except Exception as e:  # safetensors' own error or one of the file system
+        raise CheckpointError(f"'{folder}' holds truncated or corrupt weights ({first_line(e)})") from e
+    if isinstance(model, PreTrainedModel) and not any(name.startswith("pooler.") for name in weights):
+        without_pooler(model)
+    example = _inputs_like(read_json(folder / INPUTS)) if (folder / INPUTS).is_file() else None
+    graph = build_graph(model, example)
+    if graph.fingerprint != plan.base:
+        raise CheckpointError(
+            f"the plan in '{folder}' was made for another base (fingerprint {plan.base}) than this "
+            f"{type(model).__name__} ({graph.fingerprint})"
+        )
+    cut(model, graph, plan.cuts)
+    if isinstance(model, PreTrainedModel):
+        model.tie_weights()
+        for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():
+            if source in weights:
+                weights.setdefault(target, weights[source])
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as e:
+        raise CheckpointError(
+            f"the weights in '{folder}' don't fit its plan: {' '.join(str(e).split())[:300]}"
+        ) from e
+    return model
+
+
+def _dtype_of(dtype: str | torch.dtype | None, raw: Mapping[str, Any]) -> torch.dtype:
+    name = raw.get("dtype") or "float32" if dtype in (None, "auto") else dtype
+    return name if isinstance(name, torch.dtype) else getattr(torch, str(name))

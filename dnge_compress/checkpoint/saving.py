@@ -1,0 +1,153 @@
+"""Save a compressed model whole or not at all: written beside the target, read back, compared, moved into place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from dnge_compress.checkpoint.card import model_card
+from dnge_compress.checkpoint.companions import Base, base_of, copy_companions
+from dnge_compress.checkpoint.files import WEIGHTS, first_line
+from dnge_compress.checkpoint.folder import staged
+from dnge_compress.checkpoint.loading import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression, load, outline
+from dnge_compress.checkpoint.reading import quiet, read
+from dnge_compress.checkpoint.soundness import check_weights
+from dnge_compress.errors import CheckpointError, ExactnessError
+from dnge_compress.probe import call, device_of, inference_mode_of, to_device
+
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+
+
+def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
+    """Write a compressed model to the folder `path`, with tokenizer, plan, report and model card. Returns the path.
+
+    The checkpoint is read back and its outputs compared with the model's before it takes its place, in one move;
+    until then whatever stood at `path` stays. A folder that dnge wrote is replaced, any other only with `force`, and
+    that of the base model never. A module that is no Hugging Face model is saved as weights and plan.
+
+    Raises CheckpointError for a folder that must not be replaced or can't be written, WeightError for weights that
+    aren't finite, ExactnessError if the saved model isn't the one in memory; all leave nothing behind.
+
+        save(compress(model), "out")
+    """
+    compression = getattr(model, "dnge", None)
+    if not isinstance(compression, Compression):
+        raise CheckpointError(
+            f"this {type(model).__name__} wasn't compressed (it has no .dnge); use its own save method"
+        )
+    if isinstance(model, PreTrainedModel) and compression.plan.uneven and compression.base_config is None:
+        raise CheckpointError("an uneven plan is replayed on the base's config, but model.dnge.base_config is None")
+    check_weights(model)
+    target, base = Path(path).expanduser().resolve(), base_of(model)
+    _refuse_target(target, base, force)
+    try:
+        with staged(target) as stage:
+            _write(model, compression, base, stage)
+            _verify(model, compression, stage)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"'{target}' can't be written ({first_line(e)}); nothing was changed") from e
+    return target
+
+
+def _refuse_target(target: Path, base: Base, force: bool) -> None:
+    if base.folder is not None and base.folder.is_relative_to(target):
+        raise CheckpointError(f"'{target}' holds the base model itself; save somewhere else")
+    for place in (Path.home(), Path.cwd()):
+        if place.resolve().is_relative_to(target):
+            raise CheckpointError(f"'{target}' holds the folder you work in or your home; save into a folder below")
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"'{target}' is a file; name a folder")
+    is_ours = (target / PLAN).is_file() or not target.exists() or not any(target.iterdir())
+    if not is_ours and not force:
+        raise CheckpointError(
+            f"'{target}' exists and wasn't saved by dnge; choose another folder, or pass force=True (--force)"
+        )
+
+
+def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) -> None:
+    copied, left_out = copy_companions(base, stage)
+    if isinstance(model, PreTrainedModel):
+        with quiet():
+            try:
+                # The names on the hub may differ from the model's own; a replayed plan needs the model's own.
+                model.save_pretrained(stage, save_original_format=not compression.plan.uneven)
+            except (RuntimeError, ValueError) as e:
+                raise CheckpointError(f"transformers can't save this {type(model).__name__}: {first_line(e)}") from e
+    else:
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(weights, stage / WEIGHTS, metadata={"format": "pt"})
+        if compression.inputs is not None:
+            (stage / INPUTS).write_text(outline(compression.inputs) + "\n", encoding="utf-8")
+    (stage / PLAN).write_text(compression.plan.to_json(), encoding="utf-8")
+    if compression.report is not None:
+        _write_json(stage / REPORT, compression.report.to_dict())
+    if compression.base_config is not None:
+        _write_json(stage / BASE_CONFIG, dict(compression.base_config))
+    card = model_card(model, compression, base, copied, left_out)
+    (stage / "README.md").write_text(card, encoding="utf-8")
+
+
+def _write_json(file: Path, content: Any) -> None:
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _verify(model: nn.Module, compression: Compression, stage: Path) -> None:
+    """Read the checkpoint back as a user would; its weights must be the model's, and so must its outputs."""
+    if not isinstance(model, PreTrainedModel):
+        _compare_weights(model.state_dict(), load_file(stage / WEIGHTS))
+        return
+    trusted = type(model).is_remote_code()
+    if compression.plan.uneven:
+        reloaded: Any = load(stage, trust_remote_code=trusted)
+        reloaded.set_attn_implementation(model.config._attn_implementation)
+    else:
+        reloaded = read(
+            stage, trust_remote_code=trusted, attention=model.config._attn_implementation, model_class=type(model)
+        )
+    _compare_weights(model.state_dict(), reloaded.state_dict())
+    if compression.inputs is not None:
+        _compare_outputs(model, reloaded.to(device_of(model)), compression)
+
+
+def _compare_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    strangers = set(ours) ^ set(theirs)
+    if strangers:
+        raise ExactnessError(f"'{min(strangers)}' was lost or invented while saving; nothing was saved")
+    for name, tensor in ours.items():
+        if not torch.equal(tensor.detach().cpu().to(theirs[name].dtype), theirs[name]):
+            raise ExactnessError(f"'{name}' was saved with other values than those in memory; nothing was saved")
+
+
+def _compare_outputs(model: nn.Module, reloaded: nn.Module, compression: Compression) -> None:
+    inputs = to_device(compression.inputs, device_of(model))
+    _align_tables(model, reloaded)
+    with inference_mode_of(model), torch.no_grad():
+        ours, theirs = call(model, inputs), call(reloaded, inputs)
+    if torch.equal(ours, theirs):
+        return
+    bound = TOLERANCES.get(ours.dtype, 1e-5)
+    apart = float("inf")
+    if ours.shape == theirs.shape:
+        apart = float((ours.double() - theirs.double()).abs().max() / ours.double().abs().max().clamp_min(1e-30))
+    if not apart <= bound:  # NaN included
+        raise ExactnessError(
+            f"the saved model's outputs differ from those of the model in memory by {apart:.1e} relative "
+            f"(bound {bound:.0e}); nothing was saved"
+        )
+
+
+def _align_tables(model: nn.Module, reloaded: nn.Module) -> None:
+    """Give unsaved buffers the dtype they have in memory: `model.to(bfloat16)` rounds rotary tables too."""
+    saved = model.state_dict().keys()
+    tables = dict(model.named_buffers())
+    for name, buffer in list(reloaded.named_buffers()):
+        if name in tables and name not in saved:
+            owner, _, leaf = name.rpartition(".")
+            setattr(reloaded.get_submodule(owner), leaf, buffer.to(tables[name].dtype))
