@@ -65,7 +65,7 @@ def refit(weight: Tensor, moments: Tensor, keep: Tensor, ridge: float) -> Tensor
     inner = c[keep][:, keep]
     inner.diagonal().add_(damping(c, ridge))
     cross = c[gone][:, keep]  # [P, K]
-    return w[:, keep] + w[:, gone] @ torch.linalg.solve(inner, cross.T).T
+    return w[:, keep] + w[:, gone] @ torch.cholesky_solve(cross.T, torch.linalg.cholesky(inner)).T
 
 
 def damping(moments: Tensor, ridge: float) -> float:
@@ -86,7 +86,7 @@ class _State:
         self.width = moments.shape[0] // units
         damped = moments.clone()
         damped.diagonal().add_(damping(moments, ridge))
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped.double())).float()
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         self.weight = reading.weight.float() * (0.5 * reading.importance).sqrt()[:, None]
 
     def unit_costs(self) -> Tensor:

@@ -31,7 +31,8 @@ class Signal:
     nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
     gradient of a mask on the unit, out_fisher `[D]` = Σ g² at the reader's outputs. Gradients are of the
     log-likelihood of labels sampled from the model itself (the true Fisher), or of random unit-variance output
-    directions where there are no logits.
+    directions where there are no logits. Moments cover all F features of the reader; `own` are the space's, which is
+    all of them unless the reader's input is a concatenation.
     """
 
     slot: Slot
@@ -42,16 +43,12 @@ class Signal:
     grad_square: Tensor
     fisher: Tensor
     out_fisher: Tensor
-
-    @property
-    def width(self) -> int:
-        """Features per unit (W)."""
-        return self.mean.numel() // self.units
+    own: slice
 
     @property
     def variance(self) -> Tensor:
-        """Var(a) per feature `[F]`."""
-        return (self.gram.diagonal() - self.mean.square()).clamp_min(0)
+        """Var(a) per feature of the space's own `[U·W]`."""
+        return (self.gram.diagonal() - self.mean.square()).clamp_min(0)[self.own]
 
 
 class Signals(Mapping[str, tuple[Signal, ...]]):
@@ -107,11 +104,14 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
         }
         flat = [t for group in taps.values() for t in group]
         generator = torch.Generator().manual_seed(self.seed)
-        with inference_mode_of(self.model), _gradients_from(self.model, self.graph):
+        with torch.enable_grad(), inference_mode_of(self.model), _gradients_from(self.model, self.graph):
             handles = [h for t in flat for h in t.attach(generator)]
             try:
                 for i, batch in enumerate(self.batches):
-                    output = call(self.model, batch)
+                    mask = attended(batch)
+                    for tap in flat:
+                        tap.mask = mask
+                    output = answers(call(self.model, batch), mask)
                     _label_loss(output, has_logits(self.model), generator).backward()
                     for tap in flat:
                         tap.end_batch(labels=output.numel() // output.shape[-1])
@@ -137,6 +137,34 @@ def from_matrix(matrix: Tensor, like: Tensor, graph: ModelGraph, slot: Slot) -> 
     return matrix.view(matrix.shape[0], -1, *like.shape[2:]).contiguous()
 
 
+def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
+    """The parameter that can take up a constant added to a reader's output, and its sign: the reader's bias, or the
+    running mean of the batch norm right behind it; None where there is neither."""
+    step = graph.step_of(slot.param)
+    bias = slot.param.removesuffix("weight") + "bias"
+    if bias in step.params:
+        return bias, 1
+    after = next((s for s in graph.steps if s.index == step.index + 1), None)
+    if after is not None and after.op == "batchnorm" and after.reads == step.writes:
+        return next(p for p in after.params if p.endswith("running_mean")), -1
+    return None
+
+
+def attended(batch: Inputs) -> Tensor | None:
+    """The positions of a batch that are no padding `[N, T]`, or None if all count."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or mask.dim() != 2 or bool(mask.all()):
+        return None
+    return mask.bool()
+
+
+def answers(output: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of a model's output that count: positions that are no padding."""
+    if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
+        return output
+    return output[mask]
+
+
 def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
     """Damage per position in nats: KL(reference ‖ output) of class scores, else half the squared error over variance."""
     output, reference = output.float(), reference.float()
@@ -151,7 +179,7 @@ def _label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Ten
     """A sum over positions whose gradient's second moment is the Fisher information of the output."""
     output = output.float()
     if logits:
-        flat = output.flatten(0, -2)
+        flat = output.reshape(-1, output.shape[-1])
         with torch.no_grad():
             # Gumbel-max sampling: one label per position from the model's own distribution.
             uniform = torch.rand(flat.shape, generator=generator).to(flat.device)
@@ -188,10 +216,14 @@ class _Tap:
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
         weight = as_matrix(self.module.weight, graph, slot)
         outputs, self.features = weight.shape
+        per_row = self.features // self.module.weight.shape[slot.axis]  # kernel positions of a conv
+        self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
+        self.own_rows = slice(slot.offset, slot.offset + units * slot.width)
         zeros = lambda *shape: torch.zeros(*shape, device=weight.device)  # noqa: E731
         self.count = self.labels = 0
         self.sum, self.gram = zeros(self.features), zeros(self.features, self.features)
         self.grad_square, self.fisher, self.out_fisher = zeros(self.features), zeros(units), zeros(outputs)
+        self.mask: Tensor | None = None
         self._batch_mask_gradient: Tensor | None = None
 
     def attach(self, generator: torch.Generator) -> list[torch.utils.hooks.RemovableHandle]:
@@ -212,7 +244,7 @@ class _Tap:
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         if not isinstance(self.module, nn.Conv2d):
-            return x.flatten(0, -2)
+            return answers(x, self.mask).flatten(0, -2)
         conv = self.module
         patches = nnf.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # [N, F, L]
         rows = patches.transpose(1, 2).reshape(-1, self.features)
@@ -234,7 +266,7 @@ class _Tap:
         self.grad_square += square.repeat_interleave(self.features // len(square))
         product = (x * g).float()
         per_example = product.sum(_positions(g)[1:]) if g.dim() > 2 else product
-        mask_gradient = per_example.view(len(per_example), self.units, -1).sum(-1)
+        mask_gradient = per_example[:, self.own_rows].reshape(len(per_example), self.units, -1).sum(-1)
         held = self._batch_mask_gradient
         self._batch_mask_gradient = mask_gradient if held is None else held + mask_gradient
 
@@ -248,5 +280,5 @@ class _Tap:
         n, e = max(1, self.count), max(1, self.labels)
         return Signal(
             self.slot, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e, self.fisher / e,
-            self.out_fisher / e,
+            self.out_fisher / e, self.own,
         )  # fmt: skip

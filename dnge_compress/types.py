@@ -79,7 +79,7 @@ class ConfigField:
     Plain transformers can reload a plan only if all spaces of a field keep equally many units and, where
     `divides` is set, only if the value divides it. Several fields may set the same key (and `index`, for a list),
     then their values must agree. `forbids` is one value that means another architecture. `fixed` names the reason
-    why the field can't change at all.
+    why the field can't change at all. `also` are further keys to write when this one changes.
     """
 
     key: str
@@ -89,6 +89,7 @@ class ConfigField:
     divides: int | None = None
     forbids: int | None = None
     fixed: str = ""
+    also: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
     # LlamaConfig refuses head counts that don't divide the hidden size, even with an explicit head_dim.
     divides = hidden if config.model_type == "llama" else None
     shared_kv = n_kv == 1 and n_q > 1
-    g.config_field("num_attention_heads", *heads, factor=1 if shared_kv else n_q // n_kv, divides=divides)
+    also = (("head_dim", head_dim),)
+    g.config_field("num_attention_heads", *heads, factor=1 if shared_kv else n_q // n_kv, divides=divides, also=also)
     if not shared_kv:
         g.config_field("num_key_value_heads", *heads)
     g.config_field("num_hidden_layers", "layers")

@@ -40,6 +40,6 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
         g.linear("classifier", residual, g.space("labels", shapes["classifier.weight"][0], "fixed"))
 
     g.config_field("intermediate_size", *ffn)
-    g.config_field("num_attention_heads", *heads)
+    g.config_field("num_attention_heads", *heads, also=(("head_dim", head_dim),))
     g.config_field("num_hidden_layers", "layers")
     return g.finish()

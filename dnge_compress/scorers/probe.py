@@ -12,7 +12,7 @@ from dnge_compress.elimination import Reading, removal_costs
 from dnge_compress.masking import skipped
 from dnge_compress.probe import call, has_logits, inference_mode_of, rows_of, take
 from dnge_compress.scorers import Context
-from dnge_compress.signals import Signal, as_matrix, divergence
+from dnge_compress.signals import Signal, answers, as_matrix, attended, divergence, shift_of
 from dnge_compress.types import Scores
 
 NEEDS_DATA = False
@@ -40,10 +40,11 @@ def unit_costs(context: Context, space: str) -> Tensor:
 
 def reading(context: Context, signal: Signal) -> Reading:
     """A reader's weight, moments and output importance."""
-    weight = as_matrix(context.weights[signal.slot.param], context.graph, signal.slot)
-    moments = signal.gram
-    if signal.slot.param.removesuffix("weight") + "bias" in context.weights:
-        moments = moments - torch.outer(signal.mean, signal.mean)
+    weight = as_matrix(context.weights[signal.slot.param], context.graph, signal.slot)[:, signal.own]
+    moments = signal.gram[signal.own, signal.own]
+    if shift_of(context.graph, signal.slot) is not None:
+        mean = signal.mean[signal.own]
+        moments = moments - torch.outer(mean, mean)
     return Reading(weight, moments, signal.out_fisher)
 
 
@@ -57,13 +58,14 @@ def layer_costs(context: Context) -> dict[str, Tensor]:
     logits = has_logits(context.model)
     costs = {}
     with inference_mode_of(context.model):
-        reference = [call(context.model, b) for b in batches]
+        reference = [answers(call(context.model, b), attended(b)) for b in batches]
         for space in spaces:
             values = torch.zeros(space.units)
             free = [i for i in range(space.units) if i not in space.pinned]
             for i in free:
                 with skipped(context.model, [space.modules[i]]):
-                    damage = [divergence(call(context.model, b), r, logits) for b, r in zip(batches, reference, strict=True)]
+                    outputs = [answers(call(context.model, b), attended(b)) for b in batches]
+                damage = [divergence(o, r, logits) for o, r in zip(outputs, reference, strict=True)]
                 values[i] = torch.stack(damage).mean().cpu()
             values[list(space.pinned)] = values.max() + 1
             costs[space.name] = values

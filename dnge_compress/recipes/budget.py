@@ -1,0 +1,222 @@
+"""Spend a budget: which units go so that the asked ratio is reached at the least predicted cost.
+
+`candidates` offers plans of equal size that split the budget differently over kinds (how many layers, how many heads,
+then as many neurons or channels as it takes); whoever has the model measures them and picks (recipes/prune.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dnge_compress.errors import BudgetError, RecipeError
+from dnge_compress.graph import Shapes
+from dnge_compress.recipes.groups import Group, droppable, width_groups
+from dnge_compress.recipes.schema import Prune
+from dnge_compress.sizes import Prices, dropped_spaces, kept_total, total
+from dnge_compress.types import Cut, ModelGraph, Scores
+
+HEAD_LEVELS = 4
+BISECTIONS = 24
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is counted: the prices of tensor elements and the shapes they apply to."""
+
+    prices: Prices
+    shapes: Shapes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Cuts that reach the budget, the scorer's cost per space, and the share of the price that is removed."""
+
+    cuts: tuple[Cut, ...]
+    costs: Mapping[str, float]
+    removed: float
+
+    @property
+    def cost(self) -> float:
+        """Predicted cost in the scorer's unit."""
+        return sum(self.costs.values())
+
+
+def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> tuple[list[Candidate], list[str]]:
+    """Plans that reach the recipe's ratio, cheapest predicted first, and notes on rounding.
+
+    Raises BudgetError if the ratio can't be reached, naming the largest that can.
+    """
+    groups, notes = width_groups(graph, prune)
+    if prune.allocation == "global" and not prune.uneven:
+        raise RecipeError("allocation 'global' makes widths differ between layers; it needs uneven: true as well")
+    if prune.ratio == 0:
+        return [Candidate((), {}, 0.0)], notes
+    problem = _Problem(graph, scores, budget, groups, droppable(graph, prune))
+    if not groups and not problem.layers:
+        raise BudgetError(f"nothing of the kinds {', '.join(prune.kinds)} can be removed here: {'; '.join(notes) or 'no such space'}")
+    if prune.of == "units":
+        found = [_of_units(problem, prune.ratio)]
+    elif prune.allocation == "global":
+        found = [_global(problem, prune)]
+    else:
+        found = _uniform(problem, prune)
+    return sorted(found, key=lambda c: c.cost), notes
+
+
+class _Problem:
+    """The givens, and the step from a choice of widths and layers to cuts and their price."""
+
+    def __init__(self, graph: ModelGraph, scores: Scores, budget: Budget, groups: list[Group], layers: list) -> None:
+        self.graph, self.scores, self.budget, self.groups = graph, scores, budget, groups
+        self.layers = sorted(layers, key=lambda item: float(scores.units[item[0]][item[1]]))
+        self.whole = total(budget.prices, budget.shapes)
+        self.order = {name: values.argsort(descending=True, stable=True) for name, values in scores.units.items()}
+
+    def cuts(self, steps: Mapping[Group, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
+        """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
+        found = self.layer_cuts(dropped)
+        gone = dropped_spaces(self.graph, found)
+        for group, t in steps.items():
+            for name in group.spaces if t < group.steps else ():
+                if name not in gone:
+                    keep = self.graph.space(name).units * t // group.steps
+                    found.append(Cut(name, tuple(sorted(self.order[name][:keep].tolist()))))
+        return tuple(found)
+
+    def layer_cuts(self, dropped: Iterable[tuple[str, int]]) -> list[Cut]:
+        away: dict[str, set[int]] = {}
+        for name, i in dropped:
+            away.setdefault(name, set()).add(i)
+        return [Cut(n, tuple(i for i in range(self.graph.space(n).units) if i not in a)) for n, a in away.items()]
+
+    def removed(self, cuts: Iterable[Cut]) -> float:
+        """Share of the price that the cuts remove."""
+        return 1 - kept_total(self.graph, self.budget.prices, self.budget.shapes, cuts) / self.whole
+
+    def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:
+        costs = {}
+        for cut in cuts:
+            values = self.scores.units[cut.space]
+            gone = torch.ones(len(values), dtype=torch.bool)
+            gone[list(cut.keep)] = False
+            costs[cut.space] = float(values[gone].sum())
+        return Candidate(cuts, costs, self.removed(cuts))
+
+
+def _of_units(problem: _Problem, ratio: float) -> Candidate:
+    """The same share of the units of every space; layers count as units of theirs."""
+    steps = {g: g.nearest(1 - ratio) for g in problem.groups}
+    dropped = problem.layers[: round(ratio * len(problem.layers))]
+    cuts = problem.cuts(steps, _leave_one(problem, dropped))
+    if not cuts:
+        raise BudgetError(f"ratio {ratio:g} is too small to remove a single unit; raise it")
+    return problem.candidate(cuts)
+
+
+def _leave_one(problem: _Problem, dropped: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """A layer space never loses all its blocks."""
+    kept = []
+    for name, i in dropped:
+        if sum(n == name for n, _ in kept) + 1 < problem.graph.space(name).units:
+            kept.append((name, i))
+    return kept
+
+
+def _uniform(problem: _Problem, prune: Prune) -> list[Candidate]:
+    """All splits over layers, heads and widths that reach the ratio, none removing a whole kind for nothing."""
+    widths = [g for g in problem.groups if g.kind != "head"]
+    heads = [g for g in problem.groups if g.kind == "head"]
+    found, best = [], 0.0
+    for drops in range(len(problem.layers) + 1):
+        dropped = problem.layers[:drops]
+        if len(_leave_one(problem, dropped)) < drops:
+            break
+        alone = False
+        for level in _head_levels(heads):
+            fixed = {g: g.at_most(level) for g in heads}
+            cuts, reached = _fit_width(problem, widths, fixed, dropped, prune.ratio)
+            best = max(best, reached)
+            if reached >= prune.ratio - 1e-9:
+                found.append(problem.candidate(cuts))
+                alone = alone or level == 1.0 and not any(c.space in g.spaces for g in widths for c in cuts)
+        if alone:  # the layers alone suffice: dropping more only overshoots
+            break
+    if not found:
+        raise BudgetError(
+            f"ratio {prune.ratio:g} can't be reached: at most {best:.3f} of the {prune.of} can go with kinds "
+            f"{', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
+        )
+    # Coarse units (layers, heads) may overshoot; a plan is only worth looking at if it removes about what was asked.
+    least = min(c.removed for c in found)
+    return [c for c in found if c.removed <= least + 0.02]
+
+
+def _head_levels(heads: list[Group]) -> list[float]:
+    if not heads:
+        return [1.0]
+    fractions = sorted({t / heads[0].steps for t in heads[0].legal}, reverse=True)
+    return fractions[:HEAD_LEVELS]
+
+
+def _fit_width(
+    problem: _Problem, widths: list[Group], fixed: dict[Group, int], dropped: list[tuple[str, int]], ratio: float
+) -> tuple[tuple[Cut, ...], float]:
+    """The widest common fraction of the width groups with which the ratio is reached, beside fixed heads and layers."""
+
+    def at(fraction: float) -> tuple[tuple[Cut, ...], float]:
+        cuts = problem.cuts(fixed | {g: g.at_most(fraction) for g in widths}, dropped)
+        return cuts, problem.removed(cuts)
+
+    whole = at(1.0)
+    if whole[1] >= ratio or not widths:
+        return whole
+    low, high = 0.0, 1.0
+    narrow = at(low)
+    if narrow[1] < ratio:
+        return narrow
+    best = narrow
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        tried = at(middle)
+        if tried[1] >= ratio:
+            low, best = middle, tried
+        else:
+            high = middle
+    return best
+
+
+def _global(problem: _Problem, prune: Prune) -> Candidate:
+    """Units of all kinds in one list, cheapest per removed price first, until the ratio is reached."""
+    items: list[tuple[float, str, int]] = []
+    for group in problem.groups:
+        for name in group.spaces:
+            values, units = problem.scores.units[name], problem.graph.space(name).units
+            price = max(problem.removed((Cut(name, tuple(range(1, units))),)), 1e-12) if units > 1 else 1.0
+            least = max(1, -(-units * group.legal[0] // group.steps))
+            away = problem.order[name].flip(0)[: units - least].tolist()
+            items += [(float(values[i]) / price, name, i) for i in away]
+    for name, i in _leave_one(problem, problem.layers):
+        keep = tuple(j for j in range(problem.graph.space(name).units) if j != i)
+        items.append((float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i))
+    items.sort(key=lambda item: item[0])
+
+    def at(count: int) -> tuple[Cut, ...]:
+        away: dict[str, set[int]] = {}
+        for _, name, i in items[:count]:
+            away.setdefault(name, set()).add(i)
+        layers = {s.name for s in problem.graph.of_kind("layer")}
+        first = problem.layer_cuts((n, i) for n in away if n in layers for i in away[n])
+        gone = dropped_spaces(problem.graph, first)
+        rest = problem.layer_cuts((n, i) for n in away if n not in layers and n not in gone for i in away[n])
+        return (*first, *rest)
+
+    if problem.removed(at(len(items))) < prune.ratio:
+        raise BudgetError(f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} can go")
+    low, high = 0, len(items)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if problem.removed(at(middle)) >= prune.ratio else (middle + 1, high)
+    return problem.candidate(at(low))
