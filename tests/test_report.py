@@ -1,0 +1,206 @@
+"""Reports: that the numbers are the models', and that the tables stay readable."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from models import FAMILIES, MODELS, PLAIN, example_inputs, graph_of, make
+from torch import nn
+
+from dnge_compress.errors import CheckpointError
+from dnge_compress.executors.prune import cut
+from dnge_compress.lines import MAX_LINES, lines
+from dnge_compress.report import Report, Row, Totals, build_report, macs_of, measure, rows_of
+from dnge_compress.tables import count, plain
+from dnge_compress.types import Cut, ModelGraph, PrunePlan, Space
+
+
+def plan_of(graph: ModelGraph, *cuts: Cut) -> PrunePlan:
+    """A plan made by hand."""
+    costs = {c.space: 0.01 * (i + 1) for i, c in enumerate(cuts)}
+    recipe = {"name": "prune/default", "scorer": "probe"}
+    return PrunePlan(cuts, graph.fingerprint, "-", recipe, predicted_cost=0.5, notes=("a note",), costs=costs)
+
+
+def report_of(name: str, *kinds: str) -> Report:
+    """The report of a tiny model that lost about a third of its units of some kinds."""
+    model, inputs = make(name), example_inputs(name)
+    graph = graph_of(name, model)
+    cuts = [Cut(s.name, tuple(range(max(1, s.units * 2 // 3)))) for s in graph.of_kind(*kinds) if s.units > 1]
+    small = copy.deepcopy(model)
+    cut(small, graph, cuts)
+    timings = {"probe": 1.25, "score": 0.5}
+    return build_report(graph, plan_of(graph, *cuts), before=model, after=small, inputs=inputs, timings=timings)
+
+
+def made_up(layers: int, widths: int) -> Report:
+    """A report of a large model whose layers kept `widths` different numbers of neurons and heads."""
+    rows = [
+        Row(f"{kind}.{i}", kind, i, total - total // 64 * (i % widths), total, 10**8, 9 * 10**7, 0.001 * (i + 1))
+        for kind, total in (("neuron", 11008), ("head", 64))
+        for i in range(layers)
+    ]
+    rows.append(Row("layers", "layer", None, layers, layers, 10**10, 9 * 10**9, 0.0))
+    totals = Totals((7 * 10**9, 6 * 10**9), (65 * 10**8, 55 * 10**8), (10**12, 9 * 10**11), (14 * 10**9, 12 * 10**9))
+    return Report(tuple(rows), totals, {"score": 1.0}, ("n",) * 40, "encoder", "prune/default", "large", 1.5)
+
+
+def parameters(model: nn.Module) -> int:
+    """How many parameters a model has."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def cuttable(graph: ModelGraph) -> list[Space]:
+    """Spaces that can lose their last unit."""
+    spaces = graph.of_kind("neuron", "head", "channel", "layer")
+    return [s for s in spaces if s.units > 1 and s.units - 1 not in s.pinned]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_row_of_a_single_cut_is_what_the_model_really_lost(name: str) -> None:
+    base = make(name)
+    graph = graph_of(name, base)
+    shapes = measure(base, graph).shapes
+    for space in cuttable(graph):
+        model = copy.deepcopy(base)
+        cuts = (Cut(space.name, tuple(range(space.units - 1))),)
+        cut(model, graph, cuts)
+        row = next(r for r in rows_of(graph, plan_of(graph, *cuts), shapes) if r.space == space.name)
+        assert (row.kept, row.total) == (space.units - 1, space.units)
+        assert row.params_before - row.params_after == parameters(base) - parameters(model) > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_totals_count_unique_parameters_and_bytes(name: str) -> None:
+    model = make(name)
+    size = measure(model, graph_of(name, model))
+    tensors = {t.data_ptr(): t for t in (*model.parameters(), *model.buffers()) if t.numel()}
+    assert size.params == parameters(model)
+    assert size.bytes == sum(t.numel() * t.element_size() for t in tensors.values())
+    assert 0 < size.non_embedding_params <= size.params
+
+
+def test_tied_embeddings_are_counted_once_and_not_as_work_of_the_blocks() -> None:
+    model: Any = make("llama")
+    size = measure(model, graph_of("llama", model))
+    assert size.params - size.non_embedding_params == model.model.embed_tokens.weight.numel()
+
+
+def test_multiply_accumulates_of_an_mlp_are_its_weights() -> None:
+    model = make("mlp")
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert macs_of(model, example_inputs("mlp")) == weights
+
+
+def test_multiply_accumulates_include_attention() -> None:
+    model: Any = make("llama")
+    inputs = example_inputs("llama")
+    (_, length), config = inputs["input_ids"].shape, model.config
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) * length
+    attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length**2
+    assert macs_of(model, inputs) == linear + attention
+
+
+@pytest.mark.parametrize("name", (*FAMILIES, *PLAIN))
+def test_measuring_leaves_the_model_as_it_was(name: str) -> None:
+    model = make(name).train()
+    state = copy.deepcopy(model.state_dict())
+    measure(model, graph_of(name, model), example_inputs(name))
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ("llama", "gpt2", "vit", "resnet_basic", "cnn"))
+def test_a_cut_shows_in_every_total(name: str) -> None:
+    totals = report_of(name, "neuron", "channel").totals
+    for before, after in (totals.params, totals.non_embedding_params, totals.macs, totals.bytes):
+        assert 0 < after < before
+
+
+def test_a_size_measured_earlier_stands_in_for_a_model_cut_in_place() -> None:
+    model, inputs = make("llama"), example_inputs("llama")
+    graph = graph_of("llama", model)
+    cuts = (Cut("ffn.0", tuple(range(20))), Cut("layers", (0, 2)))
+    before, whole = measure(model, graph, inputs), copy.deepcopy(model)
+    cut(model, graph, cuts)
+    plan = plan_of(graph, *cuts)
+    in_place = build_report(graph, plan, before=before, after=model, inputs=inputs)
+    assert in_place == build_report(graph, plan, before=whole, after=model, inputs=inputs)
+
+
+def test_spaces_of_a_dropped_layer_keep_nothing_and_have_no_line() -> None:
+    model = make("llama")
+    graph = graph_of("llama", model)
+    rows = rows_of(graph, plan_of(graph, Cut("layers", (0, 2))), measure(model, graph).shapes)
+    gone = {r.space for r in rows if r.kept == 0}
+    assert gone == {"ffn.1", "heads.1"}
+    shown = lines(rows)
+    assert [(line.kind, line.where) for line in shown] == [
+        ("neuron", "0, 2"),
+        ("head", "0, 2"),
+        ("layer", "without 1"),
+    ]
+
+
+def test_layers_that_came_out_alike_share_a_line() -> None:
+    shown = lines(made_up(layers=32, widths=1).rows)
+    assert [(line.kind, line.where) for line in shown] == [("neuron", "0–31"), ("head", "0–31"), ("layer", "all")]
+    assert shown[0].cost == (0.001, 0.032)
+    assert shown[0].before == 32 * 10**8
+
+
+@pytest.mark.parametrize("layers", [32, 100])
+def test_a_large_uneven_model_stays_readable(layers: int) -> None:
+    report = made_up(layers, widths=29)
+    assert len(lines(report.rows)) <= MAX_LINES
+    assert len(plain(report, 80).splitlines()) <= MAX_LINES + 20
+    assert sum(line.before for line in lines(report.rows)) == sum(r.params_before for r in report.rows)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("widths", [1, 2, 29])
+def test_nothing_is_cut_off_at_common_widths(width: int, widths: int) -> None:
+    text = plain(made_up(32, widths), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert not any(line.rstrip().endswith("…") for line in text.splitlines())
+    for word in ("neurons", "heads", "layers", "11,008", "without embeddings", "multiply-accumulates", "saved"):
+        assert word in text
+
+
+def test_printing_a_report_draws_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    report = report_of("llama", "neuron", "head")
+    print(report)
+    text = capsys.readouterr().out
+    assert "LlamaForCausalLM" in text and "prune/default · scorer probe · predicted cost 0.5" in text
+    assert "26 / 40" in text and "1 / 2" in text and "a note" in text and "probe 1.2 s" in text
+    assert "\x1b" not in text
+
+
+def test_markdown_holds_both_tables_and_the_notes() -> None:
+    text = report_of("llama", "neuron").to_markdown()
+    assert "| neurons | 0–2 | 26 / 40 |" in text and "| parameters |" in text and "- a note" in text
+
+
+def test_a_report_survives_json() -> None:
+    report = report_of("resnet_basic", "channel")
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+
+
+@pytest.mark.parametrize(
+    "raw", [{}, {"rows": 3}, {"rows": [{"x": 1}], "totals": {}}, {"rows": [], "totals": {"a": [1]}}]
+)
+def test_a_malformed_report_is_refused_in_one_line(raw: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="the report is malformed"):
+        Report.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0"), (999, "999"), (1000, "1.00 k"), (22_713_216, "22.7 M"), (999_600, "1.00 M"), (5e15, "5,000 T")],
+)
+def test_counts_have_three_digits_and_a_prefix(number: float, text: str) -> None:
+    assert count(number) == text
