@@ -1,0 +1,333 @@
+"""The command line: quick help, one JSON document, exit codes, one line per error, nothing half written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import make, outputs, tokens
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import dnge_compress
+from dnge_compress.cli import main, parser
+from dnge_compress.errors import BudgetError, ExactnessError
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ("--scorer", "probe", "--set", "tokens=256", "--set", "length=16")
+NEURONS = ("--recipe", "prune/neurons", "--ratio", "0.3", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a tiny Llama with a tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    model: Any = make("llama")
+    model.save_pretrained(folder)
+    words = {word: i for i, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(58))])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def small(llama: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of the same model, compressed by the command line."""
+    folder = str(tmp_path_factory.mktemp("models") / "small")
+    assert main(["compress", llama, "-o", folder, *NEURONS]) == 0
+    return folder
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    command = [sys.executable, "-m", "dnge_compress", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and the one error line of a command that must fail."""
+    capsys.readouterr()
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    errors = [line for line in err.splitlines() if line.startswith("dnge: error: ")]
+    assert out == "" and len(errors) == 1 and "Traceback" not in err
+    return code, errors[0]
+
+
+def content(folder: str | Path) -> dict[str, bytes]:
+    """Every file below a folder with its content."""
+    return {str(f.relative_to(folder)): f.read_bytes() for f in Path(folder).rglob("*") if f.is_file()}
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert "exit codes" in run("--help").stdout
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import dnge_compress",
+        "from dnge_compress.cli import main; main(['recipes', 'ls', '--json'])",
+        "from dnge_compress.cli import main; main(['recipes', 'show', 'prune/default'])",
+    ],
+)
+def test_what_needs_no_model_imports_no_torch(program: str) -> None:
+    check = "import sys; assert not {'torch', 'transformers', 'torch_pruning'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"{program}; {check}"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_every_public_name_can_be_imported() -> None:
+    assert set(dnge_compress.__all__) <= set(dir(dnge_compress))
+    for name in dnge_compress.__all__:
+        assert getattr(dnge_compress, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dnge_compress.nothing  # noqa: B018
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert f'version = "{dnge_compress.__version__}"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("score", "plan", "apply", "compress", "report", "recipes"):
+        with pytest.raises(SystemExit) as done:
+            main([command, "--help"])
+        assert done.value.code == 0 and f"dnge {command}" in capsys.readouterr().out
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "ls"]) == 0
+    assert "prune/neurons" in capsys.readouterr().out
+    assert main(["recipes", "ls", "--json"]) == 0
+    assert "prune/neurons" in [r["name"] for r in json.loads(capsys.readouterr().out)]
+    assert main(["recipes", "show", "prune/heads"]) == 0
+    shown = capsys.readouterr().out
+    assert main(["recipes", "cp", "prune/heads", str(tmp_path / "mine.yaml")]) == 0
+    assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == shown
+    assert failure(capsys, "recipes", "cp", "prune/heads", str(tmp_path / "mine.yaml"))[0] == 2
+
+
+def test_compress_leaves_a_folder_that_transformers_loads(llama: str, small: str) -> None:
+    base, loaded = (AutoModelForCausalLM.from_pretrained(folder) for folder in (llama, small))
+    assert loaded.config.intermediate_size == 28 < base.config.intermediate_size == 40
+    assert outputs(loaded, tokens()).isfinite().all()
+    assert (Path(small) / "dnge_plan.json").is_file() and (Path(small) / "tokenizer.json").is_file()
+
+
+def test_json_is_exactly_one_document_on_stdout(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands: dict[str, list[str]] = {
+        "units": ["score", llama, *QUICK],
+        "cuts": ["plan", llama, "-o", str(tmp_path / "plan.json"), *NEURONS],
+        "rows": ["compress", llama, "-o", str(tmp_path / "a"), *NEURONS],
+        "totals": ["apply", str(tmp_path / "plan.json"), llama, "-o", str(tmp_path / "b")],
+        "timings": ["report", str(tmp_path / "a")],
+    }
+    for key, command in commands.items():
+        assert main([*command, "--json"]) == 0
+        assert key in json.loads(capsys.readouterr().out)
+
+
+def test_tables_go_to_stdout_and_progress_to_stderr(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", llama, *QUICK]) == 0
+    out, err = capsys.readouterr()
+    assert "ffn.0" in out and "dnge: open" in err and "dnge:" not in out
+
+
+def test_a_plan_without_a_file_goes_to_stdout(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", llama, *NEURONS]) == 0
+    assert json.loads(capsys.readouterr().out)["cuts"]["ffn.0"]
+
+
+def test_plan_and_apply_make_what_compress_makes(llama: str, small: str, tmp_path: Path) -> None:
+    plan, out = str(tmp_path / "plan.json"), str(tmp_path / "out")
+    assert main(["plan", llama, "-o", plan, *NEURONS]) == 0
+    assert main(["apply", plan, llama, "-o", out]) == 0
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, small))
+    torch.testing.assert_close(outputs(ours, tokens()), outputs(theirs, tokens()), rtol=1e-5, atol=1e-5)
+
+
+def test_the_base_stays_as_it_was(llama: str, tmp_path: Path) -> None:
+    before = content(llama)
+    assert main(["compress", llama, "-o", str(tmp_path / "out"), *NEURONS]) == 0
+    assert content(llama) == before
+
+
+def test_report_draws_what_compress_drew(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    assert main(["compress", llama, "-o", out, *NEURONS]) == 0
+    drawn = capsys.readouterr().out
+    assert "28 / 40" in drawn and "without embeddings" in drawn
+    assert main(["report", out]) == 0
+    assert capsys.readouterr().out == drawn
+
+
+def test_flags_and_settings_reach_the_recipe(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "--ratio",
+        "0.5",
+        "--scorer",
+        "magnitude",
+        "--seed",
+        "7",
+        "--set",
+        "compensate=none",
+        "--set",
+        "kinds=[neuron]",
+    ]
+    assert main(["plan", llama, *flags, "--set", "prune.of=units"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert (recipe["scorer"], recipe["probes"]["seed"], recipe["repair"]["compensate"]) == ("magnitude", 7, "none")
+    assert recipe["prune"]["ratio"] == 0.5 and list(recipe["prune"]["kinds"]) == ["neuron"]
+
+
+def test_texts_take_the_place_of_the_probes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "texts.txt"
+    data.write_text("\n".join(f"w{i} w{i + 1} w{i + 2} " * (1 + i % 4) for i in range(30)) + "\n\n", encoding="utf-8")
+    scores = []
+    for extra in ([], ["--data", str(data)]):
+        assert main(["score", llama, *QUICK, "--json", *extra]) == 0
+        scores.append(json.loads(capsys.readouterr().out)["units"]["ffn.0"])
+    assert scores[0] != scores[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--recipe", "prune/defalt"], 2, "unknown recipe 'prune/defalt'; did you mean 'prune/default'"),
+        (["--recipe", "none.yaml"], 2, "recipe file 'none.yaml' does not exist"),
+        (["--set", "ratoi=0.3"], 2, "unknown recipe key 'ratoi'; did you mean 'ratio'"),
+        (["--set", "ratio"], 2, "write KEY=VALUE"),
+        (["--set", "kinds=[neuron"], 2, "can't be read"),
+        (["--set", "allocation=globl"], 2, "did you mean 'global'"),
+        (["--scorer", "magnitud"], 2, "did you mean 'magnitude'"),
+        (["--ratio", "1.3"], 3, "ratio must be at least 0 and below 1, not 1.3"),
+        (["--ratio", "-0.1"], 3, "ratio must be at least 0 and below 1, not -0.1"),
+        (["--ratio", "0.95", "--set", "min_keep=0.5", "--set", "of=units"], 3, "min_keep"),
+        (["--device", "cuda:99"], 2, "device 'cuda:99' can't be used"),
+        (["--device", "gpu"], 2, "device 'gpu' can't be used"),
+        (["--data", "none.txt"], 2, "data file 'none.txt' can't be read"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, words: str
+) -> None:
+    out = tmp_path / "out"
+    found, message = failure(capsys, "compress", llama, "-o", str(out), *QUICK, *arguments)
+    assert words in message and found == code
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["score", "plan"])
+def test_a_missing_model_is_named(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = failure(capsys, command, str(tmp_path / "none"), *QUICK)
+    assert code == 2 and "none" in message
+
+
+def test_a_model_without_weights_is_refused(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_bytes(content(llama)["config.json"])
+    assert failure(capsys, "compress", str(tmp_path / "model"), "-o", str(tmp_path / "out"))[0] == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_ours_is_kept_unless_forced(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("mine", encoding="utf-8")
+    code, message = failure(capsys, "compress", llama, "-o", str(out), *NEURONS)
+    assert code == 2 and "--force" in message and content(out) == {"thesis.txt": b"mine"}
+    assert main(["compress", llama, "-o", str(out), *NEURONS, "--force"]) == 0
+    assert (out / "dnge_plan.json").is_file()
+
+
+def test_a_file_that_is_no_plan_is_kept_unless_forced(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("{}", encoding="utf-8")
+    assert failure(capsys, "plan", llama, "-o", str(path), *NEURONS)[0] == 2
+    assert path.read_text(encoding="utf-8") == "{}"
+    for extra in (["--force"], []):
+        assert main(["plan", llama, "-o", str(path), *NEURONS, *extra]) == 0
+    assert [f.name for f in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_plan_for_another_model_is_refused(
+    llama: str, small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = Path(small) / "dnge_plan.json"
+    code, message = failure(capsys, "apply", str(plan), small, "-o", str(tmp_path / "out"))
+    assert code == 2 and "plan" in message and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"dnge_plan": 1}', '{"dnge_plan": 1, "recipe": 3}'])
+def test_a_broken_plan_is_refused(text: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.json").write_text(text, encoding="utf-8")
+    assert failure(capsys, "apply", str(tmp_path / "plan.json"), llama, "-o", str(tmp_path / "out"))[0] == 2
+    assert failure(capsys, "apply", str(tmp_path / "none.json"), llama, "-o", str(tmp_path / "out"))[0] == 2
+
+
+def test_a_folder_without_a_report_is_refused(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = failure(capsys, "report", llama)
+    assert code == 2 and "wasn't saved by dnge" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("boom\nbang"), 1), (BudgetError("no"), 3), (ExactnessError("no"), 4)]
+)
+def test_errors_become_documented_exit_codes(
+    error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dnge_compress.commands.score", fail)
+    monkeypatch.delenv("DNGE_DEBUG", raising=False)
+    assert failure(capsys, "score", "x")[0] == code
+    assert f"\n  {code}  " in str(parser().epilog)
+
+
+def test_a_traceback_is_shown_only_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNGE_DEBUG", "1")
+    with pytest.raises(KeyError):
+        main(["recipes", "show", "prune/defalt"])
+
+
+def test_usage_errors_exit_with_two() -> None:
+    for arguments in ([], ["compress"], ["nothing"], ["compress", "x", "-o", "y", "--ratio", "abc"]):
+        with pytest.raises(SystemExit) as done:
+            main(arguments)
+        assert done.value.code == 2
+
+
+def test_pretrain_passes_the_rest_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    train: Any = types.ModuleType("dnge_compress.pretrain.train")
+    train.main = seen.append
+    monkeypatch.setitem(sys.modules, "dnge_compress.pretrain.train", train)
+    assert main(["pretrain", "--zoo", "zoo", "--help"]) == 0
+    assert seen == [["--zoo", "zoo", "--help"]]
+
+
+def test_errors_reach_the_shell_as_exit_codes() -> None:
+    done = run("recipes", "show", "prune/defalt")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("dnge: error: unknown recipe 'prune/defalt'") and done.stderr.count("\n") == 1
