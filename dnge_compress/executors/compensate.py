@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dnge_compress.elimination import refit
 from dnge_compress.signals import Signal, Signals, as_matrix, from_matrix, shift_of
-from dnge_compress.sizes import dropped_spaces, kept_rows
+from dnge_compress.sizes import dropped_modules, dropped_spaces, kept_rows
 from dnge_compress.types import Cut, ModelGraph
 
 MODES = ("none", "bias", "lstsq")
@@ -32,13 +32,13 @@ def refitted(
     if mode == "none":
         return values
     cuts = list(cuts)
-    gone = dropped_spaces(graph, cuts)
+    gone, dropped = dropped_spaces(graph, cuts), dropped_modules(graph, cuts)
     weights = model.state_dict(keep_vars=True)
     for cut in cuts:
         if cut.space not in signals or cut.space in gone:
             continue
         for signal in signals[cut.space]:
-            if signal.slot.param not in values:
+            if signal.slot.param not in values and not signal.slot.param.startswith(dropped):
                 values |= _refit_reader(weights, graph, signal, cuts, mode, ridge)
     return values
 

@@ -134,23 +134,38 @@ def _paths_after(graph: ModelGraph, cuts: Iterable[Cut]) -> Any:
 def _update_config(model: nn.Module, graph: ModelGraph, cuts: Iterable[Cut]) -> None:
     """Write the config keys whose spaces all agree; an uneven width can't be written and stays with the plan."""
     config = getattr(model, "config", None)
-    kept = {c.space: c.keep for c in cuts}
+    if config is None:
+        return
+    for (key, index), value in config_values(graph, cuts).items():
+        if index is None:
+            setattr(config, key, value)
+        else:
+            values = list(getattr(config, key))
+            values[index] = value
+            setattr(config, key, values)
+    for space in graph.of_kind("layer"):
+        keep = next((c.keep for c in cuts if c.space == space.name), None)
+        types = getattr(config, "layer_types", None)
+        if keep is not None and types is not None and len(types) == space.units:
+            config.layer_types = [types[i] for i in keep]
+
+
+def config_values(graph: ModelGraph, cuts: Iterable[Cut]) -> dict[tuple[str, int | None], int]:
+    """(config key, index) → its value under `cuts`, for every key that changes and whose spaces agree."""
+    cuts = list(cuts)
+    kept = {c.space: len(c.keep) for c in cuts}
     gone = dropped_spaces(graph, cuts)
+    values: dict[tuple[str, int | None], set[int]] = {}
+    touched: dict[tuple[str, int | None], int] = {}
     for field in graph.config_fields:
         spaces = [s for s in field.spaces if s not in gone]
-        counts = {len(kept.get(s, range(graph.space(s).units))) for s in spaces}
-        if config is None or not any(s in kept for s in spaces) or len(counts) > 1 or field.fixed:
+        if field.fixed or not spaces:
             continue
-        value = counts.pop() * field.factor
-        if field.index is None:
-            setattr(config, field.key, value)
-        else:
-            values = list(getattr(config, field.key))
-            values[field.index] = value
-            setattr(config, field.key, values)
-        for key, other in field.also:
-            setattr(config, key, other)
-        layers = graph.space(field.spaces[0])
-        types = getattr(config, "layer_types", None)
-        if layers.kind == "layer" and types is not None and len(types) == layers.units:
-            config.layer_types = [types[i] for i in kept[layers.name]]
+        key = (field.key, field.index)
+        values.setdefault(key, set()).update(field.factor * kept.get(s, graph.space(s).units) for s in spaces)
+        if any(s in kept for s in spaces):
+            touched[key] = 1
+            for other, value in field.also:
+                values.setdefault((other, None), set()).add(value)
+                touched[other, None] = 1
+    return {key: found.pop() for key, found in values.items() if key in touched and len(found) == 1}

@@ -1,0 +1,187 @@
+"""The public verbs. `compress` is the whole line in a few calls; each of them works alone."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save
+from dnge_compress.errors import PlanError
+from dnge_compress.executors.compensate import install, refitted
+from dnge_compress.executors.exactness import check
+from dnge_compress.executors.prune import cut, validate
+from dnge_compress.families import build_graph
+from dnge_compress.probe import Inputs, ProbeSettings, Progress, checked_data, synthesize, take
+from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.prune import make_plan
+from dnge_compress.recipes.schema import Recipe
+from dnge_compress.report import build_report
+from dnge_compress.scorers import Context
+from dnge_compress.scorers import score as run_scorer
+from dnge_compress.types import PrunePlan, Scores
+from dnge_compress.weights import digest
+
+__all__ = ["apply", "build_graph", "compress", "load", "plan", "save", "score"]
+
+Model = nn.Module | str | Path
+CHECK_ROWS = 2  # examples for the exactness check
+
+
+def compress(
+    model: Model,
+    recipe: str | Path | Recipe = "prune/default",
+    *,
+    ratio: float | None = None,
+    data: Iterable[Any] | None = None,
+    inplace: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """A smaller, faster copy of `model` that answers nearly as before. No data is needed.
+
+    `model` is an nn.Module, a Hugging Face model, or the path or hub id of one. `ratio` (0 <= ratio < 1) is the
+    fraction to remove, of the non-embedding parameters unless the recipe says otherwise. `data`, an iterable of model
+    inputs, takes the place of the probes. Further keywords override leaves of the recipe (scorer="magnitude",
+    compensate="none", seed=1); `example_inputs` lets a plain module be traced; `progress(stage, done, total)` is
+    called along the way. The result carries `.dnge.plan` and `.dnge.report`.
+
+    Raises a DngeError (see errors.py) and leaves the model as it was.
+
+        small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), ratio=0.3)
+    """
+    started = time.perf_counter()
+    job = _Job(model, recipe, ratio, data, overrides)
+    found = job.plan()
+    planned = time.perf_counter()
+    return job.apply(found, inplace, {"plan": planned - started})
+
+
+def score(
+    model: Model, recipe: str | Path | Recipe = "prune/default", *, data: Iterable[Any] | None = None, **overrides: Any
+) -> Scores:
+    """Predicted cost of removing each unit, by the recipe's scorer. The model is only read.
+
+    scores = score(model, scorer="probe")
+    """
+    return _Job(model, recipe, None, data, overrides).scores()
+
+
+def plan(
+    model: Model,
+    recipe: str | Path | Recipe = "prune/default",
+    *,
+    scores: Scores | None = None,
+    data: Iterable[Any] | None = None,
+    **overrides: Any,
+) -> PrunePlan:
+    """What a recipe would keep and cut, as a value: print it, edit it, `apply` it. The model is only read.
+
+    `scores` from `score` are used again if given (at another ratio, say).
+
+        Path("plan.json").write_text(plan(model, ratio=0.3).to_json())
+    """
+    return _Job(model, recipe, None, data, overrides).plan(scores)
+
+
+def apply(
+    plan: PrunePlan,
+    model: Model,
+    *,
+    data: Iterable[Any] | None = None,
+    inplace: bool = False,
+    any_weights: bool = False,
+    **overrides: Any,
+) -> nn.Module:
+    """Carry out a plan on its base model, and repair as the plan's recipe says.
+
+    Raises PlanError if the model's names, shapes or (unless `any_weights`) values are not those the plan was made for.
+
+        small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
+    """
+    job = _Job(model, Recipe.model_validate(dict(plan.recipe)), None, data, overrides)
+    if plan.base != job.graph.fingerprint:
+        raise PlanError(
+            f"the plan was made for another model (fingerprint {plan.base}, this {type(job.model).__name__} has "
+            f"{job.graph.fingerprint}); make a plan for this one"
+        )
+    if not any_weights and plan.weights != digest(job.model):
+        raise PlanError(
+            "the plan was made for a model of the same shape with other weights; pass any_weights=True "
+            "(--any-weights) to apply it all the same"
+        )
+    return job.apply(plan, inplace, {})
+
+
+class _Job:
+    """One model under one recipe: opened, checked, read as a graph, with probes or data made on first use."""
+
+    def __init__(
+        self, model: Model, recipe: str | Path | Recipe, ratio: float | None, data: Any, overrides: dict[str, Any]
+    ) -> None:
+        self.progress: Progress | None = overrides.pop("progress", None)
+        example_inputs: Inputs | None = overrides.pop("example_inputs", None)
+        self.recipe = resolve(recipe, overrides | ({} if ratio is None else {"ratio": ratio}))
+        self.model = open_model(model) if isinstance(model, str | Path) else model
+        check_weights(self.model)
+        self.graph = build_graph(self.model, example_inputs)
+        if data is not None:
+            batches = checked_data(data, self.model)
+        else:
+            settings = ProbeSettings(**self.recipe.probes.model_dump())
+            batches = synthesize(self.model, settings, example_inputs)
+        self.context = Context(
+            self.graph,
+            self.model,
+            tuple(batches),
+            real_data=data is not None,
+            ridge=self.recipe.repair.ridge,
+            seed=self.recipe.probes.seed,
+            progress=self.progress,
+        )
+
+    def scores(self) -> Scores:
+        return run_scorer(self.recipe.scorer, self.context)
+
+    def plan(self, scores: Scores | None = None) -> PrunePlan:
+        if self.recipe.prune.ratio == 0:
+            scores = Scores({}, self.recipe.scorer, self.graph.fingerprint)
+        if scores is not None and scores.fingerprint != self.graph.fingerprint:
+            raise PlanError("the scores were made for another model; score this one")
+        return make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)
+
+    def apply(self, plan: PrunePlan, inplace: bool, timings: dict[str, float]) -> nn.Module:
+        validate(self.graph, plan.cuts)
+        started = time.perf_counter()
+        dense, inputs = self.model, take(self.context.batches, CHECK_ROWS)[0]
+        repair = self.recipe.repair
+        with torch.no_grad():
+            values = {}
+            if plan.cuts and repair.compensate != "none":
+                values = refitted(dense, self.context.signals, plan.cuts, repair.compensate, repair.ridge)
+            repaired = time.perf_counter()
+            small = copy.deepcopy(dense)
+            small.__dict__.pop("dnge", None)
+            cut(small, self.graph, plan.cuts)
+            if self.recipe.check:
+                check(small, dense, self.graph, plan.cuts, inputs)
+            install(small, self.graph, plan.cuts, values)
+        timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
+        report = build_report(self.graph, plan, before=dense, after=small, inputs=inputs, timings=timings)
+        config = getattr(dense, "config", None)
+        attached = Compression(plan, report, config.to_dict() if config is not None else None, inputs)
+        if inplace:
+            small = _become(dense, small)
+        small.dnge = attached
+        return small
+
+
+def _become(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Let `model` take over everything of `other`, so that references to it see the smaller network."""
+    model.__dict__.clear()
+    model.__dict__.update(other.__dict__)
+    return model

@@ -1,0 +1,125 @@
+"""From scores to a plan: candidates of equal size, the best few measured on the probes, the winner written down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dnge_compress.errors import BudgetError
+from dnge_compress.executors.compensate import refitted
+from dnge_compress.masking import MaskedModel
+from dnge_compress.probe import Inputs, call, has_logits, inference_mode_of, rows_of, take
+from dnge_compress.recipes.budget import Budget, Candidate, candidates
+from dnge_compress.recipes.schema import Recipe
+from dnge_compress.scorers import Context
+from dnge_compress.signals import answers, attended, divergence
+from dnge_compress.sizes import Prices, kept_total, non_embedding_prices, parameter_prices
+from dnge_compress.types import PrunePlan, Scores
+from dnge_compress.weights import digest
+
+MEASURED = 4  # candidates
+MEASURE_SHARE = 0.125  # of the probes
+MEASURE_ROWS = 32  # examples at least
+
+
+def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
+    """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
+
+    Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
+    repaired, on a part of the probes, and the one whose output moves least is taken.
+    """
+    graph, shapes = context.graph, {n: tuple(p.shape) for n, p in context.model.named_parameters()}
+    budget = Budget(_prices(context, recipe.prune.of), shapes)
+    found, notes = candidates(graph, scores, recipe.prune, budget)
+    chosen, measured = _best(context, found[:MEASURED], recipe)
+    prices = parameter_prices(context.model)
+    plan = PrunePlan(
+        cuts=chosen.cuts,
+        base=graph.fingerprint,
+        weights=digest(context.model),
+        recipe=recipe.model_dump(mode="json"),
+        params_before=int(kept_total(graph, prices, shapes, ())),
+        params_after=int(kept_total(graph, prices, shapes, chosen.cuts)),
+        predicted_cost=chosen.cost,
+        uneven=recipe.prune.uneven,
+        notes=(*notes, *measured),
+        costs=chosen.costs,
+    )
+    if recipe.prune.ratio > 0 and not plan.cuts:
+        raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
+    return plan
+
+
+def _prices(context: Context, of: str) -> Prices:
+    if of == "macs":
+        return macs_per_element(context)
+    return non_embedding_prices(context.model, context.graph)
+
+
+def macs_per_element(context: Context) -> Prices:
+    """How often each weight is multiplied for one example: the positions at which its module's output is computed."""
+    positions: dict[str, float] = {}
+    handles = []
+    matrices = {p.rpartition(".")[0]: p for s in context.graph.steps for p in s.params if p.endswith("weight")}
+    dims = {n: p.dim() for n, p in context.model.named_parameters()}
+
+    def count(param: str):  # noqa: ANN202
+        def hook(module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
+            positions[param] = out[0].numel() / out.shape[1 if out.dim() == 4 else -1]
+
+        return hook
+
+    for module, param in matrices.items():
+        if dims.get(param, 0) >= 2 and context.graph.step_of(param).op != "embed":
+            handles.append(context.model.get_submodule(module).register_forward_hook(count(param)))
+    try:
+        with torch.no_grad(), inference_mode_of(context.model):
+            call(context.model, take(context.batches, 1)[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return positions
+
+
+def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:
+    if len(found) == 1:
+        return found[0], []
+    total = sum(rows_of(b) for b in context.batches)
+    batches = take(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
+    with torch.no_grad(), inference_mode_of(context.model):
+        reference = [answers(call(context.model, b), attended(b)) for b in batches]
+        damage = []
+        for i, candidate in enumerate(found):
+            damage.append(_damage(context, candidate, recipe, batches, reference))
+            if context.progress:
+                context.progress("comparing plans", i + 1, len(found))
+    best = min(range(len(found)), key=damage.__getitem__)
+    rows = ", ".join(f"{_describe(context, c)} {d:.3g}" for c, d in zip(found, damage, strict=True))
+    return found[best], [f"measured damage on the probes, in nats: {rows}"]
+
+
+def _damage(
+    context: Context, candidate: Candidate, recipe: Recipe, batches: Sequence[Inputs], reference: Sequence[torch.Tensor]
+) -> float:
+    repair = recipe.repair
+    values = {}
+    if repair.compensate != "none":
+        values = refitted(context.model, context.signals, candidate.cuts, repair.compensate, repair.ridge)
+    masked = MaskedModel(context.model, context.graph, candidate.cuts, values)
+    logits = has_logits(context.model)
+    pairs = zip(batches, reference, strict=True)
+    return float(torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean())
+
+
+def _describe(context: Context, candidate: Candidate) -> str:
+    """ "2 layers + head 3/4 + neuron 1024/1536": what a candidate removes, by kind."""
+    parts: dict[str, str] = {}
+    for cut in candidate.cuts:
+        space = context.graph.space(cut.space)
+        if space.kind == "layer":
+            before = int(parts.get("layer", "-0 ")[1:].split()[0])
+            parts["layer"] = f"-{before + space.units - len(cut.keep)} layers"
+        else:
+            parts.setdefault(space.kind, f"{space.kind}s {len(cut.keep)}/{space.units}")
+    return "[" + ", ".join(parts.values()) + "]"
