@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 MAX_NOTES = 6
 BAR_WIDTHS = (12, 6, 0)
 QUIET, ACCENT = "dim", "cyan"
+ASCII = str.maketrans({"→": ">", "–": "-", "·": "|", "━": "=", "─": "-", "…": "."})
 
 
 def report(report: Report, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -59,11 +59,13 @@ def spaces(rows: Sequence[Row], bar_width: int = BAR_WIDTHS[0]) -> Table:
 
 
 def show(renderable: RenderableType) -> None:
-    """Print on stdout: with colours on a terminal, plain at a fixed width into a pipe."""
-    # A terminal that can't show the bars gets question marks, not an error.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    Console(file=sys.stdout).print(renderable)
+    """Print on stdout: in colour on a terminal, as plain text into a pipe, in ASCII where that is all there is."""
+    console = Console()
+    if console.is_terminal and not console.options.ascii_only:
+        console.print(renderable)
+        return
+    text = plain(renderable)
+    print(text.translate(ASCII).encode("ascii", "replace").decode() if console.options.ascii_only else text)
 
 
 def plain(renderable: RenderableType, width: int | None = None) -> str:

@@ -59,10 +59,10 @@ class Prune(Section):
     """How much goes, and from where.
 
     `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
-    of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global" (needs
-    `uneven`) lets kinds and layers compete by predicted cost. Widths are rounded to multiples of `round_to`; every space keeps at
-    least the fraction `min_keep` of its units. `protect` holds fnmatch patterns of module paths whose spaces stay
-    whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
+    of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global"
+    (needs `uneven`) lets kinds and layers compete by predicted cost. Widths are rounded to multiples of `round_to`;
+    every space keeps at least the fraction `min_keep` of its units. `protect` holds fnmatch patterns of module paths
+    whose spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
     """
 
     ratio: Real = Field(default=0.2, ge=0, lt=1)
