@@ -98,7 +98,7 @@ def scores(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
         ordered = sorted(values)
         points = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
         shown = (f"{point:.3g}" for point in points)
-        table.add_row(space, Text(PLURAL.get(kind, kind), QUIET), f"{len(ordered):,}", *shown)
+        table.add_row(Text(space), Text(PLURAL.get(kind, kind), QUIET), f"{len(ordered):,}", *shown)
     return table
 
 
@@ -120,7 +120,7 @@ def recipes(entries: Iterable[tuple[str, float, str]]) -> Table:
     table = _table("recipe", "ratio", "", right_from=9)
     table.columns[-1].no_wrap = False
     for name, ratio, about in entries:
-        table.add_row(name, Text(f"{ratio:g}", ACCENT), Text(about, QUIET))
+        table.add_row(Text(name), Text(f"{ratio:g}", ACCENT), Text(about, QUIET))
     return table
 
 

@@ -218,7 +218,7 @@ def test_texts_take_the_place_of_the_probes(llama: str, tmp_path: Path, capsys: 
         (["--scorer", "magnitud"], 2, "did you mean 'magnitude'"),
         (["--ratio", "1.3"], 3, "ratio must be at least 0 and below 1, not 1.3"),
         (["--ratio", "-0.1"], 3, "ratio must be at least 0 and below 1, not -0.1"),
-        (["--ratio", "0.95", "--set", "min_keep=0.5", "--set", "of=units"], 3, "min_keep"),
+        (["--ratio", "0.95", "--set", "min_keep=0.5"], 3, "lower the ratio or min_keep"),
         (["--device", "cuda:99"], 2, "device 'cuda:99' can't be used"),
         (["--device", "gpu"], 2, "device 'gpu' can't be used"),
         (["--data", "none.txt"], 2, "data file 'none.txt' can't be read"),
