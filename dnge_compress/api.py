@@ -62,7 +62,11 @@ def compress(
 
 
 def score(
-    model: Model, recipe: str | Path | Recipe = "prune/default", *, data: Iterable[Any] | None = None, **overrides: Any
+    model: Model,
+    recipe: str | Path | Recipe = "prune/default",
+    *,
+    data: Iterable[Any] | None = None,
+    **overrides: Any,
 ) -> Scores:
     """Predicted cost of removing each unit, by the recipe's scorer. The model is only read.
 

@@ -36,9 +36,7 @@ class ProbeSettings:
     seed: int = 0
 
 
-def synthesize(
-    model: nn.Module, settings: ProbeSettings, example_inputs: Inputs | None = None
-) -> list[Inputs]:
+def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs | None = None) -> list[Inputs]:
     """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module.
 
     Raises DataError for a probe kind that doesn't fit the model.
@@ -69,9 +67,7 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
 def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
     """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
     if isinstance(data, Tensor | Mapping | str):
-        raise DataError(
-            "data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list"
-        )
+        raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
     batches: list[Inputs] = []
     for i, batch in enumerate(data):
         tensors = list(_tensors_of(batch, i))
@@ -106,9 +102,7 @@ def main_output(output: Any) -> Tensor:
             return output[name]
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
-    raise UnsupportedModelError(
-        f"an output of type {type(output).__name__} holds neither logits nor hidden states"
-    )
+    raise UnsupportedModelError(f"an output of type {type(output).__name__} holds neither logits nor hidden states")
 
 
 def has_logits(model: nn.Module) -> bool:
@@ -172,13 +166,7 @@ def take(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
 
 
 def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
-    parts = (
-        batch.values()
-        if isinstance(batch, Mapping)
-        else batch
-        if isinstance(batch, tuple | list)
-        else [batch]
-    )
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
     for part in parts:
         if not isinstance(part, Tensor):
             raise DataError(
@@ -246,9 +234,7 @@ def _noise_like(
     example: Any, settings: ProbeSettings, generator: torch.Generator, device: torch.device
 ) -> list[Inputs]:
     if isinstance(example, Mapping):
-        raise DataError(
-            "probes for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts"
-        )
+        raise DataError("probes for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts")
     tensors = example if isinstance(example, tuple | list) else (example,)
     positions = max(1, tensors[0][0].numel() // 64)
     rows = max(4 * MIN_IMAGES, round(settings.tokens / positions))
@@ -271,9 +257,7 @@ def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     n, channels, height, width = shape
     noise = torch.randn(shape, generator=generator)
     shared = torch.randn((n, 1, height, width), generator=generator)
-    noise = (
-        noise + math.sqrt(3.0) * shared
-    ) / 2.0  # natural images: colour channels correlate at about .9 to .7
+    noise = (noise + math.sqrt(3.0) * shared) / 2.0  # natural images: colour channels correlate at about .9 to .7
     fy = torch.fft.fftfreq(height)[:, None]
     fx = torch.fft.rfftfreq(width)[None, :]
     amplitude = 1.0 / (fy.square() + fx.square()).sqrt().clamp_min(1.0 / max(height, width))

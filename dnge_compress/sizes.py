@@ -29,7 +29,9 @@ def total(prices: Prices, shapes: Mapping[str, tuple[int, ...]]) -> float:
     return sum(price * _numel(shapes[n]) for n, price in prices.items())
 
 
-def kept_total(graph: ModelGraph, prices: Prices, shapes: Mapping[str, tuple[int, ...]], cuts: Iterable[Cut]) -> float:
+def kept_total(
+    graph: ModelGraph, prices: Prices, shapes: Mapping[str, tuple[int, ...]], cuts: Iterable[Cut]
+) -> float:
     """Price of what is left after `cuts`."""
     kept = {c.space: len(c.keep) for c in cuts}
     dropped = dropped_modules(graph, cuts)
@@ -52,10 +54,7 @@ def kept_total(graph: ModelGraph, prices: Prices, shapes: Mapping[str, tuple[int
 def dropped_modules(graph: ModelGraph, cuts: Iterable[Cut]) -> tuple[str, ...]:
     """Name prefixes ("model.layers.3.") of all blocks that the cuts drop."""
     return tuple(
-        f"{module}."
-        for cut in cuts
-        for i, module in enumerate(graph.space(cut.space).modules)
-        if i not in cut.keep
+        f"{module}." for cut in cuts for i, module in enumerate(graph.space(cut.space).modules) if i not in cut.keep
     )
 
 

@@ -97,7 +97,11 @@ def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ..
     owner, _, leaf = parent.rpartition(".")
     blocks = model.get_submodule(parent)
     kept = [model.get_submodule(modules[i]) for i in keep]
-    setattr(model.get_submodule(owner), leaf, type(blocks)(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept))
+    setattr(
+        model.get_submodule(owner),
+        leaf,
+        type(blocks)(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept),
+    )
     for index, block in enumerate(kept):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):

@@ -56,7 +56,9 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
         return [Candidate((), {}, 0.0)], notes
     problem = _Problem(graph, scores, budget, groups, droppable(graph, prune))
     if not groups and not problem.layers:
-        raise BudgetError(f"nothing of the kinds {', '.join(prune.kinds)} can be removed here: {'; '.join(notes) or 'no such space'}")
+        raise BudgetError(
+            f"nothing of the kinds {', '.join(prune.kinds)} can be removed here: {'; '.join(notes) or 'no such space'}"
+        )
     if prune.of == "units":
         found = [_of_units(problem, prune.ratio)]
     elif prune.allocation == "global":
@@ -214,7 +216,9 @@ def _global(problem: _Problem, prune: Prune) -> Candidate:
         return (*first, *rest)
 
     if problem.removed(at(len(items))) < prune.ratio:
-        raise BudgetError(f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} can go")
+        raise BudgetError(
+            f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} can go"
+        )
     low, high = 0, len(items)
     while low < high:
         middle = (low + high) // 2

@@ -100,7 +100,11 @@ def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple
 
 
 def _damage(
-    context: Context, candidate: Candidate, recipe: Recipe, batches: Sequence[Inputs], reference: Sequence[torch.Tensor]
+    context: Context,
+    candidate: Candidate,
+    recipe: Recipe,
+    batches: Sequence[Inputs],
+    reference: Sequence[torch.Tensor],
 ) -> float:
     repair = recipe.repair
     values = {}

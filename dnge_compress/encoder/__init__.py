@@ -1,0 +1,10 @@
+"""The pretrained dynamic graph encoder: snapshots, messages, memory, sweeps, readout.
+
+After "Dynamic Neural Graph Encoding of Inference Processes in Deep Weight Space" (arXiv 2607.02166), re-derived from
+its equations for scoring: parameters are shared over time, messages are matrix products, a second sweep runs backward
+through the transposed blocks, and the readout is per unit.
+"""
+
+from dnge_compress.encoder.model import DNGEncoder
+
+__all__ = ["DNGEncoder"]

@@ -1,0 +1,52 @@
+"""Node features of the snapshot: what synthetic inference told about each unit, on a log scale, free of size.
+
+Every statistic appears twice: relative to the mean of its space (who is unusual here) and as that mean relative to
+the whole network (which space is unusual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from dnge_compress.scorers import Context
+from dnge_compress.signals import as_matrix
+
+STATISTICS = ("cost", "alone", "variance", "square", "mean", "gradient", "mask", "reader", "share")
+FEATURES = 2 * len(STATISTICS)
+FLOOR = 1e-12
+
+
+def node_features(context: Context, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Space → features `[U, 2 · statistics]`, for every space with signals; `costs` are the closed form's."""
+    raw = {space: _statistics(context, space, costs[space]) for space in context.signals}
+    means = {space: values.mean(0) for space, values in raw.items()}
+    everywhere = torch.stack(list(means.values())).mean(0)
+    return {
+        space: torch.cat([values - means[space], (means[space] - everywhere).expand_as(values)], -1).clamp(-12, 12)
+        for space, values in raw.items()
+    }
+
+
+def _statistics(context: Context, space: str, cost: Tensor) -> Tensor:
+    """Logs of the statistics `[U, statistics]`, summed over the readers of the space."""
+    signals = context.signals[space]
+    units = signals[0].units
+    alone = variance = square = mean = gradient = mask = reader = torch.zeros(units)
+    for s in signals:
+        weight = as_matrix(context.weights[s.slot.param], context.graph, s.slot)[:, s.own].float()
+        weighted = (weight.square() * s.out_fisher[:, None]).sum(0)
+        variance = variance + s.variance.view(units, -1).mean(1).cpu()
+        square = square + s.gram.diagonal()[s.own].view(units, -1).mean(1).cpu()
+        mean = mean + s.mean[s.own].abs().view(units, -1).mean(1).cpu()
+        alone = alone + (0.5 * weighted * s.variance).view(units, -1).sum(1).cpu()
+        gradient = gradient + s.grad_square[s.own].view(units, -1).sum(1).cpu()
+        mask = mask + s.fisher.cpu()
+        reader = reader + weight.square().sum(0).view(units, -1).sum(1).cpu()
+    share = cost.cpu() / (alone + FLOOR)  # what refitting the others can't make up for
+    logs = [
+        t.clamp_min(FLOOR).log() for t in (cost.cpu(), alone, variance, square, mean, gradient, mask, reader, share)
+    ]
+    return torch.stack(logs, -1)

@@ -1,0 +1,157 @@
+"""DNGEncoder: two sweeps and three readouts. It predicts corrections, in log nats, to the closed-form costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dnge_compress.encoder.features import FEATURES
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS
+from dnge_compress.encoder.pooling import segment_mean
+from dnge_compress.encoder.snapshots import snapshots
+from dnge_compress.encoder.sweeps import States, Sweep
+from dnge_compress.errors import CheckpointError
+from dnge_compress.types import ModelGraph
+
+BASE = Path(__file__).with_name("base.safetensors")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of an encoder; stored in the header of its weights."""
+
+    hidden: int = 48
+    features: int = FEATURES
+    limit: float = 3.0
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Factors by which the closed form is wrong, as natural logs: per unit `[U]`, per layer `[L]`; and per weight
+    matrix the log of its loss-gradient's mean square."""
+
+    units: Mapping[str, Tensor]
+    layers: Mapping[str, Tensor]
+    matrices: Mapping[str, Tensor]
+
+
+class DNGEncoder(nn.Module):
+    """Walks a network as a dynamic graph, forward and backward, and reads out every unit, layer and matrix.
+
+    `forward(graph, weights, features, layer_costs)` takes tensors by name, node features per space `[U, F]`, and
+    log layer costs; sizes, depths and families are free.
+    """
+
+    def __init__(self, config: EncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or EncoderConfig()
+        h, f = self.config.hidden, self.config.features
+        self.ahead = Sweep(h, f)
+        self.back = Sweep(h, f + h, backward=True)
+        self.unit = _readout(2 * h + f)
+        self.space = _readout(2 * h + f)
+        self.layer = _readout(2 * h + 1)
+        self.matrix = _readout(4 * h)
+
+    def forward(
+        self,
+        graph: ModelGraph,
+        weights: Mapping[str, Tensor],
+        features: Mapping[str, Tensor],
+        layer_costs: Mapping[str, Tensor],
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> Corrections:
+        """Corrections for every prunable unit, every block and every matrix of the network."""
+        dtype = next(self.parameters()).dtype
+        ahead = self.ahead(graph, snapshots(graph, weights, dtype), features, chunk)
+        seen = {
+            s: torch.cat([_features_or_zeros(features, s, v, self.config.features), v], -1) for s, v in ahead.items()
+        }
+        back = self.back(graph, snapshots(graph, weights, dtype, backward=True), seen, chunk)
+        states = {s: torch.cat([ahead[s], back[s]], -1) for s in ahead}
+        return Corrections(
+            {s: self._units(states[s], x) for s, x in features.items()},
+            self._layers(graph, states, layer_costs),
+            self._matrices(graph, states, weights),
+        )
+
+    def _units(self, states: Tensor, features: Tensor) -> Tensor:
+        """A part that ranks inside the space and a part that moves the whole space, each bounded."""
+        x = torch.cat([states, features], -1)
+        inside = self.unit(x).squeeze(-1)
+        whole = self.space(x.mean(0)).squeeze(-1)
+        return self._bounded(inside - inside.mean()) + self._bounded(whole)
+
+    def _layers(self, graph: ModelGraph, states: States, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Per block, from the mean state of the units inside it and its measured cost."""
+        found = {}
+        for space in graph.of_kind("layer"):
+            inside = [_states_inside(graph, states, module) for module in space.modules]
+            bounds = torch.tensor([0, *(len(s) for s in inside)]).cumsum(0).to(inside[0].device)
+            pooled = segment_mean(torch.cat(inside), bounds)
+            found[space.name] = self._bounded(
+                self.layer(torch.cat([pooled, costs[space.name][:, None]], -1)).squeeze(-1)
+            )
+        return found
+
+    def _matrices(self, graph: ModelGraph, states: States, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        means = {name: s.mean(0) for name, s in states.items()}
+        found = {}
+        for step in graph.steps:
+            for param in step.params:
+                if param.endswith("weight") and step.reads and step.op not in ("norm", "batchnorm", "embed"):
+                    pair = torch.cat([means[step.reads[0]], means[step.writes[0]]])
+                    found[param] = self.matrix(pair).squeeze(-1)
+        return found
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        return self.config.limit * torch.tanh(x / self.config.limit)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path = "base") -> DNGEncoder:
+        """The shipped encoder ("base"), or one from a safetensors file. Raises CheckpointError."""
+        path = BASE if source == "base" else Path(source)
+        if not path.is_file():
+            raise CheckpointError(f"no encoder weights at '{path}'; use \"base\" or make some with `dnge pretrain`")
+        try:
+            with safe_open(path, "pt") as f:
+                header = f.metadata() or {}
+            encoder = cls(EncoderConfig(**json.loads(header["config"])))
+            encoder.load_state_dict(load_file(path))
+        except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as e:
+            raise CheckpointError(f"'{path}' holds no encoder of this version: {str(e).splitlines()[0]}") from None
+        return encoder.eval()
+
+    def save_pretrained(self, path: str | Path, provenance: Mapping[str, object] | None = None) -> None:
+        """Write weights, config and provenance into one safetensors file."""
+        header = {"config": json.dumps(asdict(self.config)), "provenance": json.dumps(provenance or {})}
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, header)
+
+
+def _readout(inputs: int) -> nn.Sequential:
+    """A small MLP whose last layer starts at zero: an untrained encoder leaves the closed form as it is."""
+    last = nn.Linear(64, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), last)
+
+
+def _features_or_zeros(features: Mapping[str, Tensor], space: str, like: Tensor, size: int) -> Tensor:
+    return features[space] if space in features else like.new_zeros(len(like), size)
+
+
+def _states_inside(graph: ModelGraph, states: States, module: str) -> Tensor:
+    """States of all units whose space lies wholly inside a block; of what it writes, if there is none."""
+    prefix = f"{module}."
+    spaces = [s.name for s in graph.spaces if graph.consumers(s.name) and all(
+        slot.param.startswith(prefix) for slot in graph.slots_of(s.name))]  # fmt: skip
+    if not spaces:
+        spaces = [next(s.writes[0] for s in graph.steps if any(p.startswith(prefix) for p in s.params))]
+    return torch.cat([states[s] for s in spaces])

@@ -1,0 +1,26 @@
+"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known."""
+
+from __future__ import annotations
+
+import torch
+
+from dnge_compress.encoder import DNGEncoder
+from dnge_compress.encoder.features import FLOOR, node_features
+from dnge_compress.scorers import Context, probe
+from dnge_compress.types import Scores
+
+NEEDS_DATA = False
+
+
+def score(context: Context) -> Scores:
+    """Costs in nats per label: exp(log closed form + correction), for units, heads, channels and layers."""
+    closed = probe.score(context)
+    encoder = DNGEncoder.from_pretrained("base")
+    features = node_features(context, closed.units)
+    layers = {s.name: closed.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
+    weights = {k: v.cpu() for k, v in context.weights.items()}
+    found = encoder(context.graph, weights, features, layers)
+    corrections = {**found.units, **found.layers}
+    units = {name: values.clamp_min(FLOOR) * corrections[name].exp() for name, values in closed.units.items()}
+    matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
+    return Scores(units, "encoder", context.graph.fingerprint, matrices)

@@ -1,0 +1,14 @@
+"""Fisher: the squared loss gradient of a mask on each unit, E (Σ a·g)², on real data (Molchanov et al. 2019)."""
+
+from __future__ import annotations
+
+from dnge_compress.scorers import Context, probe
+from dnge_compress.types import Scores
+
+NEEDS_DATA = True
+
+
+def score(context: Context) -> Scores:
+    """Half the mask's Fisher information: the second-order cost of removal without repair; layers are measured."""
+    units = {name: 0.5 * sum(s.fisher.cpu() for s in context.signals[name]) for name in context.signals}
+    return Scores(units | probe.layer_costs(context), "fisher", context.graph.fingerprint)

@@ -1,0 +1,41 @@
+"""Group magnitude: the L2 norm over everything a unit owns, as torch-pruning's GroupMagnitudeImportance ranks it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dnge_compress.scorers import Context
+from dnge_compress.types import PRUNABLE, Scores, Space
+
+NEEDS_DATA = False
+
+
+def score(context: Context) -> Scores:
+    """Mean over a space's tensors of Σ w² per unit, relative to the space's mean; layers by their mean square."""
+    units = {}
+    for space in context.graph.of_kind(*PRUNABLE):
+        units[space.name] = _layers(context, space) if space.kind == "layer" else _units(context, space)
+    return Scores(units, "magnitude", context.graph.fingerprint)
+
+
+def _units(context: Context, space: Space) -> Tensor:
+    norms = []
+    for slot in context.graph.slots_of(space.name):
+        # Torch-pruning's group norm leaves out biases and norms' running statistics.
+        if not slot.param.endswith("weight") or context.graph.step_of(slot.param).op in ("norm", "batchnorm"):
+            continue
+        weight = context.weights[slot.param].float().transpose(0, slot.axis)
+        rows = weight[slot.offset : slot.offset + space.units * slot.width].flatten(1).square().sum(1)
+        norms.append(rows.view(space.units, slot.width).sum(1))
+    total = torch.stack(norms).mean(0).cpu()
+    return total / total.mean().clamp_min(1e-30)
+
+
+def _layers(context: Context, space: Space) -> Tensor:
+    squares = []
+    for module in space.modules:
+        own = [w.float() for n, w in context.weights.items() if n.startswith(f"{module}.") and w.dim() > 1]
+        squares.append(sum(float(w.square().sum()) for w in own) / sum(w.numel() for w in own))
+    values = torch.tensor(squares)
+    return values / values.mean()

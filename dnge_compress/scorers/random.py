@@ -1,0 +1,17 @@
+"""Random: the gate that every other scorer must pass."""
+
+from __future__ import annotations
+
+import torch
+
+from dnge_compress.scorers import Context
+from dnge_compress.types import PRUNABLE, Scores
+
+NEEDS_DATA = False
+
+
+def score(context: Context) -> Scores:
+    """Uniform in 0..1 per unit, seeded."""
+    generator = torch.Generator().manual_seed(context.seed)
+    units = {s.name: torch.rand(s.units, generator=generator) for s in context.graph.of_kind(*PRUNABLE)}
+    return Scores(units, "random", context.graph.fingerprint)

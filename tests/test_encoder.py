@@ -1,0 +1,170 @@
+"""The encoder's exact properties: its messages, its symmetries, and independence of chunk size and back end."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from models import MODELS, example_inputs, graph_of, make
+from torch import nn
+
+from dnge_compress.encoder import DNGEncoder, pooling
+from dnge_compress.encoder.features import FEATURES
+from dnge_compress.encoder.messages import Message, per_edge, scaled
+from dnge_compress.masking import slot_rows
+from dnge_compress.types import ModelGraph, Space
+
+
+def encoder64() -> DNGEncoder:
+    """An encoder with random readouts (untrained ones are zero) in float64."""
+    torch.manual_seed(0)
+    encoder = DNGEncoder().double()
+    for p in encoder.parameters():
+        nn.init.normal_(p, std=0.3)
+    return encoder.eval()
+
+
+def weights64(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.double() for k, v in model.state_dict().items() if v.is_floating_point()}
+
+
+def features64(graph: ModelGraph, seed: int = 0) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    return {
+        s.name: torch.randn(s.units, FEATURES, generator=g, dtype=torch.float64)
+        for s in graph.of_kind("neuron", "head", "channel")
+    }
+
+
+def layer_costs(graph: ModelGraph) -> dict[str, torch.Tensor]:
+    return {s.name: torch.linspace(-1, 1, s.units, dtype=torch.float64) for s in graph.of_kind("layer")}
+
+
+def permuted(graph: ModelGraph, weights: dict, space: Space, order: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same network with the units of one space in another order."""
+    moved = dict(weights)
+    for slot in graph.slots_of(space.name):
+        tensor = moved[slot.param].clone()
+        rows = slot_rows(slot, torch.arange(space.units))
+        moved[slot.param] = tensor.index_copy(slot.axis, rows, tensor.index_select(slot.axis, slot_rows(slot, order)))
+    return moved
+
+
+@pytest.mark.parametrize("functions", [("identity",), ("abs", "square"), ("identity", "sin0.5", "cos2")])
+def test_matrix_product_message_equals_the_per_edge_message(functions: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    message = Message(7, functions).double()
+    weight, states = torch.randn(5, 11, 3).double(), torch.randn(11, 7).double()
+    assert torch.allclose(message(weight, states), per_edge(message, weight, states), atol=1e-10, rtol=0)
+
+
+def test_transposed_message_equals_the_message_over_the_transposed_block() -> None:
+    torch.manual_seed(0)
+    message = Message(7, ("abs", "square")).double()
+    weight, states = torch.randn(5, 11, 2).double(), torch.randn(5, 7).double()
+    direct = message(weight.transpose(0, 1).contiguous(), states)
+    assert torch.allclose(message(weight, states, transposed=True), direct, atol=1e-10, rtol=0)
+
+
+def test_scaled_blocks_do_not_depend_on_the_scale_of_the_weights() -> None:
+    weight = torch.randn(4, 6, 1)
+    assert torch.allclose(scaled(weight)[0], scaled(weight * 10)[0])
+    assert torch.allclose(scaled(weight * 10)[1] - scaled(weight)[1], torch.tensor(100.0).log())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_follow_a_permutation_of_any_space(name: str) -> None:
+    model = make(name)
+    graph = graph_of(name, model)
+    weights, features, costs, encoder = weights64(model), features64(graph), layer_costs(graph), encoder64()
+    with torch.no_grad():
+        base = encoder(graph, weights, features, costs)
+        for space in graph.of_kind("neuron", "head", "channel", "residual"):
+            order = torch.randperm(space.units, generator=torch.Generator().manual_seed(1))
+            moved = {**features}
+            if space.name in moved:
+                moved[space.name] = features[space.name][order]
+            found = encoder(graph, permuted(graph, weights, space, order), moved, costs)
+            for other, values in base.units.items():
+                expected = values[order] if other == space.name else values
+                assert torch.allclose(found.units[other], expected, atol=1e-8, rtol=0), (space.name, other)
+            for param, value in base.matrices.items():
+                assert torch.allclose(found.matrices[param], value, atol=1e-8, rtol=0), (space.name, param)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_query_heads_inside_a_group_may_swap_without_any_effect(name: str) -> None:
+    model = make(name)
+    graph = graph_of(name, model)
+    head_dim = model.config.head_dim
+    weights, features, costs, encoder = weights64(model), features64(graph), layer_costs(graph), encoder64()
+    moved = dict(weights)
+    for param, axis in (("q_proj", 0), ("o_proj", 1)):
+        key = f"model.layers.0.self_attn.{param}.weight"
+        rows = torch.arange(weights[key].shape[axis])
+        rows[: 2 * head_dim] = rows[: 2 * head_dim].roll(head_dim)  # the first two query heads share a group
+        moved[key] = weights[key].index_select(axis, rows)
+    with torch.no_grad():
+        before, after = (encoder(graph, w, features, costs) for w in (weights, moved))
+    for space in before.units:
+        assert torch.allclose(before.units[space], after.units[space], atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "cnn_residual"])
+def test_scores_are_the_same_at_any_chunk_size(name: str) -> None:
+    model = make(name)
+    graph = graph_of(name, model)
+    arguments = (graph, weights64(model), features64(graph), layer_costs(graph))
+    with torch.no_grad():
+        whole, chunked = encoder64()(*arguments), encoder64()(*arguments, chunk=50)
+    for space in whole.units:
+        assert torch.allclose(whole.units[space], chunked.units[space], atol=1e-10, rtol=0)
+
+
+def test_messages_pass_from_the_weights_to_the_scores() -> None:
+    model = make("llama")
+    graph = graph_of("llama", model)
+    features, costs, encoder = features64(graph), layer_costs(graph), encoder64()
+    weights = weights64(model)
+    changed = copy.deepcopy(weights)
+    changed["model.layers.1.mlp.down_proj.weight"][:, 3] *= 5  # outgoing weights: only a backward sweep sees them
+    with torch.no_grad():
+        before, after = (encoder(graph, w, features, costs) for w in (weights, changed))
+    moved = (before.units["ffn.1"] - after.units["ffn.1"]).abs()
+    assert moved[3] > 10 * moved.median()
+
+
+def test_an_untrained_encoder_leaves_the_closed_form_as_it_is() -> None:
+    model = make("bert")
+    graph = graph_of("bert", model)
+    features = {k: v.float() for k, v in features64(graph).items()}
+    weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    found = DNGEncoder()(graph, weights, features, {k: v.float() for k, v in layer_costs(graph).items()})
+    assert all(float(v.abs().max()) == 0 for v in [*found.units.values(), *found.layers.values()])
+
+
+def test_segment_mean_equals_a_plain_loop() -> None:
+    rows, bounds = torch.randn(9, 4), torch.tensor([0, 2, 3, 9])
+    expected = torch.stack([rows[a:b].mean(0) for a, b in zip(bounds[:-1], bounds[1:], strict=True)])
+    assert torch.allclose(pooling.segment_mean(rows, bounds), expected, atol=1e-6)
+
+
+def test_torch_scatter_and_torch_pool_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    scatter = pytest.importorskip("torch_scatter", reason="torch-scatter is an extra; CI's scatter step installs it")
+    rows, bounds = torch.randn(30, 5).double(), torch.tensor([0, 1, 12, 30])
+    monkeypatch.setattr(pooling, "segment_csr", scatter.segment_csr)
+    with_scatter = pooling.segment_mean(rows, bounds)
+    monkeypatch.setattr(pooling, "segment_csr", None)
+    assert torch.allclose(with_scatter, pooling.segment_mean(rows, bounds), atol=1e-12, rtol=0)
+
+
+def test_saved_and_loaded_encoders_agree(tmp_path) -> None:
+    encoder = DNGEncoder()
+    encoder.save_pretrained(tmp_path / "e.safetensors", {"zoo": "none"})
+    loaded = DNGEncoder.from_pretrained(tmp_path / "e.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(encoder.parameters(), loaded.parameters(), strict=True))
+
+
+def test_models_answer_their_example_inputs() -> None:
+    assert all(example_inputs(name) is not None for name in MODELS)
