@@ -1,0 +1,175 @@
+"""What removal really costs, on real data, for every unit of a zoo network: what the encoder learns to predict.
+
+Costs are KL divergences of the network's output on real inputs, in nats per label, after repair with the probes (the
+repair that a user without data gets):
+
+- units: the closed form on real data, on two disjoint halves (their rank correlation is the target's reliability),
+  scaled per space so that their sum equals the measured cost of removing the cheapest 40 % together;
+- heads: each measured by itself;
+- layers: each block skipped, measured;
+- matrices: the log of the loss gradient's mean square.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from dnge_compress.encoder.features import FLOOR, node_features
+from dnge_compress.executors.compensate import refitted
+from dnge_compress.families import build_graph
+from dnge_compress.masking import MaskedModel
+from dnge_compress.pretrain.batches import Batch, example_batches, loss
+from dnge_compress.pretrain.corpora import Shelf
+from dnge_compress.pretrain.zoo import load
+from dnge_compress.probe import Inputs, ProbeSettings, call, inference_mode_of, synthesize
+from dnge_compress.scorers import Context, probe
+from dnge_compress.signals import divergence
+from dnge_compress.types import Cut, ModelGraph
+
+PROBE_TOKENS = 4096
+REAL_TOKENS = 4096  # per half
+REMOVED_TOGETHER = 0.4
+HEADS_MEASURED = 8  # per space
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One network with its true costs: everything the encoder sees, and what it should say (log nats)."""
+
+    name: str
+    graph: ModelGraph
+    weights: dict[str, Tensor]
+    features: dict[str, Tensor]
+    closed: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    matrices: dict[str, Tensor]
+    reliability: float
+
+
+def make_targets(folder: Path, shelf: Shelf) -> Path:
+    """Measure one network and write `targets.safetensors` beside it; a finished file is left as it is."""
+    path = folder / "targets.safetensors"
+    if path.is_file():
+        return path
+    model, blueprint = load(folder)
+    model.eval()
+    language = blueprint.is_language
+    size = 32 if language else 128
+    halves = [
+        example_batches(blueprint, "train", count=2, batch_size=size, seed=seed, shelf=shelf) for seed in (101, 202)
+    ]
+    judged = example_batches(blueprint, "held-out", count=1, batch_size=size, seed=303, shelf=shelf)[0]
+    graph = build_graph(model, _example(judged))
+    context = Context(graph, model, tuple(synthesize(model, ProbeSettings(tokens=PROBE_TOKENS), _example(judged))))
+    with torch.no_grad():
+        closed = probe.score(context).units
+        features = node_features(context, closed)
+        real = [Context(graph, model, tuple(b.inputs for b in half), real_data=True) for half in halves]
+        costs = [{s: probe.unit_costs(c, s) for s in c.signals} for c in real]
+        judge = _Judge(context, judged.inputs)
+        targets = {s: judge.unit_targets(s, closed[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
+        targets |= judge.layer_targets()
+    reliability = [float(spearmanr(costs[0][s], costs[1][s]).statistic) for s in costs[0] if len(costs[0][s]) > 2]
+    tensors = {f"features/{k}": v for k, v in features.items()} | {f"closed/{k}": v for k, v in closed.items()}
+    tensors |= {f"targets/{k}": v for k, v in targets.items()}
+    tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
+    half = path.with_suffix(".half")
+    save_file(
+        {k: v.float().contiguous() for k, v in tensors.items()},
+        half,
+        {"reliability": json.dumps(sum(reliability) / max(1, len(reliability)))},
+    )
+    os.replace(half, path)
+    return path
+
+
+def read_lesson(folder: Path, shelf: Shelf) -> Lesson:
+    """A network of the zoo with its targets, ready for the encoder."""
+    from safetensors import safe_open
+
+    model, blueprint = load(folder)
+    example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, shelf=shelf)[0]
+    graph = build_graph(model.eval(), _example(example))
+    tensors = load_file(folder / "targets.safetensors")
+    with safe_open(folder / "targets.safetensors", "pt") as f:
+        reliability = json.loads(f.metadata()["reliability"])
+    parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    return Lesson(folder.name, graph, weights, **parts, reliability=reliability)
+
+
+class _Judge:
+    """Measures cuts of one network on real inputs."""
+
+    def __init__(self, context: Context, inputs: Inputs) -> None:
+        self.context, self.inputs = context, inputs
+        self.reference = self._run(context.model)
+
+    def unit_targets(self, space: str, closed: Tensor, costs: Tensor) -> Tensor:
+        """Log cost per unit of one space `[U]`; `costs` are the closed form on two halves of real data `[2, U]`."""
+        units = len(closed)
+        logs = costs.clamp_min(FLOOR).log().mean(0)
+        if units < 2:
+            return logs
+        if self.context.graph.space(space).kind == "head":
+            for u in range(min(units, HEADS_MEASURED)):
+                logs[u] = self._cost(space, [v for v in range(units) if v != u]).log()
+            return logs
+        count = max(1, round(REMOVED_TOGETHER * units))
+        order = closed.argsort()
+        measured = self._cost(space, sorted(order[count:].tolist()))
+        return logs + measured.log() - logs[order[:count]].logsumexp(0)
+
+    def layer_targets(self) -> dict[str, Tensor]:
+        """Log cost of skipping each block; blocks that can't go get the largest of their space."""
+        found = {}
+        for space in self.context.graph.of_kind("layer"):
+            free = [i for i in range(space.units) if i not in space.pinned]
+            costs = torch.ones(space.units)
+            for i in free if space.units > 1 else ():
+                costs[i] = self._cost(space.name, [j for j in range(space.units) if j != i])
+            costs[list(space.pinned)] = max((float(costs[i]) for i in free), default=1.0)
+            found[space.name] = costs.log()
+        return found
+
+    def _cost(self, space: str, keep: list[int]) -> Tensor:
+        cuts = [Cut(space, tuple(keep))]
+        values = refitted(self.context.model, self.context.signals, cuts)
+        masked = MaskedModel(self.context.model, self.context.graph, cuts, values)
+        return divergence(self._run(masked), self.reference, logits=True).clamp_min(1e-7)
+
+    def _run(self, model: nn.Module) -> Tensor:
+        with inference_mode_of(self.context.model):
+            return call(model, self.inputs)
+
+
+def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[Batch]) -> dict[str, Tensor]:
+    """Log of the mean squared gradient of every weight matrix, relative to the network's mean."""
+    model.zero_grad()
+    for batch in batches:
+        loss(model, batch).backward()
+    weights = dict(model.named_parameters())
+    logs = {
+        p: weights[p].grad.square().mean().clamp_min(1e-30).log()
+        for step in graph.steps
+        for p in step.params
+        if p in weights and weights[p].dim() > 1 and step.op not in ("embed", "norm", "batchnorm")
+    }
+    model.zero_grad(set_to_none=True)
+    mean = torch.stack(list(logs.values())).mean()
+    return {p: v - mean for p, v in logs.items()}
+
+
+def _example(batch: Batch) -> Tensor | None:
+    return batch.inputs[:2] if isinstance(batch.inputs, Tensor) else None
