@@ -1,8 +1,8 @@
 """Synthetic inference: inputs that need no data, and how a model is run on them.
 
-Causal language models are probed with text sampled from themselves, encoders with random token ids whose
-frequencies fall off as 1/rank (Zipf's law; vocabularies are ordered by frequency), vision models with noise images
-whose spectrum falls off as 1/f, as that of natural images does. Everything is seeded and the model is left as it was.
+Causal language models are probed with text sampled from themselves, encoders with random tokens that lie close
+together in embedding space, vision models with noise images whose spectrum falls off as 1/f, as that of natural
+images does, and whose contrast and colour vary. Everything is seeded and the model is left as it was.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import DataError, UnsupportedModelError
 
-Inputs = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
+Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
-ZIPF_SHIFT = 2.7  # Mandelbrot's correction of Zipf's law
+TOPIC_WORDS = 32
 
 
 @dataclass(frozen=True)
@@ -203,18 +203,37 @@ def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generato
 
 
 def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+    """Sequences about something: tokens whose embeddings point the way of a random centre's, as words of a text do.
+
+    Each sequence draws from a soft neighbourhood of TOPIC_WORDS effective tokens; tokens of uniform probability fit
+    the activations of real text less well (dev/LOG.md).
+    """
     config, device = model.config, device_of(model)
     limit = getattr(config, "max_position_embeddings", settings.length)
     length = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
     rows = max(1, round(settings.tokens / length))
-    rank = torch.arange(config.vocab_size, dtype=torch.float64)
-    zipf = 1.0 / (rank + ZIPF_SHIFT)
-    ids = torch.multinomial(zipf, rows * length, replacement=True, generator=generator).view(rows, length)
-    mask = torch.ones_like(ids)
-    return [
-        {"input_ids": i.to(device), "attention_mask": m.to(device)}
-        for i, m in zip(*(t.split(max(1, BATCH_TOKENS // length)) for t in (ids, mask)), strict=True)
-    ]
+    embedding = model.get_input_embeddings().weight.detach().float().cpu()
+    embedding = embedding - embedding.mean(0)
+    centres = torch.randint(len(embedding), (rows,), generator=generator)
+    ids = torch.cat(
+        [
+            torch.multinomial(_with_perplexity(s, TOPIC_WORDS), length, replacement=True, generator=generator)
+            for s in (embedding[centres] @ embedding.T / embedding.square().sum(1).mean()).split(64)
+        ]
+    )
+    batches = ids.split(max(1, BATCH_TOKENS // length))
+    return [{"input_ids": i.to(device), "attention_mask": torch.ones_like(i).to(device)} for i in batches]
+
+
+def _with_perplexity(similarity: Tensor, words: int) -> Tensor:
+    """Softmax of each row of `similarity` `[R, V]` at the temperature whose perplexity is `words`, by bisection."""
+    low, high = torch.zeros(len(similarity), 1), torch.full((len(similarity), 1), 200.0)
+    for _ in range(20):
+        middle = (low + high) / 2
+        logs = (similarity * middle).log_softmax(-1)
+        wide = -(logs.exp() * logs).sum(-1, keepdim=True) > math.log(words)
+        low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
+    return (similarity * low).softmax(-1)
 
 
 def _noise_images(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
@@ -253,7 +272,7 @@ def _noise_like(
 
 
 def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Images `[N, C, H, W]` of unit variance with amplitude falling as 1/f and correlated colour channels."""
+    """Images `[N, C, H, W]` with amplitude falling as 1/f, correlated colour channels, varying contrast and tint."""
     n, channels, height, width = shape
     noise = torch.randn(shape, generator=generator)
     shared = torch.randn((n, 1, height, width), generator=generator)
@@ -262,4 +281,5 @@ def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     fx = torch.fft.rfftfreq(width)[None, :]
     amplitude = 1.0 / (fy.square() + fx.square()).sqrt().clamp_min(1.0 / max(height, width))
     pink = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(height, width))
-    return pink / pink.std()
+    contrast = torch.exp(0.5 * torch.randn(n, 1, 1, 1, generator=generator))
+    return pink / pink.std() * contrast + 0.5 * torch.randn(n, channels, 1, 1, generator=generator)

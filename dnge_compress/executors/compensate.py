@@ -21,7 +21,7 @@ MODES = ("none", "bias", "lstsq")
 
 
 def refitted(
-    model: nn.Module, signals: Signals, cuts: Iterable[Cut], mode: str = "lstsq", ridge: float = 0.01
+    model: nn.Module, signals: Signals, cuts: Iterable[Cut], mode: str = "lstsq", ridge: float = 0.003
 ) -> dict[str, Tensor]:
     """New values of the dense model's readers under `cuts`: weights with zeros in the removed columns, and shifts.
 

@@ -64,12 +64,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure_all(folder: Path, shelf: Shelf, jobs: int) -> list[Lesson]:
     """Targets for every network of the zoo, made where missing, and all lessons read."""
-    networks = zoo.finished(folder)
+    networks = [network for network in zoo.finished(folder) if has_learned(network)]
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         tasks = [pool.submit(make_targets, network, shelf) for network in networks]
         for i, task in enumerate(tasks):
             print(f"[{i + 1}/{len(tasks)}] targets of {task.result().parent.name}", file=sys.stderr, flush=True)
     return [read_lesson(network, shelf) for network in networks]
+
+
+def has_learned(network: Path) -> bool:
+    """Whether a language model is clearly below the unigram loss; removing units from one that isn't teaches nothing."""
+    quality = zoo.record(network)["quality"]
+    return "unigram_loss" not in quality or quality["loss"] < 0.97 * quality["unigram_loss"]
 
 
 def fit(lessons: list[Lesson], epochs: int, seed: int, state: Path) -> tuple[DNGEncoder, dict[str, object]]:

@@ -88,7 +88,7 @@ class Repair(Section):
     """
 
     compensate: Literal["none", "bias", "lstsq"] = "lstsq"
-    ridge: Real = Field(default=0.01, gt=0)
+    ridge: Real = Field(default=0.003, gt=0)
 
 
 class Recipe(Section):

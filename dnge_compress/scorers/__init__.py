@@ -33,7 +33,7 @@ class Context:
     model: nn.Module
     batches: tuple[Inputs, ...]
     real_data: bool = False
-    ridge: float = 0.01
+    ridge: float = 0.003
     seed: int = 0
     progress: Progress | None = field(default=None, compare=False)
 
