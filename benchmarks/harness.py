@@ -1,0 +1,103 @@
+"""What the benchmarks share: one scoring context per data source, arms that prune a fresh copy, and result tables."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from dnge_compress import scorers
+from dnge_compress.executors.compensate import install, refitted
+from dnge_compress.executors.prune import cut
+from dnge_compress.families import build_graph
+from dnge_compress.probe import ProbeSettings, checked_data, synthesize
+from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.prune import make_plan
+from dnge_compress.scorers import Context
+from dnge_compress.types import Scores
+
+RESULTS = Path(__file__).parent / "results"
+DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@dataclass
+class Source:
+    """One model with one set of inputs (probes of a seed, or real data): scores are made once and used again."""
+
+    model: nn.Module
+    data: Iterable | None = None
+    seed: int = 0
+    tokens: int = 16384
+    scores: dict[str, Scores] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        graph = build_graph(self.model)
+        if self.data is not None:
+            batches = checked_data(self.data, self.model)
+        else:
+            batches = synthesize(self.model, ProbeSettings(tokens=self.tokens, seed=self.seed))
+        self.context = Context(graph, self.model, tuple(batches), real_data=self.data is not None, seed=self.seed)
+
+    def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:
+        """A pruned copy of the model."""
+        if scorer not in self.scores:
+            self.scores[scorer] = scorers.score(scorer, self.context)
+        settings = resolve(recipe, {"ratio": ratio, "compensate": compensate, "scorer": scorer})
+        cuts = make_plan(self.context, self.scores[scorer], settings).cuts
+        small = copy.deepcopy(self.model)
+        with torch.no_grad():
+            values = refitted(self.model, self.context.signals, cuts, compensate) if compensate != "none" else {}
+            cut(small, self.context.graph, cuts)
+            install(small, self.context.graph, cuts, values)
+        return small
+
+
+@dataclass
+class Table:
+    """Rows of measurements at several ratios; repeated measurements of a row become mean ± standard deviation."""
+
+    title: str
+    ratios: tuple[float, ...]
+    rows: dict[tuple[str, ...], dict[float, list[float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def measure(
+        self, key: tuple[str, ...], make: Callable[[float], nn.Module], judge: Callable[[nn.Module], float]
+    ) -> None:
+        """Judge what `make(ratio)` returns at every ratio, and log it."""
+        started = time.perf_counter()
+        row = self.rows.setdefault(key, {r: [] for r in self.ratios})
+        for ratio in self.ratios:
+            row[ratio].append(judge(make(ratio)))
+        values = "  ".join(f"{row[r][-1]:.4f}" for r in self.ratios)
+        print(f"{' · '.join(key):60s} {values}   {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+    def write(self, name: str, columns: tuple[str, ...]) -> None:
+        """Write results/NAME.json and results/NAME.md."""
+        RESULTS.mkdir(exist_ok=True)
+        head = [*columns, *(f"{r:.0%}" for r in self.ratios)]
+        lines = [f"# {self.title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for key, row in self.rows.items():
+            lines.append("| " + " | ".join([*key, *(_cell(row[r]) for r in self.ratios)]) + " |")
+        lines += ["", *self.notes, ""]
+        (RESULTS / f"{name}.md").write_text("\n".join(lines))
+        raw = [{"row": key, "values": {str(r): v for r, v in row.items()}} for key, row in self.rows.items()]
+        (RESULTS / f"{name}.json").write_text(
+            json.dumps({"title": self.title, "rows": raw, "notes": self.notes}, indent=1)
+        )
+        print("\n".join(lines))
+
+
+def _cell(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
