@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -68,8 +69,8 @@ def main() -> None:
     for source, data, arms in sources:
         for scorer, repair in arms:
             key = (scorer, repair, data)
-            neurons.measure(key, lambda r: source.prune(scorer, repair, "prune/neurons", r), judge)  # noqa: B023
-            whole.measure(key, lambda r: source.prune(scorer, repair, "prune/default", r), judge)  # noqa: B023
+            neurons.measure(key, partial(source.prune, scorer, repair, "prune/neurons"), judge)
+            whole.measure(key, partial(source.prune, scorer, repair, "prune/default"), judge)
     ids = tokenizer(held_out[:400], return_tensors="pt").input_ids
     neurons.measure(
         ("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, {"input_ids": ids}, r), judge

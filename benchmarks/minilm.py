@@ -9,6 +9,7 @@ characters, cut to 64 tokens; higher is better, 1 is unchanged. Real data are 25
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -45,14 +46,14 @@ def main() -> None:
     for seed in range(options.seeds):
         source = Source(model, seed=seed)
         for scorer, repair in ARMS:
-            table.measure((scorer, repair, "none"), lambda r: source.prune(scorer, repair, "prune/neurons", r), judge)  # noqa: B023
+            table.measure((scorer, repair, "none"), partial(source.prune, scorer, repair, "prune/neurons"), judge)
     table.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, dict(judged[0]), r), judge)
     table.measure(("model folding", "none", "none"), lambda r: folding(model, r), judge)
     source = Source(model, data=real)
     for scorer, repair in DATA_ARMS:
         table.measure(
             (scorer, repair, f"{CALIBRATION} sentences"),
-            lambda r: source.prune(scorer, repair, "prune/neurons", r),
+            partial(source.prune, scorer, repair, "prune/neurons"),
             judge,
         )
     table.notes += [
