@@ -17,13 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import DataError, UnsupportedModelError
+from dnge_compress.vocabulary import vocabulary_of
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
-TOPIC_WORDS = 32
+TOPIC_WORDS = 32  # effective number of words that a sequence's topic draws from
+COMMON_SHARE = 1 / 3
+ZIPF_SHIFT = 2.7  # Mandelbrot's correction of Zipf's law
+LENGTHS = (1.0, 0.5, 0.25)  # of settings.length, with equal numbers of tokens
 
 
 @dataclass(frozen=True)
@@ -203,26 +207,40 @@ def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generato
 
 
 def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
-    """Sequences about something: tokens whose embeddings point the way of a random centre's, as words of a text do.
+    """Sequences about something: two thirds of each are tokens whose embeddings point the way of a random centre's,
+    as the content words of a text do, one third are common words; framed and of several lengths, as real texts are.
 
-    Each sequence draws from a soft neighbourhood of TOPIC_WORDS effective tokens; tokens of uniform probability fit
-    the activations of real text less well (dev/LOG.md).
+    Where no tokenizer lies beside the model, common words can't be told from others and any token stands for them.
     """
     config, device = model.config, device_of(model)
     limit = getattr(config, "max_position_embeddings", settings.length)
-    length = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
-    rows = max(1, round(settings.tokens / length))
-    embedding = model.get_input_embeddings().weight.detach().float().cpu()
-    embedding = embedding - embedding.mean(0)
-    centres = torch.randint(len(embedding), (rows,), generator=generator)
-    ids = torch.cat(
-        [
-            torch.multinomial(_with_perplexity(s, TOPIC_WORDS), length, replacement=True, generator=generator)
-            for s in (embedding[centres] @ embedding.T / embedding.square().sum(1).mean()).split(64)
-        ]
-    )
-    batches = ids.split(max(1, BATCH_TOKENS // length))
-    return [{"input_ids": i.to(device), "attention_mask": torch.ones_like(i).to(device)} for i in batches]
+    longest = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
+    vocabulary = vocabulary_of(model)
+    words = vocabulary.words
+    embedding = model.get_input_embeddings().weight.detach().float().cpu()[words]
+    embedding = torch.nn.functional.normalize(embedding - embedding.mean(0), dim=1)
+    rank = torch.arange(len(words), dtype=torch.float32)
+    common = 1 / (rank + ZIPF_SHIFT) if vocabulary.is_ordered else torch.ones(len(words))
+    batches: list[Inputs] = []
+    for share in LENGTHS:
+        length = max(4, round(longest * share)) - len(vocabulary.before) - len(vocabulary.after)
+        rows = max(1, round(settings.tokens / len(LENGTHS) / length))
+        for count in _chunks(rows, max(1, BATCH_TOKENS // length)):
+            centres = torch.randint(len(words), (count,), generator=generator)
+            topics = _with_perplexity(embedding[centres] @ embedding.T, TOPIC_WORDS)
+            topical = torch.multinomial(topics, length, replacement=True, generator=generator)
+            other = torch.multinomial(common, count * length, replacement=True, generator=generator).view(count, length)
+            is_common = torch.rand(count, length, generator=generator) < COMMON_SHARE
+            ids = words[torch.where(is_common, other, topical)]
+            frame = [torch.tensor(part).expand(count, -1).long() for part in (vocabulary.before, vocabulary.after)]
+            ids = torch.cat([frame[0], ids, frame[1]], 1).to(device)
+            batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    order = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in order]
+
+
+def _chunks(rows: int, size: int) -> list[int]:
+    return [min(size, rows - first) for first in range(0, rows, size)]
 
 
 def _with_perplexity(similarity: Tensor, words: int) -> Tensor:
