@@ -46,7 +46,7 @@ def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs
     Raises DataError for a probe kind that doesn't fit the model.
     """
     kind = settings.kind if settings.kind != "auto" else default_kind(model, example_inputs)
-    makers = {"sampled": _sampled_text, "random": _random_tokens, "noise": _noise_images, "like": _noise_like}
+    makers = {"sampled": _sampled_text, "random": _random_tokens, "noise": _noise_images}
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":

@@ -96,16 +96,18 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
         params = dict(self.model.named_parameters())
         return [as_matrix(params[s.param], self.graph, s).shape[1] for s in self.graph.consumers(space.name)]
 
-    def _gather(self, spaces: list[Space]) -> dict[str, tuple[Signal, ...]]:
+    def _gather(self, spaces: list[Space], copies: bool = False) -> dict[str, tuple[Signal, ...]]:
         self.passes += 1
         taps = {
-            s.name: [_Tap(self.model, self.graph, slot, s.units) for slot in self.graph.consumers(s.name)]
+            s.name: [
+                _Tap(self.model, self.graph, slot, s.units, self.seed, copies) for slot in self.graph.consumers(s.name)
+            ]
             for s in spaces
         }
         flat = [t for group in taps.values() for t in group]
         generator = torch.Generator().manual_seed(self.seed)
         with torch.enable_grad(), inference_mode_of(self.model), _gradients_from(self.model, self.graph):
-            handles = [h for t in flat for h in t.attach(generator)]
+            handles = [h for t in flat for h in t.attach()]
             try:
                 for i, batch in enumerate(self.batches):
                     mask = attended(batch)
@@ -113,6 +115,8 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
                         tap.mask = mask
                     output = answers(call(self.model, batch), mask)
                     _label_loss(output, has_logits(self.model), generator).backward()
+                    if any(tap.overwritten for tap in flat):
+                        break
                     for tap in flat:
                         tap.end_batch(labels=output.numel() // output.shape[-1])
                     if self.progress:
@@ -120,11 +124,13 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
             finally:
                 for h in handles:
                     h.remove()
+        if any(tap.overwritten for tap in flat):
+            return self._gather(spaces, copies=True)
         return {name: tuple(t.signal() for t in group) for name, group in taps.items()}
 
 
 def as_matrix(weight: Tensor, graph: ModelGraph, slot: Slot) -> Tensor:
-    """A reader's weight as `[D, F]`, whatever its layout: linear, transposed linear or conv with its kernel flattened."""
+    """A reader's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
     if graph.step_of(slot.param).in_axis == 0:
         weight = weight.T
     return weight.flatten(1)
@@ -166,7 +172,7 @@ def answers(output: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
-    """Damage per position in nats: KL(reference ‖ output) of class scores, else half the squared error over variance."""
+    """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
     output, reference = output.float(), reference.float()
     if logits:
         p = reference.log_softmax(-1)
@@ -202,17 +208,24 @@ class _gradients_from:
         self.module = model.get_submodule(first.params[0].rpartition(".")[0])
 
     def __enter__(self) -> None:
-        self.handle = self.module.register_forward_hook(lambda m, i, out: out.detach().requires_grad_())
+        # A clone, as a leaf may not be changed in place by the activation behind it.
+        self.handle = self.module.register_forward_hook(lambda m, i, out: out.detach().requires_grad_().clone())
 
     def __exit__(self, *_: object) -> None:
         self.handle.remove()
 
 
 class _Tap:
-    """Running sums at one reader; lives for one pass."""
+    """Running sums at one reader; lives for one pass.
 
-    def __init__(self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int) -> None:
-        self.slot, self.units = slot, units
+    A model may overwrite what was read before the gradient comes (`x += f(x)`): then `overwritten` turns true, and a
+    second pass with `copies` keeps activations of its own.
+    """
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, seed: int, copies: bool) -> None:
+        self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
+        # Its own, so that neither the sample nor the labels depend on which readers share a pass.
+        self.generator = torch.Generator().manual_seed(seed)
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
         weight = as_matrix(self.module.weight, graph, slot)
         outputs, self.features = weight.shape
@@ -226,8 +239,7 @@ class _Tap:
         self.mask: Tensor | None = None
         self._batch_mask_gradient: Tensor | None = None
 
-    def attach(self, generator: torch.Generator) -> list[torch.utils.hooks.RemovableHandle]:
-        self.generator = generator
+    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
         return [
             self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])),
             self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)),
@@ -239,14 +251,17 @@ class _Tap:
         self.sum += rows.sum(0)
         self.gram.addmm_(rows.T, rows)
         if x.requires_grad:
-            x.register_hook(lambda g: self._input_gradient(x.detach(), g))
+            held, version = x.detach().clone() if self.copies else x.detach(), x._version
+            x.register_hook(lambda g: self._input_gradient(held, g, self.copies or held._version == version))
 
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         if not isinstance(self.module, nn.Conv2d):
             return answers(x, self.mask).flatten(0, -2)
         conv = self.module
-        patches = nnf.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # [N, F, L]
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
+        patches = nnf.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride)  # [N, F, L]
         rows = patches.transpose(1, 2).reshape(-1, self.features)
         limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
         if len(rows) > limit:
@@ -261,7 +276,8 @@ class _Tap:
     def _output_gradient(self, g: Tensor) -> None:
         self.out_fisher += g.detach().float().square().sum(_positions(g))
 
-    def _input_gradient(self, x: Tensor, g: Tensor) -> None:
+    def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
+        self.overwritten |= not is_intact
         square = g.float().square().sum(_positions(g))
         self.grad_square += square.repeat_interleave(self.features // len(square))
         product = (x * g).float()

@@ -27,7 +27,7 @@ def read_texts(path: Path, model: nn.Module, length: int) -> list[Inputs]:
     rows = [ids for text in texts if (ids := tokenizer(text, truncation=True, max_length=length)["input_ids"])]
     rows.sort(key=len)
     size = max(1, BATCH_TOKENS // length)
-    batches = []
+    batches: list[Inputs] = []
     for first in range(0, len(rows), size):
         batch = tokenizer.pad({"input_ids": rows[first : first + size]}, return_tensors="pt").to(device_of(model))
         batches.append({"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]})

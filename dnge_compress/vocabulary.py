@@ -1,4 +1,4 @@
-"""Which token ids are words, and how a text is framed: read from the tokenizer that lies beside a model, if one does."""
+"""Which token ids are words, and how a text is framed: read from the tokenizer beside a model, if there is one."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ SAMPLES = 1024
 
 
 def digest(model: nn.Module) -> str:
-    """Sixteen hex digits over a strided sample of every parameter, rounded to bfloat16 so that a cast doesn't change it."""
+    """Sixteen hex digits over a strided sample of every parameter; a cast to bfloat16 and back doesn't change it."""
     sha = hashlib.sha256()
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):

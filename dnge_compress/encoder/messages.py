@@ -41,9 +41,7 @@ class Message(nn.Module):
         self.node = nn.Linear(hidden, hidden)  # N, d
         self.edge = nn.Parameter(torch.randn(len(functions), hidden) / len(functions) ** 0.5)  # E
 
-    def forward(
-        self, weight: Tensor, states: Tensor, transposed: bool = False, chunk: int = CHUNK_ELEMENTS
-    ) -> Tensor:
+    def forward(self, weight: Tensor, states: Tensor, transposed: bool = False, chunk: int = CHUNK_ELEMENTS) -> Tensor:
         """Messages `[D, H]` over a block `[D, S, kernel]` from `states` `[S, H]`; `transposed`, `[S, H]` from `[D, H]`.
 
         The block must be scaled already (see `scaled`). `chunk` bounds memory and doesn't change the result.
@@ -51,7 +49,7 @@ class Message(nn.Module):
         gated = [self.node(states) * e for e in self.edge]  # K × [src, H]
         rows = max(1, chunk // max(1, weight[0].numel()))
         parts: list[Tensor] = []
-        total = states.new_zeros(weight.shape[1], states.shape[1]) if transposed else None
+        total = states.new_zeros(weight.shape[1] if transposed else 0, states.shape[1])
         for first in range(0, len(weight), rows):
             block = weight[first : first + rows]
             for k, name in enumerate(self.functions):

@@ -78,9 +78,7 @@ def _refit_reader(
     values = {param: from_matrix(new, original, graph, signal.slot).to(original.dtype)}
     if shift is not None:
         name, sign = shift
-        values[name] = (weights[name].detach().double() + sign * (dense @ mean - kept @ mean[keep])).to(
-            original.dtype
-        )
+        values[name] = (weights[name].detach().double() + sign * (dense @ mean - kept @ mean[keep])).to(original.dtype)
     return values
 
 

@@ -36,8 +36,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
         return importlib.import_module(f"{__name__}.{TRACED}").build(model, example_inputs)
     what = f"architecture '{model_type}'" if model_type else f"a plain {type(model).__name__}"
     raise UnsupportedModelError(
-        f"{what} has no family here ({nearest(str(model_type), known)}); "
-        "pass example_inputs=… to trace it instead"
+        f"{what} has no family here ({nearest(str(model_type), known)}); pass example_inputs=… to trace it instead"
     )
 
 

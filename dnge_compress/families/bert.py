@@ -31,8 +31,8 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
     for i in range(n_layers):
         block = f"{base}encoder.layer.{i}"
         self_attention = f"{block}.attention.self"
-        qkv = tuple(f"{self_attention}.{n}" for n in ("query", "key", "value"))
-        space, width = g.attention(qkv, residual, i, (n_heads, n_heads), head_dim)
+        query, key, value = (f"{self_attention}.{n}" for n in ("query", "key", "value"))
+        space, width = g.attention((query, key, value), residual, i, (n_heads, n_heads), head_dim)
         heads.append(space)
         g.attribute(space, self_attention, "num_attention_heads")
         g.attribute(space, self_attention, "all_head_size", head_dim)

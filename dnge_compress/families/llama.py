@@ -26,8 +26,8 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
     for i in range(n_layers):
         block = f"{base}layers.{i}"
         g.norm(f"{block}.input_layernorm", residual)
-        qkv = tuple(f"{block}.self_attn.{n}_proj" for n in "qkv")
-        space, width = g.attention(qkv, residual, i, (n_q, n_kv), head_dim)
+        query, key, value = (f"{block}.self_attn.{n}_proj" for n in "qkv")
+        space, width = g.attention((query, key, value), residual, i, (n_q, n_kv), head_dim)
         heads.append(space)
         g.linear(f"{block}.self_attn.o_proj", space, residual, width_in=width)
         g.norm(f"{block}.post_attention_layernorm", residual)

@@ -78,9 +78,7 @@ def build(model: nn.Module, example_inputs: Any, *, timeout_s: float = 60.0) -> 
     """
     name, state = type(model).__name__, model.state_dict()
     if any(isinstance(t, Tensor) and t.is_meta for t in state.values()):
-        raise UnsupportedModelError(
-            f"{name} is on the meta device, but tracing has to run it; load its weights first"
-        )
+        raise UnsupportedModelError(f"{name} is on the meta device, but tracing has to run it; load its weights first")
     with deadline(timeout_s, name), torch.inference_mode(False), torch.enable_grad():
         net, inputs = randomised_copy(model), as_float32(example_inputs)
         layers = {layer.path: layer for layer in executed_layers(net, inputs)}

@@ -25,8 +25,8 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
     for i in range(n_layers):
         block = f"{base}layers.{i}"
         g.norm(f"{block}.layernorm_before", residual)
-        qkv = tuple(f"{block}.attention.{n}_proj" for n in "qkv")
-        space, width = g.attention(qkv, residual, i, (n_heads, n_heads), head_dim)
+        query, key, value = (f"{block}.attention.{n}_proj" for n in "qkv")
+        space, width = g.attention((query, key, value), residual, i, (n_heads, n_heads), head_dim)
         heads.append(space)
         g.attribute(space, f"{block}.attention", "num_attention_heads")
         g.linear(f"{block}.attention.o_proj", space, residual, width_in=width)

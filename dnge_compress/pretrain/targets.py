@@ -13,11 +13,11 @@ repair that a user without data gets):
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -87,14 +87,12 @@ def make_targets(folder: Path, shelf: Shelf) -> Path:
         half,
         {"reliability": json.dumps(sum(reliability) / max(1, len(reliability)))},
     )
-    os.replace(half, path)
+    half.replace(path)
     return path
 
 
 def read_lesson(folder: Path, shelf: Shelf) -> Lesson:
     """A network of the zoo with its targets, ready for the encoder."""
-    from safetensors import safe_open
-
     model, blueprint = load(folder)
     example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, shelf=shelf)[0]
     graph = build_graph(model.eval(), _example(example))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
 import zlib
@@ -73,7 +72,7 @@ def measure_all(folder: Path, shelf: Shelf, jobs: int) -> list[Lesson]:
 
 
 def has_learned(network: Path) -> bool:
-    """Whether a language model is clearly below the unigram loss; removing units from one that isn't teaches nothing."""
+    """Whether a language model is clearly below the unigram loss; one that isn't has nothing to teach."""
     quality = zoo.record(network)["quality"]
     return "unigram_loss" not in quality or quality["loss"] < 0.97 * quality["unigram_loss"]
 
@@ -109,8 +108,12 @@ def fit(lessons: list[Lesson], epochs: int, seed: int, state: Path) -> tuple[DNG
             held_out = sum(float(lesson_loss(encoder, x)) for x in judged) / max(1, len(judged))
         if held_out < best[0]:
             best = (held_out, {k: v.clone() for k, v in encoder.state_dict().items()})
-        print(f"epoch {epoch + 1}  loss {total / len(learned):.4f}  held out {held_out:.4f}", file=sys.stderr, flush=True)
-        _keep(state, epoch + 1, encoder, optimiser, schedule, best)
+        print(
+            f"epoch {epoch + 1}  loss {total / len(learned):.4f}  held out {held_out:.4f}", file=sys.stderr, flush=True
+        )
+        parts = {"encoder": encoder, "optimiser": optimiser, "schedule": schedule}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        _keep(state, {"epoch": epoch + 1, "best_loss": best[0], "best": best[1], **states})
     encoder.load_state_dict(best[1])
     return encoder.eval(), evaluate(encoder, judged)
 
@@ -135,7 +138,7 @@ def lesson_loss(encoder: DNGEncoder, lesson: Lesson, noise: float = 0.0) -> Tens
 
 @torch.no_grad()
 def evaluate(encoder: DNGEncoder, lessons: list[Lesson]) -> dict[str, object]:
-    """Rank correlations with the true costs on held-out networks: closed form, encoder, and the target's reliability."""
+    """Rank correlations with the true costs on held-out networks, and the target's reliability."""
     rows: dict[str, list[float]] = {}
     for lesson in lessons:
         found = encoder(lesson.graph, lesson.weights, lesson.features, _layer_logs(lesson))
@@ -167,20 +170,11 @@ def _layer_logs(lesson: Lesson) -> dict[str, Tensor]:
     return {s.name: lesson.closed[s.name].clamp_min(FLOOR).log() for s in lesson.graph.of_kind("layer")}
 
 
-def _keep(state: Path, epoch: int, encoder, optimiser, schedule, best) -> None:  # noqa: ANN001
+def _keep(state: Path, values: dict[str, object]) -> None:
+    """Write the state of training so that a kill leaves the last one whole."""
     half = state.with_suffix(".half")
-    torch.save(
-        {
-            "epoch": epoch,
-            "encoder": encoder.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "schedule": schedule.state_dict(),
-            "best_loss": best[0],
-            "best": best[1],
-        },
-        half,
-    )
-    os.replace(half, state)
+    torch.save(values, half)
+    half.replace(state)
 
 
 def _zoo_arguments(options: argparse.Namespace) -> list[str]:

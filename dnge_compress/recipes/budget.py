@@ -120,7 +120,7 @@ def _of_units(problem: _Problem, ratio: float) -> Candidate:
 
 def _leave_one(problem: _Problem, dropped: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """A layer space never loses all its blocks."""
-    kept = []
+    kept: list[tuple[str, int]] = []
     for name, i in dropped:
         if sum(n == name for n, _ in kept) + 1 < problem.graph.space(name).units:
             kept.append((name, i))

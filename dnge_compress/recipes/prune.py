@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from dnge_compress.errors import BudgetError
 from dnge_compress.executors.compensate import refitted
@@ -64,8 +65,8 @@ def macs_per_element(context: Context) -> Prices:
     matrices = {p.rpartition(".")[0]: p for s in context.graph.steps for p in s.params if p.endswith("weight")}
     dims = {n: p.dim() for n, p in context.model.named_parameters()}
 
-    def count(param: str):  # noqa: ANN202
-        def hook(module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
+    def count(param: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
             positions[param] = out[0].numel() / out.shape[1 if out.dim() == 4 else -1]
 
         return hook
@@ -104,7 +105,7 @@ def _damage(
     candidate: Candidate,
     recipe: Recipe,
     batches: Sequence[Inputs],
-    reference: Sequence[torch.Tensor],
+    reference: Sequence[Tensor],
 ) -> float:
     repair = recipe.repair
     values = {}
