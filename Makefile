@@ -1,0 +1,43 @@
+# `make demo` and `make test` set everything up by themselves, once, in .venv; see README.md.
+PYTHON ?= python3
+export DNGE_DATA ?= $(abspath ../shared/data)
+export HF_HUB_OFFLINE = 1
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+
+.PHONY: demo test test-slow lint types check scatter
+.DEFAULT_GOAL := demo
+
+demo: $(READY)  ## compress the example model, offline, and compare it before and after
+	$(BIN)/python examples/demo.py
+
+test: $(READY)  ## the tests that take minutes at most
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the slow ones as well; those for an accelerator stay out
+	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+check: lint types test
+
+scatter: $(READY)  ## build torch-scatter against the installed torch, and compare its pooling with torch's own
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation torch-scatter
+	$(BIN)/python -c "import torch_scatter"
+	$(BIN)/python -m pytest tests/test_encoder.py -k scatter
+
+# torch comes first and alone, so that nothing else decides its version. The stamp is written last: an installation
+# that was interrupted starts over.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	touch $(READY)
+
