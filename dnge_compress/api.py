@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from dnge_compress.executors.prune import cut, validate
 from dnge_compress.families import build_graph
 from dnge_compress.probe import Inputs, ProbeSettings, Progress, checked_data, synthesize, take
 from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.prune import make_plan
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report import build_report
@@ -107,12 +110,8 @@ def apply(
 
         small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
     """
-    job = _Job(model, Recipe.model_validate(dict(plan.recipe)), None, data, overrides)
-    if plan.base != job.graph.fingerprint:
-        raise PlanError(
-            f"the plan was made for another model (fingerprint {plan.base}, this {type(job.model).__name__} has "
-            f"{job.graph.fingerprint}); make a plan for this one"
-        )
+    job = _Job(model, validate_recipe(plan.recipe, "the plan's recipe"), None, data, overrides)
+    plan.check_base(job.graph, type(job.model).__name__)
     if not any_weights and plan.weights != digest(job.model):
         raise PlanError(
             "the plan was made for a model of the same shape with other weights; pass any_weights=True "
@@ -128,25 +127,35 @@ class _Job:
         self, model: Model, recipe: str | Path | Recipe, ratio: float | None, data: Any, overrides: dict[str, Any]
     ) -> None:
         self.progress: Progress | None = overrides.pop("progress", None)
-        example_inputs: Inputs | None = overrides.pop("example_inputs", None)
+        self.example_inputs: Inputs | None = overrides.pop("example_inputs", None)
         self.recipe = resolve(recipe, overrides | ({} if ratio is None else {"ratio": ratio}))
         self.model = open_model(model) if isinstance(model, str | Path) else model
         check_weights(self.model)
-        self.graph = build_graph(self.model, example_inputs)
-        if data is not None:
-            batches = checked_data(data, self.model)
-        else:
-            settings = ProbeSettings(**self.recipe.probes.model_dump())
-            batches = synthesize(self.model, settings, example_inputs)
-        self.context = Context(
+        self.graph = build_graph(self.model, self.example_inputs)
+        self.data = None if data is None else checked_data(data, self.model)
+
+    @cached_property
+    def context(self) -> Context:
+        batches = self._probes(self.recipe.probes.tokens) if self.data is None else self.data
+        return Context(
             self.graph,
             self.model,
             tuple(batches),
-            real_data=data is not None,
+            real_data=self.data is not None,
             ridge=self.recipe.repair.ridge,
             seed=self.recipe.probes.seed,
             progress=self.progress,
         )
+
+    @cached_property
+    def few_inputs(self) -> Inputs:
+        """A couple of examples for the exactness check, without making all the probes for it."""
+        batches = self._probes(CHECK_ROWS * self.recipe.probes.length) if self.data is None else self.data
+        return take(batches, CHECK_ROWS)[0]
+
+    def _probes(self, tokens: int) -> list[Inputs]:
+        settings = replace(ProbeSettings(**self.recipe.probes.model_dump()), tokens=tokens)
+        return synthesize(self.model, settings, self.example_inputs)
 
     def scores(self) -> Scores:
         return run_scorer(self.recipe.scorer, self.context)
@@ -161,7 +170,7 @@ class _Job:
     def apply(self, plan: PrunePlan, inplace: bool, timings: dict[str, float]) -> nn.Module:
         validate(self.graph, plan.cuts)
         started = time.perf_counter()
-        dense, inputs = self.model, take(self.context.batches, CHECK_ROWS)[0]
+        dense, inputs = self.model, self.few_inputs
         repair = self.recipe.repair
         with torch.no_grad():
             values = {}

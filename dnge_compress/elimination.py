@@ -87,7 +87,7 @@ class _State:
         damped = moments.clone()
         damped.diagonal().add_(damping(moments, ridge))
         self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        self.weight = reading.weight.float() * (0.5 * reading.importance).sqrt()[:, None]
+        self.weight = reading.weight.float() * (0.5 * reading.importance.float()).sqrt()[:, None]
 
     def unit_costs(self) -> Tensor:
         """½ tr(S W_u (H⁻¹_uu)⁻¹ W_uᵀ) for every unit alive `[U]`."""

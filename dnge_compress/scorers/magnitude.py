@@ -22,12 +22,16 @@ def score(context: Context) -> Scores:
 def _units(context: Context, space: Space) -> Tensor:
     norms = []
     for slot in context.graph.slots_of(space.name):
-        # Torch-pruning's group norm leaves out biases and norms' running statistics.
-        if not slot.param.endswith("weight") or context.graph.step_of(slot.param).op in ("norm", "batchnorm"):
+        step = context.graph.step_of(slot.param)
+        weight = context.weights[slot.param]
+        # What torch-pruning's group norm counts: matrices and the gains of norms; no biases, running statistics,
+        # embeddings or depthwise kernels.
+        depthwise = step.op == "norm" and weight.dim() > 1
+        if not slot.param.endswith("weight") or step.op == "embed" or depthwise:
             continue
-        weight = context.weights[slot.param].float().transpose(0, slot.axis)
-        rows = weight[slot.offset : slot.offset + space.units * slot.width].flatten(1).square().sum(1)
-        norms.append(rows.view(space.units, slot.width).sum(1))
+        weight = weight.float().transpose(0, slot.axis)
+        rows = weight[slot.offset : slot.offset + space.units * slot.width]
+        norms.append(rows.reshape(space.units, -1).square().sum(1))
     total = torch.stack(norms).mean(0).cpu()
     return total / total.mean().clamp_min(1e-30)
 
