@@ -73,7 +73,12 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
     def __len__(self) -> int:
         return len(self._spaces)
 
+    def __contains__(self, name: object) -> bool:
+        return any(s.name == name for s in self._spaces)
+
     def __getitem__(self, name: str) -> tuple[Signal, ...]:
+        if name not in self:
+            raise KeyError(name)
         if name not in self._held:
             self._held = {}  # free the last group before the next is gathered
             self._held = self._gather(self._group_with(name))
