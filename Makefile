@@ -2,6 +2,9 @@
 PYTHON ?= python3
 export DNGE_DATA ?= $(abspath ../shared/data)
 export HF_HUB_OFFLINE = 1
+# Where other jobs share the cores, threads that spin at a barrier cost minutes; sleeping ones cost nothing.
+export OMP_WAIT_POLICY ?= PASSIVE
+export GOMP_SPINCOUNT ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dnge_compress
+
 PACKAGE = Path(__file__).resolve().parents[1] / "dnge_compress"
 LAYERS = (
     {"types", "errors"},
@@ -24,7 +26,10 @@ HOMES = {
     "peft": set(),
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
-# The package's own __init__ only forwards names, lazily; it is above and below everything.
+# Known violations, not permissions: each is reported as an expected failure, and fails once it is gone.
+UPWARD = {"types.py": "PrunePlan.preview calls the api; needs a decision: another home for the verb, or an exception"}
+# The package's own __init__ only forwards names, lazily; who imports a name from it imports that name's home.
+FORWARDED = {name: home for home, names in dnge_compress._HOMES.items() for name in names}
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py")
 
 
@@ -48,6 +53,7 @@ def imports(file: str) -> set[str]:
 def parts_imported(file: str) -> set[str]:
     """The modules or subpackages of ours that `file` imports."""
     ours = {name.split(".")[1] for name in imports(file) if name.startswith("dnge_compress.")}
+    ours = {FORWARDED.get(name, name).split(".")[0] for name in ours}
     return {part for part in ours if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()}
 
 
@@ -59,7 +65,9 @@ def layer_of(part: str) -> int:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_imports_upwards(file: str) -> None:
+def test_nothing_imports_upwards(file: str, request: pytest.FixtureRequest) -> None:
+    if file in UPWARD:
+        request.applymarker(pytest.mark.xfail(reason=UPWARD[file], strict=True))
     upward = {part for part in parts_imported(file) if layer_of(part) > layer_of(part_of(file))}
     assert not upward, f"{file} imports {sorted(upward)} from a higher layer"
 
