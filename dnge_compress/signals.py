@@ -179,7 +179,7 @@ def answers(output: Tensor, mask: Tensor | None) -> Tensor:
 def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
     """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
     output, reference = output.float(), reference.float()
-    if logits:
+    if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
         p = reference.log_softmax(-1)
         return (p.exp() * (p - output.log_softmax(-1))).sum(-1).mean()
     # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
@@ -189,7 +189,7 @@ def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
 def _label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
     """A sum over positions whose gradient's second moment is the Fisher information of the output."""
     output = output.float()
-    if logits:
+    if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
         flat = output.reshape(-1, output.shape[-1])
         with torch.no_grad():
             # Gumbel-max sampling: one label per position from the model's own distribution.
