@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dnge_compress.api import apply, compress, load, plan, save, score
+    from dnge_compress.api import apply, compress, load, plan, preview, save, score
     from dnge_compress.errors import DngeError
     from dnge_compress.families import build_graph
     from dnge_compress.recipes.schema import Recipe
@@ -33,12 +33,13 @@ __all__ = [
     "compress",
     "load",
     "plan",
+    "preview",
     "save",
     "score",
 ]
 
 _HOMES = {
-    "api": ("apply", "compress", "load", "plan", "save", "score"),
+    "api": ("apply", "compress", "load", "plan", "preview", "save", "score"),
     "errors": ("DngeError",),
     "families": ("build_graph",),
     "recipes.schema": ("Recipe",),

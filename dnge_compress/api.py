@@ -19,6 +19,7 @@ from dnge_compress.executors.compensate import install, refitted
 from dnge_compress.executors.exactness import check
 from dnge_compress.executors.prune import cut, validate
 from dnge_compress.families import build_graph
+from dnge_compress.masking import MaskedModel
 from dnge_compress.probe import Inputs, ProbeSettings, Progress, checked_data, synthesize, take
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
@@ -27,10 +28,10 @@ from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report import build_report
 from dnge_compress.scorers import Context
 from dnge_compress.scorers import score as run_scorer
-from dnge_compress.types import PrunePlan, Scores
+from dnge_compress.types import ModelGraph, PrunePlan, Scores
 from dnge_compress.weights import digest
 
-__all__ = ["apply", "build_graph", "compress", "load", "plan", "save", "score"]
+__all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 
 Model = nn.Module | str | Path
 CHECK_ROWS = 2  # examples for the exactness check
@@ -111,13 +112,34 @@ def apply(
         small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
     """
     job = _Job(model, validate_recipe(plan.recipe, "the plan's recipe"), None, data, overrides)
-    plan.check_base(job.graph, type(job.model).__name__)
+    _refuse_other_base(plan, job.graph, job.model)
     if not any_weights and plan.weights != digest(job.model):
         raise PlanError(
             "the plan was made for a model of the same shape with other weights; pass any_weights=True "
             "(--any-weights) to apply it all the same"
         )
     return job.apply(plan, inplace, {})
+
+
+def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = None) -> nn.Module:
+    """The base model under a plan, masked, without surgery or repair: call it as the model. Nothing is changed.
+
+    Raises PlanError if the model's names or shapes are not those the plan was made for.
+
+        damaged = preview(plan, model)(**inputs)
+    """
+    graph = build_graph(model, example_inputs)
+    _refuse_other_base(plan, graph, model)
+    validate(graph, plan.cuts)
+    return MaskedModel(model, graph, plan.cuts)
+
+
+def _refuse_other_base(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> None:
+    if plan.base != graph.fingerprint:
+        raise PlanError(
+            f"the plan was made for another model (fingerprint {plan.base}, this {type(model).__name__} has "
+            f"{graph.fingerprint}); make a plan for this one"
+        )
 
 
 class _Job:

@@ -6,15 +6,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import PlanError, UnknownNameError
-
-if TYPE_CHECKING:
-    from dnge_compress.masking import MaskedModel
 
 Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "fixed"]
 Op = Literal["embed", "linear", "linear_t", "gated", "attention", "attention_t", "conv", "norm", "batchnorm"]
@@ -229,30 +226,17 @@ class PrunePlan:
         """The kept units of a space, or None if the plan leaves it whole."""
         return next((c.keep for c in self.cuts if c.space == space), None)
 
-    def preview(self, model: nn.Module, example_inputs: Any = None) -> MaskedModel:
+    def preview(self, model: nn.Module, example_inputs: Any = None) -> nn.Module:
         """The base model under this plan, without surgery or repair: call it as the model. Nothing is changed.
 
         `example_inputs` lets a plain module be traced. Raises PlanError for a model the plan wasn't made for.
 
             damaged = plan.preview(model)(**inputs)
         """
-        # The only imports that point upwards, here so that plans stay plain values: a preview is the plan's own verb.
-        from dnge_compress.executors.prune import validate
-        from dnge_compress.families import build_graph
-        from dnge_compress.masking import MaskedModel
+        # The only import that points upwards, here so that plans stay plain values: a preview is the plan's own verb.
+        from dnge_compress import preview
 
-        graph = build_graph(model, example_inputs)
-        self.check_base(graph, type(model).__name__)
-        validate(graph, self.cuts)
-        return MaskedModel(model, graph, self.cuts)
-
-    def check_base(self, graph: ModelGraph, name: str) -> None:
-        """Raise PlanError if the plan was made for a model of other names or shapes than the one called `name`."""
-        if self.base != graph.fingerprint:
-            raise PlanError(
-                f"the plan was made for another model (fingerprint {self.base}, this {name} has "
-                f"{graph.fingerprint}); make a plan for this one"
-            )
+        return preview(self, model, example_inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""

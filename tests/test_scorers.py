@@ -16,8 +16,6 @@ from dnge_compress.probe import ProbeSettings, synthesize
 from dnge_compress.scorers import Context
 from dnge_compress.types import PRUNABLE, ModelGraph, Scores, Space
 
-WITHOUT_WEIGHTS = [name for name in scorers.names() if name != "encoder"]
-
 
 def context_of(name: str, *, real_data: bool = False, seed: int = 0) -> Context:
     """A tiny model with a few probes."""
@@ -30,7 +28,7 @@ def context_of(name: str, *, real_data: bool = False, seed: int = 0) -> Context:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_scorer_gives_every_prunable_unit_of_every_model_a_finite_score(name: str) -> None:
     context = context_of(name, real_data=True)
-    for scorer in WITHOUT_WEIGHTS:
+    for scorer in scorers.names():
         found = scorers.score(scorer, context)
         spaces = context.graph.of_kind(*PRUNABLE)
         assert set(found.units) == {s.name for s in spaces}, scorer
@@ -70,7 +68,7 @@ def test_pinned_blocks_cost_most() -> None:
         assert costs[space.name][list(space.pinned)].min() > costs[space.name][free].max()
 
 
-@pytest.mark.parametrize("scorer", WITHOUT_WEIGHTS)
+@pytest.mark.parametrize("scorer", scorers.names())
 def test_scores_are_the_same_each_time_whatever_the_global_seed(scorer: str) -> None:
     first = scorers.score(scorer, context_of("llama", real_data=True))
     torch.manual_seed(77)

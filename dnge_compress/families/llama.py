@@ -29,6 +29,8 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
         query, key, value = (f"{block}.self_attn.{n}_proj" for n in "qkv")
         space, width = g.attention((query, key, value), residual, i, (n_q, n_kv), head_dim)
         heads.append(space)
+        if n_kv == 1 and n_q > 1:  # units are query heads, all reading one key and value
+            g.attribute(space, f"{block}.self_attn", "num_key_value_groups")
         g.linear(f"{block}.self_attn.o_proj", space, residual, width_in=width)
         g.norm(f"{block}.post_attention_layernorm", residual)
         neurons = g.space(f"ffn.{i}", config.intermediate_size, "neuron", i)

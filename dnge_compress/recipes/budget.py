@@ -6,6 +6,7 @@ then as many neurons or channels as it takes); whoever has the model measures th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from dnge_compress.types import Cut, ModelGraph, Scores
 
 HEAD_LEVELS = 4
 BISECTIONS = 24
+NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,20 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
     groups, notes = width_groups(graph, prune)
     if prune.allocation == "global" and not prune.uneven:
         raise RecipeError("allocation 'global' makes widths differ between layers; it needs uneven: true as well")
+    if prune.allocation == "global" and prune.of == "units":
+        raise RecipeError(
+            "of 'units' takes the same share of every space; allocation 'global' counts parameters or macs"
+        )
     if prune.ratio == 0:
         return [Candidate((), {}, 0.0)], notes
-    problem = _Problem(graph, scores, budget, groups, droppable(graph, prune))
+    problem = _Problem(graph, scores, budget, groups, droppable(graph, prune), prune.min_keep)
     if not groups and not problem.layers:
         raise BudgetError(
             f"nothing of the kinds {', '.join(prune.kinds)} can be removed here: {'; '.join(notes) or 'no such space'}"
         )
     if prune.of == "units":
-        found = [_of_units(problem, prune.ratio)]
+        chosen, rounded = _of_units(problem, prune)
+        found, notes = [chosen], notes + rounded
     elif prune.allocation == "global":
         found = [_global(problem, prune)]
     else:
@@ -71,11 +78,30 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
 class _Problem:
     """The givens, and the step from a choice of widths and layers to cuts and their price."""
 
-    def __init__(self, graph: ModelGraph, scores: Scores, budget: Budget, groups: list[Group], layers: list) -> None:
+    def __init__(
+        self,
+        graph: ModelGraph,
+        scores: Scores,
+        budget: Budget,
+        groups: list[Group],
+        layers: list[tuple[str, int]],
+        min_keep: float,
+    ) -> None:
         self.graph, self.scores, self.budget, self.groups = graph, scores, budget, groups
-        self.layers = sorted(layers, key=lambda item: float(scores.units[item[0]][item[1]]))
+        self.droppable = len(layers)
+        self.layers = self._cheapest(layers, min_keep)
         self.whole = total(budget.prices, budget.shapes)
         self.order = {name: values.argsort(descending=True, stable=True) for name, values in scores.units.items()}
+
+    def _cheapest(self, layers: list[tuple[str, int]], min_keep: float) -> list[tuple[str, int]]:
+        """Blocks that may go, cheapest first; every layer space keeps at least one block and `min_keep` of them."""
+        found: list[tuple[str, int]] = []
+        for name, i in sorted(layers, key=lambda item: float(self.scores.units[item[0]][item[1]])):
+            units = self.graph.space(name).units
+            least = max(1, math.ceil(min_keep * units - 1e-9))
+            if sum(n == name for n, _ in found) < units - least:
+                found.append((name, i))
+        return found
 
     def cuts(self, steps: Mapping[Group, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
         """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
@@ -108,23 +134,32 @@ class _Problem:
         return Candidate(cuts, costs, self.removed(cuts))
 
 
-def _of_units(problem: _Problem, ratio: float) -> Candidate:
-    """The same share of the units of every space; layers count as units of theirs."""
+def _of_units(problem: _Problem, prune: Prune) -> tuple[Candidate, list[str]]:
+    """The same share of the units of every space, and notes on rounding; layers count as units of theirs."""
+    ratio, most = prune.ratio, 1 - prune.min_keep
+    if ratio > most + 1e-9:
+        raise BudgetError(
+            f"ratio {ratio:g} can't be reached: at most {most:.3f} of the units can go with min_keep "
+            f"{prune.min_keep:g}; lower the ratio or min_keep"
+        )
     steps = {g: g.nearest(1 - ratio) for g in problem.groups}
-    dropped = problem.layers[: round(ratio * len(problem.layers))]
-    cuts = problem.cuts(steps, _leave_one(problem, dropped))
+    wanted = math.floor(ratio * problem.droppable + 0.5)
+    dropped = problem.layers[:wanted]
+    cuts = problem.cuts(steps, dropped)
     if not cuts:
-        raise BudgetError(f"ratio {ratio:g} is too small to remove a single unit; raise it")
-    return problem.candidate(cuts)
+        raise BudgetError(f"ratio {ratio:g} is too small to remove a single unit under these rules; raise it")
+    gone = {(g.kind, problem.graph.space(n).units, g.steps, t) for g, t in steps.items() for n in g.spaces}
+    rounded = [
+        _rounded(units - units * t // of, units, f"{kind}s of each layer", ratio) for kind, units, of, t in sorted(gone)
+    ]
+    if problem.droppable:
+        rounded.append(_rounded(len(dropped), problem.droppable, "layers", ratio))
+    return problem.candidate(cuts), [note for note in rounded if note]
 
 
-def _leave_one(problem: _Problem, dropped: list[tuple[str, int]]) -> list[tuple[str, int]]:
-    """A layer space never loses all its blocks."""
-    kept: list[tuple[str, int]] = []
-    for name, i in dropped:
-        if sum(n == name for n, _ in kept) + 1 < problem.graph.space(name).units:
-            kept.append((name, i))
-    return kept
+def _rounded(gone: int, units: int, what: str, ratio: float) -> str:
+    off = abs(gone / units - ratio) > NOTED_ROUNDING
+    return f"ratio {ratio:g} is rounded to {gone} of {units} {what}, the nearest that is allowed" if off else ""
 
 
 def _uniform(problem: _Problem, prune: Prune) -> list[Candidate]:
@@ -134,10 +169,8 @@ def _uniform(problem: _Problem, prune: Prune) -> list[Candidate]:
     found, best = [], 0.0
     for drops in range(len(problem.layers) + 1):
         dropped = problem.layers[:drops]
-        if len(_leave_one(problem, dropped)) < drops:
-            break
         alone = False
-        for level in _head_levels(heads):
+        for level in _head_levels(heads, bool(widths)):
             fixed = {g: g.at_most(level) for g in heads}
             cuts, reached = _fit_width(problem, widths, fixed, dropped, prune.ratio)
             best = max(best, reached)
@@ -156,11 +189,12 @@ def _uniform(problem: _Problem, prune: Prune) -> list[Candidate]:
     return [c for c in found if c.removed <= least + 0.02]
 
 
-def _head_levels(heads: list[Group]) -> list[float]:
+def _head_levels(heads: list[Group], widths: bool) -> list[float]:
+    """Fractions of heads to try: the widest few and the narrowest; all of them if no width can make up the rest."""
     if not heads:
         return [1.0]
     fractions = sorted({t / heads[0].steps for t in heads[0].legal}, reverse=True)
-    return fractions[:HEAD_LEVELS]
+    return [*fractions[:HEAD_LEVELS], *fractions[HEAD_LEVELS:][-1:]] if widths else fractions
 
 
 def _fit_width(
@@ -200,10 +234,13 @@ def _global(problem: _Problem, prune: Prune) -> Candidate:
             least = max(1, -(-units * group.legal[0] // group.steps))
             away = problem.order[name].flip(0)[: units - least].tolist()
             items += [(float(values[i]) / price, name, i) for i in away]
-    for name, i in _leave_one(problem, problem.layers):
+    for name, i in problem.layers:
         keep = tuple(j for j in range(problem.graph.space(name).units) if j != i)
         items.append((float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i))
     items.sort(key=lambda item: item[0])
+    counts = {
+        g.spaces[0]: [problem.graph.space(g.spaces[0]).units * t // g.steps for t in g.legal] for g in problem.groups
+    }
 
     def at(count: int) -> tuple[Cut, ...]:
         away: dict[str, set[int]] = {}
@@ -212,12 +249,19 @@ def _global(problem: _Problem, prune: Prune) -> Candidate:
         layers = {s.name for s in problem.graph.of_kind("layer")}
         first = problem.layer_cuts((n, i) for n in away if n in layers for i in away[n])
         gone = dropped_spaces(problem.graph, first)
-        rest = problem.layer_cuts((n, i) for n in away if n not in layers and n not in gone for i in away[n])
+        rest = []
+        for name in away:
+            if name not in layers and name not in gone:
+                units = problem.graph.space(name).units
+                keep = next(c for c in counts[name] if c >= units - len(away[name]))  # rounded up to a legal width
+                if keep < units:
+                    rest.append(Cut(name, tuple(sorted(problem.order[name][:keep].tolist()))))
         return (*first, *rest)
 
     if problem.removed(at(len(items))) < prune.ratio:
         raise BudgetError(
-            f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} can go"
+            f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} of the {prune.of} "
+            f"can go with kinds {', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
         )
     low, high = 0, len(items)
     while low < high:

@@ -11,7 +11,7 @@ from dnge_compress.errors import BudgetError
 from dnge_compress.executors.compensate import refitted
 from dnge_compress.masking import MaskedModel
 from dnge_compress.probe import Inputs, call, has_logits, inference_mode_of, rows_of, take
-from dnge_compress.recipes.budget import Budget, Candidate, candidates
+from dnge_compress.recipes.budget import NOTED_ROUNDING, Budget, Candidate, candidates
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import Context
 from dnge_compress.signals import answers, attended, divergence
@@ -34,6 +34,10 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
     budget = Budget(_prices(context, recipe.prune.of), shapes)
     found, notes = candidates(graph, scores, recipe.prune, budget)
     chosen, measured = _best(context, found[:MEASURED], recipe)
+    if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
+        notes.append(
+            f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
+        )
     prices = parameter_prices(context.model)
     plan = PrunePlan(
         cuts=chosen.cuts,
