@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from dnge_compress.masking import MaskedModel
 from dnge_compress.probe import Inputs, ProbeSettings, Progress, checked_data, synthesize, take
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
-from dnge_compress.recipes.prune import make_plan
+from dnge_compress.recipes.prune import counted, make_plan
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report import build_report
 from dnge_compress.scorers import Context
@@ -33,7 +33,7 @@ from dnge_compress.weights import digest
 
 __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 
-Model = nn.Module | str | Path
+Model: TypeAlias = nn.Module | str | Path
 CHECK_ROWS = 2  # examples for the exactness check
 
 
@@ -118,7 +118,8 @@ def apply(
             "the plan was made for a model of the same shape with other weights; pass any_weights=True "
             "(--any-weights) to apply it all the same"
         )
-    return job.apply(plan, inplace, {})
+    validate(job.graph, plan.cuts)
+    return job.apply(counted(plan, job.graph, job.model), inplace, {})
 
 
 def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = None) -> nn.Module:
@@ -190,7 +191,6 @@ class _Job:
         return make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)
 
     def apply(self, plan: PrunePlan, inplace: bool, timings: dict[str, float]) -> nn.Module:
-        validate(self.graph, plan.cuts)
         started = time.perf_counter()
         dense, inputs = self.model, self.few_inputs
         repair = self.recipe.repair

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from dnge_compress.recipes.schema import Prune
-from dnge_compress.types import ConfigField, ModelGraph, Space
+from dnge_compress.sizes import dropped_spaces
+from dnge_compress.types import ConfigField, Cut, ModelGraph, Space
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,22 @@ def droppable(graph: ModelGraph, prune: Prune) -> list[tuple[str, int]]:
         for i, module in enumerate(space.modules)
         if i not in space.pinned and not _matches(module, prune.protect)
     ]
+
+
+def reloads_plainly(graph: ModelGraph, cuts: Iterable[Cut]) -> bool:
+    """Whether plain transformers rebuilds the network from its config: every key that changes has one legal value."""
+    cuts = list(cuts)
+    kept, gone = {c.space: len(c.keep) for c in cuts}, dropped_spaces(graph, cuts)
+    values: dict[tuple[str, int | None], set[int]] = {}
+    for f in graph.config_fields:
+        spaces = [graph.space(n) for n in f.spaces if n not in gone]
+        found = {f.factor * kept.get(s.name, s.units) for s in spaces}
+        if found != {f.factor * s.units for s in spaces} and (
+            f.fixed or any((f.divides is not None and f.divides % v) or v == f.forbids for v in found)
+        ):
+            return False
+        values.setdefault((f.key, f.index), set()).update(found)
+    return all(len(found) <= 1 for found in values.values())
 
 
 def is_protected(graph: ModelGraph, space: Space, patterns: Iterable[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,12 @@ from dnge_compress.executors.compensate import refitted
 from dnge_compress.masking import MaskedModel
 from dnge_compress.probe import Inputs, call, has_logits, inference_mode_of, rows_of, take
 from dnge_compress.recipes.budget import NOTED_ROUNDING, Budget, Candidate, candidates
+from dnge_compress.recipes.groups import reloads_plainly
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import Context
 from dnge_compress.signals import answers, attended, divergence
 from dnge_compress.sizes import Prices, kept_total, non_embedding_prices, parameter_prices
-from dnge_compress.types import PrunePlan, Scores
+from dnge_compress.types import ModelGraph, PrunePlan, Scores
 from dnge_compress.weights import digest
 
 MEASURED = 4  # candidates
@@ -38,14 +40,11 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
         notes.append(
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
         )
-    prices = parameter_prices(context.model)
     plan = PrunePlan(
         cuts=chosen.cuts,
         base=graph.fingerprint,
         weights=digest(context.model),
         recipe=recipe.model_dump(mode="json"),
-        params_before=int(kept_total(graph, prices, shapes, ())),
-        params_after=int(kept_total(graph, prices, shapes, chosen.cuts)),
         predicted_cost=chosen.cost,
         uneven=recipe.prune.uneven,
         notes=(*notes, *measured),
@@ -53,7 +52,18 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
     )
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
-    return plan
+    return counted(plan, graph, context.model)
+
+
+def counted(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> PrunePlan:
+    """The plan with its parameter counts, and `uneven`, as its cuts have it: they may have been edited."""
+    prices, shapes = parameter_prices(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
+    return replace(
+        plan,
+        params_before=int(kept_total(graph, prices, shapes, ())),
+        params_after=int(kept_total(graph, prices, shapes, plan.cuts)),
+        uneven=plan.uneven or not reloads_plainly(graph, plan.cuts),
+    )
 
 
 def _prices(context: Context, of: str) -> Prices:
