@@ -69,9 +69,7 @@ def folding(model: nn.Module, ratio: float, seed: int = 0) -> nn.Module:
     cuts = []
     for space in graph.of_kind("neuron"):
         producers = [s for s in graph.slots_of(space.name) if not graph.consumes(s)]
-        rows = torch.cat(
-            [weights[s.param].float().transpose(0, s.axis).reshape(space.units, -1) for s in producers], 1
-        )
+        rows = torch.cat([weights[s.param].float().transpose(0, s.axis).reshape(space.units, -1) for s in producers], 1)
         labels = _kmeans(rows, space.units - round(ratio * space.units), seed)
         clusters = int(labels.max()) + 1
         one_hot = torch.nn.functional.one_hot(labels, clusters).float()

@@ -1,4 +1,8 @@
-"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known."""
+"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known.
+
+Everything in its zoo answers with class scores. For a model without any (a headless encoder, say) it has learned
+nothing, so there it abstains and the closed form stands; `corrected` gives its opinion all the same.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import torch
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR, node_features
+from dnge_compress.probe import has_logits
 from dnge_compress.scorers import Context, probe
 from dnge_compress.types import Scores
 
@@ -13,8 +18,16 @@ NEEDS_DATA = False
 
 
 def score(context: Context) -> Scores:
-    """Costs in nats per label: exp(log closed form + correction), for units, heads, channels and layers."""
+    """Costs in nats per label, for units, heads, channels and layers; the closed form for a model without logits."""
     closed = probe.score(context)
+    found = corrected(context, closed)
+    if has_logits(context.model):
+        return found
+    return Scores(closed.units, "encoder", context.graph.fingerprint, found.matrices)
+
+
+def corrected(context: Context, closed: Scores) -> Scores:
+    """exp(log closed form + the encoder's correction), whatever the model's output."""
     encoder = DNGEncoder.from_pretrained("base")
     features = node_features(context, closed.units)
     layers = {s.name: closed.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
