@@ -29,9 +29,7 @@ def total(prices: Prices, shapes: Mapping[str, tuple[int, ...]]) -> float:
     return sum(price * _numel(shapes[n]) for n, price in prices.items())
 
 
-def kept_total(
-    graph: ModelGraph, prices: Prices, shapes: Mapping[str, tuple[int, ...]], cuts: Iterable[Cut]
-) -> float:
+def kept_total(graph: ModelGraph, prices: Prices, shapes: Mapping[str, tuple[int, ...]], cuts: Iterable[Cut]) -> float:
     """Price of what is left after `cuts`."""
     kept = {c.space: len(c.keep) for c in cuts}
     dropped = dropped_modules(graph, cuts)

@@ -152,9 +152,7 @@ def executed_layers(net: nn.Module, inputs: Any) -> list[Layer]:
             tied = any(names[id(p)] > 1 for p in module.parameters())
             found[module] = replace(layer, shared=tied or module in found)
         elif source is not None and _is_activation(module) and not found[source].activation:
-            found[source] = replace(
-                found[source], activation=type(module).__name__.lower().removesuffix("activation")
-            )
+            found[source] = replace(found[source], activation=type(module).__name__.lower().removesuffix("activation"))
 
     hooks = [m.register_forward_hook(record) for m in net.modules() if not list(m.children())]
     try:

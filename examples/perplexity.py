@@ -31,9 +31,7 @@ def perplexity(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text:
     return math.exp(nll / predicted)
 
 
-def unigram_perplexity(
-    counts: torch.Tensor, tokenizer: PreTrainedTokenizerBase, text: str, window: int = 256
-) -> float:
+def unigram_perplexity(counts: torch.Tensor, tokenizer: PreTrainedTokenizerBase, text: str, window: int = 256) -> float:
     """What `perplexity` would be, on the same tokens of `text`, for a model that knows frequencies only.
 
     `counts` [vocabulary] says how often each token occurs in the training text; one is added to each.

@@ -132,9 +132,7 @@ def images() -> dict[str, Tensor]:
 
 MODELS: dict[str, Tiny] = {
     "llama": Tiny(lambda: LlamaForCausalLM(LlamaConfig(**DECODER, tie_word_embeddings=True)), tokens, "llama"),
-    "llama_mqa": Tiny(
-        lambda: LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_key_value_heads": 1})), tokens, "llama"
-    ),
+    "llama_mqa": Tiny(lambda: LlamaForCausalLM(LlamaConfig(**{**DECODER, "num_key_value_heads": 1})), tokens, "llama"),
     "llama_bias": Tiny(
         lambda: LlamaForCausalLM(LlamaConfig(**DECODER, attention_bias=True, mlp_bias=True)), tokens, "llama"
     ),

@@ -126,9 +126,7 @@ def test_a_plain_module_loads_onto_a_fresh_base(name: str, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="another base"):
         load(
             out,
-            model=nn.Sequential(nn.Linear(9, 14), nn.ReLU(), nn.Linear(14, 4))
-            if name == "mlp"
-            else make("cnn_plain"),
+            model=nn.Sequential(nn.Linear(9, 14), nn.ReLU(), nn.Linear(14, 4)) if name == "mlp" else make("cnn_plain"),
         )
 
 

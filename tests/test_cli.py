@@ -128,9 +128,7 @@ def test_compress_leaves_a_folder_that_transformers_loads(llama: str, small: str
     assert (Path(small) / "dnge_plan.json").is_file() and (Path(small) / "tokenizer.json").is_file()
 
 
-def test_json_is_exactly_one_document_on_stdout(
-    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_exactly_one_document_on_stdout(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands: dict[str, list[str]] = {
         "units": ["score", llama, *QUICK],
         "cuts": ["plan", llama, "-o", str(tmp_path / "plan.json"), *NEURONS],

@@ -89,9 +89,7 @@ def test_recipes_are_frozen() -> None:
 
 
 def test_overrides_work_by_leaf_name_and_by_path() -> None:
-    recipe = resolve(
-        "prune/default", {"ratio": 0.3, "scorer": "probe", "repair.compensate": "bias", "kinds": ["head"]}
-    )
+    recipe = resolve("prune/default", {"ratio": 0.3, "scorer": "probe", "repair.compensate": "bias", "kinds": ["head"]})
     assert (recipe.prune.ratio, recipe.scorer, recipe.repair.compensate) == (0.3, "probe", "bias")
     assert recipe.prune.kinds == ("head",)
     assert resolve("prune/default").prune.ratio == 0.2

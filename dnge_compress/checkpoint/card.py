@@ -78,9 +78,7 @@ def _loading(model: nn.Module, plan: PrunePlan, copied: Sequence[str]) -> str:
     else:
         code = f'from transformers import {cls}\n\nmodel = {cls}.from_pretrained("PATH")'
     if MODULES in copied and not plan.uneven:
-        code += (
-            '\n\n# or\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")'
-        )
+        code += '\n\n# or\nfrom sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("PATH")'
     return f"```python\n{code}\n```\n"
 
 

@@ -46,9 +46,7 @@ def locate(source: str | Path, allow_pickle: bool = False) -> Path:
         if allow_pickle and not any(found.glob("*.safetensors")):
             found = Path(snapshot_download(str(source), allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise CheckpointError(
-            f"there is no folder '{source}', and the hub gave no such model ({first_line(e)})"
-        ) from e
+        raise CheckpointError(f"there is no folder '{source}', and the hub gave no such model ({first_line(e)})") from e
     return found
 
 

@@ -116,9 +116,7 @@ def _inputs_like(raw: Mapping[str, Any]) -> Inputs:
 
 def _plan_of(folder: Path) -> PrunePlan:
     if not (folder / PLAN).is_file():
-        raise CheckpointError(
-            f"'{folder}' has no {PLAN}, so it wasn't saved by dnge; use open_model for a plain model"
-        )
+        raise CheckpointError(f"'{folder}' has no {PLAN}, so it wasn't saved by dnge; use open_model for a plain model")
     return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"))
 
 
@@ -133,9 +131,7 @@ def _load(
             raise CheckpointError(f"'{folder}' holds a plain module; pass a fresh instance of its base as model=…")
         model: Any = _replay(folder, copy.deepcopy(instance), plan)
     elif instance is not None:
-        raise CheckpointError(
-            f"'{folder}' holds a Hugging Face model, which needs no base instance; leave model= out"
-        )
+        raise CheckpointError(f"'{folder}' holds a Hugging Face model, which needs no base instance; leave model= out")
     elif plan.uneven:
         model = _replay(folder, _base(folder, base_config, trust_remote_code, dtype), plan)
         model.name_or_path = model.config.name_or_path = str(folder)
@@ -191,9 +187,7 @@ def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
     try:
         model.load_state_dict(weights, strict=True)
     except RuntimeError as e:
-        raise CheckpointError(
-            f"the weights in '{folder}' don't fit its plan: {' '.join(str(e).split())[:300]}"
-        ) from e
+        raise CheckpointError(f"the weights in '{folder}' don't fit its plan: {' '.join(str(e).split())[:300]}") from e
     return model
 
 

@@ -108,9 +108,7 @@ def _refuse_foreign(folder: Path, raw: Mapping[str, Any], trust_remote_code: boo
 
 def _account(folder: Path, model: PreTrainedModel, info: Mapping[str, Any], named: bool) -> None:
     for name, there, here in sorted(info["mismatched_keys"]):
-        raise CheckpointError(
-            f"'{name}' has shape {tuple(there)} in '{folder}', but its config asks for {tuple(here)}"
-        )
+        raise CheckpointError(f"'{name}' has shape {tuple(there)} in '{folder}', but its config asks for {tuple(here)}")
     missing = set(info["missing_keys"])
     if missing and all(name.startswith("pooler.") for name in missing) and without_pooler(model):
         missing = set()
