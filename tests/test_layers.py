@@ -26,8 +26,8 @@ HOMES = {
     "peft": set(),
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
-# Known violations, not permissions: each is reported as an expected failure, and fails once it is gone.
-UPWARD = {"types.py": "PrunePlan.preview calls the api; needs a decision: another home for the verb, or an exception"}
+# The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
+UPWARD = {"types.py": {"api"}}
 # The package's own __init__ only forwards names, lazily; who imports a name from it imports that name's home.
 FORWARDED = {name: home for home, names in dnge_compress._HOMES.items() for name in names}
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py")
@@ -65,11 +65,9 @@ def layer_of(part: str) -> int:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_imports_upwards(file: str, request: pytest.FixtureRequest) -> None:
-    if file in UPWARD:
-        request.applymarker(pytest.mark.xfail(reason=UPWARD[file], strict=True))
+def test_nothing_imports_upwards(file: str) -> None:
     upward = {part for part in parts_imported(file) if layer_of(part) > layer_of(part_of(file))}
-    assert not upward, f"{file} imports {sorted(upward)} from a higher layer"
+    assert upward == UPWARD.get(file, set()), f"{file} imports {sorted(upward)} from a higher layer"
 
 
 def test_every_layer_names_modules_that_exist() -> None:
