@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, and the folder of real data for the few that read it."""
+"""What every test shares: one thread and no network."""
 
 from __future__ import annotations
 
