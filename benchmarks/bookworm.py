@@ -60,25 +60,29 @@ def main() -> None:
     def judge(small: nn.Module) -> float:
         return math.log(perplexity(small, tokenizer, held_out)) - before
 
-    neurons = Table("Bookworm: increase of log-perplexity after removing FFN neurons", RATIOS)
-    whole = Table("Bookworm: increase of log-perplexity at a ratio of all non-embedding parameters", (0.2, 0.35))
+    neurons = Table("bookworm", "Bookworm: increase of log-perplexity after removing FFN neurons", RATIOS)
+    whole = Table(
+        "bookworm_default",
+        "Bookworm: increase of log-perplexity at a ratio of all non-embedding parameters",
+        (0.2, 0.35),
+    )
     sources = [(Source(model, seed=s), "none", ARMS if s else (*ARMS, *UNSEEDED_ARMS)) for s in range(options.seeds)]
     sources.append((Source(model, data=real_windows(tokenizer)), "256 windows", DATA_ARMS))
     for source, data, arms in sources:
         for scorer, repair in arms:
             key = (scorer, repair, data)
-            neurons.measure(key, partial(source.prune, scorer, repair, "prune/neurons"), judge)
-            whole.measure(key, partial(source.prune, scorer, repair, "prune/default"), judge)
+            neurons.measure(key, partial(source.prune, scorer, repair, "prune/neurons"), judge, source.seed)
+            whole.measure(key, partial(source.prune, scorer, repair, "prune/default"), judge, source.seed)
     ids = tokenizer(held_out[:400], return_tensors="pt").input_ids
     neurons.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, {"input_ids": ids}, r), judge)
     neurons.measure(("optipfair (MAW)", "none", "none"), lambda r: optipfair(model, r), judge)
     neurons.measure(("model folding", "none", "none"), lambda r: folding(model, r), judge)
-    for table, name in ((neurons, "bookworm"), (whole, "bookworm_default")):
+    for table in (neurons, whole):
         table.notes += [
             f"The dense model's perplexity on this text is {math.exp(before):.2f}.",
             f"Mean ± standard deviation over {options.seeds} seeds of the probes where the row depends on them.",
         ]
-        table.write(name, ("selection", "repair", "data"))
+        table.write(("selection", "repair", "data"))
 
 
 def real_windows(tokenizer, count: int = 256, length: int = 64) -> list[dict[str, torch.Tensor]]:  # noqa: ANN001

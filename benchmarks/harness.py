@@ -25,6 +25,7 @@ from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
 from dnge_compress.types import Scores
 
+Judge = Callable[[nn.Module], float]
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -63,38 +64,59 @@ class Source:
 
 @dataclass
 class Table:
-    """Rows of measurements at several ratios; repeated measurements of a row become mean ± standard deviation."""
+    """Rows of measurements at several ratios, one per repetition (seed); kept on disk after each, so that a run that
+    was stopped goes on where it was."""
 
+    name: str
     title: str
     ratios: tuple[float, ...]
-    rows: dict[tuple[str, ...], dict[float, list[float]]] = field(default_factory=dict)
+    rows: dict[tuple[str, ...], dict[int, list[float]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    def measure(
-        self, key: tuple[str, ...], make: Callable[[float], nn.Module], judge: Callable[[nn.Module], float]
-    ) -> None:
-        """Judge what `make(ratio)` returns at every ratio, and log it."""
-        started = time.perf_counter()
-        row = self.rows.setdefault(key, {r: [] for r in self.ratios})
-        for ratio in self.ratios:
-            row[ratio].append(judge(make(ratio)))
-        values = "  ".join(f"{row[r][-1]:.4f}" for r in self.ratios)
-        print(f"{' · '.join(key):60s} {values}   {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    def __post_init__(self) -> None:
+        if self.partial.is_file():
+            for row in json.loads(self.partial.read_text()):
+                self.rows[tuple(row["row"])] = {int(k): v for k, v in row["values"].items()}
 
-    def write(self, name: str, columns: tuple[str, ...]) -> None:
-        """Write results/NAME.json and results/NAME.md."""
+    @property
+    def partial(self) -> Path:
+        """Where an unfinished run keeps its rows."""
+        return RESULTS / f"{self.name}.partial.json"
+
+    def has(self, keys: Iterable[tuple[str, ...]], repetition: int = 0) -> bool:
+        """Whether all these rows are measured."""
+        return all(repetition in self.rows.get(key, {}) for key in keys)
+
+    def measure(
+        self, key: tuple[str, ...], make: Callable[[float], nn.Module], judge: Judge, repetition: int = 0
+    ) -> None:
+        """Judge what `make(ratio)` returns at every ratio, log it and keep it."""
+        if self.has([key], repetition):
+            return
+        started = time.perf_counter()
+        values = [judge(make(ratio)) for ratio in self.ratios]
+        self.rows.setdefault(key, {})[repetition] = values
         RESULTS.mkdir(exist_ok=True)
+        self.partial.write_text(json.dumps(self._raw()))
+        shown = "  ".join(f"{v:.4f}" for v in values)
+        print(f"{' · '.join(key):60s} {shown}   {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+    def write(self, columns: tuple[str, ...]) -> None:
+        """Write results/NAME.json and results/NAME.md."""
         head = [*columns, *(f"{r:.0%}" for r in self.ratios)]
         lines = [f"# {self.title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for key, row in self.rows.items():
-            lines.append("| " + " | ".join([*key, *(_cell(row[r]) for r in self.ratios)]) + " |")
+            cells = [_cell([v[i] for v in row.values()]) for i in range(len(self.ratios))]
+            lines.append("| " + " | ".join([*key, *cells]) + " |")
         lines += ["", *self.notes, ""]
-        (RESULTS / f"{name}.md").write_text("\n".join(lines))
-        raw = [{"row": key, "values": {str(r): v for r, v in row.items()}} for key, row in self.rows.items()]
-        (RESULTS / f"{name}.json").write_text(
-            json.dumps({"title": self.title, "rows": raw, "notes": self.notes}, indent=1)
-        )
+        (RESULTS / f"{self.name}.md").write_text("\n".join(lines))
+        raw = {"title": self.title, "ratios": self.ratios, "rows": self._raw(), "notes": self.notes}
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(raw, indent=1))
+        self.partial.unlink(missing_ok=True)
         print("\n".join(lines))
+
+    def _raw(self) -> list[dict]:
+        return [{"row": key, "values": row} for key, row in self.rows.items()]
 
 
 def _cell(values: list[float]) -> str:

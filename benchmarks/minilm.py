@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DATA, Source, Table
+from harness import DATA, Judge, Source, Table
 from rivals import folding, torch_pruning
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, logging
@@ -45,24 +45,23 @@ def main() -> None:
     def judge(small: nn.Module) -> float:
         return float(torch.cosine_similarity(embed(small, judged), reference, dim=-1).mean())
 
-    table = Table("MiniLM: cosine to the original embeddings after removing FFN neurons", RATIOS)
+    table = Table("minilm", "MiniLM: cosine to the original embeddings after removing FFN neurons", RATIOS)
     for seed in range(options.seeds):
-        source = with_opinion(Source(model, seed=seed))
-        for scorer, repair in ARMS if seed else (*ARMS, *UNSEEDED_ARMS):
-            table.measure((scorer, repair, "none"), partial(source.prune, scorer, repair, "prune/neurons"), judge)
+        run(table, Source(model, seed=seed), ARMS if seed else (*ARMS, *UNSEEDED_ARMS), "none", judge)
     table.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, dict(judged[0]), r), judge)
     table.measure(("model folding", "none", "none"), lambda r: folding(model, r), judge)
-    source = with_opinion(Source(model, data=real))
-    for scorer, repair in DATA_ARMS:
-        table.measure(
-            (scorer, repair, f"{CALIBRATION} sentences"),
-            partial(source.prune, scorer, repair, "prune/neurons"),
-            judge,
-        )
-    table.notes += [
-        f"Mean ± standard deviation over {options.seeds} seeds of the probes where the row depends on them."
-    ]
-    table.write("minilm", ("selection", "repair", "data"))
+    run(table, Source(model, data=real), DATA_ARMS, f"{CALIBRATION} sentences", judge)
+    table.notes += [f"Mean ± standard deviation over {options.seeds} seeds where the row depends on one."]
+    table.write(("selection", "repair", "data"))
+
+
+def run(table: Table, source: Source, arms: tuple[tuple[str, str], ...], data: str, judge: Judge) -> None:
+    """Measure all arms of one source that are not measured yet."""
+    if not table.has(((scorer, repair, data) for scorer, repair in arms), source.seed):
+        source = with_opinion(source)
+    for scorer, repair in arms:
+        prune = partial(source.prune, scorer, repair, "prune/neurons")
+        table.measure((scorer, repair, data), prune, judge, source.seed)
 
 
 OPINION = "encoder, not abstaining"

@@ -77,7 +77,9 @@ def folding(model: nn.Module, ratio: float, seed: int = 0) -> nn.Module:
         for s in graph.slots_of(space.name):
             mix = one_hot if graph.consumes(s) else mean
             moved = merged.get(s.param, weights[s.param]).float().transpose(0, s.axis)
-            merged[s.param] = (mix.T @ moved.flatten(1)).reshape(clusters, *moved.shape[1:]).transpose(0, s.axis)
+            merged[s.param] = (
+                (mix.T @ moved.reshape(space.units, -1)).reshape(clusters, *moved.shape[1:]).transpose(0, s.axis)
+            )
         cuts.append(Cut(space.name, tuple(range(clusters))))
     cut(small, graph, cuts)
     small.load_state_dict({k: merged.get(k, v) for k, v in small.state_dict().items()})

@@ -26,7 +26,7 @@ from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.prune import counted, make_plan
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report import build_report
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import Context, known_scorer
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.types import ModelGraph, PrunePlan, Scores
 from dnge_compress.weights import digest
@@ -111,7 +111,11 @@ def apply(
 
         small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
     """
-    job = _Job(model, validate_recipe(plan.recipe, "the plan's recipe"), None, data, overrides)
+    recipe = validate_recipe(plan.recipe, "the plan's recipe")
+    job = _Job(model, recipe, None, data, overrides)
+    if (job.recipe.prune, job.recipe.scorer) != (recipe.prune, recipe.scorer):
+        raise PlanError("a plan's cuts are made; only probes, repair and check can be overridden, or make a new plan")
+    plan = replace(plan, recipe=job.recipe.model_dump(mode="json"))
     _refuse_other_base(plan, job.graph, job.model)
     if not any_weights and plan.weights != digest(job.model):
         raise PlanError(
@@ -152,6 +156,7 @@ class _Job:
         self.progress: Progress | None = overrides.pop("progress", None)
         self.example_inputs: Inputs | None = overrides.pop("example_inputs", None)
         self.recipe = resolve(recipe, overrides | ({} if ratio is None else {"ratio": ratio}))
+        known_scorer(self.recipe.scorer, data is not None)
         self.model = open_model(model) if isinstance(model, str | Path) else model
         check_weights(self.model)
         self.graph = build_graph(self.model, self.example_inputs)

@@ -65,12 +65,23 @@ def refit(weight: Tensor, moments: Tensor, keep: Tensor, ridge: float) -> Tensor
     inner = c[keep][:, keep]
     inner.diagonal().add_(damping(c, ridge))
     cross = c[gone][:, keep]  # [P, K]
-    return w[:, keep] + w[:, gone] @ torch.cholesky_solve(cross.T, torch.linalg.cholesky(inner)).T
+    return w[:, keep] + w[:, gone] @ torch.cholesky_solve(cross.T, factor(inner)).T
 
 
 def damping(moments: Tensor, ridge: float) -> float:
     """λ: `ridge` times the mean second moment."""
     return ridge * float(moments.diagonal().mean()) + 1e-12
+
+
+def factor(moments: Tensor) -> Tensor:
+    """Cholesky factor of damped moments. Where a mean far above the deviation has cost the digits that make them
+    positive, their negative eigenvalues count as what the damping leaves at least."""
+    lower, failed = torch.linalg.cholesky_ex(moments)
+    if not int(failed):
+        return lower
+    values, vectors = torch.linalg.eigh(moments.double())
+    values = values.clamp_min(1e-6 * float(values[-1]))
+    return torch.linalg.cholesky((vectors * values) @ vectors.T).to(moments.dtype)
 
 
 def features_of(units: Tensor, width: int) -> Tensor:
@@ -86,7 +97,7 @@ class _State:
         self.width = moments.shape[0] // units
         damped = moments.clone()
         damped.diagonal().add_(damping(moments, ridge))
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self.inverse = torch.cholesky_inverse(factor(damped))
         self.weight = reading.weight.float() * (0.5 * reading.importance.float()).sqrt()[:, None]
 
     def unit_costs(self) -> Tensor:

@@ -8,7 +8,6 @@ device.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -54,12 +53,10 @@ class GraphBuilder:
         if param in self.shapes:
             self._slots.append(Slot(param, axis, space, width, offset))
 
-    def step(
-        self, op: Op, reads: Iterable[str], writes: Iterable[str], params: Iterable[str], activation: str = ""
-    ) -> None:
-        """Add one moment of inference."""
+    def step(self, op: Op, reads: Iterable[str], writes: Iterable[str], params: Iterable[str], **detail: Any) -> None:
+        """Add one moment of inference; `activation` and `is_behind` as in Step."""
         present = tuple(p for p in params if p in self.shapes)
-        self._steps.append(Step(len(self._steps), op, tuple(reads), tuple(writes), present, activation))
+        self._steps.append(Step(len(self._steps), op, tuple(reads), tuple(writes), present, **detail))
 
     def embed(self, module: str, rows: str | None, dst: str) -> None:
         """An embedding table `[rows, dst]`; rows are never cut."""
@@ -70,13 +67,13 @@ class GraphBuilder:
             self.slot(weight, 1, dst)
             self.step("embed", (), (dst,), (weight,))
 
-    def norm(self, module: str, space: str, op: Op = "norm") -> None:
+    def norm(self, module: str, space: str, op: Op = "norm", is_behind: bool = False) -> None:
         """A norm with per-unit gain and shift; for batch norm also its running statistics."""
         names = ["weight", "bias"] + (["running_mean", "running_var"] if op == "batchnorm" else [])
         params = [f"{module}.{n}" for n in names]
         for param in params:
             self.slot(param, 0, space)
-        self.step(op, (space,), (space,), params)
+        self.step(op, (space,), (space,), params, is_behind=is_behind)
 
     def linear(self, module: str, src: str, dst: str, op: Op = "linear", **detail: Any) -> None:
         """A linear or conv layer from `src` to `dst`; `width_in`/`width_out` values per unit; `activation` after it."""
@@ -85,7 +82,7 @@ class GraphBuilder:
         self.slot(weight, out_axis, dst, detail.get("width_out", 1))
         self.slot(weight, 1 - out_axis, src, detail.get("width_in", 1))
         self.slot(bias, 0, dst, detail.get("width_out", 1))
-        self.step(op, (src,), (dst,), (weight, bias), detail.get("activation", ""))
+        self.step(op, (src,), (dst,), (weight, bias), activation=detail.get("activation", ""))
 
     def gated(self, gate: str, up: str, src: str, dst: str, activation: str) -> None:
         """The two input matrices of a gated feed-forward layer: dst = activation(gate x) * (up x)."""
@@ -95,7 +92,7 @@ class GraphBuilder:
             self.slot(f"{module}.weight", 1, src)
             self.slot(f"{module}.bias", 0, dst)
             params += [f"{module}.weight", f"{module}.bias"]
-        self.step("gated", (src,), (dst,), params, activation)
+        self.step("gated", (src,), (dst,), params, activation=activation)
 
     def attention(
         self, qkv: tuple[str, str, str], residual: str, layer: int, heads: tuple[int, int], head_dim: int
@@ -182,8 +179,3 @@ def prefix_of(shapes: Shapes, marker: str) -> str:
         if found and (not head or head.endswith(".")):
             return head
     raise UnsupportedModelError(f"no parameter is named '…{marker}…', so the blocks can't be found")
-
-
-def lcm(values: Iterable[int]) -> int:
-    """Least common multiple of the factors a config value must honour."""
-    return math.lcm(*values)

@@ -8,6 +8,7 @@ images does, and whose contrast and colour vary. Everything is seeded and the mo
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,9 @@ def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs
     Raises DataError for a probe kind that doesn't fit the model.
     """
     kind = settings.kind if settings.kind != "auto" else default_kind(model, example_inputs)
+    natural = default_kind(model, example_inputs)
+    if kind not in (natural, {"sampled": "random"}.get(natural)):
+        raise DataError(f"probes of kind '{kind}' don't fit a {type(model).__name__}; use '{natural}' or auto")
     makers = {"sampled": _sampled_text, "random": _random_tokens, "noise": _noise_images}
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
@@ -101,9 +105,11 @@ def main_output(output: Any) -> Tensor:
     """The tensor that carries a model's answer."""
     if isinstance(output, Tensor):
         return output
-    for name in ("logits", "last_hidden_state"):
-        if isinstance(output, Mapping) and output.get(name) is not None:
-            return output[name]
+    if isinstance(output, Mapping):
+        named = [output[n] for n in ("logits", "last_hidden_state") if output.get(n) is not None]
+        floating = [v for v in output.values() if isinstance(v, Tensor) and v.is_floating_point() and v.dim() > 1]
+        if named or floating:
+            return (named or floating)[0]
     if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         return output[0]
     raise UnsupportedModelError(f"an output of type {type(output).__name__} holds neither logits nor hidden states")
@@ -112,7 +118,11 @@ def main_output(output: Any) -> Tensor:
 def has_logits(model: nn.Module) -> bool:
     """Whether the main output is class scores, so that damage can be counted in nats of KL divergence."""
     name = type(model).__name__
-    return "For" in name or name.endswith("LMHeadModel") or getattr(model, "config", None) is None
+    return (
+        re.search("For[A-Z]", name) is not None
+        or name.endswith("LMHeadModel")
+        or getattr(model, "config", None) is None
+    )
 
 
 @contextmanager

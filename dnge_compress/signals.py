@@ -9,7 +9,9 @@ Letters: U units, W values per unit at the reader (head size, kernel positions),
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -111,7 +113,7 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
         }
         flat = [t for group in taps.values() for t in group]
         generator = torch.Generator().manual_seed(self.seed)
-        with torch.enable_grad(), inference_mode_of(self.model), _gradients_from(self.model, self.graph):
+        with torch.enable_grad(), inference_mode_of(self.model), _gradients(self.model, self.graph):
             handles = [h for t in flat for h in t.attach()]
             try:
                 for i, batch in enumerate(self.batches):
@@ -156,7 +158,7 @@ def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
     if bias in step.params:
         return bias, 1
     after = next((s for s in graph.steps if s.index == step.index + 1), None)
-    if after is not None and after.op == "batchnorm" and after.reads == step.writes:
+    if after is not None and after.op == "batchnorm" and after.is_behind and after.reads == step.writes:
         return next(p for p in after.params if p.endswith("running_mean")), -1
     return None
 
@@ -200,24 +202,32 @@ def _label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Ten
     return (output * direction).sum() / output.detach().var().clamp_min(1e-12).sqrt()
 
 
-def _positions(t: Tensor) -> tuple[int, ...]:
-    """The axes of an activation that are not features: images `[N, C, H, W]`, else `[N, …, F]`."""
-    return (0, 2, 3) if t.dim() == 4 else tuple(range(t.dim() - 1))
+def feature_axis(module: nn.Module) -> int:
+    """The axis of a module's inputs and outputs that runs over features: 1 for convs `[N, C, …]`, else the last."""
+    return 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else -1
 
 
-class _gradients_from:
-    """Let gradients start behind the first module, so that all later activations have them and no weight needs one."""
+def _positions(module: nn.Module, t: Tensor) -> tuple[int, ...]:
+    """The axes of an activation that are not features."""
+    return tuple(i for i in range(t.dim()) if i != feature_axis(module) % t.dim())
 
-    def __init__(self, model: nn.Module, graph: ModelGraph) -> None:
-        first = next(s for s in graph.steps if s.params)
-        self.module = model.get_submodule(first.params[0].rpartition(".")[0])
 
-    def __enter__(self) -> None:
-        # A clone, as a leaf may not be changed in place by the activation behind it.
-        self.handle = self.module.register_forward_hook(lambda m, i, out: out.detach().requires_grad_().clone())
+@contextmanager
+def _gradients(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
+    """Let gradients start behind the first module of every branch, so that no weight needs one."""
 
-    def __exit__(self, *_: object) -> None:
-        self.handle.remove()
+    def start(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        if not isinstance(out, Tensor) or out.requires_grad:
+            return None
+        return out.detach().requires_grad_().clone()  # a leaf may not be changed in place by the activation behind it
+
+    modules = {p.rpartition(".")[0] for s in graph.steps for p in s.params}
+    handles = [model.get_submodule(m).register_forward_hook(start) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class _Tap:
@@ -261,12 +271,15 @@ class _Tap:
 
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
-        if not isinstance(self.module, nn.Conv2d):
+        if not isinstance(self.module, nn.Conv1d | nn.Conv2d):
             return answers(x, self.mask).flatten(0, -2)
         conv = self.module
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
-        patches = nnf.unfold(x, conv.kernel_size, conv.dilation, 0, conv.stride)  # [N, F, L]
+        kernel, dilation, stride = conv.kernel_size, conv.dilation, conv.stride
+        if x.dim() == 3:  # a Conv1d is a Conv2d of height one
+            x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
+        patches = nnf.unfold(x, kernel, dilation, 0, stride)  # [N, F, L]
         rows = patches.transpose(1, 2).reshape(-1, self.features)
         limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
         if len(rows) > limit:
@@ -279,14 +292,14 @@ class _Tap:
             out.register_hook(self._output_gradient)
 
     def _output_gradient(self, g: Tensor) -> None:
-        self.out_fisher += g.detach().float().square().sum(_positions(g))
+        self.out_fisher += g.detach().float().square().sum(_positions(self.module, g))
 
     def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
         self.overwritten |= not is_intact
-        square = g.float().square().sum(_positions(g))
+        square = g.float().square().sum(_positions(self.module, g))
         self.grad_square += square.repeat_interleave(self.features // len(square))
         product = (x * g).float()
-        per_example = product.sum(_positions(g)[1:]) if g.dim() > 2 else product
+        per_example = product.sum(_positions(self.module, g)[1:]) if g.dim() > 2 else product
         mask_gradient = per_example[:, self.own_rows].reshape(len(per_example), self.units, -1).sum(-1)
         held = self._batch_mask_gradient
         self._batch_mask_gradient = mask_gradient if held is None else held + mask_gradient

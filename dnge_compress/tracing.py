@@ -31,6 +31,7 @@ COPY_SEED = 0
 class Layer:
     """A layer that was executed: the tensors (suffix, axis) that run over its outputs and over its inputs.
 
+    It `is_behind` if it got the very output of the layer executed before it.
     A layer without `reads` works on each channel alone (norms, depthwise convs) or looks rows up (embeddings).
     """
 
@@ -41,6 +42,7 @@ class Layer:
     reads: tuple[tuple[str, int], ...] = ()
     activation: str = ""
     shared: bool = False
+    is_behind: bool = False
 
     def tensors(self, side: Side) -> tuple[tuple[str, int], ...]:
         """Full name and axis of the tensors on one side, those the module really has."""
@@ -141,16 +143,19 @@ def executed_layers(net: nn.Module, inputs: Any) -> list[Layer]:
     found: dict[nn.Module, Layer] = {}
     maker: dict[int, nn.Module] = {}  # id of a tensor → the layer whose output it is, norms passed over
     alive: list[Any] = []  # ids are unique among living tensors only
+    last: list[tuple[int, int]] = []  # id and version of the last layer's output: in-place changes raise the version
 
     def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         source = maker.get(id(args[0])) if args else None
         layer = _describe(paths[module], module)
         if layer is not None:
+            is_behind = bool(args and last) and last[-1] == (id(args[0]), args[0]._version)
+            last.append((id(output), output._version))
             passes_on = layer.op in ("batchnorm", "norm") and source is not None
             maker[id(output)] = source if passes_on and source is not None else module
             alive.append(output)
             tied = any(names[id(p)] > 1 for p in module.parameters())
-            found[module] = replace(layer, shared=tied or module in found)
+            found[module] = replace(layer, shared=tied or module in found, is_behind=is_behind)
         elif source is not None and _is_activation(module) and not found[source].activation:
             found[source] = replace(found[source], activation=type(module).__name__.lower().removesuffix("activation"))
 

@@ -56,7 +56,8 @@ class Slot:
 class Step:
     """One moment of inference: the snapshot of the dynamic graph in which `writes` is computed from `reads`.
 
-    Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D), stored `[src, dst]`.
+    Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D), stored `[src, dst]`. A batch
+    norm `is_behind` if it reads exactly what the step before computed, with nothing in between.
     """
 
     index: int
@@ -65,6 +66,7 @@ class Step:
     writes: tuple[str, ...]
     params: tuple[str, ...]
     activation: str = ""
+    is_behind: bool = False
 
     @property
     def in_axis(self) -> int:

@@ -83,8 +83,9 @@ def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) 
     else:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, stage / WEIGHTS, metadata={"format": "pt"})
-        if compression.inputs is not None:
-            (stage / INPUTS).write_text(outline(compression.inputs) + "\n", encoding="utf-8")
+    is_replayed = compression.plan.uneven or not isinstance(model, PreTrainedModel)
+    if is_replayed and compression.inputs is not None:  # the replay may have to trace the base again
+        (stage / INPUTS).write_text(outline(compression.inputs) + "\n", encoding="utf-8")
     (stage / PLAN).write_text(compression.plan.to_json(), encoding="utf-8")
     if compression.report is not None:
         _write_json(stage / REPORT, compression.report.to_dict())

@@ -17,8 +17,6 @@ from dnge_compress.signals import Signal, Signals, as_matrix, from_matrix, shift
 from dnge_compress.sizes import dropped_modules, dropped_spaces, kept_rows
 from dnge_compress.types import Cut, ModelGraph
 
-MODES = ("none", "bias", "lstsq")
-
 
 def refitted(
     model: nn.Module, signals: Signals, cuts: Iterable[Cut], mode: str = "lstsq", ridge: float = 0.003

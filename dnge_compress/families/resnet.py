@@ -70,4 +70,4 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
 
 def _conv(g: GraphBuilder, module: str, src: str, dst: str, activation: str = "") -> None:
     g.linear(f"{module}.convolution", src, dst, "conv", activation=activation)
-    g.norm(f"{module}.normalization", dst, "batchnorm")
+    g.norm(f"{module}.normalization", dst, "batchnorm", is_behind=True)

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 
 from dnge_compress.errors import BudgetError
 from dnge_compress.executors.compensate import refitted
+from dnge_compress.families import TRACED
 from dnge_compress.masking import MaskedModel
 from dnge_compress.probe import Inputs, call, has_logits, inference_mode_of, rows_of, take
 from dnge_compress.recipes.budget import NOTED_ROUNDING, Budget, Candidate, candidates
 from dnge_compress.recipes.groups import reloads_plainly
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import Context
-from dnge_compress.signals import answers, attended, divergence
+from dnge_compress.signals import answers, attended, divergence, feature_axis
 from dnge_compress.sizes import Prices, kept_total, non_embedding_prices, parameter_prices
-from dnge_compress.types import ModelGraph, PrunePlan, Scores
+from dnge_compress.types import Cut, ModelGraph, PrunePlan, Scores
 from dnge_compress.weights import digest
 
 MEASURED = 4  # candidates
@@ -46,7 +47,7 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
         weights=digest(context.model),
         recipe=recipe.model_dump(mode="json"),
         predicted_cost=chosen.cost,
-        uneven=recipe.prune.uneven,
+        uneven=_is_uneven(graph, context.model, chosen.cuts),
         notes=(*notes, *measured),
         costs=chosen.costs,
     )
@@ -62,8 +63,15 @@ def counted(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> PrunePlan:
         plan,
         params_before=int(kept_total(graph, prices, shapes, ())),
         params_after=int(kept_total(graph, prices, shapes, plan.cuts)),
-        uneven=plan.uneven or not reloads_plainly(graph, plan.cuts),
+        uneven=_is_uneven(graph, model, plan.cuts),
     )
+
+
+def _is_uneven(graph: ModelGraph, model: nn.Module, cuts: Sequence[Cut]) -> bool:
+    """Whether only `dnge_compress.load` can rebuild the result: its config, if it has one, can't say what was cut."""
+    if getattr(model, "config", None) is None or not cuts:
+        return False
+    return graph.family == TRACED or not reloads_plainly(graph, cuts)
 
 
 def _prices(context: Context, of: str) -> Prices:
@@ -81,7 +89,7 @@ def macs_per_element(context: Context) -> Prices:
 
     def count(param: str) -> Callable[[nn.Module, tuple, Tensor], None]:
         def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
-            positions[param] = out[0].numel() / out.shape[1 if out.dim() == 4 else -1]
+            positions[param] = out[0].numel() / out.shape[feature_axis(module)]
 
         return hook
 

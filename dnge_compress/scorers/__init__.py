@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,16 @@ def names() -> list[str]:
 
 def score(scorer: str, context: Context) -> Scores:
     """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
+    module = known_scorer(scorer, context.real_data)
+    with torch.no_grad():
+        return module.score(context)
+
+
+def known_scorer(scorer: str, real_data: bool) -> ModuleType:
+    """The module of a scorer. Raises UnknownNameError, or DataError if it needs data and there is none."""
     if scorer not in names():
         raise UnknownNameError("scorer", scorer, names())
     module = importlib.import_module(f"{__name__}.{scorer}")
-    if module.NEEDS_DATA and not context.real_data:
+    if module.NEEDS_DATA and not real_data:
         raise DataError(f"scorer '{scorer}' needs real data; pass data=…, or use scorer 'probe' or 'encoder'")
-    with torch.no_grad():
-        return module.score(context)
+    return module
