@@ -31,8 +31,18 @@ def total(prices: Prices, shapes: Mapping[str, tuple[int, ...]]) -> float:
 
 def kept_total(graph: ModelGraph, prices: Prices, shapes: Mapping[str, tuple[int, ...]], cuts: Iterable[Cut]) -> float:
     """Price of what is left after `cuts`."""
-    kept = {c.space: len(c.keep) for c in cuts}
-    dropped = dropped_modules(graph, cuts)
+    cuts = list(cuts)
+    return kept_price(graph, prices, shapes, {c.space: len(c.keep) for c in cuts}, dropped_modules(graph, cuts))
+
+
+def kept_price(
+    graph: ModelGraph,
+    prices: Prices,
+    shapes: Mapping[str, tuple[int, ...]],
+    kept: Mapping[str, int],
+    dropped: tuple[str, ...],
+) -> float:
+    """Price of what is left if spaces keep so many units each and the blocks with these name prefixes go."""
     lost: dict[tuple[str, int], int] = {}
     for space, count in kept.items():
         for slot in graph.slots_of(space):

@@ -16,7 +16,7 @@ from dnge_compress.errors import BudgetError, RecipeError
 from dnge_compress.graph import Shapes
 from dnge_compress.recipes.groups import Group, droppable, width_groups
 from dnge_compress.recipes.schema import Prune
-from dnge_compress.sizes import Prices, dropped_spaces, kept_total, total
+from dnge_compress.sizes import Prices, dropped_modules, dropped_spaces, kept_price, kept_total, total
 from dnge_compress.types import Cut, ModelGraph, Scores
 
 HEAD_LEVELS = 4
@@ -202,26 +202,25 @@ def _fit_width(
 ) -> tuple[tuple[Cut, ...], float]:
     """The widest common fraction of the width groups with which the ratio is reached, beside fixed heads and layers."""
 
-    def at(fraction: float) -> tuple[tuple[Cut, ...], float]:
-        cuts = problem.cuts(fixed | {g: g.at_most(fraction) for g in widths}, dropped)
-        return cuts, problem.removed(cuts)
+    layers = problem.layer_cuts(dropped)
+    prefixes = dropped_modules(problem.graph, layers)
 
-    whole = at(1.0)
-    if whole[1] >= ratio or not widths:
-        return whole
+    def steps(fraction: float) -> dict[Group, int]:
+        return fixed | {g: g.at_most(fraction) for g in widths}
+
+    def removed(fraction: float) -> float:
+        kept = {n: problem.graph.space(n).units * t // g.steps for g, t in steps(fraction).items() for n in g.spaces}
+        left = kept_price(problem.graph, problem.budget.prices, problem.budget.shapes, kept, prefixes)
+        return 1 - left / problem.whole
+
     low, high = 0.0, 1.0
-    narrow = at(low)
-    if narrow[1] < ratio:
-        return narrow
-    best = narrow
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        tried = at(middle)
-        if tried[1] >= ratio:
-            low, best = middle, tried
-        else:
-            high = middle
-    return best
+    if not widths or removed(high) >= ratio:
+        low = high
+    elif removed(low) >= ratio:
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if removed(middle) >= ratio else (low, middle)
+    return problem.cuts(steps(low), dropped), removed(low)
 
 
 def _global(problem: _Problem, prune: Prune) -> Candidate:
