@@ -1,0 +1,95 @@
+"""Networks that once went wrong silently: norms that are not right behind a conv, branches, other layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnge_compress import compress
+from dnge_compress.families import build_graph
+from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress.signals import Signals, shift_of
+
+
+def seeded(*layers: nn.Module) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*layers).eval()
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"), [((), "1.running_mean"), ((nn.ReLU(),), None), ((nn.ReLU(True),), None)]
+)
+def test_a_batch_norm_takes_up_a_shift_only_right_behind_the_conv(between: tuple, expected: str | None) -> None:
+    norm = nn.BatchNorm2d(6)
+    first = seeded(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 6, 3, bias=False), *between, norm, nn.ReLU())
+    model = nn.Sequential(first, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)).eval()
+    graph = build_graph(model, torch.randn(2, 3, 12, 12))
+    slot = next(s for s in graph.slots if s.param == "0.2.weight" and graph.consumes(s))
+    found = shift_of(graph, slot)
+    assert (found is None) == (expected is None)
+    if found is not None:
+        assert found[0].endswith("running_mean") and found[1] == -1
+
+
+class TwoTowers(nn.Module):
+    """Two branches that share nothing but their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = seeded(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))
+        self.b = seeded(nn.Linear(6, 11), nn.ReLU(), nn.Linear(11, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(-x)
+
+
+def test_every_branch_gets_gradients() -> None:
+    model = TwoTowers().eval()
+    graph = build_graph(model, torch.randn(2, 6))
+    signals = Signals(model, graph, synthesize(model, ProbeSettings(tokens=256), torch.randn(2, 6)))
+    assert len(signals) == 2
+    assert all(float(s.out_fisher.min()) > 0 for name in signals for s in signals[name])
+
+
+class ChannelsLast(nn.Module):
+    """A linear feed-forward layer on images laid out [N, H, W, C], as ConvNeXt's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 2, 2)
+        self.up, self.down, self.head = nn.Linear(8, 20), nn.Linear(20, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).permute(0, 2, 3, 1)
+        return self.head((x + self.down(torch.relu(self.up(x)))).mean((1, 2)))
+
+
+def conv1d() -> nn.Sequential:
+    convs = (nn.Conv1d(3, 12, 3), nn.ReLU(), nn.Conv1d(12, 16, 3), nn.ReLU())
+    return seeded(*convs, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+@pytest.mark.parametrize(("make", "shape"), [(conv1d, (4, 3, 20)), (ChannelsLast, (4, 3, 8, 8))])
+@torch.no_grad()
+def test_other_layouts_are_compressed_and_repaired(make: Callable[[], nn.Module], shape: tuple) -> None:
+    model, example = make().eval(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    dense = model(example)
+    errors = {}
+    for repair in ("none", "lstsq"):
+        small = compress(model, ratio=0.2, example_inputs=example, tokens=1024, compensate=repair, scorer="probe")
+        errors[repair] = float((small(example) - dense).norm() / dense.norm())
+    assert errors["lstsq"] <= errors["none"]
+
+
+def test_moments_with_a_mean_far_above_the_deviation_still_factor() -> None:
+    from dnge_compress.elimination import factor
+
+    x = 1e3 + torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
+    gram, mean = x.T @ x / 500, x.mean(0)
+    moments = gram - torch.outer(mean, mean)
+    moments.diagonal().add_(1e-3)
+    assert torch.isfinite(factor(moments)).all()
