@@ -76,7 +76,9 @@ def main() -> None:
     ids = tokenizer(held_out[:400], return_tensors="pt").input_ids
     neurons.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, {"input_ids": ids}, r), judge)
     neurons.measure(("optipfair (MAW)", "none", "none"), lambda r: optipfair(model, r), judge)
-    neurons.measure(("model folding", "none", "none"), lambda r: folding(model, r), judge)
+    neurons.measure(
+        ("model folding (our k-means version, no variance repair)", "none", "none"), lambda r: folding(model, r), judge
+    )
     for table in (neurons, whole):
         table.notes += [
             f"The dense model's perplexity on this text is {math.exp(before):.2f}.",

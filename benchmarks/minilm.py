@@ -49,7 +49,9 @@ def main() -> None:
     for seed in range(options.seeds):
         run(table, Source(model, seed=seed), ARMS if seed else (*ARMS, *UNSEEDED_ARMS), "none", judge)
     table.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, dict(judged[0]), r), judge)
-    table.measure(("model folding", "none", "none"), lambda r: folding(model, r), judge)
+    table.measure(
+        ("model folding (our k-means version, no variance repair)", "none", "none"), lambda r: folding(model, r), judge
+    )
     run(table, Source(model, data=real), DATA_ARMS, f"{CALIBRATION} sentences", judge)
     table.notes += [f"Mean ± standard deviation over {options.seeds} seeds where the row depends on one."]
     table.write(("selection", "repair", "data"))
