@@ -162,12 +162,14 @@ class Scores:
 
     `units` holds float32 `[units]` per prunable space (the layer spaces included), `matrices` one number per
     weight matrix. Baselines whose scale has no meaning in nats (magnitude, random) keep their own scale.
+    `notes` are for the report.
     """
 
     units: Mapping[str, Tensor]
     scorer: str
     fingerprint: str
     matrices: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, values in self.units.items():

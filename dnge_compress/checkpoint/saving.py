@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) 
         _write_json(stage / REPORT, compression.report.to_dict())
     if compression.base_config is not None:
         _write_json(stage / BASE_CONFIG, dict(compression.base_config))
+    for file in stage.rglob("*.safetensors"):  # its writer leaves them to the owner alone
+        file.chmod(0o666 & ~_umask())
     card = model_card(model, compression, base, copied, left_out)
     (stage / "README.md").write_text(card, encoding="utf-8")
 
@@ -152,3 +155,10 @@ def _align_tables(model: nn.Module, reloaded: nn.Module) -> None:
         if name in tables and name not in saved:
             owner, _, leaf = name.rpartition(".")
             setattr(reloaded.get_submodule(owner), leaf, buffer.to(tables[name].dtype))
+
+
+def _umask() -> int:
+    """The process's mask for new files; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

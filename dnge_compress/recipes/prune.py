@@ -48,7 +48,7 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
         recipe=recipe.model_dump(mode="json"),
         predicted_cost=chosen.cost,
         uneven=_is_uneven(graph, context.model, chosen.cuts),
-        notes=(*notes, *measured),
+        notes=(*scores.notes, *notes, *measured),
         costs=chosen.costs,
     )
     if recipe.prune.ratio > 0 and not plan.cuts:
@@ -57,14 +57,22 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
 
 
 def counted(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> PrunePlan:
-    """The plan with its parameter counts, and `uneven`, as its cuts have it: they may have been edited."""
+    """The plan with parameter counts and `uneven` as its cuts have them; if these were edited, costs are unknown."""
     prices, shapes = parameter_prices(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
-    return replace(
+    after = int(kept_total(graph, prices, shapes, plan.cuts))
+    found = replace(
         plan,
         params_before=int(kept_total(graph, prices, shapes, ())),
-        params_after=int(kept_total(graph, prices, shapes, plan.cuts)),
+        params_after=after,
         uneven=_is_uneven(graph, model, plan.cuts),
     )
+    notes = list(plan.notes)
+    if plan.params_after not in (0, after):
+        notes = ["the plan was edited: its predicted cost is unknown"]
+        found = replace(found, costs={}, predicted_cost=0.0)
+    if found.uneven and not plan.uneven:
+        notes.append("widths that the config can't say: the result loads with dnge_compress.load only")
+    return replace(found, notes=tuple(notes))
 
 
 def _is_uneven(graph: ModelGraph, model: nn.Module, cuts: Sequence[Cut]) -> bool:
