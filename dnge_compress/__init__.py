@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dnge_compress.api import apply, compress, load, plan, preview, save, score
+    from dnge_compress.checkpoint import open_model
     from dnge_compress.errors import DngeError
     from dnge_compress.families import build_graph
     from dnge_compress.recipes.schema import Recipe
@@ -32,6 +33,7 @@ __all__ = [
     "build_graph",
     "compress",
     "load",
+    "open_model",
     "plan",
     "preview",
     "save",
@@ -40,6 +42,7 @@ __all__ = [
 
 _HOMES = {
     "api": ("apply", "compress", "load", "plan", "preview", "save", "score"),
+    "checkpoint": ("open_model",),
     "errors": ("DngeError",),
     "families": ("build_graph",),
     "recipes.schema": ("Recipe",),

@@ -84,6 +84,12 @@ def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
         batches.append(to_device(batch, device_of(model)))
     if not batches:
         raise DataError("data is empty; pass at least one batch, or leave it out to use probes")
+    try:
+        with torch.no_grad(), inference_mode_of(model):
+            call(model, take(batches, 1)[0])
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise DataError(f"data batch 0 doesn't fit a {type(model).__name__} ({reason}); pass its inputs only") from e
     return batches
 
 

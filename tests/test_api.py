@@ -378,3 +378,9 @@ def test_the_graph_can_be_read_alone() -> None:
 def test_a_compression_can_be_copied() -> None:
     small = compress(models.make("bert"), ratio=0.2, **QUICK)
     assert torch.equal(answer(copy.deepcopy(small), "bert"), answer(small, "bert"))
+
+
+def test_a_batch_with_labels_beside_the_inputs_is_refused_in_one_line() -> None:
+    model, images = models.make("cnn"), models.example_inputs("cnn")
+    with pytest.raises(DataError, match="data batch 0 doesn't fit"):
+        compress(model, data=[[images, torch.zeros(len(images))]], example_inputs=images, scorer="probe")

@@ -23,9 +23,7 @@ def score(context: Context) -> Scores:
     found = corrected(context, closed)
     if has_logits(context.model):
         return found
-    note = (
-        "the encoder abstains, as the model gives no class scores: costs are scorer probe's, on a relative scale"
-    )
+    note = "the encoder abstains, as the model gives no class scores: costs are scorer probe's, on a relative scale"
     return Scores(closed.units, "encoder", context.graph.fingerprint, found.matrices, (note,))
 
 
