@@ -47,7 +47,7 @@ def main() -> None:
     """Run all arms and write both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--characters", type=int, default=110_000, help="of the held-out text")
+    parser.add_argument("--characters", type=int, default=50_000, help="of the held-out text")
     options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -73,6 +73,8 @@ def main() -> None:
             key = (scorer, repair, data)
             neurons.measure(key, partial(source.prune, scorer, repair, "prune/neurons"), judge, source.seed)
             whole.measure(key, partial(source.prune, scorer, repair, "prune/default"), judge, source.seed)
+    by_costs = partial(sources[0][0].prune_by_costs, "magnitude", "prune/default")
+    whole.measure(("magnitude, split by its own costs", "none", "none"), by_costs, judge)
     ids = tokenizer(held_out[:400], return_tensors="pt").input_ids
     neurons.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, {"input_ids": ids}, r), judge)
     neurons.measure(("optipfair (MAW)", "none", "none"), lambda r: optipfair(model, r), judge)

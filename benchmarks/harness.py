@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from dnge_compress.executors.compensate import install, refitted
 from dnge_compress.executors.prune import cut
 from dnge_compress.families import build_graph
 from dnge_compress.probe import ProbeSettings, checked_data, synthesize
+from dnge_compress.recipes.budget import Budget, candidates
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
-from dnge_compress.types import Scores
+from dnge_compress.sizes import non_embedding_prices
+from dnge_compress.types import Cut, Scores
 
 Judge = Callable[[nn.Module], float]
 RESULTS = Path(__file__).parent / "results"
@@ -49,11 +51,24 @@ class Source:
         self.context = Context(graph, self.model, tuple(batches), real_data=self.data is not None, seed=self.seed)
 
     def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:
-        """A pruned copy of the model."""
+        """A pruned copy of the model; the split over kinds is measured, as `compress` does it for every scorer."""
+        settings = resolve(recipe, {"ratio": ratio, "compensate": compensate, "scorer": scorer})
+        return self._cut(make_plan(self.context, self._scored(scorer), settings).cuts, compensate)
+
+    def prune_by_costs(self, scorer: str, recipe: str, ratio: float) -> nn.Module:
+        """A pruned copy whose split over kinds is the scorer's own cheapest, unmeasured and without repair."""
+        model, graph = self.model, self.context.graph
+        shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+        budget = Budget(non_embedding_prices(model, graph), shapes)
+        found, _ = candidates(graph, self._scored(scorer), resolve(recipe, {"ratio": ratio}).prune, budget)
+        return self._cut(found[0].cuts, "none")
+
+    def _scored(self, scorer: str) -> Scores:
         if scorer not in self.scores:
             self.scores[scorer] = scorers.score(scorer, self.context)
-        settings = resolve(recipe, {"ratio": ratio, "compensate": compensate, "scorer": scorer})
-        cuts = make_plan(self.context, self.scores[scorer], settings).cuts
+        return self.scores[scorer]
+
+    def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
         small = copy.deepcopy(self.model)
         with torch.no_grad():
             values = refitted(self.model, self.context.signals, cuts, compensate) if compensate != "none" else {}
