@@ -62,10 +62,15 @@ def skipped(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
 
 def zeroed(weight: Tensor, slot: Slot, units: int, keep: Iterable[int]) -> Tensor:
     """A copy of `weight` in which the rows of all units but `keep` are zero along the slot's axis."""
+    rows = slot_rows(slot, units_gone(units, keep))
+    return weight.index_fill(slot.axis, rows.to(weight.device), 0)
+
+
+def units_gone(units: int, keep: Iterable[int]) -> Tensor:
+    """The units of a space that are not kept, ascending."""
     gone = torch.ones(units, dtype=torch.bool)
     gone[list(keep)] = False
-    rows = slot_rows(slot, gone.nonzero().squeeze(1))
-    return weight.index_fill(slot.axis, rows.to(weight.device), 0)
+    return gone.nonzero().squeeze(1)
 
 
 def slot_rows(slot: Slot, units: Tensor) -> Tensor:

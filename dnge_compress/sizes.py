@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph import is_embedding
-from dnge_compress.masking import slot_rows
+from dnge_compress.masking import slot_rows, units_gone
 from dnge_compress.types import Cut, ModelGraph
 
 Prices = Mapping[str, float]  # tensor name → what one of its elements costs
@@ -84,9 +84,7 @@ def kept_rows(graph: ModelGraph, cuts: Iterable[Cut], param: str, axis: int, row
     for cut in cuts:
         for slot in graph.slots_of(cut.space):
             if (slot.param, slot.axis) == (param, axis):
-                gone = torch.ones(graph.space(cut.space).units, dtype=torch.bool)
-                gone[list(cut.keep)] = False
-                keep[slot_rows(slot, gone.nonzero().squeeze(1))] = False
+                keep[slot_rows(slot, units_gone(graph.space(cut.space).units, cut.keep))] = False
     return keep.nonzero().squeeze(1)
 
 

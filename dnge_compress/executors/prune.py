@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.errors import PlanError, UnsupportedModelError
-from dnge_compress.masking import slot_rows
+from dnge_compress.masking import slot_rows, units_gone
 from dnge_compress.sizes import dropped_spaces
 from dnge_compress.types import Cut, ModelGraph
 
@@ -52,7 +52,7 @@ def _rows_to_drop(graph: ModelGraph, cuts: Iterable[Cut]) -> dict[tuple[str, str
     rows: dict[tuple[str, str], set[int]] = {}
     for c in cuts:
         space = graph.space(c.space)
-        gone = torch.tensor(sorted(set(range(space.units)) - set(c.keep)), dtype=torch.long)
+        gone = units_gone(space.units, c.keep)
         for slot in graph.slots_of(c.space):
             side = "in" if graph.consumes(slot) else "out"
             key = (slot.param.rpartition(".")[0], side)

@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-import torch
-
 from dnge_compress.errors import BudgetError, RecipeError
 from dnge_compress.graph import Shapes
+from dnge_compress.masking import units_gone
 from dnge_compress.recipes.groups import Group, droppable, width_groups
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.sizes import Prices, dropped_modules, dropped_spaces, kept_price, kept_total, total
@@ -128,9 +127,7 @@ class _Problem:
         costs = {}
         for cut in cuts:
             values = self.scores.units[cut.space]
-            gone = torch.ones(len(values), dtype=torch.bool)
-            gone[list(cut.keep)] = False
-            costs[cut.space] = float(values[gone].sum())
+            costs[cut.space] = float(values[units_gone(len(values), cut.keep)].sum())
         return Candidate(cuts, costs, self.removed(cuts))
 
 
