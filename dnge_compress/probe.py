@@ -1,13 +1,12 @@
 """Synthetic inference: inputs that need no data, and how a model is run on them.
 
-Causal language models are probed with text sampled from themselves, encoders with random tokens that lie close
-together in embedding space, vision models with noise images whose spectrum falls off as 1/f, as that of natural
-images does, and whose contrast and colour vary. Everything is seeded and the model is left as it was.
+Causal language models are probed with text sampled from themselves, encoders with random words that have a topic
+(writing.py), vision models with random pictures of shapes that hide one another (painting.py). Everything is seeded
+and the model is left as it was.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,17 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import DataError, UnsupportedModelError
-from dnge_compress.vocabulary import vocabulary_of
+from dnge_compress.painting import random_images
+from dnge_compress.writing import topical_texts
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
-TOPIC_WORDS = 32  # effective number of words that a sequence's topic draws from
-COMMON_SHARE = 1 / 3
-ZIPF_SHIFT = 2.7  # Mandelbrot's correction of Zipf's law
-LENGTHS = (1.0, 0.5, 0.25)  # of settings.length, with equal numbers of tokens
 
 
 @dataclass(frozen=True)
@@ -223,51 +219,11 @@ def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generato
 
 
 def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
-    """Sequences about something: two thirds of each are tokens whose embeddings point the way of a random centre's,
-    as the content words of a text do, one third are common words; framed and of several lengths, as real texts are.
-
-    Where no tokenizer lies beside the model, common words can't be told from others and any token stands for them.
-    """
     config, device = model.config, device_of(model)
     limit = getattr(config, "max_position_embeddings", settings.length)
     longest = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
-    vocabulary = vocabulary_of(model)
-    words = vocabulary.words
-    embedding = model.get_input_embeddings().weight.detach().float().cpu()[words]
-    embedding = torch.nn.functional.normalize(embedding - embedding.mean(0), dim=1)
-    rank = torch.arange(len(words), dtype=torch.float32)
-    common = 1 / (rank + ZIPF_SHIFT) if vocabulary.is_ordered else torch.ones(len(words))
-    batches: list[Inputs] = []
-    for share in LENGTHS:
-        length = max(4, round(longest * share)) - len(vocabulary.before) - len(vocabulary.after)
-        rows = max(1, round(settings.tokens / len(LENGTHS) / length))
-        for count in _chunks(rows, max(1, BATCH_TOKENS // length)):
-            centres = torch.randint(len(words), (count,), generator=generator)
-            topics = _with_perplexity(embedding[centres] @ embedding.T, TOPIC_WORDS)
-            topical = torch.multinomial(topics, length, replacement=True, generator=generator)
-            other = torch.multinomial(common, count * length, replacement=True, generator=generator).view(count, length)
-            is_common = torch.rand(count, length, generator=generator) < COMMON_SHARE
-            ids = words[torch.where(is_common, other, topical)]
-            frame = [torch.tensor(part).expand(count, -1).long() for part in (vocabulary.before, vocabulary.after)]
-            ids = torch.cat([frame[0], ids, frame[1]], 1).to(device)
-            batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    order = torch.randperm(len(batches), generator=generator).tolist()
-    return [batches[i] for i in order]
-
-
-def _chunks(rows: int, size: int) -> list[int]:
-    return [min(size, rows - first) for first in range(0, rows, size)]
-
-
-def _with_perplexity(similarity: Tensor, words: int) -> Tensor:
-    """Softmax of each row of `similarity` `[R, V]` at the temperature whose perplexity is `words`, by bisection."""
-    low, high = torch.zeros(len(similarity), 1), torch.full((len(similarity), 1), 200.0)
-    for _ in range(20):
-        middle = (low + high) / 2
-        logs = (similarity * middle).log_softmax(-1)
-        wide = -(logs.exp() * logs).sum(-1, keepdim=True) > math.log(words)
-        low, high = torch.where(wide, middle, low), torch.where(wide, high, middle)
-    return (similarity * low).softmax(-1)
+    texts = topical_texts(model, settings.tokens, longest, BATCH_TOKENS, generator)
+    return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 
 def _noise_images(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
@@ -277,7 +233,7 @@ def _noise_images(model: Any, settings: ProbeSettings, generator: torch.Generato
     patch = getattr(config, "patch_size", 4)
     patches = (height // patch) * (width // patch) if isinstance(patch, int) else 49
     rows = max(MIN_IMAGES, round(settings.tokens / max(patches, 1)))
-    images = pink_noise((rows, config.num_channels, height, width), generator)
+    images = random_images((rows, config.num_channels, height, width), generator)
     step = max(1, BATCH_TOKENS // max(patches, 1))
     dtype = next(model.parameters()).dtype
     return [{"pixel_values": part.to(device, dtype)} for part in images.split(step)]
@@ -295,7 +251,7 @@ def _noise_like(
     for t in tensors:
         if t.is_floating_point():
             shape = (rows, *t.shape[1:])
-            noise = pink_noise(shape, generator) if t.dim() == 4 else torch.randn(shape, generator=generator)
+            noise = random_images(shape, generator) if t.dim() == 4 else torch.randn(shape, generator=generator)
             made.append(noise.to(device, t.dtype))
         else:
             high = int(t.max()) + 1
@@ -303,17 +259,3 @@ def _noise_like(
     step = max(1, BATCH_TOKENS // positions)
     parts = list(zip(*(t.split(step) for t in made), strict=True))
     return [p if isinstance(example, tuple | list) else p[0] for p in parts]
-
-
-def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Images `[N, C, H, W]` with amplitude falling as 1/f, correlated colour channels, varying contrast and tint."""
-    n, channels, height, width = shape
-    noise = torch.randn(shape, generator=generator)
-    shared = torch.randn((n, 1, height, width), generator=generator)
-    noise = (noise + math.sqrt(3.0) * shared) / 2.0  # natural images: colour channels correlate at about .9 to .7
-    fy = torch.fft.fftfreq(height)[:, None]
-    fx = torch.fft.rfftfreq(width)[None, :]
-    amplitude = 1.0 / (fy.square() + fx.square()).sqrt().clamp_min(1.0 / max(height, width))
-    pink = torch.fft.irfft2(torch.fft.rfft2(noise) * amplitude, s=(height, width))
-    contrast = torch.exp(0.5 * torch.randn(n, 1, 1, 1, generator=generator))
-    return pink / pink.std() * contrast + 0.5 * torch.randn(n, channels, 1, 1, generator=generator)

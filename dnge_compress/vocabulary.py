@@ -1,54 +1,60 @@
-"""Which token ids are words, and how a text is framed: read from the tokenizer beside a model, if there is one."""
+"""What the tokenizer beside a model tells: how a text is framed, and which tokens spell each word of English.
+
+`words.tsv` holds the 8,000 most frequent words and marks of English prose with their counts per million
+(`dnge_compress.pretrain.words` counts them).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+WORDS = Path(__file__).with_name("words.tsv")
+MOST_UNKNOWN = 0.05  # share of words that a tokenizer may not know before it counts as one of something else
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Ids of words `[N]`, the frame put before and after a text, and whether ids rise as frequency falls.
+    """The words that a text is made of: token ids of each `[N]` lists, frequencies `[N]`, and the frame put before
+    and after a text."""
 
-    Vocabularies of WordPiece and BPE tokenizers are ordered by frequency once special tokens, placeholders and the
-    alphabet are left out.
-    """
-
-    words: Tensor
+    spellings: tuple[tuple[int, ...], ...]
+    frequencies: Tensor
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
-    is_ordered: bool = False
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
-    """The vocabulary of a text model; all ids, unordered and without a frame, if no tokenizer lies beside it."""
+    """English in the tokens of a text model; its bare token ids, all as frequent, if no tokenizer lies beside it."""
     size = model.get_input_embeddings().weight.shape[0]
-    return _from_tokenizer(model.name_or_path or "", size) or Vocabulary(torch.arange(size))
+    found = _english(model.name_or_path or "", size)
+    return found or Vocabulary(tuple((i,) for i in range(size)), torch.ones(size))
 
 
 @lru_cache(maxsize=8)
-def _from_tokenizer(path: str, size: int) -> Vocabulary | None:
+def _english(path: str, size: int) -> Vocabulary | None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True) if path else None
     except (OSError, ValueError, KeyError):  # a model made from a config, or a folder with weights alone
         return None
     if tokenizer is None:
         return None
-    special = set(tokenizer.all_special_ids)
-    entries = sorted((i, t) for t, i in tokenizer.get_vocab().items() if i < size and i not in special)
-    words = [i for i, t in entries if _is_word(t)]
-    frame = tokenizer("").input_ids
-    if len(words) < 100:
+    lines = [line.split("\t") for line in WORDS.read_text(encoding="utf-8").splitlines()]
+    texts = [f" {word}" if word[0].isalnum() else word for word, _ in lines]
+    spellings = tokenizer(texts, add_special_tokens=False).input_ids
+    unknown = tokenizer.unk_token_id
+    legal = [bool(s) and unknown not in s and max(s) < size for s in spellings]
+    if sum(legal) < (1 - MOST_UNKNOWN) * len(legal):
         return None
+    kept = [(tuple(s), float(n)) for s, (_, n), ok in zip(spellings, lines, legal, strict=True) if ok]
+    frame = tokenizer("").input_ids
     half = (len(frame) + 1) // 2
-    return Vocabulary(torch.tensor(words), tuple(frame[:half]), tuple(frame[half:]), True)
-
-
-def _is_word(token: str) -> bool:
-    text = token.removeprefix("##").lstrip("Ġ▁")
-    return len(text) > 1 and not (token.startswith(("[", "<")) and token.endswith(("]", ">")))
+    return Vocabulary(
+        tuple(s for s, _ in kept), torch.tensor([n for _, n in kept]), tuple(frame[:half]), tuple(frame[half:])
+    )

@@ -11,7 +11,7 @@ from torch import nn
 
 from dnge_compress.encoder import DNGEncoder, pooling
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import Message, per_edge, scaled
+from dnge_compress.encoder.messages import Message, per_edge, scales
 from dnge_compress.masking import slot_rows
 from dnge_compress.types import ModelGraph, Space
 
@@ -67,10 +67,20 @@ def test_transposed_message_equals_the_message_over_the_transposed_block() -> No
     assert torch.allclose(message(weight, states, transposed=True), direct, atol=1e-10, rtol=0)
 
 
+def test_equal_sources_need_no_product() -> None:
+    torch.manual_seed(0)
+    message = Message(7, ("identity", "abs", "square")).double()
+    weight, state = torch.randn(5, 11, 3).double(), torch.randn(1, 7).double()
+    for back, units in ((False, 11), (True, 5)):
+        expected = message(weight, state.expand(units, -1), back, scale=2.0)
+        found = message.from_equals(weight, state, back, scale=2.0, chunk=40)
+        assert torch.allclose(found, expected, atol=1e-10, rtol=0)
+
+
 def test_scaled_blocks_do_not_depend_on_the_scale_of_the_weights() -> None:
     weight = torch.randn(4, 6, 1)
-    assert torch.allclose(scaled(weight)[0], scaled(weight * 10)[0])
-    assert torch.allclose(scaled(weight * 10)[1] - scaled(weight)[1], torch.tensor(100.0).log())
+    assert torch.allclose(scales(weight)[0], 10 * scales(weight * 10)[0])
+    assert torch.allclose(scales(weight * 10)[1] - scales(weight)[1], torch.tensor(100.0).log())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -128,7 +138,8 @@ def test_messages_pass_from_the_weights_to_the_scores() -> None:
     features, costs, encoder = features64(graph), layer_costs(graph), encoder64()
     weights = weights64(model)
     changed = copy.deepcopy(weights)
-    changed["model.layers.1.mlp.down_proj.weight"][:, 3] *= 5  # outgoing weights: only a backward sweep sees them
+    outgoing = changed["model.layers.1.mlp.down_proj.weight"]  # only a backward sweep sees them
+    outgoing[:, 3] = outgoing[:, 3].abs()
     with torch.no_grad():
         before, after = (encoder(graph, w, features, costs) for w in (weights, changed))
     moved = (before.units["ffn.1"] - after.units["ffn.1"]).abs()

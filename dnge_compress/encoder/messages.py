@@ -12,10 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-CHUNK_ELEMENTS = 1 << 22  # elements of φ_k(W) that exist at a time
+CHUNK_ELEMENTS = 1 << 19  # elements of φ_k(W) that exist at a time
 
 RAW = ("identity",)
 MAGNITUDE = ("abs", "square")
+WAVES = tuple(f"{wave}{frequency}" for frequency in (0.1, 0.2, 0.4, 0.8) for wave in ("sin", "cos"))
 
 
 def basis(name: str, w: Tensor) -> Tensor:
@@ -41,28 +42,46 @@ class Message(nn.Module):
         self.node = nn.Linear(hidden, hidden)  # N, d
         self.edge = nn.Parameter(torch.randn(len(functions), hidden) / len(functions) ** 0.5)  # E
 
-    def forward(self, weight: Tensor, states: Tensor, transposed: bool = False, chunk: int = CHUNK_ELEMENTS) -> Tensor:
+    def forward(
+        self, weight: Tensor, states: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0,
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> Tensor:  # fmt: skip
         """Messages `[D, H]` over a block `[D, S, kernel]` from `states` `[S, H]`; `transposed`, `[S, H]` from `[D, H]`.
 
-        The block must be scaled already (see `scaled`). `chunk` bounds memory and doesn't change the result.
+        The block is multiplied by `scale` chunk by chunk; `chunk` bounds memory and doesn't change the result.
         """
-        gated = [self.node(states) * e for e in self.edge]  # K × [src, H]
-        rows = max(1, chunk // max(1, weight[0].numel()))
+        gated = torch.cat([self.node(states) * e for e in self.edge])  # [K · src, H]
+        rows = max(1, chunk // max(1, weight[0].numel() * len(self.functions)))
         parts: list[Tensor] = []
         total = states.new_zeros(weight.shape[1] if transposed else 0, states.shape[1])
         for first in range(0, len(weight), rows):
-            block = weight[first : first + rows]
-            for k, name in enumerate(self.functions):
-                phi = basis(name, block).mean(-1)  # kernel positions are edges of their own
-                if transposed:
-                    total = total + phi.T @ gated[k][first : first + rows]
-                elif k == 0:
-                    parts.append(phi @ gated[k])
-                else:
-                    parts[-1] = parts[-1] + phi @ gated[k]
+            phi = self._phi(weight[first : first + rows], scale)  # K × [rows, S]
+            if transposed:
+                blocks = gated.view(len(phi), -1, gated.shape[1])[:, first : first + rows]
+                total = total + torch.cat(phi).T @ blocks.flatten(0, 1)
+            else:
+                parts.append(torch.cat(phi, 1) @ gated)
+        return total / len(weight) if transposed else torch.cat(parts) / weight.shape[1]
+
+    def from_equals(
+        self, weight: Tensor, state: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0,
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> Tensor:  # fmt: skip
+        """`forward` where all sources share one `state` `[1, H]`: the block's means are enough, and no product runs."""
+        gated = self.node(state) * self.edge  # [K, H]
+        rows = max(1, chunk // max(1, weight[0].numel() * len(self.functions)))
+        parts = [self._phi(weight[i : i + rows], scale) for i in range(0, len(weight), rows)]
         if transposed:
-            return total / len(weight)
-        return torch.cat(parts) / weight.shape[1]
+            means = torch.stack([sum(part[k].sum(0) for part in parts) for k in range(len(self.functions))], -1)
+            return (means / len(weight)) @ gated
+        return torch.stack([torch.cat([part[k].mean(1) for part in parts]) for k in range(len(self.edge))], -1) @ gated
+
+    def _phi(self, block: Tensor, scale: float | Tensor) -> list[Tensor]:
+        """φ_k of a scaled block, K × `[rows, S]`; kernel positions are edges of their own, and their mean is taken."""
+        block = block * scale
+        if block.shape[-1] == 1:
+            return [basis(name, block.squeeze(-1)) for name in self.functions]
+        return [basis(name, block).mean(-1) for name in self.functions]
 
     def diagonal(self, gain: Tensor, states: Tensor) -> Tensor:
         """Messages `[U, H]` along a norm's gains `[U]`: each unit to itself."""
@@ -77,8 +96,9 @@ def per_edge(message: Message, weight: Tensor, states: Tensor) -> Tensor:
     return (embedded * message.node(states)[None]).mean(1)
 
 
-def scaled(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The block relative to its root mean square, and the log of fan-in times mean square (0 at standard init)."""
-    mean_square = weight.square().mean().clamp_min(1e-20)
+def scales(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What brings a block to a root mean square of one, and the log of fan-in times mean square (0 at standard init)."""
+    by_row = torch.linalg.vector_norm(weight.flatten(1), dim=1) if weight.dim() > 1 else weight.abs()
+    mean_square = (by_row.square().sum() / weight.numel()).clamp_min(1e-20)
     fan_in = weight.shape[1:].numel() if weight.dim() > 1 else 1
-    return weight / mean_square.sqrt(), (mean_square * fan_in).log()
+    return mean_square.rsqrt(), (mean_square * fan_in).log()

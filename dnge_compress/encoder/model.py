@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE
 from dnge_compress.encoder.pooling import segment_mean
-from dnge_compress.encoder.snapshots import snapshots
+from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.encoder.sweeps import States, Sweep
 from dnge_compress.errors import CheckpointError
 from dnge_compress.types import ModelGraph
@@ -25,11 +26,20 @@ BASE = Path(__file__).with_name("base.safetensors")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder; stored in the header of its weights."""
+    """Sizes of an encoder, and what it does without; stored in the header of its weights.
+
+    The last four exist for ablations. `directions`: "both", "forward", or "none" (a statistics-only MLP: the same
+    features, no messages). `order`: "inference", "shuffled" (steps in a random but fixed order) or "static" (all
+    layers at once). `magnitude`: basis functions beside the raw weights. `signals`: False reads weights only.
+    """
 
     hidden: int = 48
     features: int = FEATURES
     limit: float = 3.0
+    directions: str = "both"
+    order: str = "inference"
+    magnitude: tuple[str, ...] = MAGNITUDE
+    signals: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,8 +63,9 @@ class DNGEncoder(nn.Module):
         super().__init__()
         self.config = config or EncoderConfig()
         h, f = self.config.hidden, self.config.features
-        self.ahead = Sweep(h, f)
-        self.back = Sweep(h, f + h, backward=True)
+        magnitude = tuple(self.config.magnitude)
+        self.ahead = Sweep(h, f, magnitude)
+        self.back = Sweep(h, f + h, magnitude, backward=True)
         self.unit = _readout(2 * h + f)
         self.space = _readout(2 * h + f)
         self.layer = _readout(2 * h + 1)
@@ -70,17 +81,44 @@ class DNGEncoder(nn.Module):
     ) -> Corrections:
         """Corrections for every prunable unit, every block and every matrix of the network."""
         dtype = next(self.parameters()).dtype
-        ahead = self.ahead(graph, snapshots(graph, weights, dtype), features, chunk)
-        seen = {
-            s: torch.cat([_features_or_zeros(features, s, v, self.config.features), v], -1) for s, v in ahead.items()
-        }
-        back = self.back(graph, snapshots(graph, weights, dtype, backward=True), seen, chunk)
-        states = {s: torch.cat([ahead[s], back[s]], -1) for s in ahead}
+        ahead, back = (snapshots(graph, weights, dtype, backward=b) for b in (False, True))
+        if not self.config.signals:
+            features = {s: torch.zeros_like(x) for s, x in features.items()}
+            layer_costs = {s: torch.zeros_like(x) for s, x in layer_costs.items()}
+        states = self._states(graph, ahead, back, features, chunk)
         return Corrections(
             {s: self._units(states[s], x) for s, x in features.items()},
             self._layers(graph, states, layer_costs),
-            self._matrices(graph, states, weights),
+            self._matrices(graph, states),
         )
+
+    def _states(
+        self,
+        graph: ModelGraph,
+        ahead: Iterable[Snapshot],
+        back: Iterable[Snapshot],
+        features: Mapping[str, Tensor],
+        chunk: int,
+    ) -> States:
+        """States of both sweeps side by side, space → `[U, 2H]`; zeros for what is left out."""
+        h, like = self.config.hidden, self.ahead.norm.weight
+        first = {s.name: like.new_zeros(s.units, h) for s in graph.spaces}
+        second = first
+        if self.config.order == "shuffled":
+            order = random.Random(graph.fingerprint).sample(range(len(graph.steps)), len(graph.steps))
+            snapshots_ahead = list(ahead)
+            ahead = [snapshots_ahead[i] for i in order]
+            back = ahead[::-1]
+        if self.config.directions != "none":
+            first = self._sweep(self.ahead)(graph, ahead, features, chunk)
+        if self.config.directions == "both":
+            f = self.config.features
+            seen = {s: torch.cat([_features_or_zeros(features, s, v, f), v], -1) for s, v in first.items()}
+            second = self._sweep(self.back)(graph, back, seen, chunk)
+        return {s: torch.cat([first[s], second[s]], -1) for s in first}
+
+    def _sweep(self, sweep: Sweep) -> Callable[..., States]:
+        return sweep.static if self.config.order == "static" else sweep
 
     def _units(self, states: Tensor, features: Tensor) -> Tensor:
         """A part that ranks inside the space and a part that moves the whole space, each bounded."""
@@ -101,7 +139,7 @@ class DNGEncoder(nn.Module):
             )
         return found
 
-    def _matrices(self, graph: ModelGraph, states: States, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _matrices(self, graph: ModelGraph, states: States) -> dict[str, Tensor]:
         means = {name: s.mean(0) for name, s in states.items()}
         found = {}
         for step in graph.steps:

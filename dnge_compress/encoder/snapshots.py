@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dnge_compress.encoder.messages import scales
 from dnge_compress.types import ModelGraph, Slot, Step
 
 ROLES = ("linear", "gate", "up", "query", "key", "value", "conv", "embed", "norm")
@@ -26,6 +28,11 @@ class Edge:
     weight: Tensor
     dst_width: int = 1
     src_width: int = 1
+
+    @cached_property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """What the weights are multiplied by, and their log scale as a feature; see messages.scales."""
+        return scales(self.weight)
 
     @property
     def is_diagonal(self) -> bool:

@@ -2,7 +2,8 @@
 
 Every space has one state per unit, its memory. It is empty until the space is first written and persists afterwards:
 the residual stream remembers what all earlier blocks wrote. An update is the paper's, with the memory added to the
-message: h ← LayerNorm(GRU(input = node features, hidden = h + m)).
+message: h ← LayerNorm(GRU(input = node features, hidden = h + m)), m the sum over a snapshot's blocks that inform
+the same space.
 
 Letters: U units, H hidden size, F node features.
 """
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Message, scaled
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Message
 from dnge_compress.encoder.pooling import pool_rows, spread
 from dnge_compress.encoder.snapshots import ROLES, Edge, Snapshot
 from dnge_compress.types import ModelGraph
@@ -23,20 +24,42 @@ States = dict[str, Tensor]
 KINDS = ("neuron", "head", "channel", "residual", "expert", "layer", "fixed")
 
 
-class Sweep(nn.Module):
-    """One direction of the walk. Parameters are shared over all steps; roles and kinds only choose embeddings."""
+ROUNDS = 3  # of the static walk
 
-    def __init__(self, hidden: int, features: int, backward: bool = False) -> None:
+
+class GRU(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014) written out, since torch's own can't be batched over encoders."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.from_input = nn.Linear(size, 3 * size)
+        self.from_hidden = nn.Linear(size, 3 * size)
+
+    def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
+        """New hidden states `[U, H]` from inputs and hidden states `[U, H]`."""
+        reset, keep, new = self.from_input(inputs).chunk(3, -1)
+        reset_too, keep_too, old = self.from_hidden(hidden).chunk(3, -1)
+        candidate = torch.tanh(new + torch.sigmoid(reset + reset_too) * old)
+        return torch.lerp(candidate, hidden, torch.sigmoid(keep + keep_too))
+
+
+class Sweep(nn.Module):
+    """One direction of the walk. Parameters are shared over all steps; roles and kinds only choose embeddings.
+
+    Inputs and outputs of the network (kind "fixed") have no memory: all their units are alike.
+    """
+
+    def __init__(self, hidden: int, features: int, magnitude: tuple[str, ...] = MAGNITUDE, backward: bool = False):
         super().__init__()
         self.backward_in_time = backward
-        self.raw = Message(hidden, RAW)
-        self.magnitude = Message(hidden, MAGNITUDE)
-        self.mix = nn.Linear(2 * hidden, hidden)
+        self.streams = nn.ModuleList(Message(hidden, f) for f in (RAW, magnitude) if f)
+        self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
+        self.gain = nn.Parameter(torch.ones(len(ROLES), hidden))  # of a message, by the role of its block
         self.kind = nn.Embedding(len(KINDS), hidden)
         self.scale = nn.Linear(2, hidden)  # log scale of the block, bias
         self.features = nn.Linear(features, hidden)
-        self.update = nn.GRUCell(hidden, hidden)
+        self.update = GRU(hidden)
         self.norm = nn.LayerNorm(hidden)
 
     def forward(
@@ -46,34 +69,74 @@ class Sweep(nn.Module):
         features: Mapping[str, Tensor],
         chunk: int = CHUNK_ELEMENTS,
     ) -> States:
-        """The state of every unit of every space after the walk: space → `[U, H]`."""
+        """The state of every unit of every space after the walk, in the order of `steps`: space → `[U, H]`."""
         memory: States = {}
         for snapshot in steps:
-            for edge in snapshot.edges:
-                target, messages = self._message(graph, edge, memory, features, chunk)
-                own = self._own(graph, target, features)
-                own = own + self.role.weight[edge.role] + self._scale(graph, snapshot, edge, target)
-                hidden = self._state(graph, target, memory, features) + messages
-                memory[target] = self.norm(self.update(own, hidden))
+            memory |= self._updated(graph, [snapshot], memory, features, chunk)
         return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
 
-    def _message(
+    def static(
+        self,
+        graph: ModelGraph,
+        steps: Iterable[Snapshot],
+        features: Mapping[str, Tensor],
+        chunk: int = CHUNK_ELEMENTS,
+    ) -> States:
+        """For ablation: all layers at once, in rounds, each from the memory that the round before left."""
+        steps = list(steps)
+        memory: States = {}
+        for _ in range(ROUNDS):
+            memory = memory | self._updated(graph, steps, memory, features, chunk)
+        return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
+
+    def _updated(
+        self,
+        graph: ModelGraph,
+        steps: Iterable[Snapshot],
+        memory: States,
+        features: Mapping[str, Tensor],
+        chunk: int,
+    ) -> States:
+        """New states of the spaces that some snapshots inform, all computed from the same memory."""
+        inputs: dict[str, list[Tensor]] = {}
+        messages: dict[str, list[Tensor]] = {}
+        for snapshot in steps:
+            for edge in snapshot.edges:
+                target = self._target(edge)
+                if graph.space(target).kind == "fixed":
+                    continue
+                inputs.setdefault(target, []).append(self._about(graph, snapshot, edge))
+                messages.setdefault(target, []).append(self._messages(graph, edge, memory, features, chunk))
+        updated = {}
+        for name, found in messages.items():
+            told = self._own(graph, name, features) + sum(inputs[name]) / len(inputs[name])
+            updated[name] = self.norm(self.update(told, self._state(graph, name, memory, features) + sum(found)))
+        return updated
+
+    def _target(self, edge: Edge) -> str:
+        return edge.src if self.backward_in_time and not edge.is_diagonal else edge.dst
+
+    def _messages(
         self, graph: ModelGraph, edge: Edge, memory: States, features: Mapping[str, Tensor], chunk: int
-    ) -> tuple[str, Tensor]:
-        """The space that an edge informs in this direction, and the messages to its units `[U, H]`."""
-        block, _ = scaled(edge.weight)
+    ) -> Tensor:
+        """What an edge tells the units that it informs in this direction `[U, H]`."""
+        scale, _ = edge.scales
         if edge.is_diagonal:
             states = self._state(graph, edge.src, memory, features)
-            return edge.dst, self.mix(
-                torch.cat([self.raw.diagonal(block, states), self.magnitude.diagonal(block, states)], -1)
-            )
-        source, target = (edge.dst, edge.src) if self.backward_in_time else (edge.src, edge.dst)
-        source_width, width = (
-            (edge.dst_width, edge.src_width) if self.backward_in_time else (edge.src_width, edge.dst_width)
-        )
-        states = spread(self._state(graph, source, memory, features), source_width)
-        rows = [m(block, states, self.backward_in_time, chunk) for m in (self.raw, self.magnitude)]
-        return target, self.mix(torch.cat([pool_rows(r, width) for r in rows], -1))
+            return self._mixed(edge, [m.diagonal(edge.weight * scale, states) for m in self.streams])
+        back = self.backward_in_time
+        source, source_width = (edge.dst, edge.dst_width) if back else (edge.src, edge.src_width)
+        width = edge.src_width if back else edge.dst_width
+        states = self._state(graph, source, memory, features)
+        if graph.space(source).kind == "fixed":
+            rows = [m.from_equals(edge.weight, states[:1], back, scale=scale, chunk=chunk) for m in self.streams]
+        else:
+            states = spread(states, source_width)
+            rows = [m(edge.weight, states, back, scale=scale, chunk=chunk) for m in self.streams]
+        return self._mixed(edge, [pool_rows(r, width) for r in rows])
+
+    def _mixed(self, edge: Edge, streams: list[Tensor]) -> Tensor:
+        return self.mix(torch.cat(streams, -1)) * self.gain[edge.role]
 
     def _state(self, graph: ModelGraph, name: str, memory: States, features: Mapping[str, Tensor]) -> Tensor:
         """The memory of a space; before anything was written, its own features."""
@@ -84,16 +147,18 @@ class Sweep(nn.Module):
     def _own(self, graph: ModelGraph, name: str, features: Mapping[str, Tensor]) -> Tensor:
         space = graph.space(name)
         kind = self.kind.weight[KINDS.index(space.kind)]
-        if name in features:
+        if name in features and space.kind != "fixed":
             return self.features(features[name]) + kind
         return kind.expand(space.units, -1)
 
-    def _scale(self, graph: ModelGraph, snapshot: Snapshot, edge: Edge, target: str) -> Tensor:
-        _, log_scale = scaled(edge.weight)
+    def _about(self, graph: ModelGraph, snapshot: Snapshot, edge: Edge) -> Tensor:
+        """What an update hears about a block besides its messages: role, scale, and the bias where one is added."""
+        target = self._target(edge)
+        _, log_scale = edge.scales
         units = graph.space(target).units
         bias = snapshot.biases.get(target)
         if bias is None or self.backward_in_time:
             shift = edge.weight.new_zeros(units)
         else:
             shift = pool_rows(bias[:, None], len(bias) // units).squeeze(1)
-        return self.scale(torch.stack([log_scale.expand(units), shift], -1))
+        return self.scale(torch.stack([log_scale.expand(units), shift], -1)) + self.role.weight[edge.role]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dnge_compress.errors import DataError, UnknownNameError
@@ -20,6 +20,9 @@ _SECONDS = {"mlp": 7, "cnn": 30, "resnet": 22, "vit": 30, "gpt2": 27, "llama": 2
 _RATE = {"mlp": 90e9, "cnn": 90e9, "resnet": 130e9, "vit": 50e9, "gpt2": 60e9, "llama": 70e9, "bert": 65e9}
 _OVERHEAD = {"mlp": 1e-3, "cnn": 4e-3, "resnet": 1e-2, "vit": 5e-3, "gpt2": 8e-3, "llama": 8e-3, "bert": 8e-3}
 _MOST_STEPS = 4000
+_WIDE_FROM = 16  # from this turn on, every third network of a family is wide, and gets twice the time
+
+EARLY = (0.2, 0.5)  # shares of a run after which a network is kept as well, beside the last one
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ class Blueprint:
             raise DataError(f"blueprint {self.name} is impossible: check its steps, heads and patch size")
 
     @property
+    def run(self) -> str:
+        """Name of the training run: networks of one run are relatives and never stand on two sides of a split."""
+        return self.name.partition("@")[0]
+
+    def moments(self) -> list[Blueprint]:
+        """The networks that one run gives, barely trained first: `<run>@20`, `<run>@50`, and itself."""
+        early = [replace(self, name=f"{self.name}@{100 * s:.0f}", stop=max(1, int(s * self.stop))) for s in EARLY]
+        return [*early, self]
+
+    @property
     def is_language(self) -> bool:
         """Whether it reads tokens rather than images."""
         return self.family in LANGUAGE
@@ -90,7 +103,7 @@ class Blueprint:
 def blueprints(count: int, seed: int) -> list[Blueprint]:
     """Draw `count` blueprints, round robin over the families; a longer list begins with the shorter one.
 
-    Every fourth one of a family is stopped after 10 to 50 % of its schedule.
+    Every fourth one of a family is stopped after 10 to 50 % of its schedule; later ones can be up to 256 wide.
 
     Example:
         >>> [b.family for b in blueprints(3, seed=0)]
@@ -102,10 +115,12 @@ def blueprints(count: int, seed: int) -> list[Blueprint]:
 def _draw(index: int, seed: int) -> Blueprint:
     rng = random.Random(f"{seed}/{index}")
     family, turn = FAMILIES[index % len(FAMILIES)], index // len(FAMILIES)
+    wide = _is_wide(turn)
     fields = _FIELDS[family](rng, turn)
     fields |= dict(name=f"{family}-{index:03d}", family=family, seed=seed * 100_000 + index)
     seconds = _OVERHEAD[family] + 6 * fields["batch_size"] * _multiplications(fields) / _RATE[family]
     budget = _SECONDS[family] * (0.6 if fields["data"] == "mnist" and family != "mlp" else 1)  # digits are easy
+    budget *= 2 if wide else 1
     steps = min(_MOST_STEPS, int(budget / seconds))
     if family == "bert":
         fields["preparation"] = min(400, int(0.4 * steps))
@@ -113,6 +128,10 @@ def _draw(index: int, seed: int) -> Blueprint:
     early = turn % 4 == 3
     stop = max(10, int(steps * rng.uniform(0.1, 0.5))) if early else steps
     return Blueprint(**fields, steps=steps, stop=stop)
+
+
+def _is_wide(turn: int) -> bool:
+    return turn >= _WIDE_FROM and turn % 3 == 0
 
 
 def _mlp(rng: random.Random, turn: int) -> dict[str, Any]:
@@ -130,10 +149,10 @@ def _mlp(rng: random.Random, turn: int) -> dict[str, Any]:
 
 def _cnn(rng: random.Random, turn: int) -> dict[str, Any]:
     depth, batch_norm = rng.randint(3, 6), rng.random() < 0.6
-    first = rng.randrange(16, 33, 4)
+    first, last = (rng.randrange(24, 49, 8), 193) if _is_wide(turn) else (rng.randrange(16, 33, 4), 97)
     return dict(
         data="mnist" if turn % 4 == 1 else "cifar10",
-        widths=(first, *sorted(rng.randrange(first, 97, 4) for _ in range(depth - 1))),
+        widths=(first, *sorted(rng.randrange(first, last, 4) for _ in range(depth - 1))),
         depth=depth,
         activation=rng.choice(["relu", "gelu", "silu"]),
         dropout=0.0,
@@ -151,7 +170,7 @@ def _resnet(rng: random.Random, turn: int) -> dict[str, Any]:
     embedding = rng.randrange(16, 33, 4)
     return dict(
         data="mnist" if turn % 5 == 4 else "cifar10",
-        widths=(embedding, *sorted(rng.randrange(24, 97, 8) for _ in range(stages))),
+        widths=(embedding, *sorted(rng.randrange(24, 257 if _is_wide(turn) else 97, 8) for _ in range(stages))),
         depth=sum(blocks),
         activation=rng.choice(["relu", "relu", "silu"]),
         dropout=0.0,
@@ -170,13 +189,13 @@ def _vit(rng: random.Random, turn: int) -> dict[str, Any]:
         patch=rng.choice([4, 7] if data == "mnist" else [4, 8, 8]),
         batch_size=32,
         dropout=0.0,
-        **_transformer(rng, widest=128, deepest=5, activations=["gelu", "gelu", "relu", "silu"]),
+        **_transformer(rng, turn, widest=128, deepest=5, activations=["gelu", "gelu", "relu", "silu"]),
     )
 
 
 def _gpt2(rng: random.Random, turn: int) -> dict[str, Any]:
     activations = ["gelu_new", "gelu_new", "relu", "silu"]
-    return _text(rng, turn) | _transformer(rng, widest=160, deepest=6, activations=activations) | dict(tied=True)
+    return _text(rng, turn) | _transformer(rng, turn, widest=160, deepest=6, activations=activations) | dict(tied=True)
 
 
 def _llama(rng: random.Random, turn: int) -> dict[str, Any]:
@@ -184,7 +203,7 @@ def _llama(rng: random.Random, turn: int) -> dict[str, Any]:
     heads = (4, 6, 8) if grouped and not single else range(2, 9)
     activations = ["silu", "silu", "gelu"]
     fields = _text(rng, turn)
-    fields |= _transformer(rng, widest=160, deepest=6, activations=activations, among=heads)
+    fields |= _transformer(rng, turn, widest=160, deepest=6, activations=activations, among=heads)
     if grouped:
         fields["kv_heads"] = 1 if single else rng.choice([d for d in (2, 3, 4) if fields["heads"] % d == 0])
         fields["kv_heads"] = min(fields["kv_heads"], fields["heads"] // 2)
@@ -193,7 +212,7 @@ def _llama(rng: random.Random, turn: int) -> dict[str, Any]:
 
 def _bert(rng: random.Random, turn: int) -> dict[str, Any]:
     activations = ["gelu", "gelu", "relu", "silu"]
-    fields = _text(rng, turn) | _transformer(rng, widest=128, deepest=5, activations=activations)
+    fields = _text(rng, turn) | _transformer(rng, turn, widest=128, deepest=5, activations=activations)
     # With 15 % of the positions judged, BPE tokens are too rare for so short a training, bytes are not.
     fields |= dict(data="books-bpe1024" if turn % 8 == 1 else "books-bytes", tied=True, init=0.05)
     return fields | dict(lr=rng.choice([1.5e-3, 2e-3]), length=rng.choice([48, 64]))
@@ -209,9 +228,18 @@ def _text(rng: random.Random, turn: int) -> dict[str, Any]:
 
 
 def _transformer(
-    rng: random.Random, *, widest: int, deepest: int, activations: list[str], among: Sequence[int] = range(2, 9)
+    rng: random.Random,
+    turn: int,
+    *,
+    widest: int,
+    deepest: int,
+    activations: list[str],
+    among: Sequence[int] = range(2, 9),
 ) -> dict[str, Any]:
-    legal = [(h, d) for h in among for d in (8, 12, 16, 20, 24, 32, 40) if 48 <= h * d <= widest]
+    narrowest = 48
+    if _is_wide(turn):
+        narrowest, widest, deepest = 160, 256, 4
+    legal = [(h, d) for h in among for d in (8, 12, 16, 20, 24, 32, 40) if narrowest <= h * d <= widest]
     heads, head_width = rng.choice(legal)
     hidden = heads * head_width
     return dict(

@@ -6,6 +6,7 @@ memory-mapped, so that many training processes share one copy.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import tempfile
@@ -146,15 +147,39 @@ def _cifar10_labels(split: Split, shelf: Shelf) -> np.ndarray:
     return _cifar10(split, shelf)["label"].to_numpy().astype(np.uint8)
 
 
-def _books(split: Split, shelf: Shelf) -> list[str]:
+def book_texts(split: Split, shelf: Shelf) -> list[str]:
+    """The books of one split, whole. Raises: DataError if the file or pyarrow is missing."""
     return _table(_BOOKS[split], shelf)["text"].to_pylist()
 
 
 def _encode(name: str, split: Split, shelf: Shelf) -> np.ndarray:
     if name == "books-bytes":
-        return np.frombuffer("\n\n".join(_books(split, shelf)).encode("utf-8"), dtype=np.uint8)
+        return np.frombuffer("\n\n".join(book_texts(split, shelf)).encode("utf-8"), dtype=np.uint8)
     tokenizer = _tokenizer(VOCABULARY[name], shelf)
-    return np.concatenate([np.array(tokenizer.encode(t).ids, dtype=np.int16) for t in _books(split, shelf)])
+    return np.concatenate([np.array(tokenizer.encode(t).ids, dtype=np.int16) for t in book_texts(split, shelf)])
+
+
+def tokenizer_folder(name: str, *, shelf: Shelf) -> Path:
+    """A folder from which transformers loads the tokenizer of a text data set; made on first use."""
+    folder = shelf.cache / f"{name}-tokenizer"
+    if not folder.exists():
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+        from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+        if name == "books-bytes":
+            inner = Tokenizer(models.BPE({letter: byte for byte, letter in bytes_to_unicode().items()}, []))
+            inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            inner.decoder = decoders.ByteLevel()
+        else:
+            inner = _tokenizer(VOCABULARY[name], shelf)
+        with tempfile.TemporaryDirectory(dir=shelf.cache) as half:
+            PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(half)
+            Path(half).chmod(0o755)
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(half).rename(folder)
+            Path(half).mkdir(exist_ok=True)
+    return folder
 
 
 def _tokenizer(vocabulary: int, shelf: Shelf) -> Any:
@@ -166,7 +191,7 @@ def _tokenizer(vocabulary: int, shelf: Shelf) -> Any:
     path = shelf.cache / f"books-bpe{vocabulary}.json"
     if not path.exists():
         trained = ByteLevelBPETokenizer()
-        text = "\n\n".join(_books("train", shelf))[:_BPE_TRAINING_CHARACTERS]
+        text = "\n\n".join(book_texts("train", shelf))[:_BPE_TRAINING_CHARACTERS]
         trained.train_from_iterator(text.split("\n\n"), vocab_size=vocabulary, show_progress=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -4,16 +4,20 @@ Costs are KL divergences of the network's output on real inputs, in nats per lab
 repair that a user without data gets):
 
 - units: the closed form on real data, on two disjoint halves (their rank correlation is the target's reliability),
-  scaled per space so that their sum equals the measured cost of removing the cheapest 40 % together;
+  scaled so that the units up to each of three measured cuts of their space add up to the cost of that cut;
 - heads: each measured by itself;
 - layers: each block skipped, measured;
 - matrices: the log of the loss gradient's mean square.
+
+A network whose body stands alone (BERT, ViT, ResNet) is measured a second time without its head: then what counts is
+the error of its hidden states, as for the sentence and image encoders that people prune.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,16 +31,19 @@ from dnge_compress.executors.compensate import refitted
 from dnge_compress.families import build_graph
 from dnge_compress.masking import MaskedModel
 from dnge_compress.pretrain.batches import Batch, example_batches, loss
+from dnge_compress.pretrain.blueprint import Blueprint
 from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
-from dnge_compress.probe import Inputs, ProbeSettings, call, inference_mode_of, synthesize
+from dnge_compress.probe import Inputs, ProbeSettings, call, has_logits, inference_mode_of, synthesize
 from dnge_compress.scorers import Context, probe
 from dnge_compress.signals import divergence
 from dnge_compress.types import Cut, ModelGraph
 
 PROBE_TOKENS = 4096
 REAL_TOKENS = 4096  # per half
-REMOVED_TOGETHER = 0.4
+MEASURED_CUTS = (0.25, 0.5, 0.75)  # shares of a space's units, removed together
+LEAST_DAMAGE = 1e-7  # nats; less is rounding
+BARE_FAMILIES = ("bert", "vit", "resnet")
 HEADS_MEASURED = 8  # per space
 
 
@@ -53,14 +60,30 @@ class Lesson:
     matrices: dict[str, Tensor]
     reliability: float
 
+    @property
+    def family(self) -> str:
+        """Family in the zoo's terms."""
+        return self.name.partition("-")[0]
 
-def make_targets(folder: Path, shelf: Shelf) -> Path:
-    """Measure one network and write `targets.safetensors` beside it; a finished file is left as it is."""
-    path = folder / "targets.safetensors"
+    @cached_property
+    def layer_logs(self) -> dict[str, Tensor]:
+        """Log of the closed form's (measured) cost of each block, per layer space."""
+        return {s.name: self.closed[s.name].clamp_min(FLOOR).log() for s in self.graph.of_kind("layer")}
+
+
+def lessons_of(folder: Path) -> list[str]:
+    """Names of the lessons that one network gives: its own, and `<name>+bare` for the fully trained bodies."""
+    name = folder.name
+    bare = name.partition("-")[0] in BARE_FAMILIES and "@" not in name
+    return [name, f"{name}+bare"] if bare else [name]
+
+
+def make_targets(folder: Path, lesson: str, shelf: Shelf) -> Path:
+    """Measure one network and write `<lesson>.safetensors` into its folder; a finished file is left as it is."""
+    path = folder / f"{lesson}.safetensors"
     if path.is_file():
         return path
-    model, blueprint = load(folder)
-    model.eval()
+    model, blueprint = _opened(folder, lesson, shelf)
     language = blueprint.is_language
     size = 32 if language else 128
     halves = [
@@ -80,7 +103,8 @@ def make_targets(folder: Path, shelf: Shelf) -> Path:
     reliability = [float(spearmanr(costs[0][s], costs[1][s]).statistic) for s in costs[0] if len(costs[0][s]) > 2]
     tensors = {f"features/{k}": v for k, v in features.items()} | {f"closed/{k}": v for k, v in closed.items()}
     tensors |= {f"targets/{k}": v for k, v in targets.items()}
-    tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
+    if not lesson.endswith("+bare"):
+        tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
     half = path.with_suffix(".half")
     save_file(
         {k: v.float().contiguous() for k, v in tensors.items()},
@@ -91,20 +115,28 @@ def make_targets(folder: Path, shelf: Shelf) -> Path:
     return path
 
 
-def read_lesson(folder: Path, shelf: Shelf) -> Lesson:
+def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
     """A network of the zoo with its targets, ready for the encoder."""
-    model, blueprint = load(folder)
+    model, blueprint = _opened(folder, lesson, shelf)
     example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, shelf=shelf)[0]
-    graph = build_graph(model.eval(), _example(example))
-    tensors = load_file(folder / "targets.safetensors")
-    with safe_open(folder / "targets.safetensors", "pt") as f:
+    graph = build_graph(model, _example(example))
+    path = folder / f"{lesson}.safetensors"
+    with safe_open(path, "pt") as f:
         reliability = json.loads(f.metadata()["reliability"])
     parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}}
-    for key, value in tensors.items():
+    for key, value in load_file(path).items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    return Lesson(folder.name, graph, weights, **parts, reliability=reliability)
+    return Lesson(lesson, graph, weights, **parts, reliability=reliability)
+
+
+def _opened(folder: Path, lesson: str, shelf: Shelf) -> tuple[nn.Module, Blueprint]:
+    model, blueprint = load(folder, shelf=shelf)
+    if lesson.endswith("+bare"):
+        name_or_path, model = model.name_or_path, model.base_model
+        model.name_or_path = name_or_path
+    return model.eval(), blueprint
 
 
 class _Judge:
@@ -124,10 +156,18 @@ class _Judge:
             for u in range(min(units, HEADS_MEASURED)):
                 logs[u] = self._cost(space, [v for v in range(units) if v != u]).log()
             return logs
-        count = max(1, round(REMOVED_TOGETHER * units))
         order = closed.argsort()
-        measured = self._cost(space, sorted(order[count:].tolist()))
-        return logs + measured.log() - logs[order[:count]].logsumexp(0)
+        counts = sorted({min(units - 1, max(1, round(share * units))) for share in MEASURED_CUTS})
+        damage = torch.stack([self._cost(space, sorted(order[n:].tolist())) for n in counts])
+        paid = damage.cummax(0).values.diff(prepend=torch.zeros(1)).clamp_min(LEAST_DAMAGE)
+        shift, first = torch.zeros(()), 0
+        for last, increment in zip(counts, paid, strict=True):
+            part = order[first:last]
+            shift = increment.log() - logs[part].logsumexp(0)
+            logs[part] += shift
+            first = last
+        logs[order[first:]] += shift  # beyond the last cut its scale goes on
+        return logs
 
     def layer_targets(self) -> dict[str, Tensor]:
         """Log cost of skipping each block; blocks that can't go get the largest of their space."""
@@ -145,7 +185,7 @@ class _Judge:
         cuts = [Cut(space, tuple(keep))]
         values = refitted(self.context.model, self.context.signals, cuts)
         masked = MaskedModel(self.context.model, self.context.graph, cuts, values)
-        return divergence(self._run(masked), self.reference, logits=True).clamp_min(1e-7)
+        return divergence(self._run(masked), self.reference, has_logits(self.context.model)).clamp_min(LEAST_DAMAGE)
 
     def _run(self, model: nn.Module) -> Tensor:
         with inference_mode_of(self.context.model):

@@ -1,6 +1,6 @@
 """From data to weights: `dnge pretrain` builds the zoo, measures true costs, and trains the encoder on them.
 
-    dnge pretrain --zoo zoo --count 112 --jobs 2 --out base.safetensors
+    dnge pretrain --zoo zoo --runs 210 --jobs 2 --out base.safetensors
 
 Every stage can be killed and started again: finished networks, targets and epochs are not done twice.
 """
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make encoder weights; 0 when they are written, 2 on wrong data or folders."""
     parser = argparse.ArgumentParser(prog="dnge pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the networks")
-    parser.add_argument("--count", type=int, default=112, help="networks")
+    parser.add_argument("--runs", type=int, default=210, help="training runs of the zoo; each gives three networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--epochs", type=int, default=40)
@@ -158,7 +158,7 @@ def evaluate(encoder: DNGEncoder, lessons: list[Lesson]) -> dict[str, object]:
 
 def is_held_out(name: str) -> bool:
     """Whether a network is kept for judging, by a hash of its name."""
-    return zlib.crc32(name.encode()) % HELD_OUT == 0
+    return zlib.crc32(name.partition("@")[0].encode()) % HELD_OUT == 0
 
 
 def _rank(a: Tensor, b: Tensor) -> float:
@@ -178,7 +178,7 @@ def _keep(state: Path, values: dict[str, object]) -> None:
 
 
 def _zoo_arguments(options: argparse.Namespace) -> list[str]:
-    arguments = ["--out", str(options.zoo), "--count", str(options.count), "--seed", str(options.seed)]
+    arguments = ["--out", str(options.zoo), "--runs", str(options.runs), "--seed", str(options.seed)]
     arguments += ["--jobs", str(options.jobs)]
     return arguments + (["--data", str(options.data)] if options.data else [])
 

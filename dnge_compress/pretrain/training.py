@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -39,6 +40,13 @@ def train(blueprint: Blueprint, *, shelf: Shelf | None = None) -> nn.Module:
 
     Matrix products run in bfloat16, weights stay float32; warm-up, cosine schedule, gradient norm at most 1.
     """
+    for model in train_through(blueprint, [blueprint.stop], shelf=shelf):
+        return model
+    raise AssertionError("a blueprint's stop is at least 1")
+
+
+def train_through(blueprint: Blueprint, stops: Sequence[int], *, shelf: Shelf | None = None) -> Iterator[nn.Module]:
+    """The network as it is after each of the ascending `stops` steps: copies, exactly what `train` gives there."""
     model = build(blueprint).to(memory_format=torch.channels_last)
     optimiser = _optimiser(blueprint, model)
     batch_size, seed = blueprint.batch_size, blueprint.seed
@@ -50,10 +58,16 @@ def train(blueprint: Blueprint, *, shelf: Shelf | None = None) -> nn.Module:
             for batch in islice(neighbours, blueprint.preparation):
                 _learn(model, optimiser, batch, _neighbour_loss)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, blueprint.steps))
-        for batch in islice(stream, blueprint.stop):
+        for step, batch in enumerate(islice(stream, max(stops)), start=1):
             _learn(model, optimiser, batch, loss)
             schedule.step()
-    return model.to(memory_format=torch.contiguous_format).eval()
+            if step in stops:
+                kept = copy.deepcopy(model).to(memory_format=torch.contiguous_format).eval()
+                if isinstance(kept, PreTrainedModel) and kept.config.model_type != "resnet":
+                    kept.set_attn_implementation("sdpa")
+                random_state = torch.get_rng_state()
+                yield kept
+                torch.set_rng_state(random_state)
 
 
 def measure(model: nn.Module, blueprint: Blueprint, *, shelf: Shelf | None = None) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """A zoo of small trained networks, one folder each, for the graph encoder to learn from.
 
-    python -m dnge_compress.pretrain.zoo --out zoo --count 112 --seed 0 --jobs 2
+    python -m dnge_compress.pretrain.zoo --out zoo --runs 210 --seed 0 --jobs 2
 
 The command can be killed at any point and started again: finished networks are skipped, halves of a killed
 run swept away. Only one command may work on a folder at a time.
@@ -30,8 +30,8 @@ from dnge_compress.errors import CheckpointError, DngeError
 from dnge_compress.pretrain.architectures import build
 from dnge_compress.pretrain.batches import Batch, example_batches, logits, loss
 from dnge_compress.pretrain.blueprint import FAMILIES, Blueprint, blueprints
-from dnge_compress.pretrain.corpora import Shelf, images, tokens
-from dnge_compress.pretrain.training import measure, train
+from dnge_compress.pretrain.corpora import Shelf, images, tokenizer_folder, tokens
+from dnge_compress.pretrain.training import measure, train, train_through
 
 __all__ = [
     "FAMILIES",
@@ -46,7 +46,7 @@ __all__ = [
     "logits",
     "loss",
     "measure",
-    "raise_network",
+    "raise_networks",
     "record",
     "train",
 ]
@@ -54,37 +54,52 @@ __all__ = [
 _UNFINISHED = ".unfinished-"
 
 
-def raise_network(blueprint: Blueprint, out: Path, *, shelf: Shelf | None = None) -> Path:
-    """Train one network and save it as `out/<name>`; the folder appears whole or not at all.
+def raise_networks(blueprint: Blueprint, out: Path, *, shelf: Shelf | None = None) -> list[Path]:
+    """Train one run and save the networks it gives (`Blueprint.moments`) as `out/<name>`, each whole or not at all.
 
-    It holds model.safetensors (float32) and blueprint.json (blueprint, quality, provenance).
-    A folder that is there already is kept. Raises: CheckpointError if it holds another blueprint.
+    A folder holds model.safetensors (float32) and blueprint.json (blueprint, quality, provenance). Folders that are
+    there already are kept. Raises: CheckpointError if one of them holds another blueprint.
     """
-    folder = out / blueprint.name
-    if folder.exists():
-        if Blueprint.from_dict(record(folder)["blueprint"]) != blueprint:
-            raise CheckpointError(f"{folder} holds another blueprint; choose another --out")
-        return folder
+    moments = blueprint.moments()
+    missing = [m for m in moments if not _is_there(m, out)]
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as temporary:
-        started = time.perf_counter()
-        model = train(blueprint, shelf=shelf)
+    started = time.perf_counter()
+    stops = sorted({m.stop for m in missing})
+    for stop, model in zip(stops, train_through(blueprint, stops, shelf=shelf) if stops else (), strict=True):
         seconds = time.perf_counter() - started
+        for moment in (m for m in missing if m.stop == stop):
+            _save(moment, model, seconds, out, shelf)
+    return [out / m.name for m in moments]
+
+
+def _is_there(blueprint: Blueprint, out: Path) -> bool:
+    folder = out / blueprint.name
+    if folder.exists() and Blueprint.from_dict(record(folder)["blueprint"]) != blueprint:
+        raise CheckpointError(f"{folder} holds another blueprint; choose another --out")
+    return folder.exists()
+
+
+def _save(blueprint: Blueprint, model: nn.Module, seconds: float, out: Path, shelf: Shelf | None) -> None:
+    with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as temporary:
         quality = measure(model, blueprint, shelf=shelf) | {"seconds": round(seconds, 2)}
         half = Path(temporary) / blueprint.name
         half.mkdir()
         safetensors.torch.save_model(model, str(half / "model.safetensors"))
         content = {"blueprint": blueprint.to_dict(), "quality": quality, "provenance": _provenance(model)}
         (half / "blueprint.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        half.replace(folder)
-    return folder
+        half.replace(out / blueprint.name)
 
 
-def load(folder: Path | str) -> tuple[nn.Module, Blueprint]:
-    """Restore a network of the zoo, in evaluation mode. Raises: CheckpointError if it isn't one."""
+def load(folder: Path | str, *, shelf: Shelf | None = None) -> tuple[nn.Module, Blueprint]:
+    """Restore a network of the zoo, in evaluation mode; a language model finds its tokenizer if a shelf is given.
+
+    Raises: CheckpointError if it isn't one.
+    """
     blueprint = Blueprint.from_dict(record(Path(folder))["blueprint"])
     model = build(blueprint)
     safetensors.torch.load_model(model, str(Path(folder) / "model.safetensors"))
+    if blueprint.is_language and shelf:
+        model.name_or_path = str(tokenizer_folder(blueprint.data, shelf=shelf))
     return model.eval(), blueprint
 
 
@@ -105,14 +120,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the zoo; 0 when all networks are there, 2 on wrong data or folders."""
     parser = argparse.ArgumentParser(prog="python -m dnge_compress.pretrain.zoo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("zoo"), help="folder of the zoo")
-    parser.add_argument("--count", type=int, default=112, help="networks")
+    parser.add_argument("--runs", type=int, default=210, help="training runs; each gives three networks")
     parser.add_argument("--seed", type=int, default=0, help="which zoo")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
         shelf = Shelf.find(options.data, options.out / "cache")
-        _make(blueprints(options.count, options.seed), options.out, shelf, options.jobs)
+        _make(blueprints(options.runs, options.seed), options.out, shelf, options.jobs)
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -122,16 +137,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make(plans: list[Blueprint], out: Path, shelf: Shelf, jobs: int) -> None:
     for half in out.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(half)
-    missing = [plan for plan in plans if not (out / plan.name / "blueprint.json").is_file()]
-    print(f"{len(plans) - len(missing)} of {len(plans)} networks are there", file=sys.stderr)
+    missing = [p for p in plans if not all((out / m.name / "blueprint.json").is_file() for m in p.moments())]
+    print(f"{len(plans) - len(missing)} of {len(plans)} runs are there", file=sys.stderr)
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
             (tokens if data.startswith("books") else images)(data, split, shelf=shelf)
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        tasks = [pool.submit(raise_network, plan, out, shelf=shelf) for plan in plans]
+        tasks = [pool.submit(raise_networks, plan, out, shelf=shelf) for plan in missing]
         try:
             for done, task in enumerate(as_completed(tasks), start=1):
-                print(f"[{done}/{len(plans)}] {_line(task.result())}", file=sys.stderr, flush=True)
+                print(f"[{done}/{len(missing)}] {_line(task.result()[-1])}", file=sys.stderr, flush=True)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
