@@ -185,10 +185,9 @@ class DNGEncoder(
     def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
         """The card that the weights came with, else one of what is known about them; with the hub's front matter."""
         origin = self._origin()
-        found = ModelCard(origin.card or hub.card(asdict(self.config), origin.provenance))
-        if not found.data.to_dict():
-            found.data = self._hub_mixin_info.model_card_data
-        return found
+        text = origin.card or hub.card(asdict(self.config), origin.provenance)
+        has_front_matter = text.startswith("---\n")
+        return ModelCard(text if has_front_matter else f"---\n{self._hub_mixin_info.model_card_data}\n---\n\n{text}")
 
     def _save_pretrained(self, save_directory: Path) -> None:
         config = asdict(self.config)
