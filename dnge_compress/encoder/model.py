@@ -7,12 +7,13 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from dnge_compress.encoder import hub
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE
 from dnge_compress.encoder.pooling import segment_mean
@@ -20,8 +21,7 @@ from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.encoder.sweeps import States, Sweep
 from dnge_compress.errors import CheckpointError
 from dnge_compress.types import ModelGraph
-
-BASE = Path(__file__).with_name("base.safetensors")
+from dnge_compress.weights import digest
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,20 @@ class Corrections:
     matrices: Mapping[str, Tensor]
 
 
-class DNGEncoder(nn.Module):
+class DNGEncoder(
+    nn.Module,
+    ModelHubMixin,
+    library_name="dnge-compress",
+    license="mit",
+    tags=["dnge-compress", "graph-encoder", "structured-pruning"],
+):
     """Walks a network as a dynamic graph, forward and backward, and reads out every unit, layer and matrix.
 
     `forward(graph, weights, features, layer_costs)` takes tensors by name, node features per space `[U, F]`, and
     log layer costs; sizes, depths and families are free.
     """
+
+    origin = hub.Origin()
 
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
@@ -153,24 +161,80 @@ class DNGEncoder(nn.Module):
         return self.config.limit * torch.tanh(x / self.config.limit)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path = "base") -> DNGEncoder:
-        """The shipped encoder ("base"), or one from a safetensors file. Raises CheckpointError."""
-        path = BASE if source == "base" else Path(source)
-        if not path.is_file():
-            raise CheckpointError(f"no encoder weights at '{path}'; use \"base\" or make some with `dnge pretrain`")
+    def from_pretrained(  # type: ignore[override]  # a file or "base" too, and nothing of the config from outside
+        cls, source: str | Path = "base", *, revision: str | None = None, token: str | bool | None = None
+    ) -> DNGEncoder:
+        """The shipped encoder ("base"), or one from a file, a folder or a hub id (owner/name). Raises CheckpointError.
+
+        `revision` is a branch, tag or commit of the hub's, `token` the one for a private repository. A folder called
+        base is `Path("base")`.
+
+            encoder = DNGEncoder.from_pretrained("base")
+        """
+        stored = hub.fetch(source, revision, token)
+        problem = f"'{stored.path}' holds no encoder of this version"
         try:
-            with safe_open(path, "pt") as f:
-                header = f.metadata() or {}
-            encoder = cls(EncoderConfig(**json.loads(header["config"])))
-            encoder.load_state_dict(load_file(path))
-        except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as e:
-            raise CheckpointError(f"'{path}' holds no encoder of this version: {str(e).splitlines()[0]}") from None
+            with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's generator
+                encoder = cls(EncoderConfig(**stored.config))
+        except (TypeError, RuntimeError, ValueError) as e:
+            raise CheckpointError(f"{problem} ({hub.first_line(e)}); update dnge_compress, or {hub.WAY_OUT}") from None
+        found, wanted = ({n: t.shape for n, t in x.items()} for x in (stored.tensors, encoder.state_dict()))
+        wrong = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
+        if wrong:
+            named = f"{len(wrong)} tensors are missing, unknown or of another shape, '{wrong[0]}' first"
+            raise CheckpointError(f"{problem} ({named}); update dnge_compress, or {hub.WAY_OUT}")
+        encoder.load_state_dict(dict(stored.tensors))
+        encoder.origin = hub.Origin(stored.provenance, stored.card, digest(encoder))
         return encoder.eval()
 
-    def save_pretrained(self, path: str | Path, provenance: Mapping[str, object] | None = None) -> None:
-        """Write weights, config and provenance into one safetensors file."""
-        header = {"config": json.dumps(asdict(self.config)), "provenance": json.dumps(provenance or {})}
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, path, header)
+    def save_pretrained(  # type: ignore[override]  # provenance comes second, as a file may be written too
+        self, path: str | Path, provenance: Mapping[str, Any] | None = None, **options: Any
+    ) -> str | None:
+        """Write weights, config and provenance: one file if `path` ends in .safetensors, else a folder with a card.
+
+        Unchanged weights keep the provenance and card that they were loaded with, unless new `provenance` is given;
+        a card that lies in the folder stays. `options` are ModelHubMixin's. Raises CheckpointError.
+        """
+        if provenance is not None:
+            self.origin = hub.Origin(provenance, "", digest(self))
+        if Path(path).suffix == hub.BASE.suffix:
+            hub.write(Path(path), self.state_dict(), asdict(self.config), self._origin().provenance)
+            return None
+        if Path(path).is_file():
+            raise CheckpointError(f"'{path}' is a file; give a folder, or a name that ends in {hub.BASE.suffix}")
+        return super().save_pretrained(path, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload weights, config and card to the hub, and return the commit's URL. `options` (private, token,
+        commit_message, …) are ModelHubMixin's. Raises CheckpointError.
+
+            encoder.push_to_hub("owner/my-encoder")
+        """
+        if Path(repo_id).suffix == hub.BASE.suffix:
+            raise CheckpointError(f"'{repo_id}' is the name of a file; push to a hub id (owner/name)")
+        try:
+            return super().push_to_hub(repo_id, **options)
+        except hub.HUB_ERRORS as e:
+            raise CheckpointError(
+                f"'{repo_id}' can't be pushed ({hub.first_line(e)}); check the id (owner/name), the connection and "
+                "`hf auth login`, or save_pretrained to a folder"
+            ) from e
+
+    def generate_model_card(self, *_: Any, **__: Any) -> ModelCard:
+        """The card that the weights came with, else one of what is known about them; with the hub's front matter."""
+        origin = self._origin()
+        text = origin.card or hub.card(asdict(self.config), origin.provenance)
+        has_front_matter = text.startswith("---\n")
+        return ModelCard(text if has_front_matter else f"---\n{self._hub_mixin_info.model_card_data}\n---\n\n{text}")
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        config = asdict(self.config)
+        hub.write(save_directory / hub.WEIGHTS, self.state_dict(), config, self._origin().provenance)
+        (save_directory / hub.CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+    def _origin(self) -> hub.Origin:
+        """Where the weights are from; nothing is known about weights that have changed since."""
+        return self.origin if self.origin.digest == digest(self) else hub.Origin()
 
 
 def _readout(inputs: int) -> nn.Sequential:

@@ -1,0 +1,130 @@
+"""Where an encoder's weights lie: the shipped file, a file, a folder, or a repository on the hub.
+
+A file carries config and provenance in its safetensors header; a folder has them in `config.json` and in the header
+of `model.safetensors`, beside a model card. The hub's own layout is that folder.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, HTTPError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dnge_compress.errors import CheckpointError
+
+BASE = Path(__file__).with_name("base.safetensors")
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ERRORS = (OSError, HFValidationError, HTTPError)  # the last is the client's own, which the hub lets through
+WAY_OUT = 'use "base" or make some with `dnge pretrain`'
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What lies on disk: tensors by name, the config's fields, how the weights were made, and their card."""
+
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    provenance: Mapping[str, Any]
+    card: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """How weights were made, their model card, and the digest of the weights that both tell about."""
+
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
+    digest: str = ""
+
+
+def fetch(source: str | Path, revision: str | None = None, token: str | bool | None = None) -> Stored:
+    """Read "base", a file, a folder, or a hub id (owner/name, downloaded if need be). Raises CheckpointError."""
+    path = BASE if source == "base" else Path(source).expanduser()
+    if not path.exists():
+        if path.suffix == BASE.suffix or not HUB_ID.fullmatch(str(source)):
+            raise CheckpointError(f"no encoder weights at '{source}', and it is no hub id (owner/name); {WAY_OUT}")
+        path = _downloaded(str(source), revision, token)
+    if path.is_file():
+        return _read_file(path, path.with_name(CARD) if path == BASE else None)
+    return _read_folder(path)
+
+
+def write(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """One safetensors file with config and provenance in its header. Raises CheckpointError."""
+    header = {"config": json.dumps(config), "provenance": json.dumps(provenance)}
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, file, header)
+    except (SafetensorError, OSError) as e:
+        raise CheckpointError(f"can't write encoder weights to '{file}' ({first_line(e)}); choose another place") from e
+
+
+def card(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
+    """The model card of weights that come without one: only what is known about them."""
+    made = f"```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "Nothing is recorded."
+    return (
+        "# Weights of a dynamic graph encoder\n\n"
+        "They correct the closed-form removal costs by which dnge_compress scores units for structured pruning.\n\n"
+        "```python\nfrom dnge_compress.encoder import DNGEncoder\n\n"
+        'encoder = DNGEncoder.from_pretrained("PATH")\n```\n\n'
+        f"## Config\n\n```json\n{json.dumps(config, indent=1)}\n```\n\n## How they were made\n\n{made}\n"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """An error's message, cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def _downloaded(repo_id: str, revision: str | None, token: str | bool | None) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=[WEIGHTS, CONFIG, CARD]))
+    except HUB_ERRORS as e:
+        raise CheckpointError(
+            f"no encoder weights at '{repo_id}', and the hub gave none ({first_line(e)}); {WAY_OUT}"
+        ) from e
+
+
+def _read_folder(folder: Path) -> Stored:
+    for name in (WEIGHTS, CONFIG):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"'{folder}' has no {name}, so it holds no encoder; {WAY_OUT}")
+    stored = _read_file(folder / WEIGHTS, folder / CARD, needs_config=False)
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise CheckpointError(
+            f"'{folder / CONFIG}' is no JSON ({first_line(e)}); fetch it again or {WAY_OUT}"
+        ) from None
+    if stored.config and stored.config != config:
+        raise CheckpointError(f"'{folder / CONFIG}' isn't the config in the header of {WEIGHTS}; fetch both again")
+    return Stored(folder, config, stored.tensors, stored.provenance, stored.card)
+
+
+def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) -> Stored:
+    try:
+        with safe_open(path, "pt") as f:
+            header = f.metadata() or {}
+            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+        config, provenance = (json.loads(header.get(key, "{}")) for key in ("config", "provenance"))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f"'{path}' is truncated or corrupt ({first_line(e)}); fetch it again or {WAY_OUT}") from e
+    if needs_config and not config:
+        raise CheckpointError(f"'{path}' has no encoder's config in its header, so it holds no encoder; {WAY_OUT}")
+    bad = [name for name, t in tensors.items() if not torch.isfinite(t).all()]
+    if bad:
+        raise CheckpointError(f"'{bad[0]}' in '{path}' holds NaN or infinite values; fetch it again or {WAY_OUT}")
+    text = card_file.read_text(encoding="utf-8") if card_file is not None and card_file.is_file() else ""
+    return Stored(path, config, tensors, provenance, text)
