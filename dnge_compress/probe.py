@@ -38,7 +38,8 @@ class ProbeSettings:
 
 
 def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs | None = None) -> list[Inputs]:
-    """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module.
+    """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module,
+    and the image size of a convolutional network if it isn't its config's.
 
     Raises DataError for a probe kind that doesn't fit the model.
     """
@@ -46,11 +47,13 @@ def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs
     natural = default_kind(model, example_inputs)
     if kind not in (natural, {"sampled": "random"}.get(natural)):
         raise DataError(f"probes of kind '{kind}' don't fit a {type(model).__name__}; use '{natural}' or auto")
-    makers = {"sampled": _sampled_text, "random": _random_tokens, "noise": _noise_images}
+    makers = {"sampled": _sampled_text, "random": _random_tokens}
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":
             return _noise_like(example_inputs, settings, generator, device_of(model))
+        if kind == "noise":
+            return _noise_images(model, settings, generator, example_inputs)
         return makers[kind](model, settings, generator)
 
 
@@ -226,9 +229,14 @@ def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generat
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 
-def _noise_images(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+def _noise_images(
+    model: Any, settings: ProbeSettings, generator: torch.Generator, example: Inputs | None
+) -> list[Inputs]:
     config, device = model.config, device_of(model)
     size = getattr(config, "image_size", 32 if getattr(config, "embedding_size", 64) < 64 else 224)
+    if example is not None:  # a convolutional network takes any size, and its config may not say which
+        shown = example["pixel_values"] if isinstance(example, Mapping) else example
+        size = tuple((shown[0] if isinstance(shown, tuple) else shown).shape[-2:])
     height, width = (size, size) if isinstance(size, int) else size
     patch = getattr(config, "patch_size", 4)
     patches = (height // patch) * (width // patch) if isinstance(patch, int) else 49

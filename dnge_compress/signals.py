@@ -31,7 +31,7 @@ class Signal:
     mean `[F]` and gram `[F, F]` = E[a aᵀ] of the activations read, per position. Gradient moments are sums over the
     positions of an example, per label (a token of a language model, an image of a classifier), so that costs are
     nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
-    gradient of a mask on the unit, out_fisher `[D]` = Σ g² at the reader's outputs. Gradients are of the
+    gradient of a mask on the unit, taylor `[U]` = |Σ a·g| its magnitude, out_fisher `[D]` = Σ g² at the reader's outputs. Gradients are of the
     log-likelihood of labels sampled from the model itself (the true Fisher), or of random unit-variance output
     directions where there are no logits. Moments cover all F features of the reader; `own` are the space's, which is
     all of them unless the reader's input is a concatenation.
@@ -44,6 +44,7 @@ class Signal:
     gram: Tensor
     grad_square: Tensor
     fisher: Tensor
+    taylor: Tensor
     out_fisher: Tensor
     own: slice
 
@@ -250,7 +251,8 @@ class _Tap:
         zeros = lambda *shape: torch.zeros(*shape, device=weight.device)  # noqa: E731
         self.count = self.labels = 0
         self.sum, self.gram = zeros(self.features), zeros(self.features, self.features)
-        self.grad_square, self.fisher, self.out_fisher = zeros(self.features), zeros(units), zeros(outputs)
+        self.grad_square, self.out_fisher = zeros(self.features), zeros(outputs)
+        self.fisher, self.taylor = zeros(units), zeros(units)
         self.mask: Tensor | None = None
         self._batch_mask_gradient: Tensor | None = None
 
@@ -308,11 +310,12 @@ class _Tap:
         self.labels += labels
         if self._batch_mask_gradient is not None:
             self.fisher += self._batch_mask_gradient.square().sum(0)
+            self.taylor += self._batch_mask_gradient.abs().sum(0)
             self._batch_mask_gradient = None
 
     def signal(self) -> Signal:
         n, e = max(1, self.count), max(1, self.labels)
         return Signal(
             self.slot, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e, self.fisher / e,
-            self.out_fisher / e, self.own,
+            self.taylor / e, self.out_fisher / e, self.own,
         )  # fmt: skip

@@ -62,9 +62,7 @@ class _Topics:
         return self.content[torch.multinomial(weights, length, replacement=True, generator=generator)]
 
 
-def _texts(
-    vocabulary: Vocabulary, topics: _Topics, rows: int, length: int, generator: torch.Generator
-) -> Tensor:
+def _texts(vocabulary: Vocabulary, topics: _Topics, rows: int, length: int, generator: torch.Generator) -> Tensor:
     words = torch.multinomial(vocabulary.frequencies, rows * length, replacement=True, generator=generator)
     words = words.view(rows, length)
     share = TOPICAL_SHARE if topics.has_words else TOPICAL_SHARE_WITHOUT_WORDS

@@ -12,7 +12,19 @@ import dnge_compress
 PACKAGE = Path(__file__).resolve().parents[1] / "dnge_compress"
 LAYERS = (
     {"types", "errors"},
-    {"graph", "tracing", "weights", "masking", "sizes", "probe", "signals", "elimination", "vocabulary", "writing", "painting"},
+    {
+        "graph",
+        "tracing",
+        "weights",
+        "masking",
+        "sizes",
+        "probe",
+        "signals",
+        "elimination",
+        "vocabulary",
+        "writing",
+        "painting",
+    },
     {"families", "encoder", "scorers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "lines"},
     {"api"},

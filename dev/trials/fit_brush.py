@@ -1,6 +1,6 @@
 """Fit the brush of the leaf painter on the zoo: random steps from the best so far, kept if pruning gets better.
 
-    PYTHONPATH=. python dev/trials/fit_brush.py
+PYTHONPATH=. python dev/trials/fit_brush.py
 """
 
 import random
@@ -25,7 +25,11 @@ N = 192
 def networks(data, shelf, each=2):
     found = []
     for family in ("mlp", "cnn", "resnet", "vit"):
-        runs = [f for f in sorted(Path("zoo").glob(f"{family}-*")) if "@" not in f.name and int(f.name[-3:]) < 112 and not is_held_out(f.name)]
+        runs = [
+            f
+            for f in sorted(Path("zoo").glob(f"{family}-*"))
+            if "@" not in f.name and int(f.name[-3:]) < 112 and not is_held_out(f.name)
+        ]
         pairs = [(f.name, *load(f)) for f in runs]
         pairs = [p for p in pairs if p[2].data == data]
         for name, model, b in pairs[1 :: max(1, len(pairs) // each)][:each]:
@@ -49,10 +53,14 @@ def main() -> None:
     nets = networks("mnist", shelf)
     print([n for n, _, _ in nets])
     for share in (0.75, 0.9):
+
         def paint(shape, g, share=share):
             n = round(share * shape[0])
-            parts = [strokes((n, *shape[1:]), g)] * (n > 0) + [dead_leaves((shape[0] - n, *shape[1:]), g)] * (n < shape[0])
+            parts = [strokes((n, *shape[1:]), g)] * (n > 0) + [dead_leaves((shape[0] - n, *shape[1:]), g)] * (
+                n < shape[0]
+            )
             return torch.cat(parts)[torch.randperm(shape[0], generator=g)]
+
         print("mnist, share of strokes", share, round(value(nets, paint), 3), flush=True)
     nets = networks("cifar10", shelf)
     print([n for n, _, _ in nets])
@@ -61,7 +69,9 @@ def main() -> None:
     top = value(nets, lambda s, g: dead_leaves(s, g, best))
     print("start", round(top, 3), flush=True)
     for i in range(45):
-        changed = {k: v * 2.718 ** (step * rng.gauss(0, 1)) if rng.random() < 0.5 else v for k, v in asdict(best).items()}
+        changed = {
+            k: v * 2.718 ** (step * rng.gauss(0, 1)) if rng.random() < 0.5 else v for k, v in asdict(best).items()
+        }
         changed["largest"] = min(changed["largest"], 2.0)
         trial = Brush(**changed)
         got = value(nets, lambda s, g: dead_leaves(s, g, trial))

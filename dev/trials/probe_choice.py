@@ -1,6 +1,6 @@
 """Can a network's response tell which synthetic images look like its own data? A classifier over a wide bank.
 
-    PYTHONPATH=. python dev/trials/probe_choice.py
+PYTHONPATH=. python dev/trials/probe_choice.py
 """
 
 import sys
@@ -24,11 +24,19 @@ PROCESSES = (pink_noise, dead_leaves, strokes)
 
 def responses(model, x, wrap, graph):
     """Per image: output entropy share, top probability, log logit spread, and log rms at every matrix's module."""
-    modules = [p.rpartition(".")[0] for s in graph.steps for p in s.params if p.endswith("weight") and s.op not in ("norm", "batchnorm")]
+    modules = [
+        p.rpartition(".")[0]
+        for s in graph.steps
+        for p in s.params
+        if p.endswith("weight") and s.op not in ("norm", "batchnorm")
+    ]
     seen = {m: [] for m in modules}
     handles = [
         model.get_submodule(m).register_forward_hook(
-            lambda mod, a, out, m=m: seen[m].append((out[0] if isinstance(out, tuple) else out).flatten(1).float().square().mean(1).clamp_min(1e-12).log() / 2)
+            lambda mod, a, out, m=m: seen[m].append(
+                (out[0] if isinstance(out, tuple) else out).flatten(1).float().square().mean(1).clamp_min(1e-12).log()
+                / 2
+            )
         )
         for m in modules
     ]
@@ -74,8 +82,15 @@ def gather():
             real = torch.cat(inputs if plain else [b["pixel_values"] for b in inputs])
             graph = build_graph(model, real[:2] if plain else None)
             bank = torch.cat([p((N, *real.shape[1:]), torch.Generator().manual_seed(1)) for p in PROCESSES])
-            rows.append(dict(name=folder.name, family=family, data=blueprint.data,
-                             real=features(model, real, wrap, graph, bank), bank=features(model, bank, wrap, graph, bank)))
+            rows.append(
+                dict(
+                    name=folder.name,
+                    family=family,
+                    data=blueprint.data,
+                    real=features(model, real, wrap, graph, bank),
+                    bank=features(model, bank, wrap, graph, bank),
+                )
+            )
     torch.save(rows, path)
     return rows
 
@@ -88,7 +103,9 @@ def fit(rows, hidden=16, steps=400):
     x = torch.cat([torch.cat([r["real"], r["bank"]]) for r in rows])
     y = torch.cat([torch.cat([torch.ones(len(r["real"])), torch.zeros(len(r["bank"]))]) for r in rows])
     for _ in range(steps):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(x).squeeze(1), y, pos_weight=torch.tensor(3.0))
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            model(x).squeeze(1), y, pos_weight=torch.tensor(3.0)
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -108,10 +125,18 @@ def main() -> None:
                 with torch.no_grad():
                     logit = chooser(r["bank"]).squeeze(1)
                 share = logit.view(len(PROCESSES), N).exp().mean(1)
-                print("  ", r["name"], data, "share pink/leaves/strokes", [round(float(s), 2) for s in share / share.sum()])
+                print(
+                    "  ",
+                    r["name"],
+                    data,
+                    "share pink/leaves/strokes",
+                    [round(float(s), 2) for s in share / share.sum()],
+                )
             for r in mine[:: max(1, len(mine) // 2)][:2]:
                 model, blueprint = load(Path("zoo") / r["name"])
-                judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=303, shelf=shelf)[0].inputs
+                judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=303, shelf=shelf)[
+                    0
+                ].inputs
                 plain = isinstance(judged, torch.Tensor)
                 wrap = (lambda x: x) if plain else (lambda x: {"pixel_values": x})
                 shape = (N, *(judged if plain else judged["pixel_values"]).shape[1:])
@@ -120,11 +145,19 @@ def main() -> None:
                     logit = chooser(r["bank"]).squeeze(1)
                 gumbel = -(-torch.rand(len(logit), generator=torch.Generator().manual_seed(0)).log()).log()
                 pick = (logit + gumbel).topk(N).indices
-                third = [bank[i * N :][: N] for i in range(3)]
+                third = [bank[i * N :][:N] for i in range(3)]
                 mixed = torch.cat([t[: N // 3] for t in third])[torch.randperm(3 * (N // 3))]
-                for kind, x in (("chosen", bank[pick]), ("greedy", bank[logit.topk(N).indices]), ("leaves", third[1]), ("strokes", third[2]), ("mixed", mixed)):
+                for kind, x in (
+                    ("chosen", bank[pick]),
+                    ("greedy", bank[logit.topk(N).indices]),
+                    ("leaves", third[1]),
+                    ("strokes", third[2]),
+                    ("mixed", mixed),
+                ):
                     totals.setdefault((data, kind), []).append(judge(model, [wrap(p) for p in x.split(64)], judged))
-                real = [b.inputs for b in example_batches(blueprint, "train", count=4, batch_size=64, seed=101, shelf=shelf)]
+                real = [
+                    b.inputs for b in example_batches(blueprint, "train", count=4, batch_size=64, seed=101, shelf=shelf)
+                ]
                 totals.setdefault((data, "real"), []).append(judge(model, real, judged))
     for key, found in sorted(totals.items()):
         print(*key, [round(float(x), 2) for x in torch.stack(found).mean(0)])

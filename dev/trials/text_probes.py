@@ -1,6 +1,6 @@
 """Which text probes a masked language model best? Sampled word trigrams of the books against topical tokens.
 
-    PYTHONPATH=. python dev/trials/text_probes.py
+PYTHONPATH=. python dev/trials/text_probes.py
 """
 
 import re
@@ -36,7 +36,7 @@ class NGram:
         self.words = words
 
     def write(self, count, rng):
-        out = list(self.words[:self.order])
+        out = list(self.words[: self.order])
         while len(out) < count:
             options = self.next.get(tuple(out[-self.order :]))
             out.append(options[rng.integers(len(options))] if options else self.words[rng.integers(len(self.words))])
@@ -57,12 +57,21 @@ def main() -> None:
             continue
         model, b = load(folder, shelf=shelf)
         judged = example_batches(b, "held-out", count=1, batch_size=64, seed=303, shelf=shelf)[0].inputs
-        real = [x.inputs for x in example_batches(b, "train", count=TOKENS // b.length // 32, batch_size=32, seed=101, shelf=shelf)]
+        real = [
+            x.inputs
+            for x in example_batches(b, "train", count=TOKENS // b.length // 32, batch_size=32, seed=101, shelf=shelf)
+        ]
         kinds = {"writer": synthesize(model, ProbeSettings(tokens=TOKENS)), "real, 15 % masked": real}
-        uniform = torch.randint(VOCABULARY[b.data], (TOKENS // b.length, b.length), generator=torch.Generator().manual_seed(0))
+        uniform = torch.randint(
+            VOCABULARY[b.data], (TOKENS // b.length, b.length), generator=torch.Generator().manual_seed(0)
+        )
         kinds["uniform"] = [{"input_ids": p} for p in uniform.split(32)]
         for name, text in texts.items():
-            ids = list(text.encode()) if b.data == "books-bytes" else _tokenizer(VOCABULARY[b.data], shelf).encode(text).ids
+            ids = (
+                list(text.encode())
+                if b.data == "books-bytes"
+                else _tokenizer(VOCABULARY[b.data], shelf).encode(text).ids
+            )
             ids = torch.tensor(ids[: TOKENS // b.length * b.length]).view(-1, b.length)
             kinds[name] = [{"input_ids": p} for p in ids.split(32)]
         for k, batches in kinds.items():

@@ -1,6 +1,6 @@
 """Which images probe a vision network best? Mean log KL on real data after pruning and repair with each kind.
 
-    PYTHONPATH=. python dev/trials/vision_probes.py --each 3
+PYTHONPATH=. python dev/trials/vision_probes.py --each 3
 """
 
 import argparse
@@ -41,7 +41,9 @@ def main() -> None:
             rows = trial(model, blueprint, shelf)
             for kind, found in rows.items():
                 totals.setdefault((family, kind), []).append(found)
-            print(folder.name, blueprint.data, {k: [round(float(x), 2) for x in v] for k, v in rows.items()}, flush=True)
+            print(
+                folder.name, blueprint.data, {k: [round(float(x), 2) for x in v] for k, v in rows.items()}, flush=True
+            )
     for key, found in totals.items():
         print(*key, [round(float(x), 2) for x in torch.stack(found).mean(0)])
     kinds = {k for _, k in totals}
@@ -52,7 +54,9 @@ def main() -> None:
 
 def trial(model, blueprint, shelf):
     judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=303, shelf=shelf)[0].inputs
-    real = [b.inputs for b in example_batches(blueprint, "train", count=ROWS // 64, batch_size=64, seed=101, shelf=shelf)]
+    real = [
+        b.inputs for b in example_batches(blueprint, "train", count=ROWS // 64, batch_size=64, seed=101, shelf=shelf)
+    ]
     shape = (ROWS, *(judged if isinstance(judged, torch.Tensor) else judged["pixel_values"]).shape[1:])
     wrap = (lambda x: x) if isinstance(judged, torch.Tensor) else (lambda x: {"pixel_values": x})
     g = lambda: torch.Generator().manual_seed(0)  # noqa: E731

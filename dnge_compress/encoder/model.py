@@ -41,6 +41,9 @@ class EncoderConfig:
     magnitude: tuple[str, ...] = MAGNITUDE
     signals: bool = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "magnitude", tuple(self.magnitude))  # JSON knows lists only
+
 
 @dataclass(frozen=True)
 class Corrections:
@@ -71,7 +74,7 @@ class DNGEncoder(
         super().__init__()
         self.config = config or EncoderConfig()
         h, f = self.config.hidden, self.config.features
-        magnitude = tuple(self.config.magnitude)
+        magnitude = self.config.magnitude
         self.ahead = Sweep(h, f, magnitude)
         self.back = Sweep(h, f + h, magnitude, backward=True)
         self.unit = _readout(2 * h + f)

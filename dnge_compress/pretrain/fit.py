@@ -107,7 +107,9 @@ def fit(
                 total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
                 if state is not None:
                     parts_of_it = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-                    _keep(state, {"step": step + 1, "params": {k: v.detach() for k, v in params.items()}, **parts_of_it})
+                    _keep(
+                        state, {"step": step + 1, "params": {k: v.detach() for k, v in params.items()}, **parts_of_it}
+                    )
     for i, encoder in enumerate(encoders):
         encoder.load_state_dict({name: value[i].detach() for name, value in params.items()})
     return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}

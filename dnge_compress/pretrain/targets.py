@@ -15,7 +15,6 @@ the error of its hidden states, as for the sentence and image encoders that peop
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
+from dnge_compress import scorers
 from dnge_compress.encoder.features import FLOOR, node_features
 from dnge_compress.executors.compensate import refitted
 from dnge_compress.families import build_graph
@@ -43,6 +43,7 @@ PROBE_TOKENS = 4096
 REAL_TOKENS = 4096  # per half
 MEASURED_CUTS = (0.25, 0.5, 0.75)  # shares of a space's units, removed together
 LEAST_DAMAGE = 1e-7  # nats; less is rounding
+RIVALS = ("magnitude", "fisher", "taylor", "flap", "wanda")  # scored on the first half, for comparison
 BARE_FAMILIES = ("bert", "vit", "resnet")
 HEADS_MEASURED = 8  # per space
 
@@ -58,7 +59,9 @@ class Lesson:
     closed: dict[str, Tensor]
     targets: dict[str, Tensor]
     matrices: dict[str, Tensor]
-    reliability: float
+    rivals: dict[str, Tensor]  # "<scorer>/<space>" → that scorer's units, on real data where it needs any
+    reliability: float  # rank correlation of the targets' two halves, mean over spaces
+    reliability_over_all: float  # and over all units of the network at once
 
     @property
     def family(self) -> str:
@@ -100,17 +103,14 @@ def make_targets(folder: Path, lesson: str, shelf: Shelf) -> Path:
         judge = _Judge(context, judged.inputs)
         targets = {s: judge.unit_targets(s, closed[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
         targets |= judge.layer_targets()
-    reliability = [float(spearmanr(costs[0][s], costs[1][s]).statistic) for s in costs[0] if len(costs[0][s]) > 2]
+        rivals = {who: scorers.score(who, real[0]).units for who in RIVALS}
     tensors = {f"features/{k}": v for k, v in features.items()} | {f"closed/{k}": v for k, v in closed.items()}
     tensors |= {f"targets/{k}": v for k, v in targets.items()}
+    tensors |= {f"rivals/{who}/{k}": v for who, units in rivals.items() for k, v in units.items()}
     if not lesson.endswith("+bare"):
         tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
     half = path.with_suffix(".half")
-    save_file(
-        {k: v.float().contiguous() for k, v in tensors.items()},
-        half,
-        {"reliability": json.dumps(sum(reliability) / max(1, len(reliability)))},
-    )
+    save_file({k: v.float().contiguous() for k, v in tensors.items()}, half, _reliability(*costs))
     half.replace(path)
     return path
 
@@ -122,13 +122,19 @@ def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
     graph = build_graph(model, _example(example))
     path = folder / f"{lesson}.safetensors"
     with safe_open(path, "pt") as f:
-        reliability = json.loads(f.metadata()["reliability"])
-    parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}}
+        reliability = {k: float(v) for k, v in f.metadata().items()}
+    parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}, "rivals": {}}
     for key, value in load_file(path).items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    return Lesson(lesson, graph, weights, **parts, reliability=reliability)
+    return Lesson(lesson, graph, weights, **parts, **reliability)
+
+
+def _reliability(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, str]:
+    inside = [float(spearmanr(first[s], second[s]).statistic) for s in first if len(first[s]) > 2]
+    whole = spearmanr(torch.cat(list(first.values())), torch.cat(list(second.values()))).statistic
+    return {"reliability": str(sum(inside) / max(1, len(inside))), "reliability_over_all": str(float(whole))}
 
 
 def _opened(folder: Path, lesson: str, shelf: Shelf) -> tuple[nn.Module, Blueprint]:

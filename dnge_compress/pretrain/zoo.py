@@ -1,6 +1,6 @@
 """A zoo of small trained networks, one folder each, for the graph encoder to learn from.
 
-    python -m dnge_compress.pretrain.zoo --out zoo --runs 210 --seed 0 --jobs 2
+    python -m dnge_compress.pretrain.zoo --out zoo --runs 200 --seed 0 --jobs 2
 
 The command can be killed at any point and started again: finished networks are skipped, halves of a killed
 run swept away. Only one command may work on a folder at a time.
@@ -51,6 +51,7 @@ __all__ = [
     "train",
 ]
 
+RUNS = 200  # training runs, each of which gives three networks
 _UNFINISHED = ".unfinished-"
 
 
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the zoo; 0 when all networks are there, 2 on wrong data or folders."""
     parser = argparse.ArgumentParser(prog="python -m dnge_compress.pretrain.zoo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("zoo"), help="folder of the zoo")
-    parser.add_argument("--runs", type=int, default=210, help="training runs; each gives three networks")
+    parser.add_argument("--runs", type=int, default=RUNS, help="training runs; each gives three networks")
     parser.add_argument("--seed", type=int, default=0, help="which zoo")
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")

@@ -20,6 +20,8 @@ from dnge_compress.types import Cut, ModelGraph, Scores
 
 HEAD_LEVELS = 4
 BISECTIONS = 24
+OFFERED, EVEN_OFFERED = 4, 2  # uniform candidates worth measuring: by themselves, and beside global ones
+TRUST = (1.0, 0.5, 0.0)  # in how far a space's level of costs stands above or below another's, for global plans
 NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note
 
 
@@ -46,7 +48,9 @@ class Candidate:
 
 
 def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> tuple[list[Candidate], list[str]]:
-    """Plans that reach the recipe's ratio, cheapest predicted first, and notes on rounding.
+    """Plans that reach the recipe's ratio, a few of the most promising, and notes on rounding.
+
+    Under a global allocation, the plan that trusts the scores comes first, and the best even ones come last.
 
     Raises BudgetError if the ratio can't be reached, naming the largest that can.
     """
@@ -68,10 +72,10 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
         chosen, rounded = _of_units(problem, prune)
         found, notes = [chosen], notes + rounded
     elif prune.allocation == "global":
-        found = [_global(problem, prune)]
+        found = [_global(problem, prune, trust) for trust in TRUST] + _even(problem, prune)
     else:
-        found = _uniform(problem, prune)
-    return sorted(found, key=lambda c: c.cost), notes
+        found = _uniform(problem, prune)[:OFFERED]
+    return found, notes
 
 
 class _Problem:
@@ -183,7 +187,7 @@ def _uniform(problem: _Problem, prune: Prune) -> list[Candidate]:
         )
     # Coarse units (layers, heads) may overshoot; a plan is only worth looking at if it removes about what was asked.
     least = min(c.removed for c in found)
-    return [c for c in found if c.removed <= least + 0.02]
+    return sorted((c for c in found if c.removed <= least + 0.02), key=lambda c: c.cost)
 
 
 def _head_levels(heads: list[Group], widths: bool) -> list[float]:
@@ -220,8 +224,20 @@ def _fit_width(
     return problem.cuts(steps(low), dropped), removed(low)
 
 
-def _global(problem: _Problem, prune: Prune) -> Candidate:
-    """Units of all kinds in one list, cheapest per removed price first, until the ratio is reached."""
+def _even(problem: _Problem, prune: Prune) -> list[Candidate]:
+    """The best even plans beside the global ones; none where widths alike in every layer don't reach the ratio."""
+    try:
+        return _uniform(problem, prune)[:EVEN_OFFERED]
+    except BudgetError:
+        return []
+
+
+def _global(problem: _Problem, prune: Prune, trust: float) -> Candidate:
+    """Units of all kinds in one list, cheapest per removed price first, until the ratio is reached.
+
+    The difference in level between a space and the others counts by `trust`, on a log scale; at 0 only the order and
+    the spread inside a space count.
+    """
     items: list[tuple[float, str, int]] = []
     for group in problem.groups:
         for name in group.spaces:
@@ -233,6 +249,7 @@ def _global(problem: _Problem, prune: Prune) -> Candidate:
     for name, i in problem.layers:
         keep = tuple(j for j in range(problem.graph.space(name).units) if j != i)
         items.append((float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i))
+    items = _levelled(items, trust)
     items.sort(key=lambda item: item[0])
     counts = {
         g.spaces[0]: [problem.graph.space(g.spaces[0]).units * t // g.steps for t in g.legal] for g in problem.groups
@@ -264,3 +281,13 @@ def _global(problem: _Problem, prune: Prune) -> Candidate:
         middle = (low + high) // 2
         low, high = (low, middle) if problem.removed(at(middle)) >= prune.ratio else (middle + 1, high)
     return problem.candidate(at(low))
+
+
+def _levelled(items: list[tuple[float, str, int]], trust: float) -> list[tuple[float, str, int]]:
+    """Log costs per price, with every space's mean drawn towards the mean of all."""
+    logs: dict[str, list[float]] = {}
+    for value, name, _ in items:
+        logs.setdefault(name, []).append(math.log(max(value, 1e-30)))
+    means = {name: sum(found) / len(found) for name, found in logs.items()}
+    middle = sum(means.values()) / max(1, len(means))
+    return [(math.log(max(v, 1e-30)) + (1 - trust) * (middle - means[n]), n, i) for v, n, i in items]

@@ -22,7 +22,6 @@ from dnge_compress.sizes import Prices, kept_total, non_embedding_prices, parame
 from dnge_compress.types import Cut, ModelGraph, PrunePlan, Scores
 from dnge_compress.weights import digest
 
-MEASURED = 4  # candidates
 MEASURE_SHARE = 0.125  # of the probes
 MEASURE_ROWS = 32  # examples at least
 
@@ -36,7 +35,7 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
     graph, shapes = context.graph, {n: tuple(p.shape) for n, p in context.model.named_parameters()}
     budget = Budget(_prices(context, recipe.prune.of), shapes)
     found, notes = candidates(graph, scores, recipe.prune, budget)
-    chosen, measured = _best(context, found[:MEASURED], recipe)
+    chosen, measured = _best(context, found, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
         notes.append(
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"

@@ -27,14 +27,22 @@ def score(context: Context) -> Scores:
     return Scores(closed.units, "encoder", context.graph.fingerprint, found.matrices, (note,))
 
 
-def corrected(context: Context, closed: Scores) -> Scores:
-    """exp(log closed form + the encoder's correction), whatever the model's output."""
-    encoder = DNGEncoder.from_pretrained("base")
+def corrected(context: Context, closed: Scores, encoder: DNGEncoder | None = None) -> Scores:
+    """The closed form under the encoder's corrections, whatever the model's output.
+
+    Inside a space they act while units are eliminated, so that the others still make up for each that leaves; then
+    they move whole spaces and layers against each other.
+    """
+    encoder = encoder or DNGEncoder.from_pretrained("base")
     features = node_features(context, closed.units)
     layers = {s.name: closed.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
     weights = {k: v.cpu() for k, v in context.weights.items()}
     found = encoder(context.graph, weights, features, layers)
-    corrections = {**found.units, **found.layers}
-    units = {name: values.clamp_min(FLOOR) * corrections[name].exp() for name, values in closed.units.items()}
+    units = {}
+    for name, values in closed.units.items():
+        if name in found.layers:
+            units[name] = values.clamp_min(FLOOR) * found.layers[name].exp()
+        else:
+            units[name] = probe.unit_costs(context, name, found.units[name]).clamp_min(FLOOR)
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
     return Scores(units, "encoder", context.graph.fingerprint, matrices)

@@ -1,0 +1,115 @@
+"""The strongest rival of a learned allocation: damage measured per space and ratio on the same probes, solved exactly.
+
+Every space is cut at several levels by itself, repaired and run; every block is skipped. Damages add up, so the
+cheapest choice of levels within the budget is a multiple-choice knapsack, solved by dynamic programming.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from dnge_compress.executors.compensate import refitted
+from dnge_compress.masking import MaskedModel
+from dnge_compress.probe import call, has_logits, inference_mode_of
+from dnge_compress.recipes.budget import Budget
+from dnge_compress.recipes.groups import droppable
+from dnge_compress.recipes.schema import Prune
+from dnge_compress.scorers import Context
+from dnge_compress.signals import answers, attended, divergence
+from dnge_compress.sizes import dropped_spaces, kept_total, non_embedding_prices
+from dnge_compress.types import Cut, Scores
+
+LEVELS = 8
+BINS = 400  # steps of the budget
+Choice = tuple[float, float, tuple[Cut, ...]]  # damage, price removed, cuts
+
+
+class MeasuredAllocation:
+    """The table of one model: made once, solved for any ratio. `runs` counts forward passes over the probes."""
+
+    def __init__(self, context: Context, scores: Scores, share: float = 0.25) -> None:
+        self.context, self.scores, self.runs = context, scores, 0
+        self.batches = context.batches[: max(1, round(share * len(context.batches)))]
+        shapes = {n: tuple(p.shape) for n, p in context.model.named_parameters()}
+        self.budget = Budget(non_embedding_prices(context.model, context.graph), shapes)
+        self.whole = kept_total(context.graph, self.budget.prices, shapes, ())
+        with torch.no_grad(), inference_mode_of(context.model):
+            self.reference = [answers(call(context.model, b), attended(b)) for b in self.batches]
+            self.options = self._measured()
+
+    def cuts(self, ratio: float) -> tuple[Cut, ...]:
+        """The choice of least total damage that removes at least `ratio` of the non-embedding parameters."""
+        lacking = 0.0
+        while True:
+            found = self._solve(ratio + lacking)
+            if self._removed(found) >= ratio - 1e-9 or ratio + lacking > 1:
+                return found
+            lacking += 1 / BINS
+
+    def _solve(self, ratio: float) -> tuple[Cut, ...]:
+        wanted = math.ceil(ratio * BINS)
+        best: list[tuple[float, tuple[Cut, ...]]] = [(0.0, ())] + [(math.inf, ())] * wanted
+        for options in self.options:
+            new = list(best)
+            for damage, price, cuts in options:
+                gain = int(price * BINS + 1e-9)
+                for had in range(wanted + 1):
+                    to = min(wanted, had + gain)
+                    if best[had][0] + damage < new[to][0]:
+                        new[to] = (best[had][0] + damage, (*best[had][1], *cuts))
+            best = new
+        return _merged(best[wanted][1])
+
+    def _measured(self) -> list[list[Choice]]:
+        """Per block (or space outside of blocks) the ways to shrink it; the first is to leave it."""
+        graph = self.context.graph
+        spaces = {s.name: self._levels(s.name) for s in graph.of_kind("neuron", "head", "channel")}
+        options, inside = [], set()
+        drops = droppable(graph, Prune())
+        for layer in graph.of_kind("layer"):
+            for i in range(layer.units if layer.units > 1 else 0):
+                drop = Cut(layer.name, tuple(j for j in range(layer.units) if j != i))
+                own = dropped_spaces(graph, [drop]) & spaces.keys()
+                inside |= own
+                choices: list[Choice] = [(0.0, 0.0, ())]
+                for name in sorted(own):
+                    choices = [(d + e, p + q, (*c, *f)) for d, p, c in choices for e, q, f in spaces[name]]
+                if (layer.name, i) in drops:
+                    choices.append((self._damage([drop]), self._removed([drop]), (drop,)))
+                options.append(choices)
+        return options + [levels for name, levels in spaces.items() if name not in inside]
+
+    def _levels(self, name: str) -> list[Choice]:
+        units = self.context.graph.space(name).units
+        order = self.scores.units[name].argsort(descending=True, stable=True)
+        found: list[Choice] = [(0.0, 0.0, ())]
+        for keep in sorted(
+            {max(1, math.ceil(0.1 * units), round(units * (1 - i / LEVELS))) for i in range(1, LEVELS + 1)}
+        ):
+            if keep < units:
+                cut = Cut(name, tuple(sorted(order[:keep].tolist())))
+                found.append((self._damage([cut]), self._removed([cut]), (cut,)))
+        return found
+
+    def _removed(self, cuts: list[Cut] | tuple[Cut, ...]) -> float:
+        return 1 - kept_total(self.context.graph, self.budget.prices, self.budget.shapes, cuts) / self.whole
+
+    def _damage(self, cuts: list[Cut]) -> float:
+        self.runs += 1
+        context = self.context
+        values = refitted(context.model, context.signals, cuts)
+        masked, logits = MaskedModel(context.model, context.graph, cuts, values), has_logits(context.model)
+        pairs = zip(self.batches, self.reference, strict=True)
+        return float(
+            torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()
+        )
+
+
+def _merged(cuts: tuple[Cut, ...]) -> tuple[Cut, ...]:
+    """Several dropped blocks of one layer space as one cut."""
+    keep: dict[str, set[int]] = {}
+    for cut in cuts:
+        keep[cut.space] = keep.get(cut.space, set(cut.keep)) & set(cut.keep)
+    return tuple(Cut(name, tuple(sorted(kept))) for name, kept in keep.items())

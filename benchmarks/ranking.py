@@ -1,0 +1,160 @@
+"""Part of benchmarks/encoder.py: do predicted costs rank the units of networks, families and sizes never seen?"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from dnge_compress.encoder import DNGEncoder
+from dnge_compress.encoder.messages import MAGNITUDE, WAVES
+from dnge_compress.encoder.model import EncoderConfig
+from dnge_compress.pretrain.blueprint import FAMILIES
+from dnge_compress.pretrain.fit import NARROW, Fold, fit, widest
+from dnge_compress.pretrain.judging import (
+    Predict,
+    closed_form,
+    corrected_by,
+    interval,
+    over_network,
+    within_spaces,
+)
+from dnge_compress.pretrain.targets import RIVALS, Lesson
+
+VARIANTS = {
+    "encoder": EncoderConfig(),
+    "statistics-only MLP": EncoderConfig(directions="none"),
+    "forward sweep only": EncoderConfig(directions="forward"),
+    "all layers at once (static graph)": EncoderConfig(order="static"),
+    "shuffled order": EncoderConfig(order="shuffled"),
+    "weights only, no signals": EncoderConfig(signals=False),
+    "K = 1: raw weights": EncoderConfig(magnitude=()),
+    "K = 11: waves as well": EncoderConfig(magnitude=(*MAGNITUDE, *WAVES)),
+}
+
+
+def trained(
+    variant: str, parts: Sequence[Fold], lessons: Sequence[Lesson], steps: int, seed: int, work: Path
+) -> dict[str, DNGEncoder]:
+    """One encoder per fold, trained now or read from an earlier call in `work`."""
+    name = "".join(c if c.isalnum() else "-" for c in variant)
+    folder = work / f"{name}-{steps}-{seed}"
+    files = {part.name: folder / f"{part.name.replace(' ', '-')}.safetensors" for part in parts}
+    if not all(f.is_file() for f in files.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        print(f"training '{variant}', seed {seed}", file=sys.stderr, flush=True)
+        found = fit(lessons, parts, steps=steps, seed=seed, config=VARIANTS[variant], state=folder / "training.pt")
+        for part, encoder in found.items():
+            encoder.save_pretrained(files[part], {"fold": part, "seed": seed, "steps": steps})
+    return {part: DNGEncoder.from_pretrained(file) for part, file in files.items()}
+
+
+def rival(name: str) -> Predict:
+    """Another scorer's costs; only their order counts."""
+    if name == "random":
+        return lambda lesson: {
+            n: torch.rand(len(v), generator=torch.Generator().manual_seed(len(v))) for n, v in lesson.targets.items()
+        }
+    return lambda lesson: {n: lesson.rivals[f"{name}/{n}"] for n in lesson.targets}
+
+
+def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
+    """The table of rank correlations, every family judged by encoders that never saw it."""
+    judged = {f: [x for x in lessons if x.family == f and is_whole(x)] for f in FAMILIES}
+    rows: dict[str, dict[str, list[float]]] = {}
+    inside: dict[str, list[float]] = {}
+
+    def add(who: str, family: str, predicts: Sequence[Predict]) -> None:
+        for lesson in judged[family]:
+            logs = [predict(lesson) for predict in predicts]
+            rows.setdefault(who, {}).setdefault(family, []).append(mean(over_network(x, lesson) for x in logs))
+            inside.setdefault(who, []).append(mean(within_spaces(x, lesson) for x in logs))
+
+    for family in FAMILIES:
+        add("closed form (probe)", family, [closed_form])
+        for variant, seeds in encoders.items():
+            add(variant, family, [corrected_by(found[f"without {family}"]) for found in seeds])
+        for name in ("random", *RIVALS):
+            add(name if name in ("random", "magnitude") else f"{name}, real data", family, [rival(name)])
+    ceiling = {f: [x.reliability_over_all for x in judged[f]] for f in FAMILIES}
+    base = rows["closed form (probe)"]
+    lines = [
+        "| scorer | "
+        + " | ".join(FAMILIES)
+        + " | mean | share of reliability | − closed form (95 %) | within a space |"
+    ]
+    lines.append("|" + "---|" * (len(FAMILIES) + 5))
+    top = mean(mean(ceiling[f]) for f in FAMILIES)
+    for who, found in rows.items():
+        means = [mean(found[f]) for f in FAMILIES]
+        gains = [a - b for f in FAMILIES for a, b in zip(found[f], base[f], strict=True)]
+        value, low, high = interval(gains)
+        cells = [*(f"{m:.3f}" for m in means), f"**{mean(means):.3f}**", f"{mean(means) / top:.3f}"]
+        cells += [
+            "–" if who == "closed form (probe)" else f"{value:+.3f} ({low:+.3f} … {high:+.3f})",
+            f"{mean(inside[who]):.3f}",
+        ]
+        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+    lines.append(
+        "| *reliability of the target* | "
+        + " | ".join(f"*{mean(ceiling[f]):.3f}*" for f in FAMILIES)
+        + f" | *{top:.3f}* | 1 | | *{mean(x.reliability for f in FAMILIES for x in judged[f]):.3f}* |"
+    )
+    if "statistics-only MLP" in rows:
+        pairs = zip(rows["encoder"].items(), rows["statistics-only MLP"].values(), strict=True)
+        value, low, high = interval([a - b for (_, xs), ys in pairs for a, b in zip(xs, ys, strict=True)])
+        lines += ["", f"Encoder minus statistics-only MLP: {value:+.3f} ({low:+.3f} … {high:+.3f})."]
+    counts = ", ".join(f"{len(judged[f])} {f}" for f in FAMILIES)
+    return [*lines, "", f"Networks judged, fully trained: {counts}. Intervals are bootstraps over networks."]
+
+
+def transfers(lessons: Sequence[Lesson], seeds: Sequence[dict[str, DNGEncoder]]) -> list[str]:
+    """Vision to language and back, and narrow to wide."""
+    whole = [x for x in lessons if is_whole(x)]
+    cases = [
+        (
+            "mlp, cnn, resnet",
+            "vision",
+            [(f, [x for x in whole if x.family == f]) for f in ("vit", "bert", "llama", "gpt2")],
+        ),
+        (
+            "gpt2, llama, bert",
+            "language",
+            [(f, [x for x in whole if x.family == f]) for f in ("mlp", "cnn", "resnet", "vit")],
+        ),
+        (
+            f"up to {NARROW} wide",
+            "narrow",
+            [(f"wider ({len(wide)} networks)", wide) for wide in [[x for x in whole if widest(x) > NARROW]]],
+        ),
+    ]
+    lines = [
+        "| learned from | judged on | encoder | closed form | random | magnitude | fisher, real data | encoder − closed form (95 %) |"
+    ]
+    lines.append("|" + "---|" * 8)
+    for source, fold, targets in cases:
+        for where, judged in targets:
+            found = [mean(over_network(corrected_by(s[fold])(x), x) for s in seeds) for x in judged]
+            closed = [over_network(closed_form(x), x) for x in judged]
+            others = [mean(over_network(rival(n)(x), x) for x in judged) for n in ("random", "magnitude", "fisher")]
+            value, low, high = interval([a - b for a, b in zip(found, closed, strict=True)])
+            cells = [mean(found), mean(closed), *others]
+            lines.append(
+                f"| {source} | {where} | "
+                + " | ".join(f"{c:.3f}" for c in cells)
+                + f" | {value:+.3f} ({low:+.3f} … {high:+.3f}) |"
+            )
+    return lines
+
+
+def is_whole(lesson: Lesson) -> bool:
+    """Whether it is a fully trained network with its head, rather than an early one or a bare body."""
+    return "@" not in lesson.name and "+" not in lesson.name
+
+
+def mean(values: Iterable[float]) -> float:
+    """Arithmetic mean."""
+    found = list(values)
+    return sum(found) / len(found)

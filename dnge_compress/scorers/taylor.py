@@ -1,0 +1,14 @@
+"""Taylor: the magnitude of the loss gradient of a mask on each unit, E |Σ a·g|, on real data (Molchanov et al. 2017)."""
+
+from __future__ import annotations
+
+from dnge_compress.scorers import Context, probe
+from dnge_compress.types import Scores
+
+NEEDS_DATA = True
+
+
+def score(context: Context) -> Scores:
+    """First-order cost of removal, with labels sampled from the model; layers are measured."""
+    units = {name: sum(s.taylor.cpu() for s in context.signals[name]) for name in context.signals}
+    return Scores(units | probe.layer_costs(context), "taylor", context.graph.fingerprint)

@@ -1,0 +1,25 @@
+"""Wanda for structures: Σ |w_out| · ‖a‖ over the outputs that read a unit, on real data (Sun et al. 2023; An et al. 2023)."""
+
+from __future__ import annotations
+
+import torch
+
+from dnge_compress.scorers import Context, probe
+from dnge_compress.signals import as_matrix
+from dnge_compress.types import Scores
+
+NEEDS_DATA = True
+
+
+def score(context: Context) -> Scores:
+    """Magnitude times activation norm, averaged over a reader's outputs, relative to the space's mean; layers are
+    measured."""
+    units = {}
+    for name, signals in context.signals.items():
+        total = torch.zeros(signals[0].units)
+        for s in signals:
+            weight = as_matrix(context.weights[s.slot.param], context.graph, s.slot)[:, s.own].float().abs()
+            norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
+            total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
+        units[name] = total / total.mean().clamp_min(1e-30)
+    return Scores(units | probe.layer_costs(context), "wanda", context.graph.fingerprint)
