@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from dnge_compress.errors import CheckpointError, DataError, UnknownNameError
 from dnge_compress.pretrain import zoo
@@ -212,20 +214,42 @@ def test_a_network_comes_back_from_its_folder_with_equal_outputs(
 ) -> None:
     monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
     monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
-    plan, made = tiny(family, preparation=2 if family == "bert" else 0), []
-    monkeypatch.setattr(zoo, "train", lambda *a, **k: made.append(train(*a, **k)) or made[-1])
-    folder = zoo.raise_network(plan, tmp_path, shelf=shelf)
-    model, restored = load(folder)
+    plan = tiny(family, steps=5, stop=5, preparation=2 if family == "bert" else 0)
+    folders = zoo.raise_networks(plan, tmp_path, shelf=shelf)
+    assert [f.name for f in folders] == [f"{plan.name}@20", f"{plan.name}@50", plan.name] and len(folders) == 3
     (batch,) = example_batches(plan, "held-out", count=1, batch_size=5, seed=0, shelf=shelf)
-    assert restored == plan and not model.training
-    with torch.no_grad():
-        assert torch.equal(zoo.logits(model, batch), zoo.logits(made[0], batch))
-    quality = zoo.record(folder)["quality"]
+    for folder, moment in zip(folders, plan.moments(), strict=True):
+        model, restored = load(folder)
+        assert restored == moment and not model.training
+        alone = train(moment, shelf=shelf)
+        with torch.no_grad():  # a network kept on the way is exactly what training until there gives
+            assert torch.equal(zoo.logits(model, batch), zoo.logits(alone, batch))
+    quality = zoo.record(folders[-1])["quality"]
     assert set(quality) == {"loss", "accuracy", "seconds"} | ({"unigram_loss"} if plan.is_language else set())
-    zoo.raise_network(plan, tmp_path, shelf=shelf)
-    assert len(made) == 1 and zoo.finished(tmp_path) == [folder]
+    monkeypatch.setattr(zoo, "train_through", lambda *a, **k: pytest.fail("trained twice"))
+    zoo.raise_networks(plan, tmp_path, shelf=shelf)
+    assert zoo.finished(tmp_path) == sorted(folders)
     with pytest.raises(CheckpointError, match="another blueprint"):
-        zoo.raise_network(replace(plan, lr=1.0), tmp_path, shelf=shelf)
+        zoo.raise_networks(replace(plan, lr=1.0), tmp_path, shelf=shelf)
+
+
+def test_a_killed_run_makes_only_what_is_missing(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
+    plan = tiny("mlp", steps=5, stop=5)
+    whole = zoo.raise_networks(plan, tmp_path / "whole", shelf=shelf)
+    shutil.copytree(whole[2], tmp_path / "part" / whole[2].name)
+    again = zoo.raise_networks(plan, tmp_path / "part", shelf=shelf)
+    for a, b in zip(whole, again, strict=True):
+        assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+
+
+def test_a_language_model_finds_its_tokenizer(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
+    plan = tiny("bert", data="books-bytes")
+    model, _ = load(zoo.raise_networks(plan, tmp_path, shelf=shelf)[-1], shelf=shelf)
+    assert AutoTokenizer.from_pretrained(model.name_or_path)("a b").input_ids == list(b"a b")
 
 
 def test_interrupted_training_leaves_no_half_folder(
@@ -236,7 +260,7 @@ def test_interrupted_training_leaves_no_half_folder(
 
     monkeypatch.setattr(zoo, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        zoo.raise_network(tiny("mlp"), tmp_path, shelf=shelf)
+        zoo.raise_networks(tiny("mlp"), tmp_path, shelf=shelf)
     assert list(tmp_path.iterdir()) == []
 
 

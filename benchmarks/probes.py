@@ -1,0 +1,112 @@
+"""How much of the gap between random inputs and real data do the synthetic probes close? On held-out zoo networks.
+
+    python benchmarks/probes.py --zoo zoo        # about 5 minutes; writes results/probes.{md,json}
+
+Neurons and channels are chosen and repaired with each kind of inputs, the same number of each, 30 / 50 / 70 % of them
+in every layer; the damage is judged on other real data. Share closed: (random − probes) / (random − real), in log
+nats. Real data are the network's own training images or texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from harness import RESULTS
+from torch import Tensor, nn
+
+from dnge_compress.executors.compensate import refitted
+from dnge_compress.families import build_graph
+from dnge_compress.masking import MaskedModel
+from dnge_compress.pretrain import zoo
+from dnge_compress.pretrain.batches import example_batches
+from dnge_compress.pretrain.blueprint import Blueprint
+from dnge_compress.pretrain.corpora import VOCABULARY, Shelf
+from dnge_compress.pretrain.fit import is_held_out
+from dnge_compress.pretrain.train import has_learned
+from dnge_compress.probe import Inputs, ProbeSettings, call, has_logits, inference_mode_of, synthesize
+from dnge_compress.scorers import Context, probe
+from dnge_compress.signals import divergence
+from dnge_compress.types import Cut
+
+FAMILIES = ("mlp", "cnn", "resnet", "vit", "bert")  # causal language models sample their own text
+RATIOS = (0.3, 0.5, 0.7)
+TOKENS = 8192
+
+
+def main() -> None:
+    """Measure all held-out networks and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--each", type=int, default=6, help="networks of a family")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    shelf = Shelf.find(cache=options.zoo / "cache")
+    rows: dict[str, dict[str, list[float]]] = {}
+    for family in FAMILIES:
+        found = [f for f in zoo.finished(options.zoo) if f.name.startswith(family) and "@" not in f.name]
+        for folder in [f for f in found if is_held_out(f.name) and has_learned(f)][: options.each]:
+            rows[folder.name] = measured(folder, shelf)
+            print(folder.name, rows[folder.name], file=sys.stderr, flush=True)
+    lines = ["| family | networks | random | probes | real | share of the gap closed at " + " / ".join(
+        f"{r:.0%}" for r in RATIOS) + " |", "|" + "---|" * 6]  # fmt: skip
+    for family in (*FAMILIES, ""):
+        mine = [v for name, v in rows.items() if name.startswith(family)]
+        means = {k: torch.tensor([row[k] for row in mine]).mean(0) for k in ("random", "probes", "real")}
+        closed = (means["random"] - means["probes"]) / (means["random"] - means["real"])
+        cells = [" / ".join(f"{x:.2f}" for x in means[k].tolist()) for k in means]
+        shares = " / ".join(f"{x:.0%}" for x in closed.tolist())
+        lines.append(f"| {family or 'all'} | {len(mine)} | " + " | ".join(cells) + f" | {shares} |")
+    text = "\n".join(["# Probes against real data: mean log damage (log nats; lower is better)", "", *lines, ""])
+    (RESULTS / "probes.md").write_text(text)
+    (RESULTS / "probes.json").write_text(json.dumps(rows, indent=1))
+    print(text)
+
+
+def measured(folder: Path, shelf: Shelf) -> dict[str, list[float]]:
+    """One network: log damage per kind of inputs and ratio."""
+    model, blueprint = zoo.load(folder, shelf=shelf)
+    judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=505, shelf=shelf)[0].inputs
+    probes = synthesize(model, ProbeSettings(tokens=TOKENS), judged if isinstance(judged, Tensor) else None)
+    rows = sum(len(b if isinstance(b, Tensor) else next(iter(b.values()))) for b in probes)
+    rows = TOKENS // blueprint.length if blueprint.is_language else rows
+    real = example_batches(blueprint, "train", count=max(1, rows // 32), batch_size=32, seed=404, shelf=shelf)
+    kinds = {"random": random_inputs(blueprint, judged, rows), "probes": probes, "real": [b.inputs for b in real]}
+    return {kind: damage(model, batches, judged) for kind, batches in kinds.items()}
+
+
+def random_inputs(blueprint: Blueprint, like: Inputs, rows: int) -> list[Inputs]:
+    """White noise, or uniform token ids."""
+    generator = torch.Generator().manual_seed(0)
+    if blueprint.is_language:
+        ids = torch.randint(VOCABULARY[blueprint.data], (rows, blueprint.length), generator=generator)
+        return [{"input_ids": part} for part in ids.split(32)]
+    shape = (like if isinstance(like, Tensor) else like["pixel_values"]).shape[1:]
+    noise = torch.randn((rows, *shape), generator=generator)
+    return [part if isinstance(like, Tensor) else {"pixel_values": part} for part in noise.split(64)]
+
+
+def damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> list[float]:
+    """Log damage on `judged` after selection and repair on `batches`, at each ratio."""
+    graph = build_graph(model, judged[:2] if isinstance(judged, Tensor) else None)
+    context = Context(graph, model, tuple(batches))
+    found = []
+    with torch.no_grad(), inference_mode_of(model):
+        costs = {s.name: probe.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
+        reference = call(model, judged)
+        for ratio in RATIOS:
+            cuts = [
+                Cut(name, tuple(sorted(c.topk(max(1, round((1 - ratio) * len(c)))).indices.tolist())))
+                for name, c in costs.items()
+            ]
+            masked = MaskedModel(model, graph, cuts, refitted(model, context.signals, cuts))
+            found.append(float(divergence(call(masked, judged), reference, has_logits(model)).clamp_min(1e-9).log()))
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Training encoders together: each learns from its own part, as if it were alone, and a killed run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import example_inputs, make
+from torch.func import stack_module_state
+
+from dnge_compress.encoder import DNGEncoder, pooling
+from dnge_compress.encoder.features import node_features
+from dnge_compress.encoder.model import EncoderConfig
+from dnge_compress.families import build_graph
+from dnge_compress.pretrain import fit as fitting
+from dnge_compress.pretrain.fit import Fold, batched_losses, fit, folds, is_held_out, lesson_loss
+from dnge_compress.pretrain.judging import closed_form, interval, over_network, rank_correlation
+from dnge_compress.pretrain.targets import Lesson
+from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress.scorers import Context, probe
+
+HIDDEN = 8
+
+
+def lesson(name: str) -> Lesson:
+    """A tiny network whose true costs are the closed form's times something smooth."""
+    model = make(name)
+    example = example_inputs(name)
+    plain = example if isinstance(example, torch.Tensor) else None
+    graph = build_graph(model, plain)
+    context = Context(graph, model, tuple(synthesize(model, ProbeSettings(tokens=64, length=16), plain)[:2]))
+    with torch.no_grad():
+        closed = probe.score(context).units
+        features = node_features(context, closed)
+    targets = {n: v.clamp_min(1e-12).log() + torch.linspace(-1, 1, len(v)) for n, v in closed.items()}
+    weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    return Lesson(f"{name}-000", graph, weights, features, closed, targets, {}, {}, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def lessons() -> list[Lesson]:
+    return [lesson("llama"), lesson("bert"), lesson("mlp")]
+
+
+PARTS = [Fold("all", lambda x: True), Fold("bert", lambda x: x.family == "bert"), Fold("none", lambda x: False)]
+SMALL = EncoderConfig(hidden=HIDDEN)
+
+
+def test_encoders_side_by_side_lose_what_each_loses_alone(lessons: list[Lesson]) -> None:
+    torch.manual_seed(0)
+    encoders = [DNGEncoder(SMALL) for _ in range(3)]
+    for p in (p for e in encoders for p in e.parameters()):
+        torch.nn.init.normal_(p, std=0.2)
+    params, _ = stack_module_state(encoders)
+    for item in lessons:
+        with pooling.plain():
+            together = batched_losses(encoders[0], params, item, noise=0.0)
+        alone = [lesson_loss(e(item.graph, item.weights, item.features, item.layer_logs), item) for e in encoders]
+        assert torch.allclose(together, torch.stack(alone), atol=1e-5)
+
+
+def test_each_encoder_learns_from_its_own_part_alone(lessons: list[Lesson]) -> None:
+    found = fit(lessons, PARTS, steps=24, seed=0, config=SMALL)
+    torch.manual_seed(0)
+    start = [DNGEncoder(SMALL) for _ in PARTS]
+
+    def loss(encoder: DNGEncoder, item: Lesson) -> float:
+        with torch.no_grad():
+            return float(lesson_loss(encoder(item.graph, item.weights, item.features, item.layer_logs), item))
+
+    assert loss(found["bert"], lessons[1]) < 0.95 * loss(start[1], lessons[1])
+    assert all(loss(found["all"], x) < loss(start[0], x) for x in lessons)
+    # What never learns is only drawn towards zero by weight decay.
+    assert loss(found["none"], lessons[0]) == pytest.approx(loss(start[2], lessons[0]), rel=1e-3)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(
+    lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting, "KEEP_EVERY", 2)
+    whole = fit(lessons, PARTS[:1], steps=6, seed=1, config=SMALL)["all"]
+    original, calls = fitting.batched_losses, []
+
+    def killed(*args: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(fitting, "batched_losses", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit(lessons, PARTS[:1], steps=6, seed=1, config=SMALL, state=tmp_path / "state.pt")
+    monkeypatch.setattr(fitting, "batched_losses", original)
+    again = fit(lessons, PARTS[:1], steps=6, seed=1, config=SMALL, state=tmp_path / "state.pt")["all"]
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
+
+
+def test_a_fold_leaves_out_what_its_name_says() -> None:
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name, self.family = name, name.partition("-")[0]
+
+    by_name = {f.name: f for f in folds()}
+    assert not by_name["without vit"].learns(Named("vit-003")) and by_name["without vit"].learns(Named("mlp-000"))
+    assert by_name["vision"].learns(Named("cnn-001")) and not by_name["vision"].learns(Named("vit-003"))
+    assert by_name["language"].learns(Named("bert-006")) and not by_name["language"].learns(Named("vit-003"))
+
+
+def test_relatives_of_one_run_stand_on_the_same_side() -> None:
+    runs = [f"mlp-{i:03d}" for i in range(60)]
+    assert 4 < sum(map(is_held_out, runs)) < 18
+    assert all(is_held_out(r) == is_held_out(f"{r}@20") == is_held_out(f"{r}+bare") for r in runs)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EncoderConfig(hidden=HIDDEN, directions="none"),
+        EncoderConfig(hidden=HIDDEN, directions="forward"),
+        EncoderConfig(hidden=HIDDEN, order="static"),
+        EncoderConfig(hidden=HIDDEN, order="shuffled"),
+        EncoderConfig(hidden=HIDDEN, signals=False),
+        EncoderConfig(hidden=HIDDEN, magnitude=()),
+    ],
+)
+def test_every_ablation_trains(config: EncoderConfig, lessons: list[Lesson]) -> None:
+    assert set(fit(lessons, PARTS[:2], steps=2, seed=0, config=config)) == {"all", "bert"}
+
+
+def test_an_encoder_without_signals_sees_none(lessons: list[Lesson]) -> None:
+    encoder = DNGEncoder(EncoderConfig(hidden=HIDDEN, signals=False))
+    for p in encoder.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    item = lessons[0]
+    other = {k: v + 1 for k, v in item.features.items()}
+    with torch.no_grad():
+        a, b = (encoder(item.graph, item.weights, x, item.layer_logs) for x in (item.features, other))
+    assert all(torch.equal(a.units[n], b.units[n]) for n in a.units)
+
+
+def test_correlations_and_intervals() -> None:
+    assert rank_correlation(torch.tensor([1.0, 2, 3]), torch.tensor([10.0, 20, 30])) == 1
+    assert rank_correlation(torch.ones(3), torch.tensor([1.0, 2, 3])) == 0
+    mean, low, high = interval([1.0, 2.0, 3.0, 4.0])
+    assert mean == 2.5 and low < 2.5 < high
+
+
+def test_the_closed_form_is_judged_on_all_units_at_once(lessons: list[Lesson]) -> None:
+    assert 0.5 < over_network(closed_form(lessons[0]), lessons[0]) < 1

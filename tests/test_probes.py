@@ -1,0 +1,121 @@
+"""What probes look like: pictures and texts about nothing, with the statistics that were asked for."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from models import make
+from torch import nn
+
+from dnge_compress import vocabulary
+from dnge_compress.painting import dead_leaves, pink_noise, random_images, strokes
+from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress.vocabulary import WORDS, vocabulary_of
+from dnge_compress.writing import topical_texts, with_perplexity
+
+KNOWN = [line.split("\t")[0] for line in WORDS.read_text(encoding="utf-8").splitlines()]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("paint", [pink_noise, dead_leaves, strokes, random_images])
+@pytest.mark.parametrize("shape", [(48, 3, 32, 32), (48, 1, 28, 20), (4, 3, 96, 80)])
+def test_images_are_finite_about_standardised_and_seeded(paint, shape: tuple[int, ...]) -> None:  # noqa: ANN001
+    images = paint(shape, seeded())
+    assert images.shape == shape and torch.isfinite(images).all()
+    assert abs(float(images.mean())) < 0.7 and 0.5 < float(images.std()) < 2
+    assert torch.equal(images, paint(shape, seeded()))
+    assert not torch.equal(images[0], images[1])
+
+
+def test_leaves_have_flat_regions_and_edges_as_photographs_do() -> None:
+    """Heavy tails: a natural image's differences between neighbours are mostly small and sometimes large."""
+
+    def kurtosis(images: torch.Tensor) -> float:
+        steps = images.diff(dim=-1).flatten()
+        return float((steps - steps.mean()).pow(4).mean() / steps.var().square())
+
+    shape = (64, 3, 32, 32)
+    assert kurtosis(dead_leaves(shape, seeded())) > 6 > 4.5 > kurtosis(torch.randn(shape, generator=seeded()))
+
+
+class Words:
+    """A tokenizer that knows whole words only; `unknown` of them it doesn't."""
+
+    unk_token_id = 0
+    entries = [w for w in KNOWN if w[0].isalnum()]
+
+    def __init__(self, unknown: int = 0) -> None:
+        self.ids = {w: i for i, w in enumerate(KNOWN[unknown:], start=3)}
+
+    def __call__(self, text, add_special_tokens: bool = True):  # noqa: ANN001, ANN204
+        if isinstance(text, list):
+            return SimpleNamespace(input_ids=[[self.ids.get(t.strip(), 0)] for t in text])
+        return SimpleNamespace(input_ids=[1, 2] if add_special_tokens else [])
+
+
+@pytest.fixture
+def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Words:
+    words = Words()
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    vocabulary._english.cache_clear()
+    yield words
+    vocabulary._english.cache_clear()
+
+
+def text_model(path: str = "somewhere", size: int = 9000) -> SimpleNamespace:
+    return SimpleNamespace(name_or_path=path, get_input_embeddings=lambda: nn.Embedding(size, 16))
+
+
+def test_texts_have_the_frequencies_of_english_and_the_frame_of_the_tokenizer(tokenizer: Words) -> None:
+    torch.manual_seed(0)
+    ids = torch.cat([b.flatten() for b in topical_texts(text_model(), 20_000, 64, 2048, seeded())])
+    share = float((ids == tokenizer.ids["the"]).float().mean())
+    assert 0.035 < share < 0.055  # 47,500 in a million
+    rows = topical_texts(text_model(), 2000, 32, 2048, seeded())
+    assert all((r[:, 0] == 1).all() and (r[:, -1] == 2).all() for r in rows)
+    assert sorted({r.shape[1] for r in rows}) == [8, 16, 32]
+
+
+def test_content_words_of_a_text_share_a_topic(tokenizer: Words) -> None:
+    torch.manual_seed(0)
+    embedding = nn.Embedding(9000, 16)
+    model = SimpleNamespace(name_or_path="somewhere", get_input_embeddings=lambda: embedding)
+    rare = {i for w, i in tokenizer.ids.items() if KNOWN.index(w) >= 300}
+
+    def likeness(rows: list[torch.Tensor]) -> float:
+        values = []
+        for row in (r for batch in rows for r in batch[:4]):
+            own = torch.tensor([t for t in row.tolist() if t in rare])
+            if len(own) > 2:
+                v = nn.functional.normalize(embedding.weight[own].detach(), dim=1)
+                values.append(float((v @ v.T).mean()))
+        return sum(values) / len(values)
+
+    rows = [b for b in topical_texts(model, 8000, 64, 2048, seeded()) if b.shape[1] == 64]
+    mixed = [b.flatten()[torch.randperm(b.numel(), generator=seeded())].view(b.shape) for b in rows]
+    assert likeness(rows) > likeness(mixed) + 0.05
+
+
+def test_a_tokenizer_of_something_else_leaves_bare_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: Words(unknown=4000))
+    vocabulary._english.cache_clear()
+    found = vocabulary_of(text_model("elsewhere", 100))
+    assert len(found.spellings) == 100 and len(found.frequencies.unique()) == 1 and found.before == ()
+    vocabulary._english.cache_clear()
+
+
+def test_a_topic_has_the_perplexity_asked_for() -> None:
+    p = with_perplexity(torch.randn(5, 400, generator=seeded()), 32)
+    assert torch.allclose((-(p * p.log()).sum(-1)).exp(), torch.full((5,), 32.0), rtol=0.02)
+
+
+def test_example_inputs_give_a_convolutional_network_its_image_size() -> None:
+    model = make("resnet_basic")
+    example = {"pixel_values": torch.zeros(1, model.config.num_channels, 24, 40)}
+    probes = synthesize(model, ProbeSettings(tokens=64), example)
+    assert probes[0]["pixel_values"].shape[-2:] == (24, 40)
