@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from harness import RESULTS
+from harness import RESULTS, markdown
 from pruning import RATIOS, Subject, log_damage
 from ranking import VARIANTS, families_left_out, is_whole, mean, trained, transfers
 from real import real_models
@@ -164,10 +164,10 @@ def real_table(done: dict[str, dict]) -> list[str]:
     """Mean log damage over ratios, and the task's own measure at each ratio; means over seeds."""
     titles = list(dict.fromkeys(k.partition("/")[0] for k in done))
     shown = ", ".join(f"{r:.0%}" for r in RATIOS)
-    lines = [
-        "| scorer, plan, inputs | " + " | ".join(f"{t}: log damage | {MEASURES[t]} at {shown}" for t in titles) + " |"
-    ]
-    lines.append("|" + "---|" * (1 + 2 * len(titles)))
+    head = ["scorer, plan, inputs"]
+    for title in titles:
+        head += [f"{title}: log damage", f"{MEASURES[title]} at {shown}"]
+    table = []
     for arm in (" · ".join(a) for a in REAL_ARMS):
         cells = []
         for title in titles:
@@ -176,14 +176,11 @@ def real_table(done: dict[str, dict]) -> list[str]:
             cells.append(f"{mean(damage):.2f}" + (f" ± {statistics.stdev(damage):.2f}" if len(damage) > 1 else ""))
             quality = [mean(run[i][1] for run in runs) for i in range(len(RATIOS))]
             cells.append(" / ".join(f"{q:.1f}" if q > 2 else f"{q:.3f}" for q in quality))
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        table.append([arm, *cells])
     whole = ", ".join(f"{t} {mean(r['whole'] for k, r in done.items() if k.startswith(f'{t}/')):.3f}" for t in titles)
     seeds = max(sum(k.startswith(f"{t}/") for k in done) for t in titles)
-    return [
-        *lines,
-        "",
-        f"Unpruned: {whole}. Mean (± deviation) over up to {seeds} seeds of probes and encoder. 256 real samples where it says real.",
-    ]
+    note = f"Unpruned: {whole}. Mean (± deviation) over up to {seeds} seeds of probes and encoder; real: 256 samples."
+    return [*markdown(head, table), "", note]
 
 
 def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder]) -> Subject:
@@ -198,29 +195,24 @@ def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder]) -> Subje
 def table_of(done: dict[str, dict[str, list[float]]]) -> list[str]:
     """Means over ratios per family, over all, and the paired difference from the closed form's best plan."""
     families = [f for f in FAMILIES if any(n.startswith(f) for n in done)]
-    lines = [
-        "| scorer, plan, inputs | "
-        + " | ".join(families)
-        + " | mean | − closed form, uniform (95 %) | − closed form, global (95 %) |"
-    ]
-    lines.append("|" + "---|" * (len(families) + 4))
+    bases = {"probe · uniform · probes": "− closed form, uniform", "probe · global · probes": "− closed form, global"}
+    head = ["scorer, plan, inputs", *families, "mean", *(f"{title} (95 %)" for title in bases.values())]
+    table = []
     for arm in (" · ".join(a) for a in ARMS):
         values = {name: mean(rows[arm]) for name, rows in done.items()}
         by_family = [mean(v for n, v in values.items() if n.startswith(f)) for f in families]
         cells = [*(f"{v:.2f}" for v in by_family), f"**{mean(by_family):.2f}**"]
-        for base in ("probe · uniform · probes", "probe · global · probes"):
+        for base in bases:
             gains = [values[n] - mean(done[n][base]) for n in done]
             value, low, high = interval(gains)
             cells.append(f"{value:+.2f} ({low:+.2f} … {high:+.2f})" if arm != base else "–")
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+        table.append([arm, *cells])
     runs = mean(rows["runs of the table"] for rows in done.values())
-    return [
-        *lines,
-        "",
-        f"Ratios {', '.join(f'{r:.0%}' for r in RATIOS)} of the non-embedding parameters; least-squares repair on the arm's own inputs: "
-        f"synthetic probes, or 256 real samples. {len(done)} networks: {', '.join(done)}. The measured table took {runs:.0f} "
-        "forward passes over a quarter of the probes and as many repairs a network.",
-    ]
+    note = f"""\
+{", ".join(f"{r:.0%}" for r in RATIOS)} of the non-embedding parameters removed; least-squares repair on the arm's own
+inputs: synthetic probes, or 256 real samples. {len(done)} networks: {", ".join(done)}. The measured table took {runs:.0f}
+passes over a quarter of the probes, and as many repairs, for each network."""
+    return [*markdown(head, table), "", note]
 
 
 def write(name: str, title: str, lines: Sequence[str]) -> None:

@@ -23,9 +23,11 @@ from dnge_compress.pretrain.judging import (
 )
 from dnge_compress.pretrain.targets import RIVALS, Lesson
 
+CLOSED = "closed form (probe)"
+STATISTICS = "statistics-only MLP"
 VARIANTS = {
     "encoder": EncoderConfig(),
-    "statistics-only MLP": EncoderConfig(directions="none"),
+    STATISTICS: EncoderConfig(directions="none"),
     "forward sweep only": EncoderConfig(directions="forward"),
     "all layers at once (static graph)": EncoderConfig(order="static"),
     "shuffled order": EncoderConfig(order="shuffled"),
@@ -73,41 +75,45 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
             inside.setdefault(who, []).append(mean(within_spaces(x, lesson) for x in logs))
 
     for family in FAMILIES:
-        add("closed form (probe)", family, [closed_form])
+        add(CLOSED, family, [closed_form])
         for variant, seeds in encoders.items():
             add(variant, family, [corrected_by(found[f"without {family}"]) for found in seeds])
         for name in ("random", *RIVALS):
             add(name if name in ("random", "magnitude") else f"{name}, real data", family, [rival(name)])
     ceiling = {f: [x.reliability_over_all for x in judged[f]] for f in FAMILIES}
-    base = rows["closed form (probe)"]
-    lines = [
-        "| scorer | "
-        + " | ".join(FAMILIES)
-        + " | mean | share of reliability | − closed form (95 %) | within a space |"
-    ]
-    lines.append("|" + "---|" * (len(FAMILIES) + 5))
+    base = rows[CLOSED]
+    head = ["scorer", *FAMILIES, "mean", "share of reliability", "− closed form (95 %)", "within a space"]
+    table: list[list[str]] = []
     top = mean(mean(ceiling[f]) for f in FAMILIES)
     for who, found in rows.items():
         means = [mean(found[f]) for f in FAMILIES]
         gains = [a - b for f in FAMILIES for a, b in zip(found[f], base[f], strict=True)]
         value, low, high = interval(gains)
-        cells = [*(f"{m:.3f}" for m in means), f"**{mean(means):.3f}**", f"{mean(means) / top:.3f}"]
-        cells += [
-            "–" if who == "closed form (probe)" else f"{value:+.3f} ({low:+.3f} … {high:+.3f})",
-            f"{mean(inside[who]):.3f}",
-        ]
-        lines.append(f"| {who} | " + " | ".join(cells) + " |")
-    lines.append(
-        "| *reliability of the target* | "
-        + " | ".join(f"*{mean(ceiling[f]):.3f}*" for f in FAMILIES)
-        + f" | *{top:.3f}* | 1 | | *{mean(x.reliability for f in FAMILIES for x in judged[f]):.3f}* |"
-    )
-    if "statistics-only MLP" in rows:
-        pairs = zip(rows["encoder"].items(), rows["statistics-only MLP"].values(), strict=True)
-        value, low, high = interval([a - b for (_, xs), ys in pairs for a, b in zip(xs, ys, strict=True)])
-        lines += ["", f"Encoder minus statistics-only MLP: {value:+.3f} ({low:+.3f} … {high:+.3f})."]
+        cells = [who, *(f"{m:.3f}" for m in means), f"**{mean(means):.3f}**", f"{mean(means) / top:.3f}"]
+        gain = "–" if who == CLOSED else f"{value:+.3f} ({low:+.3f} … {high:+.3f})"
+        table.append([*cells, gain, f"{mean(inside[who]):.3f}"])
+    limits = [mean(ceiling[f]) for f in FAMILIES]
+    limit_inside = mean(x.reliability for f in FAMILIES for x in judged[f])
+    last = [
+        "*reliability of the target*",
+        *(f"*{v:.3f}*" for v in limits),
+        f"*{top:.3f}*",
+        "1",
+        "",
+        f"*{limit_inside:.3f}*",
+    ]
     counts = ", ".join(f"{len(judged[f])} {f}" for f in FAMILIES)
-    return [*lines, "", f"Networks judged, fully trained: {counts}. Intervals are bootstraps over networks."]
+    lines = [
+        *markdown(head, [*table, last]),
+        "",
+        f"Networks judged, fully trained: {counts}. Intervals: bootstrap over networks.",
+    ]
+    if STATISTICS in rows:
+        value, low, high = interval(
+            [a - b for f in FAMILIES for a, b in zip(rows["encoder"][f], rows[STATISTICS][f], strict=True)]
+        )
+        lines.append(f"Encoder minus {STATISTICS}: {value:+.3f} ({low:+.3f} … {high:+.3f}).")
+    return lines
 
 
 def transfers(lessons: Sequence[Lesson], seeds: Sequence[dict[str, DNGEncoder]]) -> list[str]:
@@ -130,23 +136,17 @@ def transfers(lessons: Sequence[Lesson], seeds: Sequence[dict[str, DNGEncoder]])
             [(f"wider ({len(wide)} networks)", wide) for wide in [[x for x in whole if widest(x) > NARROW]]],
         ),
     ]
-    lines = [
-        "| learned from | judged on | encoder | closed form | random | magnitude | fisher, real data | encoder − closed form (95 %) |"
-    ]
-    lines.append("|" + "---|" * 8)
+    head = ["learned from", "judged on", "encoder", "closed form", "random", "magnitude", "fisher, real data"]
+    table = []
     for source, fold, targets in cases:
         for where, judged in targets:
             found = [mean(over_network(corrected_by(s[fold])(x), x) for s in seeds) for x in judged]
             closed = [over_network(closed_form(x), x) for x in judged]
             others = [mean(over_network(rival(n)(x), x) for x in judged) for n in ("random", "magnitude", "fisher")]
             value, low, high = interval([a - b for a, b in zip(found, closed, strict=True)])
-            cells = [mean(found), mean(closed), *others]
-            lines.append(
-                f"| {source} | {where} | "
-                + " | ".join(f"{c:.3f}" for c in cells)
-                + f" | {value:+.3f} ({low:+.3f} … {high:+.3f}) |"
-            )
-    return lines
+            cells = [f"{v:.3f}" for v in (mean(found), mean(closed), *others)]
+            table.append([source, where, *cells, f"{value:+.3f} ({low:+.3f} … {high:+.3f})"])
+    return markdown([*head, "encoder − closed form (95 %)"], table)
 
 
 def is_whole(lesson: Lesson) -> bool:

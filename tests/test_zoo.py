@@ -233,9 +233,7 @@ def test_a_network_comes_back_from_its_folder_with_equal_outputs(
         zoo.raise_networks(replace(plan, lr=1.0), tmp_path, shelf=shelf)
 
 
-def test_a_killed_run_makes_only_what_is_missing(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_makes_only_what_is_missing(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
     plan = tiny("mlp", steps=5, stop=5)
     whole = zoo.raise_networks(plan, tmp_path / "whole", shelf=shelf)

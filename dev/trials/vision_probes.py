@@ -4,8 +4,6 @@ PYTHONPATH=. python dev/trials/vision_probes.py --each 3
 """
 
 import argparse
-import sys
-import time
 from pathlib import Path
 
 import torch

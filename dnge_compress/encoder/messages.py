@@ -97,7 +97,7 @@ def per_edge(message: Message, weight: Tensor, states: Tensor) -> Tensor:
 
 
 def scales(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """What brings a block to a root mean square of one, and the log of fan-in times mean square (0 at standard init)."""
+    """What brings a block to root mean square one, and the log of fan-in times mean square (0 at standard init)."""
     by_row = torch.linalg.vector_norm(weight.flatten(1), dim=1) if weight.dim() > 1 else weight.abs()
     mean_square = (by_row.square().sum() / weight.numel()).clamp_min(1e-20)
     fan_in = weight.shape[1:].numel() if weight.dim() > 1 else 1

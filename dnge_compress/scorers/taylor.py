@@ -1,4 +1,4 @@
-"""Taylor: the magnitude of the loss gradient of a mask on each unit, E |Σ a·g|, on real data (Molchanov et al. 2017)."""
+"""Taylor: the size of the loss gradient of a mask on each unit, E |Σ a·g|, on real data (Molchanov et al. 2017)."""
 
 from __future__ import annotations
 

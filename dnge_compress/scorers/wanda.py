@@ -1,4 +1,4 @@
-"""Wanda for structures: Σ |w_out| · ‖a‖ over the outputs that read a unit, on real data (Sun et al. 2023; An et al. 2023)."""
+"""Wanda for structures: Σ |w_out| · ‖a‖ over the readers of a unit, on real data (Sun et al. 2023, An et al. 2023)."""
 
 from __future__ import annotations
 
