@@ -210,8 +210,8 @@ def table_of(done: dict[str, dict[str, list[float]]]) -> list[str]:
     runs = mean(rows["runs of the table"] for rows in done.values())
     note = f"""\
 {", ".join(f"{r:.0%}" for r in RATIOS)} of the non-embedding parameters removed; least-squares repair on the arm's own
-inputs: synthetic probes, or 256 real samples. {len(done)} networks: {", ".join(done)}. The measured table took {runs:.0f}
-passes over a quarter of the probes, and as many repairs, for each network."""
+inputs: synthetic probes, or 256 real samples. {len(done)} networks: {", ".join(done)}.
+The measured table took {runs:.0f} passes over a quarter of the probes, and as many repairs, for each network."""
     return [*markdown(head, table), "", note]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from harness import markdown
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.messages import MAGNITUDE, WAVES

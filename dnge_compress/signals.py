@@ -31,10 +31,10 @@ class Signal:
     mean `[F]` and gram `[F, F]` = E[a aᵀ] of the activations read, per position. Gradient moments are sums over the
     positions of an example, per label (a token of a language model, an image of a classifier), so that costs are
     nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
-    gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the reader's outputs. Gradients
-    are of the log-likelihood of labels sampled from the model itself (the true Fisher), or of random unit-variance
-    output directions where there are no logits. Moments cover all F features of the reader; `own` are the space's, which is
-    all of them unless the reader's input is a concatenation.
+    gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the reader's outputs.
+    Gradients are of the log-likelihood of labels sampled from the model itself (the true Fisher), or of random
+    unit-variance output directions where there are no logits. Moments cover all F features of the reader; `own` are
+    the space's, which is all of them unless the reader's input is a concatenation.
     """
 
     slot: Slot

@@ -74,7 +74,7 @@ def main() -> None:
         }
         changed["largest"] = min(changed["largest"], 2.0)
         trial = Brush(**changed)
-        got = value(nets, lambda s, g: dead_leaves(s, g, trial))
+        got = value(nets, lambda s, g, b=trial: dead_leaves(s, g, b))
         if got < top:
             best, top, step = trial, got, min(0.7, step * 1.2)
             print(i, round(top, 3), {k: round(v, 3) for k, v in asdict(best).items()}, flush=True)

@@ -43,13 +43,17 @@ class Fold:
 def folds() -> list[Fold]:
     """The base weights' own, each family left out, vision alone, language alone, and narrow networks alone."""
     found = [Fold("all", lambda lesson: not is_held_out(lesson.name))]
-    found += [Fold(f"without {f}", lambda lesson, f=f: lesson.family != f) for f in FAMILIES]
+    found += [Fold(f"without {family}", _all_but(family)) for family in FAMILIES]
     found += [
         Fold("vision", lambda lesson: lesson.family in ("mlp", "cnn", "resnet")),
         Fold("language", lambda lesson: lesson.family in LANGUAGE),
         Fold("narrow", lambda lesson: widest(lesson) <= NARROW),
     ]
     return found
+
+
+def _all_but(family: str) -> Callable[[Lesson], bool]:
+    return lambda lesson: lesson.family != family
 
 
 def widest(lesson: Lesson) -> int:

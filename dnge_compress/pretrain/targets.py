@@ -122,13 +122,20 @@ def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
     graph = build_graph(model, _example(example))
     path = folder / f"{lesson}.safetensors"
     with safe_open(path, "pt") as f:
-        reliability = {k: float(v) for k, v in f.metadata().items()}
+        reliability = f.metadata()
     parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}, "rivals": {}}
     for key, value in load_file(path).items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    return Lesson(lesson, graph, weights, **parts, **reliability)
+    return Lesson(
+        lesson,
+        graph,
+        weights,
+        **parts,
+        reliability=float(reliability["reliability"]),
+        reliability_over_all=float(reliability["reliability_over_all"]),
+    )
 
 
 def _reliability(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, str]:
