@@ -41,26 +41,34 @@ class MeasuredAllocation:
 
     def cuts(self, ratio: float) -> tuple[Cut, ...]:
         """The choice of least total damage that removes at least `ratio` of the non-embedding parameters."""
-        lacking = 0.0
-        while True:
-            found = self._solve(ratio + lacking)
-            if self._removed(found) >= ratio - 1e-9 or ratio + lacking > 1:
+        for lacking in range(BINS):
+            found = self._solve(ratio + lacking / BINS)
+            if found is not None and self._removed(found) >= ratio - 1e-9:
                 return found
-            lacking += 1 / BINS
+        raise SystemExit(f"the measured table offers no way to remove {ratio:.0%}")
 
-    def _solve(self, ratio: float) -> tuple[Cut, ...]:
+    def _solve(self, ratio: float) -> tuple[Cut, ...] | None:
+        """Multiple choice under a budget: per block one option; the last block of a model can't be dropped."""
         wanted = math.ceil(ratio * BINS)
         best: list[tuple[float, tuple[Cut, ...]]] = [(0.0, ())] + [(math.inf, ())] * wanted
         for options in self.options:
             new = list(best)
             for damage, price, cuts in options:
-                gain = int(price * BINS + 1e-9)
-                for had in range(wanted + 1):
+                gain = round(price * BINS)
+                for had, (paid, chosen) in enumerate(best):
                     to = min(wanted, had + gain)
-                    if best[had][0] + damage < new[to][0]:
-                        new[to] = (best[had][0] + damage, (*best[had][1], *cuts))
+                    if paid + damage < new[to][0] and (not cuts or self._is_legal((*chosen, *cuts))):
+                        new[to] = (paid + damage, (*chosen, *cuts))
             best = new
-        return _merged(best[wanted][1])
+        return _merged(best[wanted][1]) if best[wanted][0] < math.inf else None
+
+    def _is_legal(self, cuts: tuple[Cut, ...]) -> bool:
+        """Whether every layer space keeps a block."""
+        dropped: dict[str, int] = {}
+        for cut in cuts:
+            if self.context.graph.space(cut.space).kind == "layer":
+                dropped[cut.space] = dropped.get(cut.space, 0) + 1
+        return all(n < self.context.graph.space(name).units for name, n in dropped.items())
 
     def _measured(self) -> list[list[Choice]]:
         """Per block (or space outside of blocks) the ways to shrink it; the first is to leave it."""

@@ -22,7 +22,7 @@ from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
 from dnge_compress.scorers.encoder import corrected
 from dnge_compress.signals import answers, attended, divergence
-from dnge_compress.sizes import non_embedding_prices
+from dnge_compress.sizes import kept_total, non_embedding_prices
 from dnge_compress.types import Cut, Scores
 
 RATIOS = (0.2, 0.35, 0.5)
@@ -43,7 +43,6 @@ class Subject:
         example: Inputs | None = None,
         tokens: int = 8192,
         seed: int = 0,
-        bare: bool = False,
     ) -> None:
         self.model, self.judge, self.encoders = model, judge, encoders
         graph = build_graph(model, example)
@@ -73,7 +72,7 @@ class Subject:
         return MeasuredAllocation(self.contexts["probes"], self.scores("probe", "probes"))
 
     def result(self, scorer: str, how: str, data: str, ratio: float) -> tuple[float, ...]:
-        """What the judge says of the model under a plan, repaired on the same data.
+        """What the judge says of the model under a plan, repaired on the same data; last, the share removed.
 
         `how`: "uniform" (as `compress` does it), "global" (the scorer's costs alone decide), "global, checked" (as
         `compress` does it: a few global plans and the uniform one, measured on the inputs), "measured" (the table).
@@ -82,7 +81,12 @@ class Subject:
         cuts = self._cuts(scorer, how, data, ratio)
         with torch.no_grad():
             values = refitted(self.model, context.signals, cuts)
-            return self.judge(MaskedModel(self.model, context.graph, cuts, values))
+            return (*self.judge(MaskedModel(self.model, context.graph, cuts, values)), self._removed(cuts))
+
+    def _removed(self, cuts: tuple[Cut, ...]) -> float:
+        shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
+        prices, graph = non_embedding_prices(self.model, self.contexts["probes"].graph), self.contexts["probes"].graph
+        return 1 - kept_total(graph, prices, shapes, cuts) / kept_total(graph, prices, shapes, ())
 
     def _cuts(self, scorer: str, how: str, data: str, ratio: float) -> tuple[Cut, ...]:
         context = self.contexts[data]

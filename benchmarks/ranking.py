@@ -88,7 +88,7 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
     top = mean(mean(ceiling[f]) for f in FAMILIES)
     for who, found in rows.items():
         means = [mean(found[f]) for f in FAMILIES]
-        gains = [a - b for f in FAMILIES for a, b in zip(found[f], base[f], strict=True)]
+        gains = {f: [a - b for a, b in zip(found[f], base[f], strict=True)] for f in FAMILIES}
         value, low, high = interval(gains)
         cells = [who, *(f"{m:.3f}" for m in means), f"**{mean(means):.3f}**", f"{mean(means) / top:.3f}"]
         gain = "–" if who == CLOSED else f"{value:+.3f} ({low:+.3f} … {high:+.3f})"
@@ -111,7 +111,7 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
     ]
     if STATISTICS in rows:
         value, low, high = interval(
-            [a - b for f in FAMILIES for a, b in zip(rows["encoder"][f], rows[STATISTICS][f], strict=True)]
+            {f: [a - b for a, b in zip(rows["encoder"][f], rows[STATISTICS][f], strict=True)] for f in FAMILIES}
         )
         lines.append(f"Encoder minus {STATISTICS}: {value:+.3f} ({low:+.3f} … {high:+.3f}).")
     return lines
@@ -144,7 +144,7 @@ def transfers(lessons: Sequence[Lesson], seeds: Sequence[dict[str, DNGEncoder]])
             found = [mean(over_network(corrected_by(s[fold])(x), x) for s in seeds) for x in judged]
             closed = [over_network(closed_form(x), x) for x in judged]
             others = [mean(over_network(rival(n)(x), x) for x in judged) for n in ("random", "magnitude", "fisher")]
-            value, low, high = interval([a - b for a, b in zip(found, closed, strict=True)])
+            value, low, high = interval({"": [a - b for a, b in zip(found, closed, strict=True)]})
             cells = [f"{v:.3f}" for v in (mean(found), mean(closed), *others)]
             table.append([source, where, *cells, f"{value:+.3f} ({low:+.3f} … {high:+.3f})"])
     return markdown([*head, "encoder − closed form (95 %)"], table)

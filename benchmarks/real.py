@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,8 +32,9 @@ def real_models(folder: Path) -> dict[str, Callable[..., Subject]]:
     """Name → opener of the models that are there; `folder` is where real_models.py put its two."""
     found: dict[str, Callable[..., Subject]] = {"MiniLM": minilm, "bookworm": bookworm}
     for name, title in (("resnet-cifar10", "ResNet, CIFAR-10"), ("vit-cifar10", "ViT, CIFAR-10")):
-        if (folder / name / "quality.json").is_file():
-            found[title] = lambda *a, path=folder / name: vision(path, *a)
+        if not (folder / name / "quality.json").is_file():
+            raise SystemExit(f"no {folder / name}; train it with `python benchmarks/real_models.py --out {folder}`")
+        found[title] = partial(vision, folder / name)
     return found
 
 

@@ -1,8 +1,8 @@
 """Pictures of nothing: random images with the statistics of photographs and drawings, for probing vision models.
 
-Three processes: noise whose amplitude falls off as 1/f; dead leaves, opaque shapes of power-law size that hide one
-another, whose edges, flat regions and occlusions are those of photographs (Lee, Mumford & Huang 2001); and pen
-strokes on an even ground. All are seeded and about standardised: zero mean and unit variance over the images.
+Two processes: dead leaves, opaque shapes of power-law size that hide one another, whose edges, flat regions and
+occlusions are those of photographs (Lee, Mumford & Huang 2001); and pen strokes on an even ground. Both are seeded
+and about standardised: zero mean and unit variance over the images.
 """
 
 from __future__ import annotations
@@ -42,17 +42,9 @@ def random_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Images `[N, C, H, W]` as a vision model may know them: leaves in colour; grey ones are drawings mostly."""
     n = shape[0]
     drawn = round(DRAWN_SHARE * n) if shape[1] == 1 else 0
-    parts = [strokes((drawn, *shape[1:]), generator)] if drawn else []
-    parts.append(dead_leaves((n - drawn, *shape[1:]), generator))
+    makers = ((strokes, drawn), (dead_leaves, n - drawn))
+    parts = [paint((count, *shape[1:]), generator) for paint, count in makers if count]
     return torch.cat(parts)[torch.randperm(n, generator=generator)]
-
-
-def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Images `[N, C, H, W]` with amplitude falling as 1/f, correlated colour channels, varying contrast and tint."""
-    n, channels, height, width = shape
-    pink = _spectral(shape, 1.0, generator)
-    contrast = torch.exp(0.5 * torch.randn(n, 1, 1, 1, generator=generator))
-    return pink * contrast + 0.5 * torch.randn(n, channels, 1, 1, generator=generator)
 
 
 def dead_leaves(shape: tuple[int, ...], generator: torch.Generator, brush: Brush = PHOTOGRAPH) -> Tensor:

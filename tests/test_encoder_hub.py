@@ -101,7 +101,7 @@ def test_the_shipped_encoder_keeps_its_card_and_provenance_in_a_folder(tmp_path:
 
 def test_changed_weights_leave_the_card_of_the_old_ones_behind(tmp_path: Path) -> None:
     encoder = DNGEncoder.from_pretrained("base")
-    nn.init.normal_(encoder.ahead.raw.edge)
+    nn.init.normal_(encoder.ahead.streams[0].edge)
     encoder.save_pretrained(tmp_path)
     assert "Nothing is recorded." in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert DNGEncoder.from_pretrained(tmp_path).origin.provenance == {}

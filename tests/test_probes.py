@@ -10,7 +10,7 @@ from models import make
 from torch import nn
 
 from dnge_compress import vocabulary
-from dnge_compress.painting import dead_leaves, pink_noise, random_images, strokes
+from dnge_compress.painting import dead_leaves, random_images, strokes
 from dnge_compress.probe import ProbeSettings, synthesize
 from dnge_compress.vocabulary import WORDS, vocabulary_of
 from dnge_compress.writing import topical_texts, with_perplexity
@@ -22,8 +22,8 @@ def seeded() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.mark.parametrize("paint", [pink_noise, dead_leaves, strokes, random_images])
-@pytest.mark.parametrize("shape", [(48, 3, 32, 32), (48, 1, 28, 20), (4, 3, 96, 80)])
+@pytest.mark.parametrize("paint", [dead_leaves, strokes, random_images])
+@pytest.mark.parametrize("shape", [(48, 3, 32, 32), (48, 1, 28, 20), (8, 3, 96, 80)])
 def test_images_are_finite_about_standardised_and_seeded(paint, shape: tuple[int, ...]) -> None:  # noqa: ANN001
     images = paint(shape, seeded())
     assert images.shape == shape and torch.isfinite(images).all()

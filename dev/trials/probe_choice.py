@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from vision_probes import judge  # noqa: E402
+from vision_probes import judge, pink_noise  # noqa: E402
 
 from dnge_compress.families import build_graph
-from dnge_compress.painting import dead_leaves, pink_noise, strokes
+from dnge_compress.painting import dead_leaves, strokes
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load

@@ -7,11 +7,12 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dnge_compress.executors.compensate import refitted
 from dnge_compress.families import build_graph
 from dnge_compress.masking import MaskedModel
-from dnge_compress.painting import dead_leaves, pink_noise, strokes
+from dnge_compress.painting import _spectral, dead_leaves, strokes
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
@@ -21,6 +22,16 @@ from dnge_compress.signals import divergence
 from dnge_compress.types import Cut
 
 ROWS = 256
+
+
+def pink_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Images `[N, C, H, W]` with amplitude falling as 1/f, correlated colour channels, varying contrast and tint."""
+    n, channels, height, width = shape
+    pink = _spectral(shape, 1.0, generator)
+    contrast = torch.exp(0.5 * torch.randn(n, 1, 1, 1, generator=generator))
+    return pink * contrast + 0.5 * torch.randn(n, channels, 1, 1, generator=generator)
+
+
 RATIOS = (0.3, 0.5, 0.7)
 
 

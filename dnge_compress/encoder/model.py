@@ -15,13 +15,16 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder import hub
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, WAVES
 from dnge_compress.encoder.pooling import segment_mean
 from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.encoder.sweeps import States, Sweep
-from dnge_compress.errors import CheckpointError
+from dnge_compress.errors import CheckpointError, UnknownNameError
 from dnge_compress.types import ModelGraph
 from dnge_compress.weights import digest
+
+DIRECTIONS = ("both", "forward", "none")
+ORDERS = ("inference", "shuffled", "static")
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,9 @@ class EncoderConfig:
     """Sizes of an encoder, and what it does without; stored in the header of its weights.
 
     The last four exist for ablations. `directions`: "both", "forward", or "none" (a statistics-only MLP: the same
-    features, no messages). `order`: "inference", "shuffled" (steps in a random but fixed order) or "static" (all
-    layers at once). `magnitude`: basis functions beside the raw weights. `signals`: False reads weights only.
+    features through the same layers, no messages). `order`: "inference", "shuffled" (steps in a random but fixed
+    order) or "static" (all layers at once). `magnitude`: basis functions beside the raw weights. `signals`: False
+    leaves the corrections to the weights alone.
     """
 
     hidden: int = 48
@@ -43,6 +47,13 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "magnitude", tuple(self.magnitude))  # JSON knows lists only
+        for what, value, known in (
+            ("directions", self.directions, DIRECTIONS),
+            ("order", self.order, ORDERS),
+            *(("basis function", name, (*RAW, *MAGNITUDE, *WAVES)) for name in self.magnitude),
+        ):
+            if value not in known:
+                raise UnknownNameError(what, value, known)
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,9 @@ class DNGEncoder(
             snapshots_ahead = list(ahead)
             ahead = [snapshots_ahead[i] for i in order]
             back = ahead[::-1]
-        if self.config.directions != "none":
+        if self.config.directions == "none":
+            first = self.ahead.alone(graph, features)
+        else:
             first = self._sweep(self.ahead)(graph, ahead, features, chunk)
         if self.config.directions == "both":
             f = self.config.features
@@ -144,7 +157,10 @@ class DNGEncoder(
         for space in graph.of_kind("layer"):
             inside = [_states_inside(graph, states, module) for module in space.modules]
             bounds = torch.tensor([0, *(len(s) for s in inside)]).cumsum(0).to(inside[0].device)
-            pooled = segment_mean(torch.cat(inside), bounds)
+            # What trains is batched over encoders, which segment reductions can't be.
+            pooled = (
+                torch.stack([s.mean(0) for s in inside]) if self.training else segment_mean(torch.cat(inside), bounds)
+            )
             found[space.name] = self._bounded(
                 self.layer(torch.cat([pooled, costs[space.name][:, None]], -1)).squeeze(-1)
             )

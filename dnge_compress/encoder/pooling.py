@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -14,25 +11,8 @@ except ImportError:
     segment_csr = None
 
 
-_plain = False
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Pool with torch's own operations, which can be batched over encoders; torch-scatter's can't."""
-    global _plain
-    before, _plain = _plain, True
-    try:
-        yield
-    finally:
-        _plain = before
-
-
 def segment_mean(rows: Tensor, bounds: Tensor) -> Tensor:
     """Means over consecutive segments: rows `[R, H]`, bounds `[U + 1]` ascending from 0 to R; returns `[U, H]`."""
-    if _plain:
-        sizes = bounds.diff().tolist()
-        return torch.stack([part.mean(0) for part in rows.split(sizes)])
     if segment_csr is not None:
         return segment_csr(rows, bounds, reduce="mean")
     return torch.segment_reduce(rows, "mean", offsets=bounds, axis=0)
@@ -42,9 +22,7 @@ def pool_rows(rows: Tensor, width: int) -> Tensor:
     """Mean over the `width` rows of each unit: `[U * width, H]` to `[U, H]`."""
     if width == 1:
         return rows
-    if _plain:
-        return rows.view(-1, width, rows.shape[1]).mean(1)
-    return segment_mean(rows, torch.arange(0, len(rows) + 1, width, device=rows.device))
+    return rows.view(-1, width, rows.shape[1]).mean(1)
 
 
 def spread(units: Tensor, width: int) -> Tensor:

@@ -89,6 +89,12 @@ class Sweep(nn.Module):
             memory = memory | self._updated(graph, steps, memory, features, chunk)
         return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
 
+    def alone(self, graph: ModelGraph, features: Mapping[str, Tensor]) -> States:
+        """For ablation: states from each unit's own features, as if no message ever came."""
+        empty = self.norm.weight.new_zeros(1, len(self.norm.weight))
+        own = {s.name: self._own(graph, s.name, features) for s in graph.spaces}
+        return {name: self.norm(self.update(x, empty.expand(len(x), -1))) for name, x in own.items()}
+
     def _updated(
         self,
         graph: ModelGraph,

@@ -6,7 +6,6 @@ memory-mapped, so that many training processes share one copy.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import tempfile
@@ -173,11 +172,15 @@ def tokenizer_folder(name: str, *, shelf: Shelf) -> Path:
             inner.decoder = decoders.ByteLevel()
         else:
             inner = _tokenizer(VOCABULARY[name], shelf)
+        shelf.cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=shelf.cache) as half:
             PreTrainedTokenizerFast(tokenizer_object=inner).save_pretrained(half)
             Path(half).chmod(0o755)
-            with contextlib.suppress(OSError):  # another process was faster
+            try:
                 Path(half).rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
             Path(half).mkdir(exist_ok=True)
     return folder
 

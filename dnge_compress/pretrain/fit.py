@@ -6,11 +6,13 @@ family out, vision alone, …) walk every lesson together: one batched pass, and
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,9 +20,10 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from dnge_compress.encoder import DNGEncoder, pooling
+from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
 from dnge_compress.encoder.model import Corrections, EncoderConfig
+from dnge_compress.errors import CheckpointError, DataError
 from dnge_compress.pretrain.blueprint import FAMILIES, LANGUAGE
 from dnge_compress.pretrain.targets import Lesson
 
@@ -76,9 +79,20 @@ def fit(
     config: EncoderConfig | None = None,
     state: Path | None = None,
 ) -> dict[str, DNGEncoder]:
-    """One encoder per fold after `steps` lessons; `state` is a file from which a killed run goes on."""
+    """One encoder per fold after `steps` lessons; `state` is a file from which a killed run goes on.
+
+    All folds walk every lesson, but learn from their own alone: a fold of half the zoo learns half as often.
+    Raises DataError if a fold has nothing to learn from, CheckpointError if `state` belongs to another training.
+    """
+    for part in parts:
+        if not any(part.learns(x) for x in lessons):
+            raise DataError(f"no network of the zoo is left to learn from for '{part.name}'; make the zoo larger")
+    told = json.dumps(
+        [seed, steps, asdict(config or EncoderConfig()), [p.name for p in parts], [x.name for x in lessons]]
+    )
+    identity = hashlib.sha256(told.encode()).hexdigest()
     torch.manual_seed(seed)
-    encoders = [DNGEncoder(config) for _ in parts]
+    encoders = [DNGEncoder(config).train() for _ in parts]
     params, _ = stack_module_state(encoders)
     optimiser = torch.optim.AdamW(params.values(), lr=LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps, pct_start=0.1)
@@ -86,6 +100,8 @@ def fit(
     first = 0
     if state is not None and state.is_file():
         saved = torch.load(state, weights_only=True)
+        if saved["identity"] != identity:
+            raise CheckpointError(f"{state} belongs to another training; delete it to start this one")
         first = saved["step"]
         with torch.no_grad():
             for name, value in saved["params"].items():
@@ -93,27 +109,32 @@ def fit(
         optimiser.load_state_dict(saved["optimiser"])
         schedule.load_state_dict(saved["schedule"])
     total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
-    with pooling.plain():
-        for step in range(first, steps):
-            lesson = _lesson_at(lessons, step, seed)
-            torch.manual_seed(seed * 1_000_003 + step)
-            losses = batched_losses(encoders[0], params, lesson, FEATURE_NOISE)
-            (losses * mask[lesson.name]).sum().backward()
-            _clip(params, 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            schedule.step()
-            total += losses.detach() * mask[lesson.name]
-            seen += mask[lesson.name]
-            if (step + 1) % KEEP_EVERY == 0:
-                means = " ".join(f"{v:.3f}" for v in (total / seen.clamp_min(1)).tolist())
-                print(f"step {step + 1}  losses {means}", file=sys.stderr, flush=True)
-                total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
-                if state is not None:
-                    parts_of_it = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-                    _keep(
-                        state, {"step": step + 1, "params": {k: v.detach() for k, v in params.items()}, **parts_of_it}
-                    )
+    for step in range(first, steps):
+        lesson = _lesson_at(lessons, step, seed)
+        torch.manual_seed(seed * 1_000_003 + step)
+        losses = batched_losses(encoders[0], params, lesson, FEATURE_NOISE)
+        (losses * mask[lesson.name]).sum().backward()
+        _clip(params, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        total += losses.detach() * mask[lesson.name]
+        seen += mask[lesson.name]
+        if (step + 1) % KEEP_EVERY == 0:
+            means = " ".join(f"{v:.3f}" for v in (total / seen.clamp_min(1)).tolist())
+            print(f"step {step + 1}  losses {means}", file=sys.stderr, flush=True)
+            total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
+            if state is not None:
+                parts_of_it = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
+                _keep(
+                    state,
+                    {
+                        "step": step + 1,
+                        "identity": identity,
+                        "params": {k: v.detach() for k, v in params.items()},
+                        **parts_of_it,
+                    },
+                )
     for i, encoder in enumerate(encoders):
         encoder.load_state_dict({name: value[i].detach() for name, value in params.items()})
     return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}
@@ -130,7 +151,10 @@ def lesson_loss(found: Corrections, lesson: Lesson) -> Tensor:
     """Huber loss of the log costs: units about their space's mean, spaces as a whole, layers, and matrices."""
     losses = []
     for name, correction in {**found.units, **found.layers}.items():
-        error = lesson.closed[name].clamp_min(FLOOR).log() + correction - lesson.targets[name]
+        counted = lesson.counted[name]
+        error = (lesson.closed[name].clamp_min(FLOOR).log() + correction - lesson.targets[name])[counted]
+        if not len(error):
+            continue
         losses.append(nnf.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5))
         if len(error) > 1 and name in found.units:
             centred = error - error.mean()

@@ -7,12 +7,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
-from dnge_compress.pretrain.targets import Lesson
+from dnge_compress.pretrain.targets import Lesson, rank_correlation
 
 Logs = Mapping[str, Tensor]  # space → log costs of its units
 Predict = Callable[[Lesson], Logs]
@@ -40,22 +39,23 @@ def within_spaces(logs: Logs, lesson: Lesson) -> float:
     """Mean rank correlation inside the spaces of more than two units; layer spaces are left out."""
     layers = {s.name for s in lesson.graph.of_kind("layer")}
     names = [n for n in lesson.targets if n not in layers and len(lesson.targets[n]) > 2]
-    return statistics.mean(rank_correlation(logs[n], lesson.targets[n]) for n in names) if names else 0.0
+    return statistics.mean(rank_correlation(logs[n], lesson.targets[n]) for n in names)
 
 
 def over_network(logs: Logs, lesson: Lesson) -> float:
-    """Rank correlation over all units and layers of the network at once."""
-    names = list(lesson.targets)
-    return rank_correlation(torch.cat([logs[n] for n in names]), torch.cat([lesson.targets[n] for n in names]))
+    """Rank correlation over all units and droppable blocks of the network at once."""
+    return rank_correlation(_together(logs, lesson), _together(lesson.targets, lesson))
 
 
 def log_error(logs: Logs, lesson: Lesson) -> float:
     """Mean absolute error of the log costs, in log nats."""
-    return float(torch.cat([logs[n] - lesson.targets[n] for n in lesson.targets]).abs().mean())
+    return float((_together(logs, lesson) - _together(lesson.targets, lesson)).abs().mean())
 
 
 def compared(encoder: DNGEncoder, lessons: Sequence[Lesson]) -> dict[str, float]:
-    """Mean correlations and errors of the closed form and of an encoder on the same networks."""
+    """Mean correlations and errors of the closed form and of an encoder on the same networks; nothing without any."""
+    if not lessons:
+        return {}
     rows: dict[str, float] = {}
     for who, predict in (("closed form", closed_form), ("encoder", corrected_by(encoder))):
         logs = [predict(lesson) for lesson in lessons]
@@ -70,14 +70,17 @@ def compared(encoder: DNGEncoder, lessons: Sequence[Lesson]) -> dict[str, float]
     return rows
 
 
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's; 0 where a constant has no ranks."""
-    value = float(spearmanr(a, b).statistic)
-    return value if value == value else 0.0
-
-
-def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over networks."""
+def interval(by_family: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
+    """Mean over families of their networks' means, and its 95 % interval by a bootstrap inside every family."""
     draw = random.Random(seed)
-    means = sorted(statistics.fmean(draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return statistics.fmean(values), means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
+    groups = [list(values) for values in by_family.values() if values]
+
+    def mean(pick: Callable[[list[float]], list[float]]) -> float:
+        return statistics.fmean(statistics.fmean(pick(values)) for values in groups)
+
+    means = sorted(mean(lambda values: draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return mean(lambda values: values), means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
+
+
+def _together(logs: Logs, lesson: Lesson) -> Tensor:
+    return torch.cat([logs[n][lesson.counted[n]] for n in lesson.targets])

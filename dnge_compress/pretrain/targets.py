@@ -3,7 +3,7 @@
 Costs are KL divergences of the network's output on real inputs, in nats per label, after repair with the probes (the
 repair that a user without data gets):
 
-- units: the closed form on real data, on two disjoint halves (their rank correlation is the target's reliability),
+- units: the closed form on two draws of real data (their rank correlation is what the choice of data leaves open),
   scaled so that the units up to each of three measured cuts of their space add up to the cost of that cut;
 - heads: each measured by itself;
 - layers: each block skipped, measured;
@@ -15,6 +15,7 @@ the error of its hidden states, as for the sentence and image encoders that peop
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,6 @@ from dnge_compress.signals import divergence
 from dnge_compress.types import Cut, ModelGraph
 
 PROBE_TOKENS = 4096
-REAL_TOKENS = 4096  # per half
 MEASURED_CUTS = (0.25, 0.5, 0.75)  # shares of a space's units, removed together
 LEAST_DAMAGE = 1e-7  # nats; less is rounding
 RIVALS = ("magnitude", "fisher", "taylor", "flap", "wanda")  # scored on the first half, for comparison
@@ -60,13 +60,22 @@ class Lesson:
     targets: dict[str, Tensor]
     matrices: dict[str, Tensor]
     rivals: dict[str, Tensor]  # "<scorer>/<space>" → that scorer's units, on real data where it needs any
-    reliability: float  # rank correlation of the targets' two halves, mean over spaces
+    reliability: float  # rank correlation of the closed form on the two draws, mean over spaces
     reliability_over_all: float  # and over all units of the network at once
 
     @property
     def family(self) -> str:
         """Family in the zoo's terms."""
         return self.name.partition("-")[0]
+
+    @cached_property
+    def counted(self) -> dict[str, Tensor]:
+        """Indices of the units of each space whose target was measured: of blocks, those that may go."""
+        every = {name: torch.arange(len(v)) for name, v in self.targets.items()}
+        for space in self.graph.of_kind("layer"):
+            free = [i for i in range(space.units) if i not in space.pinned and space.units > 1]
+            every[space.name] = torch.tensor(free, dtype=torch.long)
+        return every
 
     @cached_property
     def layer_logs(self) -> dict[str, Tensor]:
@@ -109,7 +118,7 @@ def make_targets(folder: Path, lesson: str, shelf: Shelf) -> Path:
     tensors |= {f"rivals/{who}/{k}": v for who, units in rivals.items() for k, v in units.items()}
     if not lesson.endswith("+bare"):
         tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
-    half = path.with_suffix(".half")
+    half = path.with_suffix(f".{os.getpid()}.half")
     save_file({k: v.float().contiguous() for k, v in tensors.items()}, half, _reliability(*costs))
     half.replace(path)
     return path
@@ -139,9 +148,16 @@ def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
 
 
 def _reliability(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, str]:
-    inside = [float(spearmanr(first[s], second[s]).statistic) for s in first if len(first[s]) > 2]
-    whole = spearmanr(torch.cat(list(first.values())), torch.cat(list(second.values()))).statistic
-    return {"reliability": str(sum(inside) / max(1, len(inside))), "reliability_over_all": str(float(whole))}
+    inside = [rank_correlation(first[s], second[s]) for s in first if len(first[s]) > 2]
+    whole = rank_correlation(*(torch.cat(list(half.values())) for half in (first, second)))
+    return {"reliability": str(sum(inside) / max(1, len(inside))), "reliability_over_all": str(whole)}
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's; 0 where a constant has no ranks."""
+    if len(a) < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return 0.0
+    return float(spearmanr(a, b).statistic)
 
 
 def _opened(folder: Path, lesson: str, shelf: Shelf) -> tuple[nn.Module, Blueprint]:

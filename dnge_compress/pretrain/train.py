@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -44,10 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if made:
             return made
         lessons = measure_all(options.zoo, shelf, options.jobs)
-        part = folds()[0]
-        encoder = fit(lessons, [part], steps=options.steps, seed=options.seed, state=options.zoo / "training.pt")[
-            part.name
-        ]
+        part, state = folds()[0], options.zoo / "training.pt"
+        encoder = fit(lessons, [part], steps=options.steps, seed=options.seed, state=state)[part.name]
         judged = [x for x in lessons if not part.learns(x)]
         provenance = {
             "networks": len({x.name.partition("+")[0] for x in lessons}),
@@ -58,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "spearman": compared(encoder, judged),
         }
         encoder.save_pretrained(options.out, provenance)
+        state.unlink(missing_ok=True)
         print(json.dumps(provenance, indent=1))
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,8 +71,12 @@ def measure_all(folder: Path, shelf: Shelf, jobs: int) -> list[Lesson]:
     missing.sort(key=lambda pair: ("@" in pair[1], "+" in pair[1]))  # what teaches most comes first
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         tasks = [pool.submit(make_targets, network, lesson, shelf) for network, lesson in missing]
-        for i, task in enumerate(tasks):
-            print(f"[{i + 1}/{len(tasks)}] targets {task.result().stem}", file=sys.stderr, flush=True)
+        try:
+            for done, task in enumerate(as_completed(tasks), start=1):
+                print(f"[{done}/{len(tasks)}] targets {task.result().stem}", file=sys.stderr, flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return [read_lesson(network, lesson, shelf) for network, lesson in wanted]
 
 

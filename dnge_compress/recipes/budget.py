@@ -276,18 +276,35 @@ def _global(problem: _Problem, prune: Prune, trust: float) -> Candidate:
             f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} of the {prune.of} "
             f"can go with kinds {', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
         )
-    low, high = 0, len(items)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if problem.removed(at(middle)) >= prune.ratio else (middle + 1, high)
-    return problem.candidate(at(low))
+    while True:
+        low, high = 0, len(items)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if problem.removed(at(middle)) >= prune.ratio else (middle + 1, high)
+        cuts = at(low)
+        is_layer = bool(low) and problem.graph.space(items[low - 1][1]).kind == "layer"
+        rest = items[: low - 1] + items[low:]
+        if not is_layer or problem.removed(cuts) <= prune.ratio + NOTED_ROUNDING:
+            return problem.candidate(cuts)
+        items = rest  # a block was too coarse for what was left of the budget: try without it
+        if problem.removed(at(len(items))) < prune.ratio:
+            return problem.candidate(cuts)
 
 
 def _levelled(items: list[tuple[float, str, int]], trust: float) -> list[tuple[float, str, int]]:
-    """Log costs per price, with every space's mean drawn towards the mean of all."""
-    logs: dict[str, list[float]] = {}
+    """Costs per price with the level of every space (its mean log cost) drawn towards the mean of all levels.
+
+    Scores that can be negative (FLAP's are standardised) are no costs on a log scale: their own mean is the level.
+    """
+    if trust == 1:
+        return items
+    positive = all(value > 0 for value, _, _ in items)
+    values: dict[str, list[float]] = {}
     for value, name, _ in items:
-        logs.setdefault(name, []).append(math.log(max(value, 1e-30)))
-    means = {name: sum(found) / len(found) for name, found in logs.items()}
+        values.setdefault(name, []).append(math.log(value) if positive else value)
+    means = {name: sum(found) / len(found) for name, found in values.items()}
     middle = sum(means.values()) / max(1, len(means))
-    return [(math.log(max(v, 1e-30)) + (1 - trust) * (middle - means[n]), n, i) for v, n, i in items]
+    return [
+        ((math.log(value) if positive else value) + (1 - trust) * (middle - means[name]), name, i)
+        for value, name, i in items
+    ]
