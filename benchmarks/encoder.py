@@ -13,7 +13,8 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from dnge_compress.pretrain import zoo
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.blueprint import FAMILIES
 from dnge_compress.pretrain.corpora import Shelf
-from dnge_compress.pretrain.fit import folds, is_held_out
+from dnge_compress.pretrain.fit import folds
 from dnge_compress.pretrain.judging import interval
 from dnge_compress.pretrain.targets import Lesson
 from dnge_compress.pretrain.train import STEPS, measure_all
@@ -113,106 +114,129 @@ def prune_all(
     encoders: dict[str, list[dict[str, DNGEncoder]]],
 ) -> None:
     """Prune a few networks of every family with every arm, each by encoders that never saw the family."""
-    kept = options.work / "pruning.json"
-    done = json.loads(kept.read_text()) if kept.is_file() else {}
+    kept = Kept(options.work / f"pruning-{options.steps}.json")
     for family in FAMILIES:
-        names = [x.name for x in lessons if x.family == family and is_whole(x) and is_held_out(x.name)]
-        for i, name in enumerate(names[: options.each]):
-            if name in done:
-                continue
-            seen = {v: seeds[i % len(seeds)][f"without {family}"] for v, seeds in encoders.items()}
-            subject = opened(options.zoo / name, shelf, seen)
-            done[name] = {" · ".join(arm): [subject.result(*arm, ratio)[0] for ratio in RATIOS] for arm in ARMS}
-            done[name]["runs of the table"] = subject.measured.runs
-            kept.write_text(json.dumps(done))
-            print(
-                name,
-                {k: [round(v, 2) for v in x] for k, x in done[name].items() if isinstance(x, list)},
-                file=sys.stderr,
-                flush=True,
-            )
+        names = [x.name for x in lessons if x.family == family and is_whole(x)]
+        for name in names[len(names) // (2 * options.each) :: max(1, len(names) // options.each)][: options.each]:
+            for seed in range(options.seeds):
+                seen = {v: seeds[seed][f"without {family}"] for v, seeds in encoders.items()}
+                kept.measure(name, seed, partial(opened, options.zoo / name, shelf, seen, seed), ARMS)
     write(
         "encoder_pruning",
         "Pruning: mean log damage on real data (log nats; lower is better), families left out",
-        table_of(done),
+        pruning_table(kept),
     )
 
 
 def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, list[dict[str, DNGEncoder]]]) -> None:
     """The real models, by encoders that learned from all families of the zoo; one probe seed per encoder seed."""
-    kept = options.work / "real.json"
-    done = json.loads(kept.read_text()) if kept.is_file() else {}
+    kept = Kept(options.work / f"real-{options.steps}.json")
     for title, opener in real_models(options.real).items():
         for seed in range(options.seeds):
-            if f"{title}/{seed}" in done:
-                continue
-            subject = opener(shelf, {v: seeds[seed]["all"] for v, seeds in encoders.items()}, seed)
-            rows = {" · ".join(arm): [subject.result(*arm, ratio) for ratio in RATIOS] for arm in REAL_ARMS}
-            done[f"{title}/{seed}"] = rows | {"whole": subject.judge(subject.model)[1]}
-            kept.write_text(json.dumps(done))
-            print(
-                title,
-                seed,
-                {k: [[round(x, 3) for x in y] for y in v] for k, v in rows.items()},
-                file=sys.stderr,
-                flush=True,
-            )
-    write("encoder_real", "Real models: what is left after pruning at a global budget", real_table(done))
+            seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
+            kept.measure(title, seed, partial(opener, shelf, seen, seed), REAL_ARMS)
+    write("encoder_real", "Real models: what is left after pruning at a global budget", real_table(kept))
 
 
-def real_table(done: dict[str, dict]) -> list[str]:
-    """Mean log damage over ratios, and the task's own measure at each ratio; means over seeds."""
-    titles = list(dict.fromkeys(k.partition("/")[0] for k in done))
-    shown = ", ".join(f"{r:.0%}" for r in RATIOS)
-    head = ["scorer, plan, inputs"]
-    for title in titles:
-        head += [f"{title}: log damage", f"{MEASURES[title]} at {shown}"]
+class Kept:
+    """Results by model, seed and arm, on disk after every one, so that a run that was stopped goes on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, dict[str, list[list[float]]]]] = {}
+        if path.is_file():
+            self.rows = json.loads(path.read_text())
+
+    def measure(
+        self, model: str, seed: int, open_it: Callable[[], Subject], arms: Sequence[tuple[str, str, str]]
+    ) -> None:
+        """Run the arms that are missing; those without any chance in them only for the first seed."""
+        found = self.rows.setdefault(model, {})
+        wanted = [a for a in arms if seed == 0 or (a[2] == "probes" and a[0] != "magnitude")]
+        missing = [a for a in wanted if str(seed) not in found.get(" · ".join(a), {})]
+        if not missing:
+            return
+        subject = open_it()
+        for arm in missing:
+            results = [list(subject.result(*arm, ratio)) for ratio in RATIOS]
+            found.setdefault(" · ".join(arm), {})[str(seed)] = results
+            shown = " ".join(f"{r[0]:.2f}" for r in results)
+            print(f"{model}/{seed}  {' · '.join(arm):40s} {shown}", file=sys.stderr, flush=True)
+        if any(arm[1] == "measured" for arm in missing):
+            found["runs of the table"] = {"0": [[float(subject.measured.runs)]]}
+        if model in MEASURES:
+            found["whole"] = {"0": [list(subject.judge(subject.model))]}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        half = self.path.with_suffix(".half")
+        half.write_text(json.dumps(self.rows))
+        half.replace(self.path)
+
+    def value(self, model: str, arm: str, column: int = 0, ratio: int | None = None) -> float:
+        """Mean over seeds, and over ratios unless one is named."""
+        runs = self.rows[model][arm].values()
+        return mean(r[column] for run in runs for i, r in enumerate(run) if ratio in (None, i))
+
+    def deviation(self, model: str, arm: str) -> float | None:
+        """Standard deviation over seeds of the mean log damage."""
+        runs = [mean(r[0] for r in run) for run in self.rows[model][arm].values()]
+        return statistics.stdev(runs) if len(runs) > 1 else None
+
+
+def pruning_table(kept: Kept) -> list[str]:
+    """Means over ratios and seeds per family, over all, and the paired differences from the closed form's plans."""
+    by_family = {f: [n for n in kept.rows if n.startswith(f)] for f in FAMILIES}
+    by_family = {f: names for f, names in by_family.items() if names}
+    bases = {"probe · uniform · probes": "− closed form, uniform", "probe · global · probes": "− closed form, global"}
+    titles = [f"{title} (95 %)" for title in bases.values()]
+    head = ["scorer, plan, inputs", *by_family, "mean", *titles, "families better than both", "removed"]
     table = []
-    for arm in (" · ".join(a) for a in REAL_ARMS):
-        cells = []
-        for title in titles:
-            runs = [rows[arm] for key, rows in done.items() if key.startswith(f"{title}/")]
-            damage = [mean(value[0] for value in run) for run in runs]
-            cells.append(f"{mean(damage):.2f}" + (f" ± {statistics.stdev(damage):.2f}" if len(damage) > 1 else ""))
-            quality = [mean(run[i][1] for run in runs) for i in range(len(RATIOS))]
-            cells.append(" / ".join(f"{q:.1f}" if q > 2 else f"{q:.3f}" for q in quality))
-        table.append([arm, *cells])
-    whole = ", ".join(f"{t} {mean(r['whole'] for k, r in done.items() if k.startswith(f'{t}/')):.3f}" for t in titles)
-    seeds = max(sum(k.startswith(f"{t}/") for k in done) for t in titles)
-    note = f"Unpruned: {whole}. Mean (± deviation) over up to {seeds} seeds of probes and encoder; real: 256 samples."
+    for arm in (" · ".join(a) for a in ARMS):
+        means = {f: mean(kept.value(n, arm) for n in names) for f, names in by_family.items()}
+        cells = [*(f"{v:.2f}" for v in means.values()), f"**{mean(means.values()):.2f}**"]
+        wins = dict.fromkeys(by_family, True)
+        for base in bases:
+            gains = {f: [kept.value(n, arm) - kept.value(n, base) for n in names] for f, names in by_family.items()}
+            value, low, high = interval(gains)
+            cells.append(f"{value:+.2f} ({low:+.2f} … {high:+.2f})" if arm != base else "–")
+            wins = {f: won and mean(gains[f]) < 0 for f, won in wins.items()}
+        removed = mean(kept.value(n, arm, column=-1) for names in by_family.values() for n in names)
+        table.append([arm, *cells, "–" if arm in bases else str(sum(wins.values())), f"{removed:.3f}"])
+    runs = mean(kept.value(n, "runs of the table") for names in by_family.values() for n in names)
+    names = ", ".join(n for names in by_family.values() for n in names)
+    note = f"""\
+{", ".join(f"{r:.0%}" for r in RATIOS)} of the non-embedding parameters removed ({mean(RATIOS):.3f} on average);
+least-squares repair on the arm's own inputs: synthetic probes, or 256 real samples. Three seeds of probes and encoders.
+Networks: {names}. The measured table took {runs:.0f} passes over a quarter of the probes, and as many repairs, for each
+network."""
     return [*markdown(head, table), "", note]
 
 
-def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder]) -> Subject:
+def real_table(kept: Kept) -> list[str]:
+    """Mean log damage over ratios, and the task's own measure at each ratio; means over seeds."""
+    head = ["scorer, plan, inputs"]
+    for title in kept.rows:
+        head += [f"{title}: log damage", f"{MEASURES[title]} at {', '.join(f'{r:.0%}' for r in RATIOS)}"]
+    table = []
+    for arm in (" · ".join(a) for a in REAL_ARMS):
+        cells = []
+        for title in kept.rows:
+            spread = kept.deviation(title, arm)
+            cells.append(f"{kept.value(title, arm):.2f}" + (f" ± {spread:.2f}" if spread is not None else ""))
+            quality = [kept.value(title, arm, column=1, ratio=i) for i in range(len(RATIOS))]
+            cells.append(" / ".join(f"{q:.1f}" if q > 2 else f"{q:.3f}" for q in quality))
+        table.append([arm, *cells])
+    whole = ", ".join(f"{title} {rows['whole']['0'][0][1]:.3f}" for title, rows in kept.rows.items())
+    note = f"Unpruned: {whole}. Mean ± deviation over three seeds of probes and encoders; real: 256 samples, one run."
+    return [*markdown(head, table), "", note]
+
+
+def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder], seed: int) -> Subject:
     """A network of the zoo, with 256 real samples to calibrate on and others to judge by."""
     model, blueprint = zoo.load(folder, shelf=shelf)
     real = example_batches(blueprint, "train", count=4, batch_size=64, seed=404, shelf=shelf)
     judged = example_batches(blueprint, "held-out", count=1, batch_size=128, seed=505, shelf=shelf)[0].inputs
     example = judged[:2] if isinstance(judged, torch.Tensor) else None
-    return Subject(model, [b.inputs for b in real], log_damage(model, judged), encoders, example=example)
-
-
-def table_of(done: dict[str, dict[str, list[float]]]) -> list[str]:
-    """Means over ratios per family, over all, and the paired difference from the closed form's best plan."""
-    families = [f for f in FAMILIES if any(n.startswith(f) for n in done)]
-    bases = {"probe · uniform · probes": "− closed form, uniform", "probe · global · probes": "− closed form, global"}
-    head = ["scorer, plan, inputs", *families, "mean", *(f"{title} (95 %)" for title in bases.values())]
-    table = []
-    for arm in (" · ".join(a) for a in ARMS):
-        values = {name: mean(rows[arm]) for name, rows in done.items()}
-        by_family = [mean(v for n, v in values.items() if n.startswith(f)) for f in families]
-        cells = [*(f"{v:.2f}" for v in by_family), f"**{mean(by_family):.2f}**"]
-        for base in bases:
-            gains = [values[n] - mean(done[n][base]) for n in done]
-            value, low, high = interval(gains)
-            cells.append(f"{value:+.2f} ({low:+.2f} … {high:+.2f})" if arm != base else "–")
-        table.append([arm, *cells])
-    runs = mean(rows["runs of the table"] for rows in done.values())
-    note = f"""\
-{", ".join(f"{r:.0%}" for r in RATIOS)} of the non-embedding parameters removed; least-squares repair on the arm's own
-inputs: synthetic probes, or 256 real samples. {len(done)} networks: {", ".join(done)}.
-The measured table took {runs:.0f} passes over a quarter of the probes, and as many repairs, for each network."""
-    return [*markdown(head, table), "", note]
+    return Subject(model, [b.inputs for b in real], log_damage(model, judged), encoders, example=example, seed=seed)
 
 
 def write(name: str, title: str, lines: Sequence[str]) -> None:
