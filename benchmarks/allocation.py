@@ -43,12 +43,12 @@ class MeasuredAllocation:
         """The choice of least total damage that removes at least `ratio` of the non-embedding parameters."""
         for lacking in range(BINS):
             found = self._solve(ratio + lacking / BINS)
-            if found is not None and self._removed(found) >= ratio - 1e-9:
-                return found
+            if found is not None and self._removed(found[1]) >= ratio - 1e-9:
+                return found[1]
         raise SystemExit(f"the measured table offers no way to remove {ratio:.0%}")
 
-    def _solve(self, ratio: float) -> tuple[Cut, ...] | None:
-        """Multiple choice under a budget: per block one option; the last block of a model can't be dropped."""
+    def _solve(self, ratio: float) -> tuple[float, tuple[Cut, ...]] | None:
+        """Damage and cuts of the best choice, per block one option; the last block of a model can't be dropped."""
         wanted = math.ceil(ratio * BINS)
         best: list[tuple[float, tuple[Cut, ...]]] = [(0.0, ())] + [(math.inf, ())] * wanted
         for options in self.options:
@@ -60,7 +60,8 @@ class MeasuredAllocation:
                     if paid + damage < new[to][0] and (not cuts or self._is_legal((*chosen, *cuts))):
                         new[to] = (paid + damage, (*chosen, *cuts))
             best = new
-        return _merged(best[wanted][1]) if best[wanted][0] < math.inf else None
+        damage, cuts = best[wanted]
+        return (damage, _merged(cuts)) if damage < math.inf else None
 
     def _is_legal(self, cuts: tuple[Cut, ...]) -> bool:
         """Whether every layer space keeps a block."""

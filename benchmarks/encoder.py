@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
     parser.add_argument("--work", type=Path, default=Path("runs/encoder"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, for every encoder")
-    parser.add_argument("--ablation-steps", type=int, default=STEPS // 2)
+    parser.add_argument("--ablation-steps", type=int, default=STEPS // 4)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--each", type=int, default=3, help="networks of a family to prune")
     parser.add_argument("--real", type=Path, default=Path("runs/real"), help="where real_models.py put its models")
@@ -91,7 +91,7 @@ def main() -> None:
         write(
             "encoder_transfer",
             "Transfer: Spearman with the true cost over all units",
-            transfers(lessons, encoders["encoder"]),
+            transfers(lessons, encoders),
         )
     if options.only in (None, "ablations"):
         parts = [f for f in folds() if f.name.startswith("without")]
@@ -99,7 +99,7 @@ def main() -> None:
             v: [trained(v, parts, lessons, options.ablation_steps, seed, options.work) for seed in ABLATED_SEEDS]
             for v in VARIANTS
         }
-        write("encoder_ablations", f"Ablations: half the training ({options.ablation_steps} steps), families left out",
+        write("encoder_ablations", f"Ablations: a quarter of the training ({options.ablation_steps} steps), families left out",
               families_left_out(lessons, found))  # fmt: skip
     if options.only in (None, "pruning"):
         prune_all(options, shelf, lessons, encoders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dnge_compress import compress, load, plan, save
 from dnge_compress.errors import BudgetError, RecipeError
 from dnge_compress.graph import is_embedding
+from dnge_compress.recipes.budget import _levelled
 from dnge_compress.recipes.prune import macs_per_element
 from dnge_compress.scorers import Context
 from dnge_compress.types import ModelGraph, PrunePlan, Space
@@ -262,3 +264,26 @@ def test_layers_that_go_are_counted_and_rounding_is_explained(ratio: float) -> N
 def test_a_model_never_loses_its_last_layer() -> None:
     found, _, graph = planned("llama", "prune/layers", ratio=0.9, min_keep=0)
     assert width(found, graph.space("layers")) == 1
+
+
+def test_levels_are_drawn_together_as_far_as_trust_says() -> None:
+    items = [(1.0, "a", 0), (math.e, "a", 1), (math.e**4, "b", 0), (math.e**5, "b", 1)]
+    assert _levelled(items, trust=1) == items
+    for trust, gap in ((0.5, 2.0), (0.0, 0.0)):
+        found = {(name, i): value for value, name, i in _levelled(items, trust)}
+        assert found["b", 0] - found["a", 0] == pytest.approx(gap)
+        assert found["a", 1] - found["a", 0] == pytest.approx(1)  # inside a space nothing moves
+
+
+def test_scores_below_zero_keep_their_order_at_any_trust() -> None:
+    items = [(-3.0, "a", 0), (-1.0, "a", 1), (2.0, "a", 2)]
+    for trust in (1.0, 0.5, 0.0):
+        values = [value for value, _, _ in _levelled(items, trust)]
+        assert values == sorted(values) and len(set(values)) == 3
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.35, 0.5])
+def test_a_block_too_coarse_for_the_rest_of_the_budget_stays(ratio: float) -> None:
+    found, _, _ = planned("llama", ratio=ratio, allocation="global", uneven=True, scorer="probe")
+    removed = 1 - found.params_after / found.params_before
+    assert removed < ratio + 0.15

@@ -90,7 +90,7 @@ def test_weights_only_scorers_run_nothing() -> None:
     assert "signals" not in context.__dict__
 
 
-@pytest.mark.parametrize("scorer", ["fisher", "flap"])
+@pytest.mark.parametrize("scorer", ["fisher", "flap", "taylor", "wanda"])
 def test_scorers_of_real_data_say_so_if_there_is_none(scorer: str) -> None:
     with pytest.raises(DataError, match=rf"'{scorer}' needs real data; pass data="):
         scorers.score(scorer, context_of("mlp"))
@@ -160,3 +160,27 @@ def zero_unit(context: Context, space: Space, unit: int) -> None:
         if not slot.param.endswith("running_var"):
             first = slot.offset + unit * slot.width
             context.weights[slot.param].narrow(slot.axis, first, slot.width).zero_()
+
+
+def test_wanda_is_the_mean_weight_times_the_norm_of_the_activation() -> None:
+    context = context_of("bert", real_data=True)
+    seen: list[torch.Tensor] = []
+    (slot,) = context.graph.consumers("ffn.0")
+    reader = context.model.get_submodule(slot.param.removesuffix(".weight"))
+    handle = reader.register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten(0, 1)))
+    for batch in context.batches:
+        context.model(**batch)
+    handle.remove()
+    norm = torch.cat(seen).square().mean(0).sqrt()
+    expected = reader.weight.abs().mean(0) * norm
+    found = scorers.score("wanda", context).units["ffn.0"]
+    torch.testing.assert_close(found, (expected / expected.mean()).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_taylor_is_at_most_the_root_of_twice_fisher_and_ranks_alike() -> None:
+    """E|x| ≤ √E x², for the same mask gradients x; where they are hardly ever zero both rank alike."""
+    context = context_of("bert", real_data=True)
+    taylor, fisher = (scorers.score(s, context).units for s in ("taylor", "fisher"))
+    for space in context.signals:
+        assert (taylor[space] <= (2 * fisher[space]).sqrt() * (1 + 1e-4)).all()
+        assert float(torch.corrcoef(torch.stack([taylor[space], fisher[space].sqrt()]))[0, 1]) > 0.8

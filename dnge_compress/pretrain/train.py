@@ -24,7 +24,7 @@ from dnge_compress.pretrain.fit import fit, folds
 from dnge_compress.pretrain.judging import compared
 from dnge_compress.pretrain.targets import Lesson, lessons_of, make_targets, read_lesson
 
-STEPS = 2400
+STEPS = 1600
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
