@@ -86,8 +86,8 @@ def main() -> None:
         for variant in COMPARED
     }
     if options.only in (None, "ranking"):
-        write("encoder_ranking", "Ranking: Spearman with the true cost over all units, families left out",
-              families_left_out(lessons, encoders))  # fmt: skip
+        title = "Ranking: Spearman with the true cost over all units, families left out"
+        write("encoder_ranking", title, families_left_out(lessons, encoders))
         write(
             "encoder_transfer",
             "Transfer: Spearman with the true cost over all units",
@@ -99,8 +99,8 @@ def main() -> None:
             v: [trained(v, parts, lessons, options.ablation_steps, seed, options.work) for seed in ABLATED_SEEDS]
             for v in VARIANTS
         }
-        write("encoder_ablations", f"Ablations: a quarter of the training ({options.ablation_steps} steps), families left out",
-              families_left_out(lessons, found))  # fmt: skip
+        title = f"Ablations: a quarter of the training ({options.ablation_steps} steps), families left out"
+        write("encoder_ablations", title, families_left_out(lessons, found))
     if options.only in (None, "pruning"):
         prune_all(options, shelf, lessons, encoders)
     if options.only in (None, "real"):

@@ -16,6 +16,7 @@ from dnge_compress.encoder.model import EncoderConfig
 from dnge_compress.pretrain.blueprint import FAMILIES
 from dnge_compress.pretrain.fit import NARROW, Fold, fit, widest
 from dnge_compress.pretrain.judging import (
+    Logs,
     Predict,
     closed_form,
     corrected_by,
@@ -112,8 +113,8 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
         *markdown(head, [*table, last]),
         "",
         f"Networks judged, fully trained: {counts}. Intervals: bootstrap over networks inside every family.",
-        "Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts), part of what the target is made of. Reliability:",
-        "correlation of the closed form on one draw of real data with that on another; the target is built on both.",
+        "Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts), part of what the target is made of.",
+        "Reliability: correlation of the closed form on one draw of real data with that on another; the target is built on both.",
         "Scores of Magnitude, FLAP and Wanda are relative to their space by definition and only compare within one.",
     ]
     if STATISTICS in rows:
