@@ -114,7 +114,7 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
         "",
         f"Networks judged, fully trained: {counts}. Intervals: bootstrap over networks inside every family.",
         "Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts), part of what the target is made of.",
-        "Reliability: correlation of the closed form on one draw of real data with that on another; the target is built on both.",
+        "Reliability: correlation of the closed form on one draw of real data with that on another; targets use both.",
         "Scores of Magnitude, FLAP and Wanda are relative to their space by definition and only compare within one.",
     ]
     if STATISTICS in rows:
