@@ -24,7 +24,7 @@ from dnge_compress.pretrain.judging import (
     over_network,
     within_spaces,
 )
-from dnge_compress.pretrain.targets import RIVALS, Lesson
+from dnge_compress.pretrain.targets import BARE_FAMILIES, RIVALS, Lesson
 
 CLOSED = "closed form (probe)"
 STATISTICS = "statistics-only MLP"
@@ -126,7 +126,7 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
 
 
 def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
-    """Vision to language and back, and narrow to wide."""
+    """Vision to language and back, narrow to wide, and to networks without a head."""
     whole = [x for x in lessons if is_whole(x)]
 
     def of(*families: str) -> list[tuple[str, list[Lesson]]]:
@@ -138,6 +138,9 @@ def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGE
         ("gpt2, llama, bert", "language", of("mlp", "cnn", "resnet", "vit")),
         (f"up to {NARROW} wide", "narrow", [(f"wider ({len(wide)})", wide)]),
     ]
+    for family in BARE_FAMILIES:
+        bare = [x for x in lessons if x.family == family and x.name.endswith("+bare")]
+        cases.append((f"all but {family}", f"without {family}", [(f"{family} without its head", bare)]))
     others = ("random", *RIVALS)
     head = ["learned from", "judged on", *encoders, "closed form", *others, "encoder − closed form (95 %)"]
     table = []
