@@ -182,7 +182,7 @@ def _choosing_flags() -> argparse.ArgumentParser:
     group = flags.add_argument_group("recipe")
     group.add_argument("--recipe", default=DEFAULT_RECIPE, help="name or path (default: %(default)s)")
     group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
-    group.add_argument("--scorer", help="who predicts costs: encoder, probe, magnitude, random, fisher, taylor, flap, wanda")
+    group.add_argument("--scorer", help="who scores: encoder, probe, magnitude, random, fisher, taylor, flap, wanda")
     group.add_argument("--seed", type=int, help="same seed, same result")
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the recipe; repeatable"
