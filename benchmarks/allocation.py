@@ -10,14 +10,12 @@ import math
 
 import torch
 
-from dnge_compress.executors.compensate import refitted
-from dnge_compress.masking import MaskedModel
-from dnge_compress.probe import call, has_logits, inference_mode_of
+from dnge_compress.executors.trial import damage, whole_answers
+from dnge_compress.probe import inference_mode_of
 from dnge_compress.recipes.budget import Budget
 from dnge_compress.recipes.groups import droppable
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.scorers import Context
-from dnge_compress.signals import answers, attended, divergence
 from dnge_compress.sizes import dropped_spaces, kept_total, non_embedding_prices
 from dnge_compress.types import Cut, Scores
 
@@ -36,7 +34,7 @@ class MeasuredAllocation:
         self.budget = Budget(non_embedding_prices(context.model, context.graph), shapes)
         self.whole = kept_total(context.graph, self.budget.prices, shapes, ())
         with torch.no_grad(), inference_mode_of(context.model):
-            self.reference = [answers(call(context.model, b), attended(b)) for b in self.batches]
+            self.reference = whole_answers(context, self.batches)
             self.options = self._measured()
 
     def cuts(self, ratio: float) -> tuple[Cut, ...]:
@@ -53,15 +51,15 @@ class MeasuredAllocation:
         best: list[tuple[float, tuple[Cut, ...]]] = [(0.0, ())] + [(math.inf, ())] * wanted
         for options in self.options:
             new = list(best)
-            for damage, price, cuts in options:
+            for cost, price, cuts in options:
                 gain = round(price * BINS)
                 for had, (paid, chosen) in enumerate(best):
                     to = min(wanted, had + gain)
-                    if paid + damage < new[to][0] and (not cuts or self._is_legal((*chosen, *cuts))):
-                        new[to] = (paid + damage, (*chosen, *cuts))
+                    if paid + cost < new[to][0] and (not cuts or self._is_legal((*chosen, *cuts))):
+                        new[to] = (paid + cost, (*chosen, *cuts))
             best = new
-        damage, cuts = best[wanted]
-        return (damage, _merged(cuts)) if damage < math.inf else None
+        total, cuts = best[wanted]
+        return (total, _merged(cuts)) if total < math.inf else None
 
     def _is_legal(self, cuts: tuple[Cut, ...]) -> bool:
         """Whether every layer space keeps a block."""
@@ -107,13 +105,7 @@ class MeasuredAllocation:
 
     def _damage(self, cuts: list[Cut]) -> float:
         self.runs += 1
-        context = self.context
-        values = refitted(context.model, context.signals, cuts)
-        masked, logits = MaskedModel(context.model, context.graph, cuts, values), has_logits(context.model)
-        pairs = zip(self.batches, self.reference, strict=True)
-        return float(
-            torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()
-        )
+        return float(damage(self.context, cuts, self.batches, self.reference))
 
 
 def _merged(cuts: tuple[Cut, ...]) -> tuple[Cut, ...]:

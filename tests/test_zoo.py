@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from dnge_compress.errors import CheckpointError, DataError, UnknownNameError
-from dnge_compress.pretrain import zoo
+from dnge_compress.pretrain import targets, zoo
 from dnge_compress.pretrain.batches import IGNORED, neighbour_batches
 from dnge_compress.pretrain.corpora import VOCABULARY, Shelf, images, tokens
 from dnge_compress.pretrain.training import train
@@ -265,3 +265,32 @@ def test_interrupted_training_leaves_no_half_folder(
 def test_a_folder_without_a_blueprint_is_no_network(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="blueprint.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["mlp", "vit", "llama"])
+def test_targets_add_up_to_what_cuts_really_cost(
+    family: str, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
+    monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
+    original = targets.example_batches
+    monkeypatch.setattr(targets, "example_batches", lambda b, s, **k: original(b, s, **k | {"batch_size": 10}))
+    monkeypatch.setattr(targets, "PROBE_TOKENS", 256)
+    paid: dict[str, list[float]] = {}
+    measured = targets._Judge._cost
+    watched = lambda self, space, keep: paid.setdefault(space, []).append(float(c := measured(self, space, keep))) or c  # noqa: E731
+    monkeypatch.setattr(targets._Judge, "_cost", watched)
+    folder = zoo.raise_networks(tiny(family), tmp_path, shelf=shelf)[-1]
+    for name in targets.lessons_of(folder):
+        paid.clear()
+        targets.make_targets(folder, name, shelf)
+        lesson = targets.read_lesson(folder, name, shelf)
+        assert set(lesson.targets) == set(lesson.closed) and all(
+            torch.isfinite(t).all() for t in lesson.targets.values()
+        )
+        for space in lesson.graph.of_kind("neuron"):
+            cheapest = lesson.closed[space.name].argsort()[: round(0.75 * space.units)]
+            most = max(paid[space.name])
+            assert float(lesson.targets[space.name][cheapest].exp().sum()) == pytest.approx(most, rel=0.01, abs=1e-5)
+    assert len(targets.lessons_of(folder)) == (2 if family == "vit" else 1)
+    assert targets.lessons_of(folder.with_name(f"{folder.name}@20")) == [f"{folder.name}@20"]

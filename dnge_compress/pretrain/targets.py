@@ -28,16 +28,14 @@ from torch import Tensor, nn
 
 from dnge_compress import scorers
 from dnge_compress.encoder.features import FLOOR, node_features
-from dnge_compress.executors.compensate import refitted
+from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import build_graph
-from dnge_compress.masking import MaskedModel
 from dnge_compress.pretrain.batches import Batch, example_batches, loss
 from dnge_compress.pretrain.blueprint import Blueprint
 from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
-from dnge_compress.probe import Inputs, ProbeSettings, call, has_logits, inference_mode_of, synthesize
+from dnge_compress.probe import Inputs, ProbeSettings, inference_mode_of, synthesize
 from dnge_compress.scorers import Context, probe
-from dnge_compress.signals import divergence
 from dnge_compress.types import Cut, ModelGraph
 
 PROBE_TOKENS = 4096
@@ -172,8 +170,9 @@ class _Judge:
     """Measures cuts of one network on real inputs."""
 
     def __init__(self, context: Context, inputs: Inputs) -> None:
-        self.context, self.inputs = context, inputs
-        self.reference = self._run(context.model)
+        self.context, self.inputs = context, [inputs]
+        with inference_mode_of(context.model):
+            self.reference = whole_answers(context, self.inputs)
 
     def unit_targets(self, space: str, closed: Tensor, costs: Tensor) -> Tensor:
         """Log cost per unit of one space `[U]`; `costs` are the closed form on two halves of real data `[2, U]`."""
@@ -187,8 +186,8 @@ class _Judge:
             return logs
         order = closed.argsort()
         counts = sorted({min(units - 1, max(1, round(share * units))) for share in MEASURED_CUTS})
-        damage = torch.stack([self._cost(space, sorted(order[n:].tolist())) for n in counts])
-        paid = damage.cummax(0).values.diff(prepend=torch.zeros(1)).clamp_min(LEAST_DAMAGE)
+        costs_of_cuts = torch.stack([self._cost(space, sorted(order[n:].tolist())) for n in counts])
+        paid = costs_of_cuts.cummax(0).values.diff(prepend=torch.zeros(1)).clamp_min(LEAST_DAMAGE)
         shift, first = torch.zeros(()), 0
         for last, increment in zip(counts, paid, strict=True):
             part = order[first:last]
@@ -211,14 +210,9 @@ class _Judge:
         return found
 
     def _cost(self, space: str, keep: list[int]) -> Tensor:
-        cuts = [Cut(space, tuple(keep))]
-        values = refitted(self.context.model, self.context.signals, cuts)
-        masked = MaskedModel(self.context.model, self.context.graph, cuts, values)
-        return divergence(self._run(masked), self.reference, has_logits(self.context.model)).clamp_min(LEAST_DAMAGE)
-
-    def _run(self, model: nn.Module) -> Tensor:
         with inference_mode_of(self.context.model):
-            return call(model, self.inputs)
+            found = damage(self.context, [Cut(space, tuple(keep))], self.inputs, self.reference)
+        return found.clamp_min(LEAST_DAMAGE)
 
 
 def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[Batch]) -> dict[str, Tensor]:

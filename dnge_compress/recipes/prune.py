@@ -9,15 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import BudgetError
-from dnge_compress.executors.compensate import refitted
+from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import TRACED
-from dnge_compress.masking import MaskedModel
-from dnge_compress.probe import Inputs, call, has_logits, inference_mode_of, rows_of, take
+from dnge_compress.probe import call, inference_mode_of, rows_of, take
 from dnge_compress.recipes.budget import NOTED_ROUNDING, Budget, Candidate, candidates
 from dnge_compress.recipes.groups import reloads_plainly
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import Context
-from dnge_compress.signals import answers, attended, divergence, feature_axis
+from dnge_compress.signals import feature_axis
 from dnge_compress.sizes import Prices, kept_total, non_embedding_prices, parameter_prices
 from dnge_compress.types import Cut, ModelGraph, PrunePlan, Scores
 from dnge_compress.weights import digest
@@ -118,32 +117,16 @@ def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple
     total = sum(rows_of(b) for b in context.batches)
     batches = take(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
     with torch.no_grad(), inference_mode_of(context.model):
-        reference = [answers(call(context.model, b), attended(b)) for b in batches]
-        damage = []
+        reference = whole_answers(context, batches)
+        costs = []
         for i, candidate in enumerate(found):
-            damage.append(_damage(context, candidate, recipe, batches, reference))
+            found_cost = damage(context, candidate.cuts, batches, reference, compensate=recipe.repair.compensate)
+            costs.append(float(found_cost))
             if context.progress:
                 context.progress("comparing plans", i + 1, len(found))
-    best = min(range(len(found)), key=damage.__getitem__)
-    rows = ", ".join(f"{_describe(context, c)} {d:.3g}" for c, d in zip(found, damage, strict=True))
+    best = min(range(len(found)), key=costs.__getitem__)
+    rows = ", ".join(f"{_describe(context, c)} {d:.3g}" for c, d in zip(found, costs, strict=True))
     return found[best], [f"measured damage on the probes, in nats: {rows}"]
-
-
-def _damage(
-    context: Context,
-    candidate: Candidate,
-    recipe: Recipe,
-    batches: Sequence[Inputs],
-    reference: Sequence[Tensor],
-) -> float:
-    repair = recipe.repair
-    values = {}
-    if repair.compensate != "none":
-        values = refitted(context.model, context.signals, candidate.cuts, repair.compensate, repair.ridge)
-    masked = MaskedModel(context.model, context.graph, candidate.cuts, values)
-    logits = has_logits(context.model)
-    pairs = zip(batches, reference, strict=True)
-    return float(torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean())
 
 
 def _describe(context: Context, candidate: Candidate) -> str:
