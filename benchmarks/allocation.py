@@ -12,8 +12,8 @@ import torch
 
 from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.probe import inference_mode_of
-from dnge_compress.recipes.budget import Budget
 from dnge_compress.recipes.groups import droppable
+from dnge_compress.recipes.problem import Budget
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.scorers import Context
 from dnge_compress.sizes import dropped_spaces, kept_total, non_embedding_prices

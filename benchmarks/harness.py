@@ -20,8 +20,9 @@ from dnge_compress.executors.compensate import install, refitted
 from dnge_compress.executors.prune import cut
 from dnge_compress.families import build_graph
 from dnge_compress.probe import ProbeSettings, checked_data, synthesize
-from dnge_compress.recipes.budget import Budget, candidates
+from dnge_compress.recipes.budget import candidates
 from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.problem import Budget
 from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
 from dnge_compress.sizes import non_embedding_prices

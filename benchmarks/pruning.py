@@ -16,8 +16,9 @@ from dnge_compress.executors.compensate import refitted
 from dnge_compress.families import build_graph
 from dnge_compress.masking import MaskedModel
 from dnge_compress.probe import Inputs, ProbeSettings, call, has_logits, inference_mode_of, synthesize
-from dnge_compress.recipes.budget import Budget, candidates
+from dnge_compress.recipes.budget import candidates
 from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.problem import Budget
 from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
 from dnge_compress.scorers.encoder import corrected

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dnge_compress import compress, load, plan, save
 from dnge_compress.errors import BudgetError, RecipeError
 from dnge_compress.graph import is_embedding
-from dnge_compress.recipes.budget import _levelled
+from dnge_compress.recipes.competing import levelled
 from dnge_compress.recipes.prune import macs_per_element
 from dnge_compress.scorers import Context
 from dnge_compress.types import ModelGraph, PrunePlan, Space
@@ -268,9 +268,9 @@ def test_a_model_never_loses_its_last_layer() -> None:
 
 def test_levels_are_drawn_together_as_far_as_trust_says() -> None:
     items = [(1.0, "a", 0), (math.e, "a", 1), (math.e**4, "b", 0), (math.e**5, "b", 1)]
-    assert _levelled(items, trust=1) == items
+    assert levelled(items, trust=1) == items
     for trust, gap in ((0.5, 2.0), (0.0, 0.0)):
-        found = {(name, i): value for value, name, i in _levelled(items, trust)}
+        found = {(name, i): value for value, name, i in levelled(items, trust)}
         assert found["b", 0] - found["a", 0] == pytest.approx(gap)
         assert found["a", 1] - found["a", 0] == pytest.approx(1)  # inside a space nothing moves
 
@@ -278,7 +278,7 @@ def test_levels_are_drawn_together_as_far_as_trust_says() -> None:
 def test_scores_below_zero_keep_their_order_at_any_trust() -> None:
     items = [(-3.0, "a", 0), (-1.0, "a", 1), (2.0, "a", 2)]
     for trust in (1.0, 0.5, 0.0):
-        values = [value for value, _, _ in _levelled(items, trust)]
+        values = [value for value, _, _ in levelled(items, trust)]
         assert values == sorted(values) and len(set(values)) == 3
 
 

@@ -12,8 +12,9 @@ from dnge_compress.errors import BudgetError
 from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import TRACED
 from dnge_compress.probe import call, inference_mode_of, rows_of, take
-from dnge_compress.recipes.budget import NOTED_ROUNDING, Budget, Candidate, candidates
+from dnge_compress.recipes.budget import candidates
 from dnge_compress.recipes.groups import reloads_plainly
+from dnge_compress.recipes.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import Context
 from dnge_compress.signals import feature_axis
