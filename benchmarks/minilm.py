@@ -18,9 +18,6 @@ from rivals import folding, torch_pruning
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, logging
 
-from dnge_compress import scorers
-from dnge_compress.scorers.encoder import corrected
-
 SENTENCES = 512
 CALIBRATION = 256
 LENGTH = 64
@@ -59,14 +56,11 @@ def main() -> None:
 
 def run(table: Table, source: Source, arms: tuple[tuple[str, str], ...], data: str, judge: Judge) -> None:
     """Measure all arms of one source that are not measured yet."""
-    if not table.has(((scorer, repair, data) for scorer, repair in arms), source.seed):
-        source = with_opinion(source)
     for scorer, repair in arms:
         prune = partial(source.prune, scorer, repair, "prune/neurons")
         table.measure((scorer, repair, data), prune, judge, source.seed)
 
 
-OPINION = "encoder, not abstaining"
 ARMS = (
     ("random", "none"),
     ("random", "lstsq"),
@@ -74,7 +68,6 @@ ARMS = (
     ("probe", "bias"),
     ("probe", "lstsq"),
     ("encoder", "lstsq"),
-    (OPINION, "lstsq"),
 )
 UNSEEDED_ARMS = (("magnitude", "none"), ("magnitude", "lstsq"))
 DATA_ARMS = (
@@ -85,17 +78,7 @@ DATA_ARMS = (
     ("fisher", "lstsq"),
     ("probe", "lstsq"),
     ("encoder", "lstsq"),
-    (OPINION, "lstsq"),
 )
-
-
-def with_opinion(source: Source) -> Source:
-    """Add the encoder's corrections as an arm of their own: for a model without logits the scorer leaves them out."""
-    with torch.no_grad():
-        closed = scorers.score("probe", source.context)
-        source.scores |= {"probe": closed, OPINION: corrected(source.context, closed)}
-        source.scores["encoder"] = closed  # what the scorer answers for a model without logits
-    return source
 
 
 def sentences(name: str, count: int) -> list[str]:

@@ -1,8 +1,4 @@
-"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known.
-
-Everything in its zoo answers with class scores. For a model without any (a headless encoder, say) it has learned
-nothing, so there it abstains and the closed form stands; `corrected` gives its opinion all the same.
-"""
+"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import torch
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR, node_features
-from dnge_compress.probe import has_logits
 from dnge_compress.scorers import Context, probe
 from dnge_compress.types import Scores
 
@@ -18,17 +13,12 @@ NEEDS_DATA = False
 
 
 def score(context: Context) -> Scores:
-    """Costs in nats per label, for units, heads, channels and layers; the closed form for a model without logits."""
-    closed = probe.score(context)
-    found = corrected(context, closed)
-    if has_logits(context.model):
-        return found
-    note = "the encoder abstains, as the model gives no class scores: costs are scorer probe's, on a relative scale"
-    return Scores(closed.units, "encoder", context.graph.fingerprint, found.matrices, (note,))
+    """Costs in nats per label, for units, heads, channels and layers."""
+    return corrected(context, probe.score(context))
 
 
 def corrected(context: Context, closed: Scores, encoder: DNGEncoder | None = None) -> Scores:
-    """The closed form under the encoder's corrections, whatever the model's output.
+    """The closed form under an encoder's corrections (the shipped one's, unless another is given).
 
     Inside a space they act while units are eliminated, so that the others still make up for each that leaves; then
     they move whole spaces and layers against each other.
