@@ -1,8 +1,9 @@
 """Texts about nothing: random token sequences with the word frequencies of English and a topic each.
 
-Words come as often as in prose; half of the rarer ones are replaced by words whose embeddings in the model itself
-point the way of a random centre's, as the content words of a text do. The tokenizer's own frame stands around, and
-lengths vary. Without a tokenizer nothing is known of words: then two thirds of each sequence are topical token ids.
+Where the word list covers a vocabulary, words come as often as in prose. The less of it the list covers, the more
+places are taken by entries of the whole vocabulary whose embeddings in the model itself point the way of a random
+centre's, as the content words of a text do: a repair must know every token it may meet. The tokenizer's own frame
+stands around, and lengths vary.
 """
 
 from __future__ import annotations
@@ -17,16 +18,14 @@ from torch import Tensor
 from dnge_compress.vocabulary import Vocabulary, vocabulary_of
 
 LENGTHS = (1.0, 0.5, 0.25)  # of the longest, with equal numbers of tokens
-TOPIC_WORDS = 32  # effective number of words that a sequence's topic draws from
-CONTENT_FROM = 300  # rank in frequency from which words carry content
-TOPICAL_SHARE = 0.5  # of the content words
-TOPICAL_SHARE_WITHOUT_WORDS = 2 / 3  # of all tokens, where no word list fits
+TOPIC_WORDS = 32  # effective number of entries that a sequence's topic draws from
 
 
 def topical_texts(model: Any, tokens: int, longest: int, batch_tokens: int, generator: torch.Generator) -> list[Tensor]:
     """Batches of token ids `[rows, length]` with about `tokens` tokens altogether, in random order, on the CPU."""
     vocabulary = vocabulary_of(model)
-    topics = _Topics(model.get_input_embeddings().weight.detach().float().cpu(), vocabulary)
+    embedding = model.get_input_embeddings().weight.detach().float().cpu()[vocabulary.entries]
+    directions = nnf.normalize(embedding - embedding.mean(0), dim=1) if len(embedding) else embedding
     frame = [torch.tensor(part).long() for part in (vocabulary.before, vocabulary.after)]
     batches: list[Tensor] = []
     for share in LENGTHS:
@@ -35,41 +34,29 @@ def topical_texts(model: Any, tokens: int, longest: int, batch_tokens: int, gene
         step = max(1, batch_tokens // length)
         for first in range(0, rows, step):
             count = min(step, rows - first)
-            ids = _texts(vocabulary, topics, count, length, generator)
+            ids = _texts(vocabulary, directions, count, length, generator)
             batches.append(torch.cat([frame[0].expand(count, -1), ids, frame[1].expand(count, -1)], 1))
     order = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in order]
 
 
-class _Topics:
-    """Words that lie close together in a model's embedding space."""
-
-    def __init__(self, embedding: Tensor, vocabulary: Vocabulary) -> None:
-        count = len(vocabulary.spellings)
-        self.has_words = len(vocabulary.frequencies.unique()) > 1
-        self.content = torch.arange(min(CONTENT_FROM, count // 2) if self.has_words else 0, count)
-        ids = [vocabulary.spellings[i] for i in self.content.tolist()]
-        flat = torch.tensor([t for s in ids for t in s])
-        owner = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([len(s) for s in ids]))
-        total = torch.zeros(len(ids), embedding.shape[1]).index_add_(0, owner, embedding[flat])
-        mean = total / owner.bincount(minlength=len(ids))[:, None]
-        self.directions = nnf.normalize(mean - mean.mean(0), dim=1)
-
-    def draw(self, rows: int, length: int, generator: torch.Generator) -> Tensor:
-        """One topic per row and words from it `[rows, length]`, as indices into the vocabulary."""
-        centres = torch.randint(len(self.content), (rows,), generator=generator)
-        weights = with_perplexity(self.directions[centres] @ self.directions.T, TOPIC_WORDS)
-        return self.content[torch.multinomial(weights, length, replacement=True, generator=generator)]
-
-
-def _texts(vocabulary: Vocabulary, topics: _Topics, rows: int, length: int, generator: torch.Generator) -> Tensor:
+def _texts(vocabulary: Vocabulary, directions: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
+    """Token ids `[rows, length]`: at each place a known word, or an entry that belongs to the row's topic."""
     words = torch.multinomial(vocabulary.frequencies, rows * length, replacement=True, generator=generator)
-    words = words.view(rows, length)
-    share = TOPICAL_SHARE if topics.has_words else TOPICAL_SHARE_WITHOUT_WORDS
-    replaced = (torch.rand(rows, length, generator=generator) < share) & (words >= topics.content[0])
-    words = torch.where(replaced, topics.draw(rows, length, generator), words)
-    spelled = [[t for w in row for t in vocabulary.spellings[w]][:length] for row in words.tolist()]
-    return torch.tensor(spelled)
+    words = words.view(rows, length).tolist()
+    is_topical = torch.rand(rows, length, generator=generator) >= vocabulary.coverage
+    topical = torch.zeros(rows, length, dtype=torch.long)
+    if bool(is_topical.any()):
+        centres = torch.randint(len(directions), (rows,), generator=generator)
+        weights = with_perplexity(directions[centres] @ directions.T, TOPIC_WORDS)
+        topical = vocabulary.entries[torch.multinomial(weights, length, replacement=True, generator=generator)]
+    made = []
+    for own, flags, others in zip(words, is_topical.tolist(), topical.tolist(), strict=True):
+        places = (
+            (other,) if flag else vocabulary.spellings[w] for w, flag, other in zip(own, flags, others, strict=True)
+        )
+        made.append([token for place in places for token in place][:length])
+    return torch.tensor(made)
 
 
 def with_perplexity(similarity: Tensor, words: int) -> Tensor:

@@ -47,10 +47,15 @@ class Words:
     """A tokenizer that knows whole words only; `unknown` of them it doesn't."""
 
     unk_token_id = 0
+    all_special_ids = (0, 1, 2)
     entries = [w for w in KNOWN if w[0].isalnum()]
 
-    def __init__(self, unknown: int = 0) -> None:
+    def __init__(self, unknown: int = 0, others: int = 0) -> None:
         self.ids = {w: i for i, w in enumerate(KNOWN[unknown:], start=3)}
+        self.others = {f"other{i}": 3 + len(KNOWN) + i for i in range(others)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.ids | self.others
 
     def __call__(self, text, add_special_tokens: bool = True):  # noqa: ANN001, ANN204
         if isinstance(text, list):
@@ -81,24 +86,25 @@ def test_texts_have_the_frequencies_of_english_and_the_frame_of_the_tokenizer(to
     assert sorted({r.shape[1] for r in rows}) == [8, 16, 32]
 
 
-def test_content_words_of_a_text_share_a_topic(tokenizer: Words) -> None:
+def test_what_the_word_list_leaves_out_of_a_vocabulary_comes_in_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = Words(others=24_000)
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    vocabulary._english.cache_clear()
     torch.manual_seed(0)
-    embedding = nn.Embedding(9000, 16)
-    model = SimpleNamespace(name_or_path="somewhere", get_input_embeddings=lambda: embedding)
-    rare = {i for w, i in tokenizer.ids.items() if KNOWN.index(w) >= 300}
+    embedding = nn.Embedding(33_000, 16)
+    model = SimpleNamespace(name_or_path="large", get_input_embeddings=lambda: embedding)
+    assert 0.2 < vocabulary_of(model).coverage < 0.3
+    rows = [b[:, 1:-1] for b in topical_texts(model, 30_000, 66, 2048, seeded()) if b.shape[1] == 66]
+    outside = torch.cat([b.flatten() for b in rows]) >= 3 + len(KNOWN)
+    assert 0.45 < float(outside.float().mean()) < 0.7  # three quarters of all entries, of three quarters of the places
 
-    def likeness(rows: list[torch.Tensor]) -> float:
-        values = []
-        for row in (r for batch in rows for r in batch[:4]):
-            own = torch.tensor([t for t in row.tolist() if t in rare])
-            if len(own) > 2:
-                v = nn.functional.normalize(embedding.weight[own].detach(), dim=1)
-                values.append(float((v @ v.T).mean()))
-        return sum(values) / len(values)
+    def likeness(batches: list[torch.Tensor]) -> float:
+        vectors = [nn.functional.normalize(embedding.weight.detach()[row], dim=1) for b in batches for row in b[:6]]
+        return sum(float((v @ v.T).mean()) for v in vectors) / len(vectors)
 
-    rows = [b for b in topical_texts(model, 8000, 64, 2048, seeded()) if b.shape[1] == 64]
     mixed = [b.flatten()[torch.randperm(b.numel(), generator=seeded())].view(b.shape) for b in rows]
     assert likeness(rows) > likeness(mixed) + 0.05
+    vocabulary._english.cache_clear()
 
 
 def test_a_tokenizer_of_something_else_leaves_bare_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
