@@ -47,6 +47,8 @@ ARMS = (
     ("encoder", "uniform", "probes"),
     ("encoder", "global", "probes"),
     ("encoder", "global, checked", "probes"),
+    ("encoder, levels only", "global", "probes"),
+    ("encoder, levels only", "global, checked", "probes"),
     ("flap", "uniform", "real"),
     ("flap", "global", "real"),
     ("fisher", "global", "real"),

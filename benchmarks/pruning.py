@@ -28,6 +28,7 @@ from dnge_compress.types import Cut, Scores
 
 RATIOS = (0.2, 0.35, 0.5)
 Judge = Callable[[nn.Module], tuple[float, ...]]  # log damage first, then the task's own measure
+LEVELS_ONLY = ", levels only"  # of spaces and layers: inside a space the closed form decides
 GLOBAL = {"allocation": "global", "uneven": True}
 
 
@@ -60,8 +61,10 @@ class Subject:
         if key not in self._scores:
             context = self.contexts[data]
             with torch.no_grad():
-                if scorer in self.encoders:
-                    found = corrected(context, self.scores("probe", data), self.encoders[scorer])
+                name = scorer.removesuffix(LEVELS_ONLY)
+                if name in self.encoders:
+                    closed, encoder = self.scores("probe", data), self.encoders[name]
+                    found = corrected(context, closed, encoder, inside_spaces=not scorer.endswith(LEVELS_ONLY))
                 else:
                     found = scorers.score(scorer, context)
             self._scores[key] = found

@@ -17,11 +17,13 @@ def score(context: Context) -> Scores:
     return corrected(context, probe.score(context))
 
 
-def corrected(context: Context, closed: Scores, encoder: DNGEncoder | None = None) -> Scores:
+def corrected(
+    context: Context, closed: Scores, encoder: DNGEncoder | None = None, *, inside_spaces: bool = True
+) -> Scores:
     """The closed form under an encoder's corrections (the shipped one's, unless another is given).
 
-    Inside a space they act while units are eliminated, so that the others still make up for each that leaves; then
-    they move whole spaces and layers against each other.
+    Inside a space they act while units are eliminated, so that the others still make up for each that leaves; and they
+    move whole spaces and layers against each other. Without `inside_spaces` they do the latter alone.
     """
     encoder = encoder or DNGEncoder.from_pretrained("base")
     features = node_features(context, closed.units)
@@ -32,7 +34,9 @@ def corrected(context: Context, closed: Scores, encoder: DNGEncoder | None = Non
     for name, values in closed.units.items():
         if name in found.layers:
             units[name] = values.clamp_min(FLOOR) * found.layers[name].exp()
-        else:
+        elif inside_spaces:
             units[name] = probe.unit_costs(context, name, found.units[name]).clamp_min(FLOOR)
+        else:
+            units[name] = values.clamp_min(FLOOR) * found.units[name].mean().exp()
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
     return Scores(units, "encoder", context.graph.fingerprint, matrices)
