@@ -24,6 +24,7 @@ from ranking import VARIANTS, families_left_out, is_whole, mean, trained, transf
 from real import real_models
 
 from dnge_compress.encoder import DNGEncoder
+from dnge_compress.errors import BudgetError
 from dnge_compress.pretrain import zoo
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.blueprint import FAMILIES
@@ -32,6 +33,11 @@ from dnge_compress.pretrain.fit import folds
 from dnge_compress.pretrain.judging import interval
 from dnge_compress.pretrain.targets import Lesson
 from dnge_compress.pretrain.train import STEPS, measure_all
+from dnge_compress.recipes.budget import candidates
+from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.problem import Budget
+from dnge_compress.sizes import non_embedding_prices
+from dnge_compress.types import Scores
 
 COMPARED = ("encoder", "statistics-only MLP")
 ABLATED_SEEDS = (0,)
@@ -118,7 +124,10 @@ def prune_all(
     """Prune a few networks of every family with every arm, each by encoders that never saw the family."""
     kept = Kept(options.work / f"pruning-{options.steps}.json")
     for family in FAMILIES:
-        names = [x.name for x in lessons if x.family == family and is_whole(x)]
+        # A network whose stem and residual stream hold too much can't lose half of its parameters evenly.
+        names = [
+            x.name for x in lessons if x.family == family and is_whole(x) and can_lose(max(RATIOS), x, options.zoo)
+        ]
         for name in names[len(names) // (2 * options.each) :: max(1, len(names) // options.each)][: options.each]:
             for seed in range(options.seeds):
                 seen = {v: seeds[seed][f"without {family}"] for v, seeds in encoders.items()}
@@ -230,6 +239,19 @@ def real_table(kept: Kept) -> list[str]:
     whole = ", ".join(f"{title} {rows['whole']['0'][0][1]:.3f}" for title, rows in kept.rows.items())
     note = f"Unpruned: {whole}. Mean ± deviation over three seeds of probes and encoders; real: 256 samples, one run."
     return [*markdown(head, table), "", note]
+
+
+def can_lose(ratio: float, lesson: Lesson, zoo_folder: Path) -> bool:
+    """Whether an even plan reaches the ratio, whatever the scores."""
+    model, _ = zoo.load(zoo_folder / lesson.name)
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    budget = Budget(non_embedding_prices(model, lesson.graph), shapes)
+    scores = Scores({n: torch.ones(len(v)) for n, v in lesson.targets.items()}, "none", lesson.graph.fingerprint)
+    try:
+        candidates(lesson.graph, scores, resolve("prune/default", {"ratio": ratio}).prune, budget)
+    except BudgetError:
+        return False
+    return True
 
 
 def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder], seed: int) -> Subject:
