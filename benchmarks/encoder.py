@@ -142,8 +142,8 @@ def prune_all(
 def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, list[dict[str, DNGEncoder]]]) -> None:
     """The real models, by encoders that learned from all families of the zoo; one probe seed per encoder seed."""
     kept = Kept(options.work / f"real-{options.steps}.json")
-    for title, opener in real_models(options.real).items():
-        for seed in range(options.seeds):
+    for seed in range(options.seeds):
+        for title, opener in real_models(options.real).items():
             seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
             kept.measure(title, seed, partial(opener, shelf, seen, seed), REAL_ARMS)
     write("encoder_real", "Real models: what is left after pruning at a global budget", real_table(kept))
@@ -173,10 +173,14 @@ class Kept:
             found.setdefault(" · ".join(arm), {})[str(seed)] = results
             shown = " ".join(f"{r[0]:.2f}" for r in results)
             print(f"{model}/{seed}  {' · '.join(arm):40s} {shown}", file=sys.stderr, flush=True)
-        if any(arm[1] == "measured" for arm in missing):
-            found["runs of the table"] = {"0": [[float(subject.measured.runs)]]}
+            if arm[1] == "measured":
+                found["runs of the table"] = {"0": [[float(subject.measured.runs)]]}
+            self._write()
         if model in MEASURES:
             found["whole"] = {"0": [list(subject.judge(subject.model))]}
+            self._write()
+
+    def _write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         half = self.path.with_suffix(".half")
         half.write_text(json.dumps(self.rows))

@@ -83,7 +83,11 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
     for family in FAMILIES:
         add(CLOSED, family, [closed_form])
         for variant, seeds in encoders.items():
-            add(variant, family, [corrected_by(found[f"without {family}"]) for found in seeds])
+            left_out = [found[f"without {family}"] for found in seeds]
+            add(variant, family, [corrected_by(encoder) for encoder in left_out])
+            if variant == "encoder":
+                levels = [corrected_by(encoder, inside_spaces=False) for encoder in left_out]
+                add("encoder, levels only (default)", family, levels)
         for name in ("random", *RIVALS):
             add(name if name in ("random", "magnitude") else f"{name}, real data", family, [rival(name)])
     ceiling = {f: [x.reliability_over_all for x in judged[f]] for f in FAMILIES}

@@ -30,12 +30,12 @@ WINDOW = 64  # tokens
 
 def real_models(folder: Path) -> dict[str, Callable[..., Subject]]:
     """Name → opener of the models that are there; `folder` is where real_models.py put its two."""
-    found: dict[str, Callable[..., Subject]] = {"MiniLM": minilm, "bookworm": bookworm}
+    found: dict[str, Callable[..., Subject]] = {}
     for name, title in (("resnet-cifar10", "ResNet, CIFAR-10"), ("vit-cifar10", "ViT, CIFAR-10")):
         if not (folder / name / "quality.json").is_file():
             raise SystemExit(f"no {folder / name}; train it with `python benchmarks/real_models.py --out {folder}`")
         found[title] = partial(vision, folder / name)
-    return found
+    return found | {"bookworm": bookworm, "MiniLM": minilm}
 
 
 def minilm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:

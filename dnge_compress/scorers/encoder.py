@@ -1,4 +1,9 @@
-"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known."""
+"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known.
+
+Its corrections move whole spaces and layers. Inside a space the order stays that of the closed form: the encoder ranks
+single units better, but pruned networks come out worse, since greedy elimination is jointly optimal on the probes
+(benchmarks/results/encoder_pruning.md). `corrected` gives its opinion on single units all the same.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ NEEDS_DATA = False
 
 def score(context: Context) -> Scores:
     """Costs in nats per label, for units, heads, channels and layers."""
-    return corrected(context, probe.score(context))
+    return corrected(context, probe.score(context), inside_spaces=False)
 
 
 def corrected(
