@@ -99,6 +99,13 @@ def test_the_shipped_encoder_keeps_its_card_and_provenance_in_a_folder(tmp_path:
     assert (card.data.library_name, card.data.license) == ("dnge-compress", "mit")
 
 
+def test_a_folder_of_another_model_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(CheckpointError, match="holds another model"):
+        DNGEncoder().save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"]
+
+
 def test_changed_weights_leave_the_card_of_the_old_ones_behind(tmp_path: Path) -> None:
     encoder = DNGEncoder.from_pretrained("base")
     nn.init.normal_(encoder.ahead.streams[0].edge)

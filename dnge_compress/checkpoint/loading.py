@@ -116,7 +116,9 @@ def _inputs_like(raw: Mapping[str, Any]) -> Inputs:
 
 def _plan_of(folder: Path) -> PrunePlan:
     if not (folder / PLAN).is_file():
-        raise CheckpointError(f"'{folder}' has no {PLAN}, so it wasn't saved by dnge; use open_model for a plain model")
+        raise CheckpointError(
+            f"'{folder}' has no {PLAN}: not saved by dnge_compress.save; open_model reads plain models"
+        )
     return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"))
 
 

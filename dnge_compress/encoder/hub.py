@@ -70,6 +70,19 @@ def write(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], 
         raise CheckpointError(f"can't write encoder weights to '{file}' ({first_line(e)}); choose another place") from e
 
 
+def refuse_other(folder: Path) -> None:
+    """Raise CheckpointError if a folder holds a model that is no encoder: saving there would destroy it."""
+    config = folder / CONFIG
+    if not config.is_file():
+        return
+    try:
+        known = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        known = {}
+    if not isinstance(known, dict) or "directions" not in known:
+        raise CheckpointError(f"'{folder}' holds another model; choose another folder for the encoder")
+
+
 def card(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     """The model card of weights that come without one: only what is known about them."""
     made = f"```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "Nothing is recorded."

@@ -221,7 +221,11 @@ class DNGEncoder(
             return None
         if Path(path).is_file():
             raise CheckpointError(f"'{path}' is a file; give a folder, or a name that ends in {hub.BASE.suffix}")
-        return super().save_pretrained(path, **options)
+        hub.refuse_other(Path(path))
+        try:
+            return super().save_pretrained(path, **options)
+        except OSError as e:
+            raise CheckpointError(f"can't write to '{path}' ({hub.first_line(e)}); choose another place") from e
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload weights, config and card to the hub, and return the commit's URL. `options` (private, token,

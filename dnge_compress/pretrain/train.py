@@ -11,11 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
-
-import torch
 
 from dnge_compress.errors import DngeError
 from dnge_compress.pretrain import zoo
@@ -23,6 +19,7 @@ from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.fit import fit, folds
 from dnge_compress.pretrain.judging import compared
 from dnge_compress.pretrain.targets import Lesson, lessons_of, make_targets, read_lesson
+from dnge_compress.pretrain.workers import each_done
 
 STEPS = 1600
 
@@ -31,10 +28,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make encoder weights; 0 when they are written, 2 on wrong data or folders."""
     parser = argparse.ArgumentParser(prog="dnge pretrain", description=__doc__.splitlines()[0])
     parser.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the networks")
-    parser.add_argument("--runs", type=int, default=zoo.RUNS, help="training runs of the zoo; each gives 3 networks")
+    parser.add_argument("--runs", type=zoo.positive, default=zoo.RUNS, help="training runs; each gives 3 networks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
-    parser.add_argument("--steps", type=int, default=STEPS, help="lessons that the encoder takes")
+    parser.add_argument("--jobs", type=zoo.positive, default=1, help="processes, one thread each")
+    parser.add_argument("--steps", type=zoo.positive, default=STEPS, help="lessons that the encoder takes")
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     parser.add_argument("--out", type=Path, default=Path("base.safetensors"), help="where the encoder's weights go")
     options = parser.parse_args(arguments)
@@ -69,14 +66,9 @@ def measure_all(folder: Path, shelf: Shelf, jobs: int) -> list[Lesson]:
     wanted = [(f, lesson) for f in zoo.finished(folder) if has_learned(f) for lesson in lessons_of(f)]
     missing = [pair for pair in wanted if not (pair[0] / f"{pair[1]}.safetensors").is_file()]
     missing.sort(key=lambda pair: ("@" in pair[1], "+" in pair[1]))  # what teaches most comes first
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        tasks = [pool.submit(make_targets, network, lesson, shelf) for network, lesson in missing]
-        try:
-            for done, task in enumerate(as_completed(tasks), start=1):
-                print(f"[{done}/{len(tasks)}] targets {task.result().stem}", file=sys.stderr, flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    made = each_done(jobs, make_targets, [(network, lesson, shelf) for network, lesson in missing])
+    for done, path in enumerate(made, start=1):
+        print(f"[{done}/{len(missing)}] targets {path.stem}", file=sys.stderr, flush=True)
     return [read_lesson(network, lesson, shelf) for network, lesson in wanted]
 
 
@@ -90,10 +82,6 @@ def _zoo_arguments(options: argparse.Namespace) -> list[str]:
     arguments = ["--out", str(options.zoo), "--runs", str(options.runs), "--seed", str(options.seed)]
     arguments += ["--jobs", str(options.jobs)]
     return arguments + (["--data", str(options.data)] if options.data else [])
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from dnge_compress.pretrain.batches import Batch, example_batches, logits, loss
 from dnge_compress.pretrain.blueprint import FAMILIES, Blueprint, blueprints
 from dnge_compress.pretrain.corpora import Shelf, images, tokenizer_folder, tokens
 from dnge_compress.pretrain.training import measure, train, train_through
+from dnge_compress.pretrain.workers import each_done
 
 __all__ = [
     "FAMILIES",
@@ -121,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Make the zoo; 0 when all networks are there, 2 on wrong data or folders."""
     parser = argparse.ArgumentParser(prog="python -m dnge_compress.pretrain.zoo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("zoo"), help="folder of the zoo")
-    parser.add_argument("--runs", type=int, default=RUNS, help="training runs; each gives three networks")
+    parser.add_argument("--runs", type=positive, default=RUNS, help="training runs; each gives three networks")
     parser.add_argument("--seed", type=int, default=0, help="which zoo")
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
@@ -135,6 +135,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def positive(text: str) -> int:
+    """A command-line number of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
 def _make(plans: list[Blueprint], out: Path, shelf: Shelf, jobs: int) -> None:
     for half in out.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(half)
@@ -143,18 +151,9 @@ def _make(plans: list[Blueprint], out: Path, shelf: Shelf, jobs: int) -> None:
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
             (tokens if data.startswith("books") else images)(data, split, shelf=shelf)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        tasks = [pool.submit(raise_networks, plan, out, shelf=shelf) for plan in missing]
-        try:
-            for done, task in enumerate(as_completed(tasks), start=1):
-                print(f"[{done}/{len(missing)}] {_line(task.result()[-1])}", file=sys.stderr, flush=True)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+    found = each_done(jobs, partial(raise_networks, out=out, shelf=shelf), [(plan,) for plan in missing])
+    for done, folders in enumerate(found, start=1):
+        print(f"[{done}/{len(missing)}] {_line(folders[-1])}", file=sys.stderr, flush=True)
 
 
 def _line(folder: Path) -> str:

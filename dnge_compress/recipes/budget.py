@@ -6,7 +6,7 @@ then as many neurons or channels as it takes); whoever has the model measures th
 
 from __future__ import annotations
 
-from dnge_compress.errors import BudgetError, RecipeError
+from dnge_compress.errors import BudgetError
 from dnge_compress.recipes.competing import cheapest_first
 from dnge_compress.recipes.even import of_units, uniform
 from dnge_compress.recipes.groups import droppable, width_groups
@@ -26,12 +26,6 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
     Raises BudgetError if the ratio can't be reached, naming the largest that can.
     """
     groups, notes = width_groups(graph, prune)
-    if prune.allocation == "global" and not prune.uneven:
-        raise RecipeError("allocation 'global' makes widths differ between layers; it needs uneven: true as well")
-    if prune.allocation == "global" and prune.of == "units":
-        raise RecipeError(
-            "of 'units' takes the same share of every space; allocation 'global' counts parameters or macs"
-        )
     if prune.ratio == 0:
         return [Candidate((), {}, 0.0)], notes
     problem = Problem(graph, scores, budget, groups, droppable(graph, prune), prune.min_keep)

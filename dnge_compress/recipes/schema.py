@@ -79,6 +79,16 @@ class Prune(Section):
     protect: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
     uneven: bool = False
 
+    @model_validator(mode="after")
+    def _global_is_uneven(self) -> Prune:
+        if self.allocation == "global" and not self.uneven:
+            raise ValueError("allocation 'global' makes widths differ between layers; it needs uneven: true as well")
+        if self.allocation == "global" and self.of == "units":
+            raise ValueError(
+                "of 'units' takes the same share of every space; allocation 'global' counts parameters or macs"
+            )
+        return self
+
 
 class Repair(Section):
     """What happens to the matrix that reads a pruned space.
