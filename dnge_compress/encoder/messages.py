@@ -70,11 +70,13 @@ class Message(nn.Module):
         """`forward` where all sources share one `state` `[1, H]`: the block's means are enough, and no product runs."""
         gated = self.node(state) * self.edge  # [K, H]
         rows = max(1, chunk // max(1, weight[0].numel() * len(self.functions)))
-        parts = [self._phi(weight[i : i + rows], scale) for i in range(0, len(weight), rows)]
-        if transposed:
-            means = torch.stack([sum(part[k].sum(0) for part in parts) for k in range(len(self.functions))], -1)
-            return (means / len(weight)) @ gated
-        return torch.stack([torch.cat([part[k].mean(1) for part in parts]) for k in range(len(self.edge))], -1) @ gated
+        axis = 0 if transposed else 1
+        parts = [
+            torch.stack([phi.sum(axis) for phi in self._phi(weight[i : i + rows], scale)], -1)
+            for i in range(0, len(weight), rows)
+        ]
+        means = sum(parts) / len(weight) if transposed else torch.cat(parts) / weight.shape[1]  # [units, K]
+        return means @ gated
 
     def _phi(self, block: Tensor, scale: float | Tensor) -> list[Tensor]:
         """φ_k of a scaled block, K × `[rows, S]`; kernel positions are edges of their own, and their mean is taken."""
