@@ -3,8 +3,9 @@
     dnge pretrain --zoo zoo --jobs 2 --out runs/base.safetensors     # the zoo and its true costs, hours
     python benchmarks/encoder.py --zoo zoo                            # about an hour and a half on two cores
 
-Writes results/encoder_*.{md,json}. Every stage can be stopped and started again; encoders trained on the way are kept
-in runs/encoder. `--only` runs one part: ranking, ablations, pruning.
+Writes results/encoder_*.md, and the rows of pruned models as JSON. Every stage can be stopped and started again; encoders trained on the way are kept
+in runs/encoder. `--only` runs one part; the real
+models are those of benchmarks/real_models.py.
 """
 
 from __future__ import annotations
@@ -137,6 +138,7 @@ def prune_all(
         "Pruning: mean log damage on real data (log nats; lower is better), families left out",
         pruning_table(kept),
     )
+    kept.publish("encoder_pruning")
 
 
 def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, list[dict[str, DNGEncoder]]]) -> None:
@@ -147,6 +149,7 @@ def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, li
             seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
             kept.measure(title, seed, partial(opener, shelf, seen, seed), REAL_ARMS)
     write("encoder_real", "Real models: what is left after pruning at a global budget", real_table(kept))
+    kept.publish("encoder_real")
 
 
 class Kept:
@@ -185,6 +188,10 @@ class Kept:
         half = self.path.with_suffix(".half")
         half.write_text(json.dumps(self.rows))
         half.replace(self.path)
+
+    def publish(self, name: str) -> None:
+        """The rows behind a table, per model, arm, seed and ratio: log damage, the task's measure if any, share removed."""
+        (RESULTS / f"{name}.json").write_text(json.dumps(self.rows, indent=1))
 
     def value(self, model: str, arm: str, column: int = 0, ratio: int | None = None) -> float:
         """Mean over seeds, and over ratios unless one is named."""
