@@ -3,9 +3,9 @@
     dnge pretrain --zoo zoo --jobs 2 --out runs/base.safetensors     # the zoo and its true costs, hours
     python benchmarks/encoder.py --zoo zoo                            # about an hour and a half on two cores
 
-Writes results/encoder_*.md, and the rows of pruned models as JSON. Every stage can be stopped and started again; encoders trained on the way are kept
-in runs/encoder. `--only` runs one part; the real
-models are those of benchmarks/real_models.py.
+Writes results/encoder_*.md, and the rows of pruned models as JSON. Every stage can be stopped and started again;
+encoders trained on the way are kept in runs/encoder. `--only` runs one part. The real models are those of
+benchmarks/real_models.py.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ class Kept:
         half.replace(self.path)
 
     def publish(self, name: str) -> None:
-        """The rows behind a table, per model, arm, seed and ratio: log damage, the task's measure if any, share removed."""
+        """The rows behind a table by model, arm, seed and ratio: log damage, the task's measure, share removed."""
         (RESULTS / f"{name}.json").write_text(json.dumps(self.rows, indent=1))
 
     def value(self, model: str, arm: str, column: int = 0, ratio: int | None = None) -> float:
