@@ -243,6 +243,19 @@ def test_a_killed_run_makes_only_what_is_missing(shelf: Shelf, tmp_path: Path, m
         assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
 
 
+def test_a_whole_zoo_of_another_seed_is_refused(
+    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
+    plan = tiny("mlp")
+    zoo.raise_networks(plan, tmp_path, shelf=shelf)
+    monkeypatch.setattr(zoo, "blueprints", lambda count, seed: [replace(plan, seed=seed)])
+    arguments = ["--out", str(tmp_path), "--data", str(shelf.data), "--runs", "1"]
+    assert zoo.main([*arguments, "--seed", str(plan.seed)]) == 0
+    assert zoo.main([*arguments, "--seed", str(plan.seed + 1)]) == 2
+    assert "holds another blueprint" in capsys.readouterr().err
+
+
 def test_a_language_model_finds_its_tokenizer(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
     plan = tiny("bert", data="books-bytes")

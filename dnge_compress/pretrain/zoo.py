@@ -146,7 +146,7 @@ def positive(text: str) -> int:
 def _make(plans: list[Blueprint], out: Path, shelf: Shelf, jobs: int) -> None:
     for half in out.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(half)
-    missing = [p for p in plans if not all((out / m.name / "blueprint.json").is_file() for m in p.moments())]
+    missing = [p for p in plans if not all(_is_there(m, out) for m in p.moments())]
     print(f"{len(plans) - len(missing)} of {len(plans)} runs are there", file=sys.stderr)
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
