@@ -16,7 +16,7 @@ from dnge_compress.recipes.groups import droppable
 from dnge_compress.recipes.problem import Budget
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.scorers import Context
-from dnge_compress.sizes import dropped_spaces, kept_total, non_embedding_prices
+from dnge_compress.sizes import dropped_spaces, non_embedding_prices
 from dnge_compress.types import Cut, Scores
 
 LEVELS = 8
@@ -30,9 +30,7 @@ class MeasuredAllocation:
     def __init__(self, context: Context, scores: Scores, share: float = 0.25) -> None:
         self.context, self.scores, self.runs = context, scores, 0
         self.batches = context.batches[: max(1, round(share * len(context.batches)))]
-        shapes = {n: tuple(p.shape) for n, p in context.model.named_parameters()}
-        self.budget = Budget(non_embedding_prices(context.model, context.graph), shapes)
-        self.whole = kept_total(context.graph, self.budget.prices, shapes, ())
+        self.budget = Budget.of(context.model, non_embedding_prices(context.model, context.graph))
         with torch.no_grad(), inference_mode_of(context.model):
             self.reference = whole_answers(context, self.batches)
             self.options = self._measured()
@@ -101,7 +99,7 @@ class MeasuredAllocation:
         return found
 
     def _removed(self, cuts: list[Cut] | tuple[Cut, ...]) -> float:
-        return 1 - kept_total(self.context.graph, self.budget.prices, self.budget.shapes, cuts) / self.whole
+        return self.budget.removed(self.context.graph, cuts)
 
     def _damage(self, cuts: list[Cut]) -> float:
         self.runs += 1

@@ -15,13 +15,14 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
-from harness import RESULTS, markdown
+from harness import RESULTS, markdown, write
 from pruning import RATIOS, Subject, log_damage
-from ranking import VARIANTS, families_left_out, is_whole, mean, trained, transfers
+from ranking import VARIANTS, families_left_out, is_whole, trained, transfers
 from real import real_models
 
 from dnge_compress.encoder import DNGEncoder
@@ -88,7 +89,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     shelf = Shelf.find(cache=options.zoo / "cache")
-    lessons = measure_all(options.zoo, shelf, 1)
+    lessons = cache(lambda: measure_all(options.zoo, shelf, 1))  # a minute or more, and not every part needs them
+    if options.only == "ablations":
+        ablate(options, lessons)
+        return
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     encoders = {
         variant: [trained(variant, folds(), lessons, options.steps, seed, options.work) for seed in seeds]
@@ -96,24 +100,26 @@ def main() -> None:
     }
     if options.only in (None, "ranking"):
         title = "Ranking: Spearman with the true cost over all units, families left out"
-        write("encoder_ranking", title, families_left_out(lessons, encoders))
-        write(
-            "encoder_transfer",
-            "Transfer: Spearman with the true cost over all units",
-            transfers(lessons, encoders),
-        )
-    if options.only in (None, "ablations"):
-        parts = [f for f in folds() if f.name.startswith("without")]
-        found = {
-            v: [trained(v, parts, lessons, options.ablation_steps, seed, options.work) for seed in ABLATED_SEEDS]
-            for v in VARIANTS
-        }
-        title = f"Ablations: a quarter of the training ({options.ablation_steps} steps), families left out"
-        write("encoder_ablations", title, families_left_out(lessons, found))
+        write("encoder_ranking", title, families_left_out(lessons(), encoders))
+        title = "Transfer: Spearman with the true cost over all units"
+        write("encoder_transfer", title, transfers(lessons(), encoders))
+    if options.only is None:
+        ablate(options, lessons)
     if options.only in (None, "pruning"):
-        prune_all(options, shelf, lessons, encoders)
+        prune_all(options, shelf, lessons(), encoders)
     if options.only in (None, "real"):
         prune_real(options, shelf, encoders)
+
+
+def ablate(options: argparse.Namespace, lessons: Callable[[], Sequence[Lesson]]) -> None:
+    """Train every variant for a shorter time, each without one family, and rank that family's networks."""
+    parts = [f for f in folds() if f.name.startswith("without")]
+    found = {
+        v: [trained(v, parts, lessons, options.ablation_steps, seed, options.work) for seed in ABLATED_SEEDS]
+        for v in VARIANTS
+    }
+    title = f"Ablations: a quarter of the training ({options.ablation_steps} steps), families left out"
+    write("encoder_ablations", title, families_left_out(lessons(), found))
 
 
 def prune_all(
@@ -255,8 +261,7 @@ def real_table(kept: Kept) -> list[str]:
 def can_lose(ratio: float, lesson: Lesson, zoo_folder: Path) -> bool:
     """Whether an even plan reaches the ratio, whatever the scores."""
     model, _ = zoo.load(zoo_folder / lesson.name)
-    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    budget = Budget(non_embedding_prices(model, lesson.graph), shapes)
+    budget = Budget.of(model, non_embedding_prices(model, lesson.graph))
     scores = Scores({n: torch.ones(len(v)) for n, v in lesson.targets.items()}, "none", lesson.graph.fingerprint)
     try:
         candidates(lesson.graph, scores, resolve("prune/default", {"ratio": ratio}).prune, budget)
@@ -272,14 +277,6 @@ def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder], seed: in
     judged = example_batches(blueprint, "held-out", count=1, batch_size=128, seed=505, shelf=shelf)[0].inputs
     example = judged[:2] if isinstance(judged, torch.Tensor) else None
     return Subject(model, [b.inputs for b in real], log_damage(model, judged), encoders, example=example, seed=seed)
-
-
-def write(name: str, title: str, lines: Sequence[str]) -> None:
-    """One table as Markdown, printed as well."""
-    text = "\n".join([f"# {title}", "", *lines, ""])
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

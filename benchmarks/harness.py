@@ -59,8 +59,7 @@ class Source:
     def prune_by_costs(self, scorer: str, recipe: str, ratio: float) -> nn.Module:
         """A pruned copy whose split over kinds is the scorer's own cheapest, unmeasured and without repair."""
         model, graph = self.model, self.context.graph
-        shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-        budget = Budget(non_embedding_prices(model, graph), shapes)
+        budget = Budget.of(model, non_embedding_prices(model, graph))
         found, _ = candidates(graph, self._scored(scorer), resolve(recipe, {"ratio": ratio}).prune, budget)
         return self._cut(found[0].cuts, "none")
 
@@ -138,6 +137,14 @@ class Table:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def write(name: str, title: str, lines: Sequence[str]) -> None:
+    """A result as Markdown in results/NAME.md, printed as well."""
+    text = "\n".join([f"# {title}", "", *lines, ""])
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
 
 
 def _cell(values: list[float]) -> str:

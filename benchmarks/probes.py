@@ -16,21 +16,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from harness import RESULTS
+from harness import RESULTS, markdown, write
 from torch import Tensor, nn
 
-from dnge_compress.executors.compensate import refitted
+from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import build_graph
-from dnge_compress.masking import MaskedModel
 from dnge_compress.pretrain import zoo
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.blueprint import Blueprint
 from dnge_compress.pretrain.corpora import VOCABULARY, Shelf
 from dnge_compress.pretrain.fit import is_held_out
 from dnge_compress.pretrain.train import has_learned
-from dnge_compress.probe import Inputs, ProbeSettings, call, has_logits, inference_mode_of, synthesize
+from dnge_compress.probe import Inputs, ProbeSettings, inference_mode_of, synthesize
 from dnge_compress.scorers import Context, probe
-from dnge_compress.signals import divergence
 from dnge_compress.types import Cut
 
 FAMILIES = ("mlp", "cnn", "resnet", "vit", "bert")  # causal language models sample their own text
@@ -52,19 +50,19 @@ def main() -> None:
         for folder in [f for f in found if is_held_out(f.name) and has_learned(f)][: options.each]:
             rows[folder.name] = measured(folder, shelf)
             print(folder.name, rows[folder.name], file=sys.stderr, flush=True)
-    lines = ["| family | networks | random | probes | real | share of the gap closed at " + " / ".join(
-        f"{r:.0%}" for r in RATIOS) + " |", "|" + "---|" * 6]  # fmt: skip
+    shown = " / ".join(f"{r:.0%}" for r in RATIOS)
+    head = ["family", "networks", "random", "probes", "real", f"share of the gap closed at {shown}"]
+    table = []
     for family in (*FAMILIES, ""):
         mine = [v for name, v in rows.items() if name.startswith(family)]
         means = {k: torch.tensor([row[k] for row in mine]).mean(0) for k in ("random", "probes", "real")}
         closed = (means["random"] - means["probes"]) / (means["random"] - means["real"])
         cells = [" / ".join(f"{x:.2f}" for x in means[k].tolist()) for k in means]
         shares = " / ".join(f"{x:.0%}" for x in closed.tolist())
-        lines.append(f"| {family or 'all'} | {len(mine)} | " + " | ".join(cells) + f" | {shares} |")
-    text = "\n".join(["# Probes against real data: mean log damage (log nats; lower is better)", "", *lines, ""])
-    (RESULTS / "probes.md").write_text(text)
+        table.append([family or "all", str(len(mine)), *cells, shares])
+    title = "Probes against real data: mean log damage (log nats; lower is better)"
+    write("probes", title, markdown(head, table))
     (RESULTS / "probes.json").write_text(json.dumps(rows, indent=1))
-    print(text)
 
 
 def measured(folder: Path, shelf: Shelf) -> dict[str, list[float]]:
@@ -76,7 +74,7 @@ def measured(folder: Path, shelf: Shelf) -> dict[str, list[float]]:
     rows = TOKENS // blueprint.length if blueprint.is_language else rows
     real = example_batches(blueprint, "train", count=max(1, rows // 32), batch_size=32, seed=404, shelf=shelf)
     kinds = {"random": random_inputs(blueprint, judged, rows), "probes": probes, "real": [b.inputs for b in real]}
-    return {kind: damage(model, batches, judged) for kind, batches in kinds.items()}
+    return {kind: log_damage(model, batches, judged) for kind, batches in kinds.items()}
 
 
 def random_inputs(blueprint: Blueprint, like: Inputs, rows: int) -> list[Inputs]:
@@ -90,21 +88,20 @@ def random_inputs(blueprint: Blueprint, like: Inputs, rows: int) -> list[Inputs]
     return [part if isinstance(like, Tensor) else {"pixel_values": part} for part in noise.split(64)]
 
 
-def damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> list[float]:
+def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> list[float]:
     """Log damage on `judged` after selection and repair on `batches`, at each ratio."""
     graph = build_graph(model, judged[:2] if isinstance(judged, Tensor) else None)
     context = Context(graph, model, tuple(batches))
     found = []
     with torch.no_grad(), inference_mode_of(model):
         costs = {s.name: probe.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
-        reference = call(model, judged)
+        reference = whole_answers(context, [judged])
         for ratio in RATIOS:
             cuts = [
                 Cut(name, tuple(sorted(c.topk(max(1, round((1 - ratio) * len(c)))).indices.tolist())))
                 for name, c in costs.items()
             ]
-            masked = MaskedModel(model, graph, cuts, refitted(model, context.signals, cuts))
-            found.append(float(divergence(call(masked, judged), reference, has_logits(model)).clamp_min(1e-9).log()))
+            found.append(float(damage(context, cuts, [judged], reference).clamp_min(1e-9).log()))
     return found
 
 

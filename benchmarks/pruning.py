@@ -23,7 +23,7 @@ from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
 from dnge_compress.scorers.encoder import corrected
 from dnge_compress.signals import answers, attended, divergence
-from dnge_compress.sizes import kept_total, non_embedding_prices
+from dnge_compress.sizes import non_embedding_prices
 from dnge_compress.types import Cut, Scores
 
 RATIOS = (0.2, 0.35, 0.5)
@@ -53,6 +53,7 @@ class Subject:
             "probes": Context(graph, model, tuple(probes), seed=seed),
             "real": Context(graph, model, tuple(real), real_data=True, seed=seed),
         }
+        self.budget = Budget.of(model, non_embedding_prices(model, graph))
         self._scores: dict[tuple[str, str], Scores] = {}
 
     def scores(self, scorer: str, data: str) -> Scores:
@@ -85,12 +86,8 @@ class Subject:
         cuts = self._cuts(scorer, how, data, ratio)
         with torch.no_grad():
             values = refitted(self.model, context.signals, cuts)
-            return (*self.judge(MaskedModel(self.model, context.graph, cuts, values)), self._removed(cuts))
-
-    def _removed(self, cuts: tuple[Cut, ...]) -> float:
-        shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
-        prices, graph = non_embedding_prices(self.model, self.contexts["probes"].graph), self.contexts["probes"].graph
-        return 1 - kept_total(graph, prices, shapes, cuts) / kept_total(graph, prices, shapes, ())
+            judged = self.judge(MaskedModel(self.model, context.graph, cuts, values))
+        return (*judged, self.budget.removed(context.graph, cuts))
 
     def _cuts(self, scorer: str, how: str, data: str, ratio: float) -> tuple[Cut, ...]:
         context = self.contexts[data]
@@ -99,9 +96,7 @@ class Subject:
         settings = resolve("prune/default", {"ratio": ratio, **(GLOBAL if how != "uniform" else {})})
         scores = self.scores(scorer, data)
         if how == "global":
-            shapes = {n: tuple(p.shape) for n, p in self.model.named_parameters()}
-            budget = Budget(non_embedding_prices(self.model, context.graph), shapes)
-            return candidates(context.graph, scores, settings.prune, budget)[0][0].cuts
+            return candidates(context.graph, scores, settings.prune, self.budget)[0][0].cuts
         return make_plan(context, scores, settings).cuts
 
 

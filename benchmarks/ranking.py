@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 from harness import markdown
@@ -41,7 +42,7 @@ VARIANTS = {
 
 
 def trained(
-    variant: str, parts: Sequence[Fold], lessons: Sequence[Lesson], steps: int, seed: int, work: Path
+    variant: str, parts: Sequence[Fold], lessons: Callable[[], Sequence[Lesson]], steps: int, seed: int, work: Path
 ) -> dict[str, DNGEncoder]:
     """One encoder per fold, trained now or read from an earlier call in `work`."""
     name = "".join(c if c.isalnum() else "-" for c in variant)
@@ -50,7 +51,7 @@ def trained(
     if not all(f.is_file() for f in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
         print(f"training '{variant}', seed {seed}", file=sys.stderr, flush=True)
-        found = fit(lessons, parts, steps=steps, seed=seed, config=VARIANTS[variant], state=folder / "training.pt")
+        found = fit(lessons(), parts, steps=steps, seed=seed, config=VARIANTS[variant], state=folder / "training.pt")
         for part, encoder in found.items():
             encoder.save_pretrained(files[part], {"fold": part, "seed": seed, "steps": steps})
     return {part: DNGEncoder.from_pretrained(file) for part, file in files.items()}
@@ -166,9 +167,3 @@ def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGE
 def is_whole(lesson: Lesson) -> bool:
     """Whether it is a fully trained network with its head, rather than an early one or a bare body."""
     return "@" not in lesson.name and "+" not in lesson.name
-
-
-def mean(values: Iterable[float]) -> float:
-    """Arithmetic mean."""
-    found = list(values)
-    return sum(found) / len(found)

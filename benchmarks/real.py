@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from minilm import encode, sentences, split
+from minilm import embed, encode, sentences, split
 from pruning import Judge, Subject, log_damage
 from real_models import inputs_of
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClass
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.pretrain.corpora import Shelf, book_texts, images
-from dnge_compress.probe import Inputs, inference_mode_of
+from dnge_compress.probe import inference_mode_of
 
 SAMPLES = 256
 JUDGED = 512
@@ -46,10 +46,10 @@ def minilm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subje
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     real = [encode(tokenizer, part) for part in split(sentences("wikitext2_valid.txt", SAMPLES))]
     judged = [encode(tokenizer, part) for part in split(sentences("wikitext2_test.txt", JUDGED), JUDGED)][0]
-    whole = _embedded(model, judged)
+    whole = embed(model, [judged])
 
     def quality(pruned: nn.Module) -> float:
-        return float(torch.cosine_similarity(_embedded(pruned, judged), whole, dim=-1).mean())
+        return float(torch.cosine_similarity(embed(pruned, [judged]), whole, dim=-1).mean())
 
     return Subject(model, real, _both(log_damage(model, judged), quality, model), encoders, seed=seed)
 
@@ -96,11 +96,6 @@ def _both(damage: Judge, quality: Callable[[nn.Module], float], model: nn.Module
             return (*damage(pruned), quality(pruned))
 
     return judge
-
-
-def _embedded(model: nn.Module, batch: Inputs) -> Tensor:
-    mask = batch["attention_mask"][..., None]
-    return (model(**batch).last_hidden_state * mask).sum(1) / mask.sum(1)
 
 
 def _windows(tokenizer: Callable, texts: list[str], count: int) -> Tensor:

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassifica
 from transformers import ViTForImageClassification as ViT
 
 from dnge_compress.pretrain.corpora import Images, Shelf, images
-from dnge_compress.pretrain.training import _float32_attention
+from dnge_compress.pretrain.training import float32_attention
 
 CLASSES = 10
 SIDE = 32  # pixels
@@ -131,7 +131,7 @@ def learn(folder: Path, recipe: Recipe, budget: float, shelf: Shelf) -> None:
     run = Run(model, recipe, budget, folder.with_suffix(".checkpoint.pt"))
     run.resume()
     data = images("cifar10", "train", shelf=shelf)
-    with _float32_attention(model):
+    with float32_attention(model):
         while run.seconds < budget:
             run.epoch(data)
             run.save()

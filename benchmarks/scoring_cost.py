@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS
+from harness import RESULTS, markdown, write
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,14 +53,9 @@ def main() -> None:
         print(json.dumps(STAGES[sys.argv[1]](random_model(sys.argv[2]))))
         return
     rows = {size: measure(size) for size in SIZES}
-    lines = ["# Cost of a scoring pass of the encoder", "", "| |" + "".join(f" {n} |" for n in rows)]
-    lines += ["|---|" + "---|" * len(rows)]
-    lines += [f"| {key} |" + "".join(f" {_cell(row[key])} |" for row in rows.values()) for key in rows["10 M"]]
-    lines += ["", *notes(), ""]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scoring_cost.md").write_text("\n".join(lines))
+    table = [[key, *(_cell(row[key]) for row in rows.values())] for key in rows["10 M"]]
+    write("scoring_cost", "Cost of a scoring pass of the encoder", [*markdown(["", *rows], table), "", *notes()])
     (RESULTS / "scoring_cost.json").write_text(json.dumps({"rows": rows, "notes": notes()}, indent=1))
-    print("\n".join(lines))
 
 
 def measure(size: str) -> dict[str, float | None]:

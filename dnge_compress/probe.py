@@ -47,14 +47,14 @@ def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs
     natural = default_kind(model, example_inputs)
     if kind not in (natural, {"sampled": "random"}.get(natural)):
         raise DataError(f"probes of kind '{kind}' don't fit a {type(model).__name__}; use '{natural}' or auto")
-    makers = {"sampled": _sampled_text, "random": _random_tokens}
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":
             return _noise_like(example_inputs, settings, generator, device_of(model))
         if kind == "noise":
             return _noise_images(model, settings, generator, example_inputs)
-        return makers[kind](model, settings, generator)
+        make = _sampled_text if kind == "sampled" else _random_tokens
+        return make(model, settings, generator)
 
 
 def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:

@@ -9,16 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnge_compress.executors.compensate import refitted
+from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import build_graph
-from dnge_compress.masking import MaskedModel
 from dnge_compress.painting import _spectral, dead_leaves, strokes
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
-from dnge_compress.probe import call, inference_mode_of
+from dnge_compress.probe import inference_mode_of
 from dnge_compress.scorers import Context, probe
-from dnge_compress.signals import divergence
 from dnge_compress.types import Cut
 
 ROWS = 256
@@ -91,7 +89,7 @@ def judge(model, batches, judged, ratios=RATIOS):
     found = []
     with torch.no_grad(), inference_mode_of(model):
         costs = {s: probe.unit_costs(context, s) for s in context.signals}
-        reference = call(model, judged)
+        reference = whole_answers(context, [judged])
         for ratio in ratios:
             cuts = []
             for s, c in costs.items():
@@ -99,8 +97,7 @@ def judge(model, batches, judged, ratios=RATIOS):
                     continue
                 n = max(1, round((1 - ratio) * len(c)))
                 cuts.append(Cut(s, tuple(sorted(c.topk(n).indices.tolist()))))
-            values = refitted(model, context.signals, cuts)
-            found.append(divergence(call(MaskedModel(model, graph, cuts, values), judged), reference, True).log())
+            found.append(damage(context, cuts, [judged], reference).log())
     return torch.stack(found)
 
 

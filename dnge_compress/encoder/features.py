@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from dnge_compress.scorers import Context
-from dnge_compress.signals import as_matrix
 
 STATISTICS = ("cost", "alone", "variance", "square", "mean", "gradient", "mask", "reader", "share")
 FEATURES = 2 * len(STATISTICS)
@@ -36,7 +35,7 @@ def _statistics(context: Context, space: str, cost: Tensor) -> Tensor:
     units = signals[0].units
     alone = variance = square = mean = gradient = mask = reader = torch.zeros(units)
     for s in signals:
-        weight = as_matrix(context.weights[s.slot.param], context.graph, s.slot)[:, s.own].float()
+        weight = context.reader_weight(s).float()
         weighted = (weight.square() * s.out_fisher[:, None]).sum(0)
         variance = variance + s.variance.view(units, -1).mean(1).cpu()
         square = square + s.gram.diagonal()[s.own].view(units, -1).mean(1).cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dnge_compress.types import ModelGraph
 from dnge_compress.weights import digest
 
 DIRECTIONS = ("both", "forward", "none")
+STATIC_ROUNDS = 3
 ORDERS = ("inference", "shuffled", "static")
 
 
@@ -64,6 +65,11 @@ class Corrections:
     units: Mapping[str, Tensor]
     layers: Mapping[str, Tensor]
     matrices: Mapping[str, Tensor]
+
+    @property
+    def levels(self) -> dict[str, Tensor]:
+        """How far each space moves as a whole: the mean over its units, a scalar."""
+        return {name: values.mean() for name, values in self.units.items()}
 
 
 class DNGEncoder(
@@ -134,15 +140,16 @@ class DNGEncoder(
         if self.config.directions == "none":
             first = self.ahead.alone(graph, features)
         else:
-            first = self._sweep(self.ahead)(graph, ahead, features, chunk)
+            first = self.ahead(graph, self._moments(ahead), features, chunk)
         if self.config.directions == "both":
             f = self.config.features
             seen = {s: torch.cat([_features_or_zeros(features, s, v, f), v], -1) for s, v in first.items()}
-            second = self._sweep(self.back)(graph, back, seen, chunk)
+            second = self.back(graph, self._moments(back), seen, chunk)
         return {s: torch.cat([first[s], second[s]], -1) for s in first}
 
-    def _sweep(self, sweep: Sweep) -> Callable[..., States]:
-        return sweep.static if self.config.order == "static" else sweep
+    def _moments(self, steps: Iterable[Snapshot]) -> Iterable[Sequence[Snapshot]]:
+        """Which snapshots act together: each by itself, or all of them, a few times."""
+        return [list(steps)] * STATIC_ROUNDS if self.config.order == "static" else ([step] for step in steps)
 
     def _units(self, states: Tensor, features: Tensor) -> Tensor:
         """A part that ranks inside the space and a part that moves the whole space, each bounded."""

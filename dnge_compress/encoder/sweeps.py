@@ -10,7 +10,7 @@ Letters: U units, H hidden size, F node features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ from dnge_compress.types import ModelGraph
 
 States = dict[str, Tensor]
 KINDS = ("neuron", "head", "channel", "residual", "expert", "layer", "fixed")
-
-
-ROUNDS = 3  # of the static walk
 
 
 class GRU(nn.Module):
@@ -65,28 +62,18 @@ class Sweep(nn.Module):
     def forward(
         self,
         graph: ModelGraph,
-        steps: Iterable[Snapshot],
+        moments: Iterable[Sequence[Snapshot]],
         features: Mapping[str, Tensor],
         chunk: int = CHUNK_ELEMENTS,
     ) -> States:
-        """The state of every unit of every space after the walk, in the order of `steps`: space → `[U, H]`."""
-        memory: States = {}
-        for snapshot in steps:
-            memory |= self._updated(graph, [snapshot], memory, features, chunk)
-        return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
+        """The state of every unit of every space after the walk: space → `[U, H]`.
 
-    def static(
-        self,
-        graph: ModelGraph,
-        steps: Iterable[Snapshot],
-        features: Mapping[str, Tensor],
-        chunk: int = CHUNK_ELEMENTS,
-    ) -> States:
-        """For ablation: all layers at once, in rounds, each from the memory that the round before left."""
-        steps = list(steps)
+        Snapshots of one moment act at once, on the memory that the moment before left: each alone, as inference
+        runs; all together, for a static graph.
+        """
         memory: States = {}
-        for _ in range(ROUNDS):
-            memory = memory | self._updated(graph, steps, memory, features, chunk)
+        for together in moments:
+            memory |= self._updated(graph, together, memory, features, chunk)
         return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
 
     def alone(self, graph: ModelGraph, features: Mapping[str, Tensor]) -> States:

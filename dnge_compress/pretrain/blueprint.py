@@ -69,11 +69,6 @@ class Blueprint:
         if not legal:
             raise DataError(f"blueprint {self.name} is impossible: check its steps, heads and patch size")
 
-    @property
-    def run(self) -> str:
-        """Name of the training run: networks of one run are relatives and never stand on two sides of a split."""
-        return self.name.partition("@")[0]
-
     def moments(self) -> list[Blueprint]:
         """The networks that one run gives, barely trained first: `<run>@20`, `<run>@50`, and itself."""
         early = [replace(self, name=f"{self.name}@{100 * s:.0f}", stop=max(1, int(s * self.stop))) for s in EARLY]

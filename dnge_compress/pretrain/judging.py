@@ -30,7 +30,7 @@ def corrected_by(encoder: DNGEncoder, inside_spaces: bool = True) -> Predict:
     def predict(lesson: Lesson) -> Logs:
         found = encoder(lesson.graph, lesson.weights, lesson.features, lesson.layer_logs)
         closed = closed_form(lesson)
-        units = {name: c if inside_spaces else c.mean().expand_as(c) for name, c in found.units.items()}
+        units = found.units if inside_spaces else found.levels
         return {name: closed[name] + c for name, c in {**units, **found.layers}.items()}
 
     return predict

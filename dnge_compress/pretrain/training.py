@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ def train_through(blueprint: Blueprint, stops: Sequence[int], *, shelf: Shelf | 
     batch_size, seed = blueprint.batch_size, blueprint.seed
     stream = batches(blueprint, "train", batch_size=batch_size, seed=seed, shelf=shelf)
     torch.manual_seed(seed)  # dropout
-    with _float32_attention(model):
+    with float32_attention(model):
         if blueprint.preparation:
             neighbours = neighbour_batches(blueprint, batch_size=batch_size, seed=seed, shelf=shelf)
             for batch in islice(neighbours, blueprint.preparation):
@@ -63,7 +63,7 @@ def train_through(blueprint: Blueprint, stops: Sequence[int], *, shelf: Shelf | 
             schedule.step()
             if step in stops:
                 kept = copy.deepcopy(model).to(memory_format=torch.contiguous_format).eval()
-                if isinstance(kept, PreTrainedModel) and kept.config.model_type != "resnet":
+                if _attends(kept):
                     kept.set_attn_implementation("sdpa")
                 random_state = torch.get_rng_state()
                 yield kept
@@ -133,10 +133,14 @@ def _optimiser(blueprint: Blueprint, model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=blueprint.lr, betas=(0.9, 0.98), fused=True)
 
 
+def _attends(model: nn.Module) -> TypeGuard[PreTrainedModel]:
+    return isinstance(model, PreTrainedModel) and model.config.model_type != "resnet"
+
+
 @contextmanager
-def _float32_attention(model: nn.Module) -> Iterator[None]:
+def float32_attention(model: nn.Module) -> Iterator[None]:
     """Keep attention out of bfloat16: its CPU backward pass is five times slower there (torch 2.13)."""
-    if not isinstance(model, PreTrainedModel) or model.config.model_type == "resnet":
+    if not _attends(model):
         yield
         return
     usual = model.config._attn_implementation

@@ -62,10 +62,9 @@ def cheapest_first(problem: Problem, prune: Prune, trust: float) -> Candidate:
             low, high = (low, middle) if problem.removed(at(middle)) >= prune.ratio else (middle + 1, high)
         cuts = at(low)
         is_layer = bool(low) and problem.graph.space(items[low - 1][1]).kind == "layer"
-        rest = items[: low - 1] + items[low:]
         if not is_layer or problem.removed(cuts) <= prune.ratio + NOTED_ROUNDING:
             return problem.candidate(cuts)
-        items = rest  # a block was too coarse for what was left of the budget: try without it
+        items = items[: low - 1] + items[low:]  # a block was too coarse for what was left of the budget: try without it
         if problem.removed(at(len(items))) < prune.ratio:
             return problem.candidate(cuts)
 

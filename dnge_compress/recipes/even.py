@@ -93,7 +93,7 @@ def _fit_width(
     def removed(fraction: float) -> float:
         kept = {n: problem.graph.space(n).units * t // g.steps for g, t in steps(fraction).items() for n in g.spaces}
         left = kept_price(problem.graph, problem.budget.prices, problem.budget.shapes, kept, prefixes)
-        return 1 - left / problem.whole
+        return 1 - left / problem.budget.whole
 
     low, high = 0.0, 1.0
     if not widths or removed(high) >= ratio:

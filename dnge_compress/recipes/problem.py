@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
 
 from dnge_compress.graph import Shapes
 from dnge_compress.masking import units_gone
@@ -21,6 +24,20 @@ class Budget:
 
     prices: Prices
     shapes: Shapes
+
+    @classmethod
+    def of(cls, model: nn.Module, prices: Prices) -> Budget:
+        """The budget of a model at given prices."""
+        return cls(prices, {n: tuple(p.shape) for n, p in model.named_parameters()})
+
+    @cached_property
+    def whole(self) -> float:
+        """Price of the uncut model."""
+        return total(self.prices, self.shapes)
+
+    def removed(self, graph: ModelGraph, cuts: Iterable[Cut]) -> float:
+        """Share of the price that cuts remove."""
+        return 1 - kept_total(graph, self.prices, self.shapes, cuts) / self.whole
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,6 @@ class Problem:
         self.graph, self.scores, self.budget, self.groups = graph, scores, budget, groups
         self.droppable = len(layers)
         self.layers = self._cheapest(layers, min_keep)
-        self.whole = total(budget.prices, budget.shapes)
         self.order = {name: values.argsort(descending=True, stable=True) for name, values in scores.units.items()}
 
     def _cheapest(self, layers: list[tuple[str, int]], min_keep: float) -> list[tuple[str, int]]:
@@ -84,7 +100,7 @@ class Problem:
 
     def removed(self, cuts: Iterable[Cut]) -> float:
         """Share of the price that the cuts remove."""
-        return 1 - kept_total(self.graph, self.budget.prices, self.budget.shapes, cuts) / self.whole
+        return self.budget.removed(self.graph, cuts)
 
     def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:
         costs = {}

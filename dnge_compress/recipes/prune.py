@@ -32,8 +32,7 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
     repaired, on a part of the probes, and the one whose output moves least is taken.
     """
-    graph, shapes = context.graph, {n: tuple(p.shape) for n, p in context.model.named_parameters()}
-    budget = Budget(_prices(context, recipe.prune.of), shapes)
+    graph, budget = context.graph, Budget.of(context.model, _prices(context, recipe.prune.of))
     found, notes = candidates(graph, scores, recipe.prune, budget)
     chosen, measured = _best(context, found, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:

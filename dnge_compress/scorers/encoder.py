@@ -42,6 +42,6 @@ def corrected(
         elif inside_spaces:
             units[name] = probe.unit_costs(context, name, found.units[name]).clamp_min(FLOOR)
         else:
-            units[name] = values.clamp_min(FLOOR) * found.units[name].mean().exp()
+            units[name] = values.clamp_min(FLOOR) * found.levels[name].exp()
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
     return Scores(units, "encoder", context.graph.fingerprint, matrices)

@@ -12,7 +12,7 @@ from dnge_compress.elimination import Reading, removal_costs
 from dnge_compress.masking import skipped
 from dnge_compress.probe import call, has_logits, inference_mode_of, rows_of, take
 from dnge_compress.scorers import Context
-from dnge_compress.signals import Signal, answers, as_matrix, attended, divergence, shift_of
+from dnge_compress.signals import Signal, answers, attended, divergence, shift_of
 from dnge_compress.types import Scores
 
 NEEDS_DATA = False
@@ -40,7 +40,7 @@ def unit_costs(context: Context, space: str, corrections: Tensor | None = None) 
 
 def reading(context: Context, signal: Signal) -> Reading:
     """A reader's weight, moments and output importance."""
-    weight = as_matrix(context.weights[signal.slot.param], context.graph, signal.slot)[:, signal.own]
+    weight = context.reader_weight(signal)
     moments = signal.gram[signal.own, signal.own]
     if shift_of(context.graph, signal.slot) is not None:
         mean = signal.mean[signal.own]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from dnge_compress.scorers import Context, probe
-from dnge_compress.signals import as_matrix
 from dnge_compress.types import Scores
 
 NEEDS_DATA = True
@@ -18,7 +17,7 @@ def score(context: Context) -> Scores:
     for name, signals in context.signals.items():
         total = torch.zeros(signals[0].units)
         for s in signals:
-            weight = as_matrix(context.weights[s.slot.param], context.graph, s.slot)[:, s.own].float().abs()
+            weight = context.reader_weight(s).float().abs()
             norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
             total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
         units[name] = total / total.mean().clamp_min(1e-30)
