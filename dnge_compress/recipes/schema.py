@@ -19,7 +19,8 @@ def _reject_bool(value: Any) -> Any:
     return value
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuple(value: Any) -> Any:
+    """A list, set or comma-separated string as a tuple; anything else is left for pydantic to judge."""
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return tuple(value) if isinstance(value, (list, set, frozenset)) else value
@@ -67,7 +68,7 @@ class Prune(Section):
 
     ratio: Real = Field(default=0.2, ge=0, lt=1)
     of: Literal["parameters", "units", "macs"] = "parameters"
-    kinds: Annotated[tuple[CutKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (
+    kinds: Annotated[tuple[CutKind, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "neuron",
         "head",
         "channel",
@@ -76,7 +77,7 @@ class Prune(Section):
     allocation: Literal["uniform", "global"] = "uniform"
     round_to: Whole = Field(default=1, ge=1)
     min_keep: Real = Field(default=0.1, ge=0, le=1)
-    protect: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    protect: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     uneven: bool = False
 
     @model_validator(mode="after")

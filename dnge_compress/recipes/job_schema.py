@@ -1,0 +1,163 @@
+"""What the recipe of a whole job may say: prune, place LoRA, train, merge, report.
+
+Leaf names are those of the library they go to: `TrainingArguments` under `train`, `LoraConfig` under `lora`,
+`load_dataset` under `datasets`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from dnge_compress.recipes.lora_schema import Lora
+from dnge_compress.recipes.schema import Probes, Prune, Real, Repair, Section, Whole, as_tuple
+
+RowKind = Literal["text", "prompt_completion", "messages", "sampled"]
+# Which columns a kind of rows needs; `Dataset.columns` renames.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "sampled": (),
+}
+
+
+class Dataset(Section):
+    """One source of rows.
+
+    `path` is a .jsonl, .json, .parquet, .csv or .txt file, a folder of such, or a hub id (with `name`, `data_files`,
+    `revision`); relative files are looked for beside the recipe. `type`: "text" (whole rows are learned),
+    "prompt_completion" and "messages" (only completions and assistant turns are learned), or "sampled": no file at all,
+    `tokens` tokens written by the model itself before it is pruned. `columns` maps our column names to the file's.
+    """
+
+    path: str = ""
+    name: str | None = None
+    data_files: str | tuple[str, ...] | None = None
+    split: str = Field(default="train", min_length=1)
+    revision: str | None = None
+    type: RowKind = "text"
+    columns: dict[str, str] = {}
+    max_rows: Whole | None = Field(default=None, ge=1)
+    tokens: Whole = Field(default=262_144, ge=1024)
+
+    @model_validator(mode="after")
+    def _has_a_source(self) -> Dataset:
+        if (self.type == "sampled") == bool(self.path):
+            raise ValueError("should have a path, unless type is 'sampled', which has none")
+        unknown = sorted(set(self.columns) - set(COLUMNS[self.type]))
+        if unknown:
+            known = ", ".join(COLUMNS[self.type]) or "none"
+            raise ValueError(f"columns: '{unknown[0]}' is no column of type '{self.type}' (known: {known})")
+        return self
+
+    def column(self, ours: str) -> str:
+        """What the file calls one of our columns."""
+        return self.columns.get(ours, ours)
+
+
+class Train(Section):
+    """How to train; names and meanings are those of `transformers.TrainingArguments`.
+
+    `max_length` is tokens per row, longer rows are cut there (and counted); `packing` joins rows of type "text" and
+    "sampled" into full ones. `warmup_steps` below 1 is a share of all steps. `max_steps` above 0 overrides the epochs.
+    """
+
+    max_length: Whole = Field(default=512, ge=2)
+    packing: bool = True
+    learning_rate: Real = Field(default=2e-4, gt=0)
+    num_train_epochs: Real = Field(default=1.0, gt=0)
+    max_steps: Whole = Field(default=-1, ge=-1)
+    per_device_train_batch_size: Whole = Field(default=8, ge=1)
+    per_device_eval_batch_size: Whole = Field(default=8, ge=1)
+    gradient_accumulation_steps: Whole = Field(default=1, ge=1)
+    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "cosine"
+    warmup_steps: Real = Field(default=0.05, ge=0)
+    weight_decay: Real = Field(default=0.0, ge=0)
+    adam_beta1: Real = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: Real = Field(default=0.999, ge=0, lt=1)
+    max_grad_norm: Real = Field(default=1.0, ge=0)
+    optim: str = Field(default="adamw_torch", min_length=1)
+    bf16: bool = False
+    fp16: bool = False
+    gradient_checkpointing: bool = False
+    logging_steps: Whole = Field(default=10, ge=1)
+    eval_steps: Whole = Field(default=100, ge=1)
+    save_steps: Whole = Field(default=100, ge=1)
+    save_total_limit: Whole = Field(default=2, ge=2)
+    dataloader_num_workers: Whole = Field(default=0, ge=0)
+    use_cpu: bool = False
+    report_to: str = "none"
+
+    @model_validator(mode="after")
+    def _one_half_precision(self) -> Train:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other")
+        return self
+
+
+class Distill(Section):
+    """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL."""
+
+    weight: Real = Field(default=1.0, ge=0, le=1)
+    temperature: Real = Field(default=1.0, gt=0)
+
+
+class Save(Section):
+    """What to leave behind besides the adapter: the merged model; a zero-padded uniform adapter."""
+
+    merge_adapter: bool = True
+    flat_adapter: bool = False
+
+
+class Launch(Section):
+    """How many processes train and how they share the work; obtained ones are checked against these."""
+
+    num_processes: Whole = Field(default=1, ge=1)
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+
+
+class Job(Section):
+    """A whole job: a model, what to do with it, where to put the result.
+
+    Sections that are absent are stages that don't happen: no `prune`, nothing is pruned; no `train`, nothing is
+    trained. `scorer`, `probes`, `repair` and `check` are those of a prune recipe. Without `eval_datasets` a share
+    `eval_fraction` of the rows is held out. `compare` trains further placements at the same budget beside the job's own.
+    """
+
+    kind: Literal["job"]
+    name: str = ""
+    about: str = ""
+    model_name_or_path: str = Field(default="", description="folder or Hugging Face id")
+    output_dir: str = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    seed: Whole = Field(default=42, ge=0)
+    scorer: str = Field(default="encoder", min_length=1)
+    probes: Probes = Probes()
+    prune: Prune | None = None
+    repair: Repair = Repair()
+    check: bool = True
+    lora: Lora | None = None
+    datasets: tuple[Dataset, ...] = ()
+    eval_datasets: tuple[Dataset, ...] = ()
+    eval_fraction: Real = Field(default=0.05, gt=0, lt=1)
+    train: Train | None = None
+    distill: Distill | None = None
+    compare: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    save: Save = Save()
+    launch: Launch = Launch()
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Job:
+        if self.prune is None and self.lora is None and self.train is None:
+            raise ValueError("there is nothing to do: give at least one of prune, lora, train")
+        if self.train is not None and not self.datasets:
+            raise ValueError("train needs datasets; [{type: sampled}] takes text from the model itself")
+        if self.datasets and self.train is None:
+            raise ValueError("datasets are given, but no train section uses them")
+        if self.distill is not None and self.train is None:
+            raise ValueError("distill needs a train section")
+        if self.compare and (self.lora is None or self.train is None):
+            raise ValueError("compare trains other placements; it needs lora and train")
+        return self
