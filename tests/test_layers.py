@@ -28,13 +28,15 @@ LAYERS = (
     {"families", "encoder", "scorers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "lines"},
     {"api"},
+    {"jobs"},
     {"cli", "commands", "texts", "pretrain", "__main__"},
 )
 HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
-    "pydantic": {"recipes/schema.py", "recipes/library.py"},
+    "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
     "rich": {"cli.py", "commands.py", "tables.py", "report.py"},
+    "datasets": {"jobs/data.py"},
     "peft": set(),
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }

@@ -123,10 +123,10 @@ class Job(Section):
 
     Sections that are absent are stages that don't happen: no `prune`, nothing is pruned; no `train`, nothing is
     trained. `scorer`, `probes`, `repair` and `check` are those of a prune recipe. Without `eval_datasets` a share
-    `eval_fraction` of the rows is held out. `compare` trains further placements at the same budget beside the job's own.
+    `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's own.
     """
 
-    kind: Literal["job"]
+    recipe: Literal["job"] = "job"
     name: str = ""
     about: str = ""
     model_name_or_path: str = Field(default="", description="folder or Hugging Face id")

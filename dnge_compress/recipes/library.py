@@ -1,52 +1,73 @@
-"""Find recipes by name or path, and turn them into a checked Recipe.
+"""Find recipes by name or path, and turn them into checked ones: a prune recipe, a LoRA placement, or a whole job.
 
 resolve("prune/neurons", {"ratio": 0.3})
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import ValidationError
 
-from dnge_compress.errors import BudgetError, DngeError, RecipeError, UnknownNameError, nearest
-from dnge_compress.recipes.schema import Recipe, keys_at, leaves
+from dnge_compress.errors import RecipeError, UnknownNameError, nearest
+from dnge_compress.recipes.explaining import explain
+from dnge_compress.recipes.job_schema import Job
+from dnge_compress.recipes.keys import REMOVED, put
+from dnge_compress.recipes.lora_schema import LoraRecipe
+from dnge_compress.recipes.reading import Lines, Place, read
+from dnge_compress.recipes.schema import Recipe
 
-Keys = tuple[str, ...]
-Lines = Mapping[Keys, int]
+AnyRecipe = Recipe | LoraRecipe | Job
+R = TypeVar("R", bound=Recipe | LoraRecipe | Job)
 
+KINDS: dict[str, type[AnyRecipe]] = {"prune": Recipe, "lora": LoraRecipe, "job": Job}
+VERBS = {"prune": "dnge compress", "lora": "dnge place", "job": "dnge run"}
 FOLDER_IN_WHEEL = "_recipes"
 SUFFIXES = (".yaml", ".yml")
 
 
-def resolve(recipe: str | Path | Recipe, overrides: Mapping[str, Any] | None = None) -> Recipe:
+def resolve(
+    recipe: str | Path | R,
+    overrides: Mapping[str, Any] | None = None,
+    kind: type[R] = Recipe,  # type: ignore[assignment]  # mypy can't bind a type variable by its default
+) -> R:
     """A recipe by name ("prune/default"), by path of a YAML file or as it is, with `overrides` on top.
 
-    Overrides are keyed by leaf name (`ratio`) or by path (`prune.ratio`); None leaves the recipe's value. Raises
-    UnknownNameError for a name or key nobody knows, BudgetError for a ratio out of range and RecipeError for
-    everything else, each in one line.
+    Overrides are keyed by leaf name (`ratio`) or by path (`prune.ratio`, `datasets.0.path`); None leaves the recipe's
+    value, `keys.REMOVED` takes it away. Raises UnknownNameError for a name or key nobody knows, BudgetError for a ratio
+    out of range and RecipeError for everything else, another kind of recipe included, each in one line.
 
         resolve("prune/default", {"ratio": 0.3, "scorer": "probe"})
     """
-    if isinstance(recipe, Recipe):
-        base = recipe
-    elif isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES:
-        base = _load(Path(recipe), Path(recipe).stem)
+    found = load(recipe, overrides)
+    if not isinstance(found, kind):
+        wanted = kind.model_fields["recipe"].default
+        raise RecipeError(
+            f"'{found.name or recipe}' is a {found.recipe} recipe, not a {wanted} recipe; "
+            f"it is for `{VERBS[found.recipe]}`"
+        )
+    return found
+
+
+def load(recipe: str | Path | AnyRecipe, overrides: Mapping[str, Any] | None = None) -> AnyRecipe:
+    """A recipe of whichever kind it is, with `overrides` on top; see `resolve`."""
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(recipe, AnyRecipe):
+        if not given:
+            return recipe
+        raw, origin, lines = _given(recipe)
     else:
-        base = _load(find(recipe), recipe)
-    return _override(base, overrides or {})
+        raw, origin, lines = _open(recipe)
+    kind = _kind_of(raw, origin, lines)
+    overridden = [put(raw, kind, key, value) for key, value in given.items()]
+    return _checked(raw, kind, origin, lines, overridden)
 
 
 def validate(raw: Mapping[str, Any], origin: str = "recipe", lines: Lines | None = None) -> Recipe:
-    """The recipe that `raw` spells, e.g. the one stored in a plan; `origin` and `lines` say where errors stand."""
-    try:
-        return Recipe.model_validate(dict(raw))
-    except ValidationError as e:
-        raise _explain(e, origin, lines or {}) from None
+    """The prune recipe that `raw` spells, e.g. the one in a plan; `origin` and `lines` say where errors stand."""
+    return _checked(dict(raw), Recipe, origin, lines or {})
 
 
 def names() -> list[str]:
@@ -88,105 +109,55 @@ def folder() -> Path:
     raise RecipeError(f"the recipes are missing beside {package}; install dnge-compress again")
 
 
-def _load(path: Path, name: str) -> Recipe:
+def _given(recipe: AnyRecipe) -> tuple[dict[str, Any], str, Lines]:
+    return recipe.model_dump(), "override", {}
+
+
+def _open(recipe: str | Path) -> tuple[dict[str, Any], str, Lines]:
+    """Values, origin and lines; relative paths of a user's own file are made absolute, from where the file is."""
+    is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
+    path = Path(recipe) if is_file else find(str(recipe))
+    raw, lines = read(path)
+    raw = {"name": path.stem if is_file else str(recipe), **raw}
+    if is_file and raw.get("recipe") == "job":
+        _anchor(raw, path.resolve().parent)
+    return raw, str(path), lines
+
+
+def _anchor(raw: dict[str, Any], beside: Path) -> None:
+    """Make relative paths absolute: the output folder always, models and data where there is such a file."""
+    if isinstance(raw.get("output_dir"), str) and raw["output_dir"]:
+        raw["output_dir"] = str(beside / raw["output_dir"])
+    if isinstance(raw.get("model_name_or_path"), str):
+        raw["model_name_or_path"] = _beside(raw["model_name_or_path"], beside)
+    sources = [raw.get(key) for key in ("datasets", "eval_datasets")]
+    for source in (s for listed in sources if isinstance(listed, list) for s in listed):
+        if isinstance(source, dict) and isinstance(source.get("path"), str):
+            source["path"] = _beside(source["path"], beside)
+
+
+def _beside(value: str, folder: Path) -> str:
+    """An absolute path for what exists beside the recipe or is spelled as a path; a hub id stays as it is."""
+    place = folder / value
+    is_path = value.startswith((".", "~", "/")) or Path(value).suffix in (".jsonl", ".json", ".csv", ".parquet", ".txt")
+    return str(Path(value).expanduser() if value.startswith("~") else place) if is_path or place.exists() else value
+
+
+def _kind_of(raw: Mapping[str, Any], origin: str, lines: Lines) -> type[AnyRecipe]:
+    kind = raw.get("recipe", "prune")
+    if not isinstance(kind, str) or kind not in KINDS:
+        where = f"{origin}:{lines[('recipe',)]}" if ("recipe",) in lines else origin
+        raise RecipeError(
+            f"{where}: 'recipe' should be one of {', '.join(KINDS)}, not {kind!r}; {nearest(str(kind), KINDS)}"
+        )
+    return KINDS[kind]
+
+
+def _checked(raw: dict[str, Any], kind: type[R], origin: str, lines: Lines, overridden: Collection[Place] = ()) -> R:
     try:
-        source = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise RecipeError(f"recipe file '{path}' does not exist") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError(f"recipe file '{path}' can't be read: {e}") from None
-    raw, lines = _parse(source, str(path))
-    return validate({"name": name, **raw}, str(path), lines)
+        return kind.model_validate(raw)  # type: ignore[return-value]
+    except ValidationError as e:
+        raise explain(e, kind, origin, lines, overridden) from None
 
 
-def _parse(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
-    """Plain values and the line of every key. Aliases are refused: they could grow without end."""
-    lines: dict[Keys, int] = {}
-    try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(source, yaml.SafeLoader)):
-            raise RecipeError(f"{origin}: aliases (*name) are not allowed in a recipe")
-        loader = yaml.SafeLoader(source)
-        root = loader.get_single_node()
-        if not isinstance(root, yaml.MappingNode):
-            raise RecipeError(f"{origin}: a recipe is a mapping of keys to values")
-        return _mapping(loader, root, (), lines, origin), lines
-    except yaml.MarkedYAMLError as e:
-        line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise RecipeError(f"{origin}{line}: not valid YAML: {e.problem or e.context}") from None
-    except (yaml.YAMLError, ValueError) as e:
-        if isinstance(e, DngeError):
-            raise
-        raise RecipeError(f"{origin}: not valid YAML: {' '.join(str(e).split())}") from None
-
-
-def _mapping(
-    loader: yaml.SafeLoader, node: yaml.MappingNode, path: Keys, lines: dict[Keys, int], origin: str
-) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        here = f"{origin}:{key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            raise RecipeError(f"{here}: a key must be a word")
-        key = str(key_node.value)
-        if key in values:
-            raise RecipeError(f"{here}: key '{'.'.join((*path, key))}' stands twice")
-        lines[(*path, key)] = key_node.start_mark.line + 1
-        if isinstance(value_node, yaml.MappingNode):
-            values[key] = _mapping(loader, value_node, (*path, key), lines, origin)
-        else:
-            values[key] = loader.construct_object(value_node, deep=True)
-    return values
-
-
-def _override(base: Recipe, overrides: Mapping[str, Any]) -> Recipe:
-    given = {key: value for key, value in overrides.items() if value is not None}
-    if not given:
-        return base
-    paths = leaves()
-    known = {**paths, **{".".join(path): path for path in paths.values()}}
-    raw = base.model_dump()
-    for key, value in given.items():
-        if key not in known:
-            raise UnknownNameError("recipe key", key, known if "." in key else paths, "see recipes/README.md")
-        *sections, leaf = known[key]
-        target = raw
-        for section in sections:
-            target = target[section]
-        target[leaf] = value
-    return validate(raw, "override")
-
-
-def _explain(error: ValidationError, origin: str, lines: Lines) -> DngeError:
-    """The first problem of a validation, in one line: where, which key, what would be right."""
-    problem = error.errors(include_url=False)[0]
-    loc = tuple(str(part) for part in problem["loc"] if not isinstance(part, int))
-    line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-    where, key = (f"{origin}:{line}" if line else origin), ".".join(loc)
-    value, kind, message = problem["input"], problem["type"], problem["msg"]
-    if kind == "extra_forbidden":
-        return RecipeError(f"{where}: unknown key '{key}'; {_place(loc)}")
-    if loc == ("prune", "ratio") and kind in ("greater_than_equal", "less_than", "finite_number"):
-        prefix = f"{where}: " if lines else ""
-        return BudgetError(f"{prefix}ratio must be at least 0 and below 1, not {value}")
-    if kind == "model_type":
-        return RecipeError(f"{where}: '{key}' must hold keys ({', '.join(keys_at(loc))}), not {value!r}")
-    if kind == "value_error":
-        message = str(problem["ctx"]["error"])
-    what = re.sub(r"^(Input|Value|String) should", "should", message)
-    shown = f", not {value!r}" if not isinstance(value, Mapping) and "not" not in what else ""
-    close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
-    return RecipeError(f"{where}: '{key}' {what}{shown}{'; ' + close if close.startswith('did') else ''}")
-
-
-def _place(loc: Keys) -> str:
-    """Where an unknown key should go: into another section, or spelled differently."""
-    *section, name = loc
-    elsewhere = leaves().get(name)
-    if elsewhere:
-        inside = elsewhere[:-1]
-        return f"it belongs under '{'.'.join(inside)}'" if inside else "it belongs at the top level"
-    return nearest(name, keys_at(tuple(section)))
-
-
-def _choices(problem: Mapping[str, Any]) -> list[str]:
-    return str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")
+__all__ = ["KINDS", "REMOVED", "AnyRecipe", "copy", "find", "folder", "load", "names", "resolve", "text", "validate"]

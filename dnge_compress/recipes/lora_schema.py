@@ -67,7 +67,7 @@ class LoraRecipe(Section):
     LoraRecipe(lora=Lora(budget=LoraBudget(trainable_params=4_000_000)))
     """
 
-    kind: Literal["lora"] = "lora"
+    recipe: Literal["lora"] = "lora"
     name: str = ""
     about: str = ""
     probes: Probes = Probes()

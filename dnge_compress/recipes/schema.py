@@ -1,4 +1,4 @@
-"""What a recipe may say. Every default of the package that a recipe can set lives here, and only here.
+"""What a recipe may say about pruning. Every default of the package that a recipe can set lives in the schemas.
 
 Models are frozen and refuse unknown keys at every depth. Leaf names are unique over the whole recipe, so a keyword
 such as `ratio=0.3` needs no section.
@@ -6,7 +6,7 @@ such as `ratio=0.3` needs no section.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -110,6 +110,7 @@ class Recipe(Section):
     `check` proves after the surgery that the pruned model equals the dense one with those units masked.
     """
 
+    recipe: Literal["prune"] = "prune"
     name: str = ""
     about: str = ""
     scorer: str = Field(default="encoder", min_length=1)
@@ -117,31 +118,3 @@ class Recipe(Section):
     prune: Prune = Prune()
     repair: Repair = Repair()
     check: bool = True
-
-
-def leaves(section: type[Section] = Recipe, prefix: tuple[str, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """Leaf name → its path in a recipe, e.g. "ratio" → ("prune", "ratio")."""
-    paths: dict[str, tuple[str, ...]] = {}
-    for name in section.model_fields:
-        inner = _section(section, name)
-        paths |= leaves(inner, (*prefix, name)) if inner else {name: (*prefix, name)}
-    return paths
-
-
-def keys_at(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The keys known in the section at `path`; () is the recipe itself."""
-    section: type[Section] = Recipe
-    for name in path:
-        inner = _section(section, name)
-        if inner is None:
-            return ()
-        section = inner
-    return tuple(section.model_fields)
-
-
-def _section(section: type[Section], name: str) -> type[Section] | None:
-    kind = section.model_fields[name].annotation if name in section.model_fields else None
-    # On Python 3.10 tuple[...] passes for a type, hence the look at its origin.
-    if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, Section):
-        return kind
-    return None

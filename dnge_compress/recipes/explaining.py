@@ -1,0 +1,84 @@
+"""The first thing that is wrong with a recipe, in one line: where, which key, what would be right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from dnge_compress.errors import BudgetError, DngeError, RecipeError, nearest
+from dnge_compress.recipes.hints import hint
+from dnge_compress.recipes.keys import Keys, keys_at, leaves
+from dnge_compress.recipes.reading import Lines, Place
+from dnge_compress.recipes.schema import Section
+
+
+def explain(
+    error: ValidationError, section: type[Section], origin: str, lines: Lines, overridden: Collection[Place] = ()
+) -> DngeError:
+    """What to raise for a failed validation. `overridden` are the places that the file isn't to blame for."""
+    problem = _first(error)
+    steps = _steps(problem["loc"], section)
+    place, keys = tuple(map(str, steps)), tuple(s for s in steps if isinstance(s, str))
+    line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
+    where = f"{origin}:{line}" if line else origin
+    key = ".".join(place[:-1] if steps and isinstance(steps[-1], int) else place)
+    is_override = any(place[: len(o)] == o for o in overridden)
+    if is_override:
+        where = "override"
+    value, kind, message = problem["input"], problem["type"], problem["msg"]
+    if kind == "extra_forbidden":
+        return RecipeError(f"{where}: unknown key '{key}'; {_right_place(keys, section)}")
+    if keys == ("prune", "ratio") and kind in ("greater_than_equal", "less_than", "finite_number"):
+        prefix = f"{where}: " if lines and not is_override else ""
+        return BudgetError(f"{prefix}ratio must be at least 0 and below 1, not {value}")
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        known = ", ".join(keys_at(section, keys))
+        return RecipeError(f"{where}: '{key}' must hold keys ({known}), not {value!r}")
+    if kind == "value_error":
+        message = str(problem["ctx"]["error"])
+    what = re.sub(r"^(Input|Value|String) should", "should", message)
+    what = re.sub(r"^Tuple should", "should", what)
+    shown = f", not {value!r}" if not isinstance(value, Mapping | Section) and "not" not in what else ""
+    close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
+    named = f"'{key}' " if key else ""
+    return RecipeError(f"{where}: {named}{what}{shown}{'; ' + close if close.startswith('did') else ''}")
+
+
+def _first(error: ValidationError) -> Mapping[str, Any]:
+    """Of a choice between types, pydantic reports every branch; the literal's choices say most."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    unknown = [p for p in problems if p["type"] == "extra_forbidden"]
+    return unknown[0] if unknown and first["type"] != "extra_forbidden" and _is_root(first) else first
+
+
+def _is_root(problem: Mapping[str, Any]) -> bool:
+    return not problem["loc"]
+
+
+def _steps(loc: tuple[int | str, ...], section: type[Section]) -> list[int | str]:
+    """The keys and list positions of a location; pydantic puts names of types in between, which nobody wrote."""
+    found: list[int | str] = []
+    for part in loc:
+        known = keys_at(section, tuple(s for s in found if isinstance(s, str)))
+        if isinstance(part, int) or known:
+            found.append(part)
+    return found
+
+
+def _right_place(keys: Keys, section: type[Section]) -> str:
+    """Where an unknown key should go: into another section, or spelled differently."""
+    *above, name = keys
+    elsewhere = leaves(section).get(name, []) if name != "recipe" else []
+    if elsewhere:
+        inside = [".".join(path[:-1]) for path in elsewhere]
+        return "it belongs " + " or ".join(f"under '{i}'" if i else "at the top level" for i in inside)
+    known = hint(keys, section.model_fields["recipe"].default)
+    return known or nearest(name, keys_at(section, tuple(above)))
+
+
+def _choices(problem: Mapping[str, Any]) -> list[str]:
+    return str(problem["ctx"]["expected"]).replace(" or ", ", ").replace("'", "").split(", ")

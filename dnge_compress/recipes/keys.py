@@ -1,0 +1,106 @@
+"""The keys of a recipe: which there are, where each belongs, and how a value is put in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from dnge_compress.errors import RecipeError, UnknownNameError
+from dnge_compress.recipes.schema import Section
+
+Keys = tuple[str, ...]
+REMOVED = object()  # as the value of an override: take the key away
+
+
+def leaves(section: type[Section]) -> dict[str, list[Keys]]:
+    """Leaf name → its paths in a recipe, e.g. "ratio" → [("prune", "ratio")]."""
+    found: dict[str, list[Keys]] = {}
+    for path in _paths(section):
+        found.setdefault(path[-1], []).append(path)
+    return found
+
+
+def keys_at(section: type[Section], path: Keys) -> Keys:
+    """The keys known in the part of a recipe at `path`; () is the recipe itself. List positions are left out."""
+    for name in path:
+        inner = section_of(section, name)
+        if inner is None:
+            return ()
+        section = inner
+    return tuple(section.model_fields)
+
+
+def section_of(section: type[Section], name: str) -> type[Section] | None:
+    """What the key `name` holds, if that is a section, or a list of them, or one that may be absent."""
+    field = section.model_fields.get(name)
+    return None if field is None else next(_sections_in(field.annotation), None)
+
+
+def put(raw: dict[str, Any], section: type[Section], key: str, value: Any) -> Keys:
+    """Set `key` ("a.b.0.c", or a leaf name that only one place has) in plain values; returns the path.
+
+    Sections on the way that are absent are made. Raises UnknownNameError for a key nobody knows, RecipeError for one
+    with several places.
+    """
+    path = _place_of(section, key)
+    here: Any = raw
+    for i, name in enumerate(path[:-1]):
+        if isinstance(here, list):
+            here = here[_index(here, name, key)]
+        else:
+            below = here.get(name)
+            if isinstance(below, tuple):
+                below = list(below)
+            if below is None:
+                below = [] if path[i + 1].isdigit() else {}
+            elif isinstance(below, Mapping):
+                below = dict(below)
+            here[name] = below
+            here = below
+        if not isinstance(here, dict | list):
+            raise RecipeError(f"override '{key}': '{name}' holds no keys")
+    last: Any = _index(here, path[-1], key) if isinstance(here, list) else path[-1]
+    if value is REMOVED:
+        here.pop(last) if isinstance(here, list) else here.pop(last, None)
+    else:
+        here[last] = value
+    return path
+
+
+def _place_of(section: type[Section], key: str) -> Keys:
+    path = tuple(key.split("."))
+    named = tuple(p for p in path if not p.isdigit())
+    if named and named[-1] in keys_at(section, named[:-1]):
+        return path
+    places = leaves(section)
+    if len(path) == 1 and key in places:
+        if len(places[key]) > 1:
+            raise RecipeError(f"'{key}' stands in several places; write " + " or ".join(map(".".join, places[key])))
+        return places[key][0]
+    known = [".".join(p) for p in _paths(section)] if "." in key else list(places)
+    raise UnknownNameError("recipe key", key, known, "see recipes/README.md")
+
+
+def _index(values: list[Any], name: str, key: str) -> int:
+    if not name.isdigit() or int(name) >= len(values):
+        raise RecipeError(f"override '{key}': there is no '{name}' in a list of {len(values)}")
+    return int(name)
+
+
+def _paths(section: type[Section], prefix: Keys = ()) -> Iterator[Keys]:
+    for name in section.model_fields:
+        inner = section_of(section, name)
+        if inner is None:
+            if (*prefix, name) != ("recipe",):
+                yield (*prefix, name)
+        else:
+            yield from _paths(inner, (*prefix, name))
+
+
+def _sections_in(kind: Any) -> Iterator[type[Section]]:
+    if isinstance(kind, type) and not get_args(kind):
+        if issubclass(kind, Section):
+            yield kind
+        return
+    for part in get_args(kind):
+        yield from _sections_in(part)
