@@ -35,7 +35,7 @@ HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "rich": {"cli.py", "commands.py", "tables.py", "report.py"},
+    "rich": {"cli.py", "commands.py", "tables.py", "report.py", "jobs/report.py", "jobs/tables.py"},
     "datasets": {"jobs/data.py"},
     "peft": set(),
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
