@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_NOTES = 6
 BAR_WIDTHS = (12, 6, 0)
 QUIET, ACCENT = "dim", "cyan"
-ASCII = str.maketrans({"→": ">", "–": "-", "·": "|", "━": "=", "─": "-", "…": "."})
+ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█", ">--|x=-._.,:-=+#")
 
 
 def report(report: Report, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnge_compress.errors import CheckpointError
+from dnge_compress.jobs import markdown, page, tables
+from dnge_compress.jobs.reading import read, written
+from dnge_compress.tables import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+
+VERSION_KEY = "dnge_job_report"
 
 
 @dataclass(frozen=True)
@@ -25,7 +37,7 @@ class Milestone:
 
 @dataclass(frozen=True)
 class Width:
-    """How much of one space was kept, and the parameters of what reads and writes it."""
+    """How much of one space was kept; 0 where its whole block was dropped."""
 
     space: str
     kind: str
@@ -33,14 +45,22 @@ class Width:
     kept: int
     total: int
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.kept <= self.total or not self.total:
+            raise CheckpointError(f"width of space '{self.space}': {self.kept} of {self.total} units can't be kept")
+
 
 @dataclass(frozen=True)
 class Rank:
-    """One adapter: the module it is on, its rank and its trainable parameters."""
+    """One adapter: the module it is on, its rank and its trainable parameters. Rank 0 is no adapter."""
 
     module: str
     rank: int
     params: int
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise CheckpointError(f"rank of module '{self.module}' is {self.rank}; it should be at least 0")
 
 
 @dataclass(frozen=True)
@@ -57,7 +77,7 @@ class JobReport:
     """Everything a finished job has to say.
 
     `seconds` per stage; `rows` counts the data (read, cut at max_length, empty, tokens that count); `machine` says
-    what trained: device, processes, strategy, versions.
+    what trained: device, processes, strategy, versions. Changes are told against the first of the milestones.
     """
 
     name: str
@@ -75,6 +95,70 @@ class JobReport:
 
     VERSION = 1
 
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from tables.report(self, console, options)
+
+    def __str__(self) -> str:
+        return plain(self)
+
+    @property
+    def times(self) -> dict[str, float | None]:
+        """Seconds of every stage in order, None where a stage wasn't timed; stages that only were timed come last."""
+        return {**{stage: self.seconds.get(stage) for stage in self.stages}, **self.seconds}
+
+    @property
+    def result(self) -> Milestone | None:
+        """The model the job leaves behind: the last milestone that isn't a compared placement."""
+        own = [m for m in self.milestones if not m.name.startswith("trained, ")]
+        return own[-1] if own else None
+
+    def to_markdown(self) -> str:
+        """The tables as Markdown, for a model card."""
+        return markdown.report(self)
+
+    def to_html(self) -> str:
+        """One page with tables and plots; it holds everything it needs, runs nothing and asks nobody."""
+        return page.report(self)
+
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dict, read back by `from_dict`."""
-        return {"dnge_job_report": self.VERSION, **asdict(self)}
+        """A JSON-able dict, read back by `from_dict`. Numbers that aren't finite become "nan", "inf" or "-inf"."""
+        return {VERSION_KEY: self.VERSION, **written(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> JobReport:
+        """Read a report. Raises CheckpointError where a key is unknown or missing, or a value of the wrong type."""
+        if not isinstance(raw, Mapping) or VERSION_KEY not in raw:
+            raise CheckpointError(f"this is no job report: it has no '{VERSION_KEY}'")
+        if raw[VERSION_KEY] != cls.VERSION:
+            raise CheckpointError(
+                f"the job report has version {raw[VERSION_KEY]!r:.80}, and this package reads version {cls.VERSION}; "
+                "use the package that wrote it"
+            )
+        report: JobReport = read(cls, {key: raw[key] for key in raw if key != VERSION_KEY}, "job report")
+        return report
+
+
+def write(report: JobReport, folder: str | Path) -> dict[str, Path]:
+    """Write report.json, report.md and report.html; returns their paths by suffix.
+
+    Each is complete or as it was before: all three are rendered and written beside their places first.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    parts = {target / f".report.{suffix}.part": target / f"report.{suffix}" for suffix in ("json", "md", "html")}
+    try:
+        for (part, _), text in zip(parts.items(), _texts(report), strict=True):
+            # Paths may hold bytes that are no text; they mustn't keep a finished job from reporting.
+            part.write_bytes(text.encode("utf-8", "replace"))
+        for part, place in parts.items():
+            part.replace(place)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return {place.suffix[1:]: place for place in parts.values()}
+
+
+def _texts(report: JobReport) -> Iterator[str]:
+    yield json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
+    yield report.to_markdown()
+    yield report.to_html()
