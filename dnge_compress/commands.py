@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from dnge_compress import api, tables
+from dnge_compress import api, plan_tables, tables
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.files import read_json
 from dnge_compress.checkpoint.folder import standing
@@ -105,7 +105,7 @@ def place(options: Namespace) -> None:
     if options.json or not target:
         print(made.to_json(), end="")
     else:
-        tables.show(tables.placement(made))
+        tables.show(plan_tables.placement(made))
 
 
 def report(options: Namespace) -> None:

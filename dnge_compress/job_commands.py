@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dnge_compress import tables
+from dnge_compress import plan_tables
 from dnge_compress.commands import print_json, print_report
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.running import is_finished, job_of
@@ -26,7 +26,7 @@ def run(options: Namespace) -> None:
     if was_finished:
         errors.print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", highlight=False)
     else:
-        errors.print(tables.job(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)]))
+        errors.print(plan_tables.stages(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)]))
     if options.dry_run:
         if options.json:
             print_json(job.model_dump(mode="json"))

@@ -36,7 +36,7 @@ HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "rich": {"cli.py", "commands.py", "tables.py", "report.py"},
+    "rich": {"cli.py", "commands.py", "tables.py", "report.py", "jobs/report.py", "jobs/tables.py"},
     "datasets": {"jobs/data.py"},
     "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export"))},
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
