@@ -17,11 +17,11 @@ from dnge_compress.checkpoint.folder import standing
 from dnge_compress.checkpoint.loading import PLAN, REPORT
 from dnge_compress.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.families import build_graph
-from dnge_compress.probe import Inputs, Progress
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report import JobReport, finished
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.placing import place_lora
+from dnge_compress.probe import Inputs, Progress
 from dnge_compress.recipes.library import assignments, resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe

@@ -35,5 +35,3 @@ def run(options: Namespace) -> None:
         found = run_job(job, tell)
     if found is not None:
         print_report(found, options)
-
-

@@ -27,18 +27,24 @@ LAYERS = (
         "painting",
     },
     {"families", "encoder", "scorers", "placers"},
-    {"recipes", "executors", "checkpoint", "report", "tables", "lines"},
+    {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},
     {"api", "placing"},
     {"jobs"},
-    {"cli", "commands", "texts", "pretrain", "__main__"},
+    {"session", "texts"},
+    {"commands"},
+    {"cli", "job_commands", "pretrain", "__main__"},
 )
 HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "rich": {"cli.py", "commands.py", "tables.py", "report.py", "jobs/report.py", "jobs/tables.py"},
+    "rich": {
+        f"{name}.py"
+        for name in ("session", "job_commands", "tables", "plan_tables", "report", "jobs/report", "jobs/tables")
+    },
     "datasets": {"jobs/data.py"},
-    "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export"))},
+    "accelerate": {"jobs/launching.py"},
+    "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model"))},
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.checkpoint.files import locate, read_config
-from dnge_compress.errors import CheckpointError, RecipeError
+from dnge_compress.errors import RecipeError
 from dnge_compress.jobs.data import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import crew_of, follow, outer_world

@@ -26,8 +26,7 @@ from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_sec
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.report import Milestone
 from dnge_compress.jobs.sampling import sample_rows
-from dnge_compress.jobs.token_rows import read_rows as stored_rows
-from dnge_compress.jobs.token_rows import write_rows
+from dnge_compress.jobs.token_rows import store, stored
 from dnge_compress.jobs.training import clear_torn
 from dnge_compress.placing import flatten_adapter, place_lora
 from dnge_compress.recipes.job_schema import Dataset, Job
@@ -82,12 +81,11 @@ def data(work: Work) -> Facts:
     tokenizer = models.tokenizer_of(job)
     beside = Path.cwd()
 
-    def sampled(source: Dataset, index: int) -> list[list[int]]:
+    def sampled(tokens: int) -> list[list[int]]:
         model = models.original(job)
         models.refuse_other_tasks(model, job.model_name_or_path)
-        return sample_rows(
-            model, source.tokens, length=settings.max_length, seed=job.seed + index, progress=_stage_of(work, "sample")
-        )
+        tell = _stage_of(work, "sample")
+        return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=tell)
 
     def rows_of(sources: tuple[Dataset, ...]) -> Any:
         return read_rows(
@@ -104,8 +102,8 @@ def data(work: Work) -> Facts:
         held_out = rows_of(job.eval_datasets)
     else:
         rows, held_out = split_rows(rows, job.eval_fraction, job.seed)
-    write_rows(work.folder.train_rows, rows.examples)
-    write_rows(work.folder.held_out_rows, held_out.examples)
+    store(work.folder.train_rows, rows.examples)
+    store(work.folder.held_out_rows, held_out.examples)
     return {"train": dict(rows.counts), "held_out": dict(held_out.counts)}
 
 
@@ -189,8 +187,8 @@ def _milestone(name: str, model: nn.Module, work: Work) -> Milestone:
     settings = work.job.train
     if settings is None:
         return Milestone(name, *size)
-    rows = stored_rows(work.folder.held_out_rows)
-    collate = Collator(models.tokenizer_of(work.job).pad_token_id)
+    rows = stored(work.folder.held_out_rows)
+    collate = Collator.of(models.tokenizer_of(work.job))
     batch_size = settings.per_device_eval_batch_size
     total, count = summed_loss(model, batches_of(rows, collate, batch_size))
     first = next(iter(batches_of(rows, collate, batch_size)))

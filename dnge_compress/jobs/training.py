@@ -22,12 +22,12 @@ from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError, LaunchError
 from dnge_compress.executors.lora_model import attach
-from dnge_compress.jobs.data import Collator
+from dnge_compress.jobs.data import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.jobs.models import base, original, tokenizer_of
 from dnge_compress.jobs.progress import Tell, silent
-from dnge_compress.jobs.token_rows import TokenRows, read_rows
+from dnge_compress.jobs.token_rows import stored
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.recipes.job_schema import Distill, Job, Launch, Train
 
@@ -44,7 +44,7 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
     settings = job.train
     assert settings is not None
     arguments = arguments_of(settings, job.launch, folder.training(arm), job.seed)
-    rows, held_out = read_rows(folder.train_rows), read_rows(folder.held_out_rows)
+    rows, held_out = stored(folder.train_rows), stored(folder.held_out_rows)
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
     model = base(folder, job)
@@ -56,7 +56,7 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
         arguments,
         rows,
         held_out,
-        Collator(tokenizer.pad_token_id),
+        Collator.of(tokenizer),
         _Teaching(original(job), job.distill) if job.distill else None,
         tell,
     )
@@ -166,8 +166,8 @@ class _Trainer(Trainer):
         self,
         model: nn.Module,
         arguments: TrainingArguments,
-        rows: TokenRows,
-        held_out: TokenRows,
+        rows: Examples,
+        held_out: Examples,
         collator: Collator,
         teaching: _Teaching | None,
         tell: Tell,
