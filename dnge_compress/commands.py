@@ -30,7 +30,7 @@ from dnge_compress.session import session
 from dnge_compress.texts import read_texts
 from dnge_compress.types import PrunePlan
 
-P = TypeVar("P", PrunePlan, LoraPlan)
+P = TypeVar("P", bound=PrunePlan | LoraPlan)
 
 
 def score(options: Namespace) -> None:
@@ -149,7 +149,7 @@ def _data(options: Namespace, model: nn.Module, length: int) -> list[Inputs] | N
 
 def _read_plan(path: Path, kind: type[P] = PrunePlan) -> P:  # type: ignore[assignment]  # a default for a variable
     try:
-        return kind.from_json(path.read_text(encoding="utf-8"))
+        return kind.from_json(path.read_text(encoding="utf-8"))  # type: ignore[return-value]
     except (OSError, UnicodeDecodeError) as e:
         raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
 
@@ -193,7 +193,7 @@ def print_report(made: Report | JobReport, options: Namespace) -> None:
     if options.json:
         print_json(made.to_dict())
     else:
-        tables.show(made)
+        tables.show(made)  # type: ignore[arg-type]  # mypy sees no protocol in a union
 
 
 def print_json(document: Any) -> None:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def stages_of(job: Job) -> list[Stage]:
         found.append(Stage("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}", place))
     if job.train is not None:
         for arm in ("", *job.compare):
-            found.append(Stage(_name("train", arm), _train_about(job, arm), lambda work, arm=arm: train(work, arm)))
+            found.append(Stage(_name("train", arm), _train_about(job, arm), partial(train, arm=arm)))
         if job.lora is None or job.save.merge_adapter or job.save.flat_adapter:
             found.append(Stage("save", "the model as an ordinary checkpoint", save))
     found.append(Stage("measure", "size" if job.train is None else "held-out loss, size and speed", measure))
@@ -162,8 +163,8 @@ def measure(work: Work) -> Facts:
     if job.prune is not None:
         openers["pruned"] = lambda: models.base(folder, job)
     if job.train is not None:
-        openers["trained"] = lambda: _trained(work, "")
-        openers |= {f"trained, {arm}": lambda arm=arm: _trained(work, arm) for arm in job.compare}  # type: ignore[misc]
+        openers["trained"] = partial(_trained, work, "")
+        openers |= {f"trained, {arm}": partial(_trained, work, arm) for arm in job.compare}
     found = []
     for i, (name, open_it) in enumerate(openers.items()):
         work.tell("measure", i, len(openers))

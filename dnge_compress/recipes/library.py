@@ -152,6 +152,8 @@ def _anchor(raw: dict[str, Any], beside: Path) -> None:
 
 def _beside(value: str, folder: Path) -> str:
     """An absolute path for what exists beside the recipe or is spelled as a path; a hub id stays as it is."""
+    if not value:
+        return value
     place = folder / value
     is_path = value.startswith((".", "~", "/")) or Path(value).suffix in (".jsonl", ".json", ".csv", ".parquet", ".txt")
     return str(Path(value).expanduser() if value.startswith("~") else place) if is_path or place.exists() else value
