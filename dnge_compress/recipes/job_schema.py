@@ -152,8 +152,6 @@ class Job(Section):
     def _stages_fit(self) -> Job:
         if self.prune is None and self.lora is None and self.train is None:
             raise ValueError("there is nothing to do: give at least one of prune, lora, train")
-        if self.train is not None and not self.datasets:
-            raise ValueError("train needs datasets; [{type: sampled}] takes text from the model itself")
         if self.datasets and self.train is None:
             raise ValueError("datasets are given, but no train section uses them")
         if self.distill is not None and self.train is None:
