@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -22,11 +23,10 @@ def run(options: Namespace) -> None:
     job = job_of(options.recipe, assignments(options.overrides))
     folder = JobFolder(Path(job.output_dir))
     was_finished = is_finished(folder, job)
-    errors = Console(stderr=True)
     if was_finished:
-        errors.print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", highlight=False)
+        print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", file=sys.stderr)
     else:
-        errors.print(plan_tables.stages(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)]))
+        Console(stderr=True).print(plan_tables.stages(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)]))
     if options.dry_run:
         if options.json:
             print_json(job.model_dump(mode="json"))

@@ -48,6 +48,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             num_key_value_heads=2,
             max_position_embeddings=128,
             tie_word_embeddings=True,
+            initializer_range=0.2,
             bos_token_id=0,
             eos_token_id=0,
         )
@@ -83,7 +84,7 @@ def recipe(model: Path, rows: Path, out: Path, **changes: Any) -> Path:
             "max_length": 32,
             "max_steps": STEPS,
             "per_device_train_batch_size": 2,
-            "learning_rate": 0.01,
+            "learning_rate": 0.05,
             "logging_steps": 3,
             "eval_steps": 4,
             "save_steps": 2,
@@ -250,7 +251,7 @@ def test_compared_placements_are_trained_at_the_same_budget(model: Path, rows: P
 
 
 def test_a_teacher_pulls_the_student_towards_itself(model: Path, rows: Path, tmp_path: Path) -> None:
-    job = job_of(recipe(model, rows, tmp_path / "out", distill={"weight": 1.0}))
+    job = job_of(recipe(model, rows, tmp_path / "out", distill={"weight": 1.0}, train={"learning_rate": 0.01}))
     report = run(job)
     assert report is not None
     first, *_, last = report.curves[0].train
@@ -327,7 +328,7 @@ def test_what_can_be_refused_is_refused_before_any_work(model: Path, rows: Path,
 
 def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(finished: Path) -> None:
     message = refusal(finished.with_suffix(".yaml"), "train.learning_rate=0.5")
-    assert "belongs to another recipe (train.learning_rate was 0.01, now 0.5)" in message
+    assert "belongs to another recipe (train.learning_rate was 0.05, now 0.5)" in message
 
 
 def test_a_folder_that_is_no_job_of_ours_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:

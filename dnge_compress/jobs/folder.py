@@ -73,9 +73,6 @@ class JobFolder:
     def training(self, arm: str = "") -> Path:
         return self.root / f"training{_suffix(arm)}"
 
-    def trained(self, arm: str = "") -> Path:
-        return self.training(arm) / "final"
-
     def curve(self, arm: str = "") -> Path:
         return self.training(arm) / "curve.json"
 

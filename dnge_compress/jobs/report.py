@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 VERSION_KEY = "dnge_job_report"
+REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,14 @@ def write(report: JobReport, folder: str | Path) -> dict[str, Path]:
         for part in parts:
             part.unlink(missing_ok=True)
     return {place.suffix[1:]: place for place in parts.values()}
+
+
+def finished(folder: Path) -> JobReport:
+    """The report that a finished job left in its folder. Raises CheckpointError if there is none."""
+    try:
+        return JobReport.from_dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as e:
+        raise CheckpointError(f"'{folder}' holds no finished job ({e}); run its recipe again") from None
 
 
 def _texts(report: JobReport) -> Iterator[str]:

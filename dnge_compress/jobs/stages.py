@@ -20,7 +20,8 @@ from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError
 from dnge_compress.executors.lora_model import merged
 from dnge_compress.jobs import models
-from dnge_compress.jobs.data import Collator, read_rows, split_rows
+from dnge_compress.jobs.data import read_rows
+from dnge_compress.jobs.rows import Collator, split_rows
 from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.launching import Crew
 from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_second
@@ -28,7 +29,7 @@ from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.report import Milestone
 from dnge_compress.jobs.sampling import sample_rows
 from dnge_compress.jobs.token_rows import store, stored
-from dnge_compress.jobs.training import clear_torn
+from dnge_compress.jobs.training import clear_torn, last_whole
 from dnge_compress.placing import flatten_adapter, place_lora
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
@@ -204,10 +205,12 @@ def _trained(work: Work, arm: str) -> nn.Module:
     dtype = model.dtype
     if job.lora is not None:
         return merged(model.float(), folder.adapter(arm)).to(dtype)
-    weights = {k: v for file in folder.trained(arm).glob("*.safetensors") for k, v in load_file(file).items()}
+    last = last_whole(folder.training(arm))
+    assert last is not None
+    weights = {k: v for file in last.glob("*.safetensors") for k, v in load_file(file).items()}
     missing, unknown = model.load_state_dict(weights, strict=False)
     if unknown or set(missing) - set(model.get_expanded_tied_weights_keys(all_submodels=True)):
-        raise CheckpointError(f"'{folder.trained(arm)}' doesn't fit the model it was trained from; delete the folder")
+        raise CheckpointError(f"'{last}' doesn't fit the model it was trained from; delete the folder")
     model.tie_weights()
     return model
 

@@ -15,14 +15,15 @@ import torch
 import torch.nn.functional as nnf
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from dnge_compress.checkpoint.files import first_line
 from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError, LaunchError
 from dnge_compress.executors.lora_model import attach
-from dnge_compress.jobs.data import Collator, Examples
+from dnge_compress.jobs.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.jobs.models import base, original, tokenizer_of
@@ -48,28 +49,22 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
     model = base(folder, job)
-    uses_cache, model.config.use_cache = model.config.use_cache, False
+    model.config.use_cache = False
     if job.lora is not None:
         model = attach(model, LoraPlan.from_json(folder.lora_plan(arm).read_text(encoding="utf-8")), seed=job.seed)
-    trainer = _Trainer(
-        model,
-        arguments,
-        rows,
-        held_out,
-        Collator.of(tokenizer),
-        _Teaching(original(job), job.distill) if job.distill else None,
-        tell,
-    )
+    teaching = _Teaching(original(job), job.distill) if job.distill else None
+    try:
+        trainer = _Trainer(model, arguments, rows, held_out, Collator.of(tokenizer), teaching, tell)
+    except (ValueError, RuntimeError) as e:
+        raise LaunchError(f"the training can't start as asked: {first_line(e)}") from e
     obtained = check_launch(trainer, job.launch)
     last = last_whole(folder.training(arm))
     try:
         with quiet():
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
-            final = folder.trained(arm)
-            trainer.save_model(str(final))
+            if last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
             if trainer.is_world_process_zero():
-                model.config.use_cache = uses_cache
-                _keep(trainer, model, final, folder, job, arm)
+                _keep(folder, job, arm)
             trainer.accelerator.wait_for_everyone()
     except (OSError, SafetensorError, RuntimeError) as e:
         if not _is_about_writing(e):
@@ -174,6 +169,7 @@ class _Trainer(Trainer):
     ) -> None:
         callbacks = [_Marking(), _Telling(tell)]
         super().__init__(model, arguments, collator, rows, held_out, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the report
         self.held_out, self.teaching = held_out, teaching
         self.model_accepts_loss_kwargs = True  # so that the tokens of a step are counted over all processes
 
@@ -214,9 +210,12 @@ class _Trainer(Trainer):
 
 
 class _Marking(TrainerCallback):
-    """Marks a checkpoint once all of it is on disk, and logs with every checkpoint, so that a restart logs alike."""
+    """Marks a checkpoint once all of it is on disk; the last step has one, and logs come with every one, so that a
+    restart logs alike."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
+        if state.global_step >= state.max_steps:
+            control.should_evaluate = control.should_save = True
         if control.should_save:
             control.should_log = True
         return control
@@ -249,9 +248,11 @@ class _Telling(TrainerCallback):
             self.tell("train", state.global_step, state.max_steps, self.note)
 
 
-def _keep(trainer: Trainer, model: nn.Module, final: Path, folder: JobFolder, job: Job, arm: str) -> None:
-    """Put an adapter in its place, leave a whole model in `final` for the stage that saves it; keep the losses."""
-    history = trainer.state.log_history
+def _keep(folder: JobFolder, job: Job, arm: str) -> None:
+    """Put a trained adapter in its place, and the losses beside; a whole model stays in its last checkpoint."""
+    last = last_whole(folder.training(arm))
+    assert last is not None
+    history = _state_of(last)["log_history"]
     curve = {
         "train": [[x["step"], x["loss"]] for x in history if "loss" in x],
         "held_out": [[x["step"], x["eval_loss"]] for x in history if "eval_loss" in x],
@@ -260,8 +261,16 @@ def _keep(trainer: Trainer, model: nn.Module, final: Path, folder: JobFolder, jo
     if job.lora is not None:
         with staged(folder.adapter(arm)) as stage:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
-                shutil.copy2(final / name, stage / name)
-        shutil.rmtree(final)
+                shutil.copy2(last / name, stage / name)
+
+
+def _is_at_its_end(checkpoint: Path) -> bool:
+    state = _state_of(checkpoint)
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def _state_of(checkpoint: Path) -> dict[str, Any]:
+    return dict(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")))
 
 
 def _is_about_writing(error: Exception) -> bool:
