@@ -28,15 +28,18 @@ LAYERS = (
     {"families", "encoder", "scorers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "lines"},
     {"api"},
+    {"jobs"},
     {"cli", "commands", "texts", "pretrain", "__main__"},
 )
 HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
-    "pydantic": {"recipes/schema.py", "recipes/library.py"},
+    "pydantic": {f"recipes/{name}.py" for name in ("schema", "job_schema", "lora_schema", "library")},
     "rich": {"cli.py", "commands.py", "tables.py", "report.py"},
     "peft": set(),
-    **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
+    "datasets": {"jobs/formats.py"},
+    "pyarrow": {"jobs/formats.py", "pretrain/corpora.py"},
+    **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
 UPWARD = {"types.py": {"api"}}
