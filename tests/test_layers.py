@@ -42,10 +42,11 @@ HOMES = {
         f"{name}.py"
         for name in ("session", "job_commands", "tables", "plan_tables", "report", "jobs/report", "jobs/tables")
     },
-    "datasets": {"jobs/data.py"},
+    "datasets": {"jobs/formats.py"},
     "accelerate": {"jobs/launching.py"},
     "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model"))},
-    **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
+    "pyarrow": {"jobs/formats.py", "pretrain/corpora.py"},
+    **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
 UPWARD = {"types.py": {"api"}, "lora_plan.py": {"executors"}}

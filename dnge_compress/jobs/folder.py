@@ -73,6 +73,9 @@ class JobFolder:
     def training(self, arm: str = "") -> Path:
         return self.root / f"training{_suffix(arm)}"
 
+    def failure(self, arm: str = "") -> Path:
+        return self.training(arm) / "failed.txt"
+
     def curve(self, arm: str = "") -> Path:
         return self.training(arm) / "curve.json"
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dnge_compress.errors import LaunchError
-from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.errors import DngeError, LaunchError
+from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job
@@ -63,8 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
     """`python -m dnge_compress.jobs.launching FOLDER ARM`: one process of several that `_started` started."""
     root, arm = arguments or sys.argv[1:]
     folder = JobFolder(Path(root))
-    obtained = train(folder, folder.job(), arm, _said)
-    if int(os.environ.get("RANK", "0")) == 0:
+    try:
+        obtained = train(folder, folder.job(), arm, _said)
+    except DngeError as e:
+        if _leads():
+            write_whole(folder.failure(arm), str(e))
+        return 1
+    if _leads():
         print(json.dumps(obtained), flush=True)
     return 0
 
@@ -83,14 +88,22 @@ def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
     """Start the processes through torch's own launcher and wait for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), arm]
+    failure = folder.failure(arm)
+    failure.unlink(missing_ok=True)
     run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     lines = run.stdout.strip().splitlines()
+    if failure.is_file():
+        raise LaunchError(failure.read_text(encoding="utf-8"))
     if run.returncode or not lines:
         raise LaunchError(
             f"the training in {job.launch.num_processes} processes failed (exit code {run.returncode}; see above); "
             "run the job again to go on from its last checkpoint"
         )
     return dict(json.loads(lines[-1]))
+
+
+def _leads() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _meet(job: Job) -> None:

@@ -117,6 +117,12 @@ class Launch(Section):
     num_processes: Whole = Field(default=1, ge=1)
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
 
+    @model_validator(mode="after")
+    def _several_share(self) -> Launch:
+        if self.strategy == "fsdp2" and self.num_processes == 1:
+            raise ValueError("strategy 'fsdp2' shards a model over several processes; it needs num_processes above 1")
+        return self
+
 
 class Job(Section):
     """A whole job: a model, what to do with it, where to put the result.
