@@ -26,7 +26,9 @@ def run(options: Namespace) -> None:
     if was_finished:
         print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", file=sys.stderr)
     else:
-        Console(stderr=True).print(plan_tables.stages(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)]))
+        Console(stderr=True).print(
+            plan_tables.stages(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)])
+        )
     if options.dry_run:
         if options.json:
             print_json(job.model_dump(mode="json"))

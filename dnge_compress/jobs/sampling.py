@@ -11,8 +11,10 @@ from torch import nn
 from dnge_compress.errors import DataError
 from dnge_compress.probe import Progress, device_of, inference_mode_of, text_length, writes_text, written
 
-# A constant, so that the rows don't depend on the machine; the cache of 32 rows of 512 tokens is 2 GB for an 8B model.
-ROWS_AT_ONCE = 32
+# Rows written side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
+# the model alone, so that the rows don't depend on the machine.
+CACHE_NUMBERS = 1 << 28
+ROWS_AT_ONCE = (8, 256)  # at least and at most
 
 
 def sample_rows(
@@ -31,11 +33,20 @@ def sample_rows(
         total = math.ceil(tokens / length)
         generator = torch.Generator().manual_seed(seed)
         rows: list[list[int]] = []
-        for ids in written(model, total, length, ROWS_AT_ONCE, generator):
+        for ids in written(model, total, length, _rows_at_once(model, length), generator):
             rows += ids.tolist()
             if progress is not None:
                 progress("write", len(rows), total)
     return rows
+
+
+def _rows_at_once(model: Any, length: int) -> int:
+    """As many rows as have room, keys and values of every layer counted at the width of the residual stream."""
+    config = model.config
+    width = getattr(config, "hidden_size", None) or getattr(config, "n_embd", 1024)
+    layers = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layer", 12)
+    least, most = ROWS_AT_ONCE
+    return max(least, min(most, CACHE_NUMBERS // (2 * width * layers * length)))
 
 
 def _check_writes(model: Any) -> None:
