@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from dnge_compress.checkpoint import open_model
     from dnge_compress.errors import DngeError
     from dnge_compress.families import build_graph
+    from dnge_compress.lora_plan import LoraPlan
+    from dnge_compress.placing import flatten_adapter, place_lora
     from dnge_compress.recipes.schema import Recipe
     from dnge_compress.types import Cut, ModelGraph, PrunePlan, Scores
 
@@ -24,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Cut",
     "DngeError",
+    "LoraPlan",
     "ModelGraph",
     "PrunePlan",
     "Recipe",
@@ -32,8 +35,10 @@ __all__ = [
     "apply",
     "build_graph",
     "compress",
+    "flatten_adapter",
     "load",
     "open_model",
+    "place_lora",
     "plan",
     "preview",
     "save",
@@ -45,6 +50,8 @@ _HOMES = {
     "checkpoint": ("open_model",),
     "errors": ("DngeError",),
     "families": ("build_graph",),
+    "lora_plan": ("LoraPlan",),
+    "placing": ("flatten_adapter", "place_lora"),
     "recipes.schema": ("Recipe",),
     "types": ("Cut", "ModelGraph", "PrunePlan", "Scores"),
 }

@@ -110,18 +110,18 @@ def _which_blocks(group: Sequence[Width], rows: Sequence[Width]) -> str:
     gone = sorted({r.layer for r in rows if r.kept == 0 and r.layer is not None})
     only = sum(1 for r in rows if r.kind == "layer") == 1
     if only and len(gone) == group[0].total - group[0].kept:
-        return f"without {_ranges(gone)}" if gone else "all"
+        return f"without {ranges(gone)}" if gone else "all"
     return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
 
 
 def _where(group: Sequence[Width]) -> str:
     layers = sorted({r.layer for r in group if r.layer is not None})
     if layers:
-        return _ranges(layers)
+        return ranges(layers)
     return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     runs: list[list[int]] = []
     for n in numbers:
         if runs and n == runs[-1][-1] + 1:

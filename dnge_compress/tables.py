@@ -115,12 +115,12 @@ def plan(made: PrunePlan, rows: Sequence[Row]) -> RenderableType:
     return Padding(Group(*parts), (1, 1))
 
 
-def recipes(entries: Iterable[tuple[str, float, str]]) -> Table:
-    """Names, ratios and descriptions of recipes."""
-    table = headed("recipe", "ratio", "", right_from=9)
+def recipes(entries: Iterable[tuple[str, str]]) -> Table:
+    """Names and descriptions of recipes."""
+    table = headed("recipe", "", right_from=9)
     table.columns[-1].no_wrap = False
-    for name, ratio, about in entries:
-        table.add_row(Text(name), Text(f"{ratio:g}", ACCENT), Text(about, QUIET))
+    for name, about in entries:
+        table.add_row(Text(name), Text(about, QUIET))
     return table
 
 

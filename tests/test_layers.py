@@ -11,7 +11,7 @@ import dnge_compress
 
 PACKAGE = Path(__file__).resolve().parents[1] / "dnge_compress"
 LAYERS = (
-    {"types", "errors"},
+    {"types", "errors", "lora_plan"},
     {
         "graph",
         "tracing",
@@ -20,28 +20,36 @@ LAYERS = (
         "sizes",
         "probe",
         "signals",
+        "sites",
         "elimination",
         "vocabulary",
         "writing",
         "painting",
     },
-    {"families", "encoder", "scorers"},
-    {"recipes", "executors", "checkpoint", "report", "tables", "lines"},
-    {"api"},
+    {"families", "encoder", "scorers", "placers"},
+    {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},
+    {"api", "placing"},
     {"jobs"},
-    {"cli", "commands", "texts", "pretrain", "__main__"},
+    {"session", "texts"},
+    {"commands"},
+    {"cli", "job_commands", "pretrain", "__main__"},
 )
 HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "rich": {"cli.py", "commands.py", "tables.py", "report.py", "jobs/report.py", "jobs/tables.py"},
-    "datasets": {"jobs/data.py"},
-    "peft": set(),
-    **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
+    "rich": {
+        f"{name}.py"
+        for name in ("session", "job_commands", "tables", "plan_tables", "report", "jobs/report", "jobs/tables")
+    },
+    "datasets": {"jobs/formats.py"},
+    "accelerate": {"jobs/launching.py"},
+    "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model"))},
+    "pyarrow": {"jobs/formats.py", "pretrain/corpora.py"},
+    **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
-UPWARD = {"types.py": {"api"}}
+UPWARD = {"types.py": {"api"}, "lora_plan.py": {"executors"}}
 # The package's own __init__ only forwards names, lazily; who imports a name from it imports that name's home.
 FORWARDED = {name: home for home, names in dnge_compress._HOMES.items() for name in names}
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py")

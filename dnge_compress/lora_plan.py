@@ -1,0 +1,224 @@
+"""Where LoRA adapters go and how large each is: a value that can be printed, diffed, edited and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from dnge_compress.errors import PlanError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+SiteKind = Literal["module", "parameter"]
+ExportForm = Literal["peft", "axolotl", "flat_config"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A matrix that an adapter can be put on.
+
+    `path` is the module's, or, for kind "parameter", the parameter's own (experts that share one tensor: `copies` of
+    them, with an adapter each). `is_transposed` marks weights stored `[inputs, outputs]` (GPT-2's Conv1D).
+    """
+
+    path: str
+    kind: SiteKind
+    inputs: int
+    outputs: int
+    copies: int = 1
+    is_transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("module", "parameter"):
+            raise PlanError(f"'{self.path}' is of kind {self.kind!r}; an adapter sits on a module or a parameter")
+        for what in ("inputs", "outputs", "copies"):
+            if not _is_whole(getattr(self, what)) or getattr(self, what) < 1:
+                raise PlanError(f"'{self.path}': {what} must be a whole number from 1, not {getattr(self, what)!r}")
+
+    @property
+    def price(self) -> int:
+        """Trainable parameters per rank."""
+        return self.copies * (self.inputs + self.outputs)
+
+    @property
+    def size(self) -> int:
+        """The matrix's own rank at most: an adapter beyond it adds nothing."""
+        return min(self.inputs, self.outputs)
+
+    @property
+    def weight(self) -> str:
+        """Name of the parameter that holds the matrix."""
+        return f"{self.path}.weight" if self.kind == "module" else self.path
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One line of a plan: a site, the rank it gets (0 = no adapter), the placer's score and why.
+
+    Scores are relative ranks; only their ratios mean something.
+    """
+
+    site: Site
+    rank: int
+    score: float = 0.0
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not _is_whole(self.rank) or not 0 <= self.rank <= self.site.size:
+            raise PlanError(
+                f"'{self.site.path}' can have a rank from 0 to {self.site.size} (the matrix's own), not {self.rank!r}"
+            )
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters."""
+        return self.rank * self.site.price
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        site = self.site
+        row: dict[str, Any] = {"path": site.path, "kind": site.kind, "inputs": site.inputs, "outputs": site.outputs}
+        row |= {"copies": site.copies} if site.copies > 1 else {}
+        row |= {"is_transposed": True} if site.is_transposed else {}
+        return row | {"rank": self.rank, "params": self.params, "score": self.score, "reason": self.reason}
+
+    @classmethod
+    def from_dict(cls, row: Any) -> Adapter:
+        """Inverse of `to_dict`; `params` may be missing or stale, as it follows from the rank. Raises PlanError."""
+        if not isinstance(row, Mapping):
+            raise PlanError(f"an adapter of the plan must be a mapping, not {row!r}")
+        of_site = set(Site.__dataclass_fields__)
+        known = of_site | {"rank", "params", "score", "reason"}
+        for key in row:
+            if key not in known:
+                raise PlanError(f"unknown key '{key}' in the adapter '{row.get('path')}' of the plan")
+        for key in ("path", "kind", "inputs", "outputs", "rank"):
+            if key not in row:
+                raise PlanError(f"an adapter of the plan lacks '{key}': {dict(row)}")
+        site = Site(**{k: v for k, v in row.items() if k in of_site})
+        return cls(site, row["rank"], float(row.get("score", 0.0)), str(row.get("reason", "")))
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """Adapters for one base model. Round-trips through JSON, one line per adapter.
+
+    `adapters` lists every matrix that was looked at, in the model's order; rank 0 means none there. `base`
+    fingerprints the model's names and shapes, `budget` is the number of parameters that may be trained, `recipe` the
+    resolved recipe, from which scale, alpha rule, dropout and initial values are taken.
+    """
+
+    adapters: tuple[Adapter, ...]
+    base: str
+    budget: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    VERSION = 1
+
+    def __post_init__(self) -> None:
+        paths = [a.site.path for a in self.adapters]
+        if len(set(paths)) != len(paths):
+            raise PlanError("a plan holds at most one adapter per matrix")
+        if not self.placed:
+            raise PlanError("the plan places no adapter: every rank is 0")
+
+    @property
+    def placed(self) -> tuple[Adapter, ...]:
+        """The adapters with a rank above 0."""
+        return tuple(a for a in self.adapters if a.rank > 0)
+
+    @property
+    def params(self) -> int:
+        """Parameters that will be trained."""
+        return sum(a.params for a in self.adapters)
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank."""
+        return max(a.rank for a in self.adapters)
+
+    def lora_config(self, task_type: str | None = None) -> LoraConfig:
+        """A plain `peft.LoraConfig`; `task_type` as peft wants it ("CAUSAL_LM", "SEQ_CLS", …).
+
+        model = get_peft_model(model, plan.lora_config("CAUSAL_LM"))
+        """
+        # Upward, like PrunePlan.preview: plans stay values, and users ask them for what is made of them.
+        from dnge_compress.executors.lora import config_of
+
+        return config_of(self, task_type)
+
+    def verify(self, model: nn.Module) -> int:
+        """Prove that peft makes of this plan what it says; the number of trainable parameters. The model is only read.
+
+        Every target, rank and scale is resolved with peft's own matcher, before and after a save/load round trip and
+        in a wrapped copy without values. Raises PlanError naming the first difference.
+        """
+        from dnge_compress.executors.lora_check import verify
+
+        return verify(self, model)
+
+    def export(self, form: ExportForm = "peft") -> str:
+        """The plan as text for other programs.
+
+        "peft": adapter_config.json. "axolotl": a YAML fragment. "flat_config": the adapter_config.json of the
+        zero-padded uniform adapter that `flatten_adapter` makes. Raises UnknownNameError.
+        """
+        from dnge_compress.executors.lora_export import export
+
+        return export(self, form)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {
+            "dnge_lora_plan": self.VERSION,
+            "base": self.base,
+            "budget": self.budget,
+            "params": self.params,
+            "recipe": dict(self.recipe),
+            "notes": list(self.notes),
+            "adapters": [a.to_dict() for a in self.adapters],
+        }
+
+    def to_json(self) -> str:
+        """JSON text, one line per adapter, made to be read, diffed and edited."""
+        body = self.to_dict()
+        adapters = body.pop("adapters")
+        lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in adapters)
+        return f'{json.dumps(body, indent=1, ensure_ascii=False)[:-2]},\n "adapters": [\n{lines}\n ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> LoraPlan:
+        """Read a plan. Raises PlanError naming what is missing or malformed."""
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as e:
+            raise PlanError(f"the plan is no JSON: {e.msg} at line {e.lineno}") from None
+        if not isinstance(raw, dict) or raw.get("dnge_lora_plan") != cls.VERSION:
+            raise PlanError(f"not a dnge LoRA plan of version {cls.VERSION} (key 'dnge_lora_plan')")
+        known = {"dnge_lora_plan", "params", *cls.__dataclass_fields__}
+        for key in raw:
+            if key not in known:
+                raise PlanError(f"unknown key '{key}' in the plan")
+        missing = [k for k in ("adapters", "base", "budget") if k not in raw]
+        if missing:
+            raise PlanError(f"the plan lacks {', '.join(missing)}")
+        if not isinstance(raw["adapters"], list) or not _is_whole(raw["budget"]):
+            raise PlanError("the plan is malformed: 'adapters' must be a list and 'budget' a whole number")
+        try:
+            adapters = tuple(Adapter.from_dict(row) for row in raw["adapters"])
+            notes, recipe = tuple(raw.get("notes", ())), dict(raw.get("recipe", {}))
+        except (TypeError, ValueError) as e:
+            if isinstance(e, PlanError):
+                raise
+            raise PlanError(f"the plan is malformed: {e}") from None
+        return cls(adapters, str(raw["base"]), raw["budget"], recipe, notes)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

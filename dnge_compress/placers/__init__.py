@@ -1,0 +1,90 @@
+"""Placers, one file each: a file's name is its registration, baselines included.
+
+A placer module offers `weigh(sites, context) -> {path: weight}` and `NEEDS_DATA`. A weight says what rank a site
+should have relative to the others': equal weights are uniform ranks, 0 is no adapter. A site that a placer can't judge
+is left out, and gets the mean. To add a placer, add a file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from dnge_compress.errors import DataError, PlanError, UnknownNameError, UnsupportedModelError
+from dnge_compress.families import build_graph
+from dnge_compress.lora_plan import Site
+from dnge_compress.probe import Inputs, ProbeSettings, Progress, synthesize
+from dnge_compress.types import ModelGraph
+
+Weights = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Context:
+    """All a placer may look at: the model (read only), and inputs: probes, unless `data` holds the user's own.
+
+    Nothing is run before somebody asks for `batches`, and no family is needed before somebody asks for `graph`.
+    """
+
+    model: nn.Module
+    probes: ProbeSettings = ProbeSettings()
+    data: tuple[Inputs, ...] | None = None
+    example_inputs: Inputs | None = None
+    progress: Progress | None = field(default=None, compare=False)
+
+    @property
+    def seed(self) -> int:
+        """Of probes, labels and permutations."""
+        return self.probes.seed
+
+    @cached_property
+    def graph(self) -> ModelGraph:
+        """The model as a dynamic graph. Raises UnsupportedModelError for a family nobody knows."""
+        return build_graph(self.model, self.example_inputs)
+
+    @cached_property
+    def batches(self) -> tuple[Inputs, ...]:
+        """The user's batches, or probes."""
+        if self.data is not None:
+            return self.data
+        return tuple(synthesize(self.model, self.probes, self.example_inputs))
+
+
+def names() -> list[str]:
+    """All placers."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def weigh(placer: str, sites: Sequence[Site], context: Context) -> dict[str, float]:
+    """Weights of the sites that the placer called `placer` can judge, in the order of `sites`.
+
+    Raises UnknownNameError, DataError if it needs data and has none, UnsupportedModelError if it can't judge any.
+    """
+    module = known_placer(placer, context.data is not None)
+    with torch.no_grad():
+        found = module.weigh(sites, context)
+    weights = {site.path: float(found[site.path]) for site in sites if site.path in found}
+    if not weights:
+        raise UnsupportedModelError(f"placer '{placer}' can judge none of the {len(sites)} matrices; choose another")
+    wrong = next((path for path, w in weights.items() if not math.isfinite(w) or w < 0), None)
+    if wrong is not None:
+        raise PlanError(f"placer '{placer}' gave '{wrong}' the weight {weights[wrong]}; it must be finite and >= 0")
+    return weights
+
+
+def known_placer(placer: str, has_data: bool) -> ModuleType:
+    """The module of a placer. Raises UnknownNameError, or DataError if it needs data and there is none."""
+    if placer not in names():
+        raise UnknownNameError("placer", placer, names())
+    module = importlib.import_module(f"{__name__}.{placer}")
+    if module.NEEDS_DATA and not has_data:
+        raise DataError(f"placer '{placer}' needs real data; pass data=…, or use placer 'probe' or 'encoder'")
+    return module

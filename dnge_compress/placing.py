@@ -1,0 +1,57 @@
+"""The public verb of LoRA placement: where adapters go and with what rank, as an ordinary peft config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from dnge_compress.checkpoint import open_model
+from dnge_compress.executors.lora_export import flatten_adapter
+from dnge_compress.lora_plan import LoraPlan
+from dnge_compress.placers import Context
+from dnge_compress.probe import ProbeSettings, checked_data
+from dnge_compress.recipes.library import REMOVED, resolve
+from dnge_compress.recipes.lora import make_lora_plan
+from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
+
+__all__ = ["flatten_adapter", "place_lora"]
+
+Model: TypeAlias = nn.Module | str | Path
+
+
+def place_lora(
+    model: Model,
+    recipe: str | Path | LoraRecipe = "lora/default",
+    *,
+    budget: Mapping[str, int | float] | None = None,
+    data: Iterable[Any] | None = None,
+    **overrides: Any,
+) -> LoraPlan:
+    """Which matrices get a LoRA adapter, and of what rank, within a budget of trainable parameters.
+
+    `model` is an nn.Module, a Hugging Face model (pruned or not), or the path or hub id of one; it is only read.
+    `budget` is {"match_uniform_r": 16}, {"trainable_params": 4_000_000} or {"trainable_fraction": 0.01}. `data`, an
+    iterable of model inputs, takes the place of the probes where the placer looks at any. Further keywords override
+    leaves of the recipe (placer="probe", max_rank=32); `example_inputs` and `progress` are as in `compress`.
+
+    Raises a DngeError.
+
+        model = get_peft_model(model, place_lora(model).lora_config("CAUSAL_LM"))
+    """
+    progress, example_inputs = overrides.pop("progress", None), overrides.pop("example_inputs", None)
+    if budget is not None:
+        others = dict.fromkeys(LoraBudget.model_fields, REMOVED)
+        overrides |= {f"lora.budget.{key}": value for key, value in (others | dict(budget)).items()}
+    settings = resolve(recipe, overrides, LoraRecipe)
+    opened = open_model(model) if isinstance(model, str | Path) else model
+    context = Context(
+        opened,
+        ProbeSettings(**settings.probes.model_dump()),
+        None if data is None else tuple(checked_data(data, opened)),
+        example_inputs,
+        progress,
+    )
+    return make_lora_plan(context, settings)
