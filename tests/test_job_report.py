@@ -15,11 +15,12 @@ import pytest
 from rich.console import Console
 
 from dnge_compress.errors import CheckpointError
+from dnge_compress.jobs import report as report_module
 from dnge_compress.jobs.axes import decimals, layer_ticks, thinned, ticks
 from dnge_compress.jobs.markdown import escape
 from dnge_compress.jobs.measures import MEASURES
 from dnge_compress.jobs.ranks import grid
-from dnge_compress.jobs.report import Curve, JobReport, Milestone, Rank, Width, write
+from dnge_compress.jobs.report import Curve, JobReport, Milestone, Rank, Width, finished, write
 from dnge_compress.jobs.wording import duration
 from dnge_compress.tables import plain, show
 
@@ -309,6 +310,11 @@ def test_modules_are_sorted_by_type_and_layer() -> None:
     assert placed.layers == tuple(range(11)) and placed.rows[0].cells == {0: (1,), 10: (2,)}
 
 
+def test_a_type_says_of_how_many_modules_only_where_some_have_no_adapter() -> None:
+    placed = grid([Rank("h.0.q", 2, 8), Rank("h.1.q", 0, 0), Rank("h.0.k", 1, 4), Rank("h.1.k", 1, 4)])
+    assert [row.coverage for row in placed.rows] == ["1 of 2", "2"]
+
+
 def test_stacks_that_number_their_layers_alike_are_kept_apart() -> None:
     placed = grid([Rank(f"{stack}.block.0.q", 1, 1) for stack in ("encoder", "decoder")])
     assert [row.name for row in placed.rows] == ["encoder.block.*.q", "decoder.block.*.q"]
@@ -322,7 +328,7 @@ def test_writing_leaves_three_files_that_say_what_the_report_says(tmp_path: Path
     report = full()
     paths = write(report, tmp_path / "new" / "folder")
     assert {p.name for p in (tmp_path / "new" / "folder").iterdir()} == {"report.json", "report.md", "report.html"}
-    assert JobReport.from_dict(json.loads(paths["json"].read_text(encoding="utf-8"))) == report
+    assert finished(tmp_path / "new" / "folder") == report
     assert paths["md"].read_text(encoding="utf-8") == report.to_markdown()
     assert paths["html"].read_text(encoding="utf-8") == report.to_html()
 
@@ -331,18 +337,26 @@ def test_writing_leaves_three_files_that_say_what_the_report_says(tmp_path: Path
 def test_a_write_that_fails_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     write(full(), tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    real = Path.write_bytes
+    real = report_module._write_through
 
-    def fail(self: Path, data: bytes) -> int:
-        real(self, data[: len(data) // 2])
-        if f".{broken}." in self.name:
+    def fail(file: Path, content: bytes) -> None:
+        if f".{broken}." in file.name:
+            real(file, content[: len(content) // 2])
             raise OSError("No space left on device")
-        return real(self, data)
+        real(file, content)
 
-    monkeypatch.setattr(Path, "write_bytes", fail)
+    monkeypatch.setattr(report_module, "_write_through", fail)
     with pytest.raises(OSError, match="No space left"):
         write(replace(full(), notes=("another",)), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_job_whose_report_is_missing_or_torn_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no report.json yet; run it again"):
+        finished(tmp_path)
+    write(full(), tmp_path)["json"].write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match="truncated or corrupt"):
+        finished(tmp_path)
 
 
 def test_paths_that_are_no_text_are_reported_all_the_same(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def _ranks(ranks: Sequence[Rank]) -> Iterator[str]:
     placed = grid(ranks)
     yield from _header("", "adapters", "rank", "parameters")
     for row in placed.rows:
-        yield _line(escape(row.name), f"{row.placed:,} of {len(row.ranks):,}", span(row.range), count(row.params))
+        yield _line(escape(row.name), row.coverage, span(row.range), count(row.params))
     yield _line("together", several(placed.placed, "adapter"), "", count(placed.params))
 
 

@@ -69,7 +69,7 @@ def ranks(ranks: Sequence[Rank]) -> Iterator[Markup]:
     rows += [_rank_line(row, placed) for row in placed.rows if not row.cells]
     yield tag("table", tag("thead", _columns(*headings)), tag("tbody", *rows), class_="heat")
     if placed.layers:
-        told = "A cell is a layer: the stronger, the higher the rank. An outline is no adapter."
+        told = "A cell is a layer: the stronger, the higher the rank. Where it is empty, there is no adapter."
         yield tag("p", told, class_="caption")
         yield _more("All ranks by layer", _matrix(placed))
 
@@ -90,7 +90,7 @@ def _width_line(where: str, group: Sequence[Width]) -> Markup:
 
 
 def _rank_line(row: Row, placed: Grid) -> Markup:
-    cells = _cells(f"{row.placed:,} of {len(row.ranks):,}", span(row.range), count(row.params))
+    cells = _cells(row.coverage, span(row.range), count(row.params))
     strip = tag("td", plots.heat(row, placed) if row.cells else None) if placed.layers else None
     name = tag("th", row.name, scope="row", class_="long" if len(row.name) > LONG else None)
     return tag("tr", name, *cells, strip)

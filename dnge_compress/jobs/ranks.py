@@ -34,6 +34,11 @@ class Row:
         return sum(1 for r in self.ranks if r.rank)
 
     @property
+    def coverage(self) -> str:
+        """How many adapters there are, and of how many modules where that isn't all."""
+        return f"{self.placed:,}" if self.placed == len(self.ranks) else f"{self.placed:,} of {len(self.ranks):,}"
+
+    @property
     def params(self) -> int:
         return sum(r.params for r in self.ranks)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -140,17 +141,18 @@ class JobReport:
 
 
 def write(report: JobReport, folder: str | Path) -> dict[str, Path]:
-    """Write report.json, report.md and report.html; returns their paths by suffix.
+    """Write report.html, report.md and report.json; returns their paths by suffix.
 
-    Each is complete or as it was before: all three are rendered and written beside their places first.
+    Each is complete or as it was before: all three are rendered and written beside their places first. Raises OSError.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    parts = {target / f".report.{suffix}.part": target / f"report.{suffix}" for suffix in ("json", "md", "html")}
+    # The JSON comes last: who finds it may take the other two for granted.
+    parts = {target / f".report.{suffix}.part": target / f"report.{suffix}" for suffix in ("html", "md", "json")}
     try:
         for (part, _), text in zip(parts.items(), _texts(report), strict=True):
             # Paths may hold bytes that are no text; they mustn't keep a finished job from reporting.
-            part.write_bytes(text.encode("utf-8", "replace"))
+            _write_through(part, text.encode("utf-8", "replace"))
         for part, place in parts.items():
             part.replace(place)
     finally:
@@ -159,15 +161,27 @@ def write(report: JobReport, folder: str | Path) -> dict[str, Path]:
     return {place.suffix[1:]: place for place in parts.values()}
 
 
-def finished(folder: Path) -> JobReport:
-    """The report that a finished job left in its folder. Raises CheckpointError if there is none."""
+def finished(folder: str | Path) -> JobReport:
+    """The report that a job left in its folder. Raises CheckpointError where none is there or it can't be read."""
+    file = Path(folder) / REPORT
+    if not file.is_file():
+        raise CheckpointError(f"the job in '{folder}' has no {REPORT} yet; run it again, and it goes on to the end")
     try:
-        return JobReport.from_dict(json.loads((folder / REPORT).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as e:
-        raise CheckpointError(f"'{folder}' holds no finished job ({e}); run its recipe again") from None
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise CheckpointError(f"'{file}' is truncated or corrupt: no JSON ({e})") from None
+    return JobReport.from_dict(raw)
+
+
+def _write_through(file: Path, content: bytes) -> None:
+    """Write to the disk itself, so that a name never points to a file that a power cut left empty."""
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def _texts(report: JobReport) -> Iterator[str]:
-    yield json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
-    yield report.to_markdown()
     yield report.to_html()
+    yield report.to_markdown()
+    yield json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"
