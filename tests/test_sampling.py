@@ -56,8 +56,9 @@ def test_probes_of_a_language_model_are_written_in_the_same_way() -> None:
 
 def test_progress_counts_rows_up_to_all() -> None:
     seen: list[tuple[str, int, int]] = []
-    sample_rows(make("llama"), 4 * (ROWS_AT_ONCE + 3), 4, seed=0, progress=lambda *step: seen.append(step))
-    assert seen == [("write", ROWS_AT_ONCE, ROWS_AT_ONCE + 3), ("write", ROWS_AT_ONCE + 3, ROWS_AT_ONCE + 3)]
+    _, most = ROWS_AT_ONCE
+    sample_rows(make("llama"), 4 * (most + 3), 4, seed=0, progress=lambda *step: seen.append(step))
+    assert seen == [("write", most, most + 3), ("write", most + 3, most + 3)]
 
 
 def test_writing_leaves_the_model_and_the_global_generator_as_they_were() -> None:
