@@ -27,6 +27,8 @@ def encode_pieces(pieces: Iterable[tuple[str, bool]], tokenizer: Any) -> Row:
     row, text = Row([], []), ""
     before: list[int] = []
     for piece, learned in pieces:
+        if not piece:
+            continue
         text += piece
         together = encode([text], tokenizer)[0]
         follows = together[: len(before)] == before
