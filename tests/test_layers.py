@@ -19,6 +19,7 @@ LAYERS = (
         "masking",
         "sizes",
         "probe",
+        "sensitivity",
         "signals",
         "sites",
         "elimination",
@@ -38,7 +39,11 @@ HOMES = {
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
     "rich": {"cli.py", "commands.py", "tables.py", "report.py"},
     "datasets": {"jobs/data.py"},
-    "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export"))},
+    "peft": {
+        "lora_plan.py",
+        "placers/kappa.py",
+        *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export")),
+    },
     **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
