@@ -15,6 +15,7 @@ LAYERS = (
     {
         "graph",
         "tracing",
+        "trimming",
         "weights",
         "masking",
         "sizes",

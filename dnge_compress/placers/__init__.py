@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -32,7 +32,8 @@ OURS = "encoder"  # what `permuted` and `inverted` start from, and the schema's 
 class Context:
     """All a placer may look at: the model (read only), and inputs: probes, unless `data` holds the user's own.
 
-    Nothing is run before somebody asks for `batches`, and no family is needed before somebody asks for `graph`.
+    Nothing is run before somebody asks for `batches`, and no family is needed before somebody asks for `graph`, which
+    `read_graph` makes where the model alone doesn't tell it.
     `uniform_rank` is the rank that the budget pays for everywhere.
     """
 
@@ -41,6 +42,7 @@ class Context:
     data: tuple[Inputs, ...] | None = None
     example_inputs: Inputs | None = None
     uniform_rank: float = 16.0
+    read_graph: Callable[[], ModelGraph] | None = None
     progress: Progress | None = field(default=None, compare=False)
 
     @property
@@ -51,7 +53,7 @@ class Context:
     @cached_property
     def graph(self) -> ModelGraph:
         """The model as a dynamic graph. Raises UnsupportedModelError for a family nobody knows."""
-        return build_graph(self.model, self.example_inputs)
+        return self.read_graph() if self.read_graph else build_graph(self.model, self.example_inputs)
 
     @cached_property
     def batches(self) -> tuple[Inputs, ...]:
