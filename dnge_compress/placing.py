@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import nn
+from transformers import AutoConfig
 
-from dnge_compress.checkpoint import open_model
+from dnge_compress.checkpoint import Compression, open_model
 from dnge_compress.executors.lora_export import flatten_adapter
+from dnge_compress.families import build_graph, shapes_of
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.placers import Context
-from dnge_compress.probe import ProbeSettings, checked_data
+from dnge_compress.probe import Inputs, ProbeSettings, checked_data
 from dnge_compress.recipes.library import REMOVED, resolve
 from dnge_compress.recipes.lora import make_lora_plan
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
+from dnge_compress.trimming import trimmed
+from dnge_compress.types import ModelGraph
 
 __all__ = ["flatten_adapter", "place_lora"]
 
@@ -53,5 +59,16 @@ def place_lora(
         None if data is None else tuple(checked_data(data, opened)),
         example_inputs,
         progress,
+        read_graph=partial(_graph_of, opened, example_inputs),
     )
     return make_lora_plan(context, settings)
+
+
+def _graph_of(model: Any, example_inputs: Inputs | None) -> ModelGraph:
+    """The model's graph; of one that `compress` gave uneven widths, its base's graph under the same cuts."""
+    attached = getattr(model, "dnge", None)
+    if not isinstance(attached, Compression) or not attached.plan.uneven or attached.base_config is None:
+        return build_graph(model, example_inputs)
+    with torch.device("meta"):
+        base = type(model)(AutoConfig.for_model(**attached.base_config))
+    return trimmed(build_graph(base), attached.plan.cuts, shapes_of(model))

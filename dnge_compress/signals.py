@@ -122,7 +122,7 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
                     for tap in flat:
                         tap.mask = mask
                     output = answers(call(self.model, batch), mask)
-                    _label_loss(output, has_logits(self.model), generator).backward()
+                    label_loss(output, has_logits(self.model), generator).backward()
                     if any(tap.overwritten for tap in flat):
                         break
                     for tap in flat:
@@ -189,7 +189,7 @@ def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
     return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
 
 
-def _label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
+def label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
     """A sum over positions whose gradient's second moment is the Fisher information of the output."""
     output = output.float()
     if logits and output.shape[-1] > 1:  # a single number is no distribution over classes

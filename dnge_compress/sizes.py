@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,23 @@ def dropped_spaces(graph: ModelGraph, cuts: Iterable[Cut]) -> set[str]:
         for s in graph.spaces
         if graph.consumers(s.name) and all(slot.param.startswith(prefixes) for slot in graph.slots_of(s.name))
     }
+
+
+def paths_after(graph: ModelGraph, cuts: Iterable[Cut]) -> Callable[[str], str | None]:
+    """A function from a module path before layers were dropped to its path afterwards, or None if it is gone."""
+    renamed: dict[str, str | None] = {}
+    for c in cuts:
+        modules = graph.space(c.space).modules
+        for i, module in enumerate(modules):
+            renamed[module] = modules[c.keep.index(i)] if i in c.keep else None
+
+    def path(module: str) -> str | None:
+        for old, new in renamed.items():
+            if module == old or module.startswith(f"{old}."):
+                return None if new is None else new + module[len(old) :]
+        return module
+
+    return path
 
 
 def kept_rows(graph: ModelGraph, cuts: Iterable[Cut], param: str, axis: int, rows: int) -> Tensor:

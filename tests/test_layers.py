@@ -15,10 +15,12 @@ LAYERS = (
     {
         "graph",
         "tracing",
+        "trimming",
         "weights",
         "masking",
         "sizes",
         "probe",
+        "sensitivity",
         "signals",
         "sites",
         "elimination",
@@ -44,7 +46,11 @@ HOMES = {
     },
     "datasets": {"jobs/formats.py"},
     "accelerate": {"jobs/launching.py"},
-    "peft": {"lora_plan.py", *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model"))},
+    "peft": {
+        "lora_plan.py",
+        "placers/kappa.py",
+        *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model")),
+    },
     "pyarrow": {"jobs/formats.py", "pretrain/corpora.py"},
     **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }

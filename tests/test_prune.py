@@ -15,10 +15,12 @@ from dnge_compress import compress
 from dnge_compress.errors import PlanError, UnknownNameError
 from dnge_compress.executors.exactness import check, relative_difference
 from dnge_compress.executors.prune import cut, validate
+from dnge_compress.families import build_graph, shapes_of
 from dnge_compress.masking import MaskedModel
 from dnge_compress.recipes.groups import droppable, width_groups
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.sizes import kept_total, parameter_prices
+from dnge_compress.trimming import trimmed
 from dnge_compress.types import Cut, ModelGraph
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
@@ -274,3 +276,25 @@ def test_masking_everything_but_nothing_is_the_model_itself(name: str) -> None:
     graph = models.graph_of(name, model)
     whole = [Cut(s.name, tuple(range(s.units))) for s in graph.of_kind("neuron", "head", "channel", "layer")]
     assert torch.equal(models.outputs(MaskedModel(model, graph, whole), inputs), models.outputs(model, inputs))
+
+
+@pytest.mark.parametrize("name", ["llama", "llama_mqa", "gpt2", "bert", "vit", "resnet_basic"])
+def test_a_trimmed_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
+    base = models.make(name)
+    graph = build_graph(base)
+    cuts = [Cut(s.name, tuple(range(0, s.units, 2))) for s in graph.of_kind("neuron")]
+    layers = graph.of_kind("layer")[-1]
+    if layers.units > 2:
+        cuts.append(Cut(layers.name, tuple(i for i in range(layers.units) if i != 1 or i in layers.pinned)))
+    small = copy.deepcopy(base)
+    cut(small, graph, cuts)
+    found, expected = trimmed(graph, cuts, shapes_of(small)), build_graph(small)
+    assert found.fingerprint == expected.fingerprint
+    assert [(s.op, s.params) for s in found.steps] == [(s.op, s.params) for s in expected.steps]
+    assert [s.units for s in found.spaces] == [s.units for s in expected.spaces]
+    assert [(s.param, s.axis, s.width, s.offset) for s in found.slots] == [
+        (s.param, s.axis, s.width, s.offset) for s in expected.slots
+    ]
+    assert [(s.modules, s.pinned) for s in found.of_kind("layer")] == [
+        (s.modules, s.pinned) for s in expected.of_kind("layer")
+    ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 import torch_pruning as tp
@@ -12,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.errors import PlanError, UnsupportedModelError
 from dnge_compress.masking import slot_rows, units_gone
-from dnge_compress.sizes import dropped_spaces
+from dnge_compress.sizes import dropped_spaces, paths_after
 from dnge_compress.types import Cut, ModelGraph
 
 
@@ -111,28 +110,11 @@ def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ..
 def _update_attributes(model: nn.Module, graph: ModelGraph, cuts: Iterable[Cut]) -> None:
     """Counts that modules keep for themselves; where a block went, its attributes went with it."""
     kept = {c.space: len(c.keep) for c in cuts}
-    paths = _paths_after(graph, cuts)
+    paths = paths_after(graph, cuts)
     for space, module, name, factor in graph.attributes:
         path = paths(module)
         if space in kept and path is not None:
             setattr(model.get_submodule(path), name, factor * kept[space])
-
-
-def _paths_after(graph: ModelGraph, cuts: Iterable[Cut]) -> Any:
-    """A function from a module path before layers were dropped to its path afterwards, or None if it is gone."""
-    renamed: dict[str, str | None] = {}
-    for c in cuts:
-        modules = graph.space(c.space).modules
-        for i, module in enumerate(modules):
-            renamed[module] = modules[c.keep.index(i)] if i in c.keep else None
-
-    def path(module: str) -> str | None:
-        for old, new in renamed.items():
-            if module == old or module.startswith(f"{old}."):
-                return None if new is None else new + module[len(old) :]
-        return module
-
-    return path
 
 
 def _update_config(model: nn.Module, graph: ModelGraph, cuts: Iterable[Cut]) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dnge_compress.jobs.rows import Examples
 from dnge_compress.probe import device_of, inference_mode_of
 
 Batch = Mapping[str, Tensor]
@@ -36,7 +37,7 @@ def logits_of(model: nn.Module, batch: Batch) -> Tensor:
     return model(**inputs, use_cache=False).logits
 
 
-def batches_of(rows: Sequence[Any], collate: Callable[[list[Any]], Batch], size: int) -> Iterable[Batch]:
+def batches_of(rows: Examples, collate: Callable[[list[Any]], Batch], size: int) -> Iterable[Batch]:
     """Rows in order, `size` at a time."""
     for first in range(0, len(rows), size):
         yield collate([rows[i] for i in range(first, min(first + size, len(rows)))])

@@ -20,9 +20,7 @@ from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.placers import known_placer
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.library import load
-from dnge_compress.recipes.lora_schema import LoraRecipe
-from dnge_compress.recipes.schema import Recipe
+from dnge_compress.recipes.library import load, resolve
 from dnge_compress.scorers import known_scorer
 
 VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -103,21 +101,12 @@ def versions() -> dict[str, str]:
 
 
 def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
-    if isinstance(recipe, Job):
-        found: Any = load(recipe, overrides)
-    else:
-        places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
-        found = load(recipe)
-        if isinstance(found, Job):
-            return load(recipe, overrides | places)  # type: ignore[return-value]
-        found = load(recipe, overrides)
-        told = found.model_dump(exclude={"recipe"}) if isinstance(found, Recipe) else _placing(found)
-        found = Job(**{**told, **places})
-    return found
-
-
-def _placing(recipe: LoraRecipe) -> dict[str, Any]:
-    return recipe.model_dump(exclude={"recipe"})
+    places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
+    kind = type(load(recipe))
+    if kind is Job:
+        return resolve(recipe, overrides | places, Job)
+    found = load(recipe, overrides)
+    return Job(**{**found.model_dump(exclude={"recipe"}), **places})
 
 
 def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
@@ -132,11 +121,11 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         stages=tuple(stage.name for stage in stages),
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
         milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
-        widths=tuple(Width(**{k: row[k] for k in Width.__dataclass_fields__}) for row in pruned.get("widths", ())),
+        widths=tuple(Width(**row) for row in pruned.get("widths", ())),
         ranks=_ranks(folder, job),
         curves=tuple(_curve(folder, arm) for arm in arms),
         rows=counts,
-        machine={**done.get("train", {}).get("machine", {}), **versions()},
+        machine=done.get("train", {}).get("machine", {}) | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
     )
 

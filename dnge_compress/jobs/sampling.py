@@ -43,8 +43,7 @@ def sample_rows(
 def _rows_at_once(model: Any, length: int) -> int:
     """As many rows as have room, keys and values of every layer counted at the width of the residual stream."""
     config = model.config
-    width = getattr(config, "hidden_size", None) or getattr(config, "n_embd", 1024)
-    layers = getattr(config, "num_hidden_layers", None) or getattr(config, "n_layer", 12)
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)  # GPT-2 answers to these names too
     least, most = ROWS_AT_ONCE
     return max(least, min(most, CACHE_NUMBERS // (2 * width * layers * length)))
 

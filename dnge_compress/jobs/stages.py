@@ -25,7 +25,7 @@ from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.launching import Crew
 from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_second
 from dnge_compress.jobs.progress import Tell
-from dnge_compress.jobs.report import Milestone
+from dnge_compress.jobs.report import Milestone, Width
 from dnge_compress.jobs.rows import Collator, split_rows
 from dnge_compress.jobs.sampling import sample_rows
 from dnge_compress.jobs.token_rows import store, stored
@@ -120,7 +120,8 @@ def prune(work: Work) -> Facts:
     model = models.original(job)
     small = api.compress(model, recipe, inplace=True, progress=work.tell)
     api.save(small, work.folder.pruned)
-    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": list(small.dnge.plan.notes)}
+    rows = [Width(r.space, r.kind, r.layer, r.kept, r.total) for r in small.dnge.report.rows]
+    return {"widths": [asdict(row) for row in rows], "notes": list(small.dnge.plan.notes)}
 
 
 def place(work: Work) -> Facts:

@@ -198,7 +198,7 @@ class _Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Nats per token over all held-out rows, shared among the processes."""
         rank, processes = self.args.process_index, self.args.world_size
-        own = [self.held_out[i] for i in range(rank, len(self.held_out), processes)]
+        own = self.held_out.take(range(rank, len(self.held_out), processes))
         batches = batches_of(own, self.data_collator, self.args.per_device_eval_batch_size)
         total, count = summed_loss(self.model, batches)
         sums = torch.tensor([total, count], dtype=torch.float64)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
@@ -25,19 +25,24 @@ from dnge_compress.probe import Inputs, ProbeSettings, Progress, synthesize
 from dnge_compress.types import ModelGraph
 
 Weights = Mapping[str, float]
+OURS = "encoder"  # what `permuted` and `inverted` start from, and the schema's default
 
 
 @dataclass(frozen=True)
 class Context:
     """All a placer may look at: the model (read only), and inputs: probes, unless `data` holds the user's own.
 
-    Nothing is run before somebody asks for `batches`, and no family is needed before somebody asks for `graph`.
+    Nothing is run before somebody asks for `batches`, and no family is needed before somebody asks for `graph`, which
+    `read_graph` makes where the model alone doesn't tell it.
+    `uniform_rank` is the rank that the budget pays for everywhere.
     """
 
     model: nn.Module
     probes: ProbeSettings = ProbeSettings()
     data: tuple[Inputs, ...] | None = None
     example_inputs: Inputs | None = None
+    uniform_rank: float = 16.0
+    read_graph: Callable[[], ModelGraph] | None = None
     progress: Progress | None = field(default=None, compare=False)
 
     @property
@@ -48,7 +53,7 @@ class Context:
     @cached_property
     def graph(self) -> ModelGraph:
         """The model as a dynamic graph. Raises UnsupportedModelError for a family nobody knows."""
-        return build_graph(self.model, self.example_inputs)
+        return self.read_graph() if self.read_graph else build_graph(self.model, self.example_inputs)
 
     @cached_property
     def batches(self) -> tuple[Inputs, ...]:
@@ -63,7 +68,7 @@ def names() -> list[str]:
     return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
-def weigh(placer: str, sites: Sequence[Site], context: Context) -> dict[str, float]:
+def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, float]:
     """Weights of the sites that the placer called `placer` can judge, in the order of `sites`.
 
     Raises UnknownNameError, DataError if it needs data and has none, UnsupportedModelError if it can't judge any.
@@ -72,8 +77,10 @@ def weigh(placer: str, sites: Sequence[Site], context: Context) -> dict[str, flo
     with torch.no_grad():
         found = module.weigh(sites, context)
     weights = {site.path: float(found[site.path]) for site in sites if site.path in found}
-    if not weights:
-        raise UnsupportedModelError(f"placer '{placer}' can judge none of the {len(sites)} matrices; choose another")
+    if not any(weights.values()):
+        raise UnsupportedModelError(
+            f"placer '{placer}' finds none of the {len(sites)} matrices worth an adapter; choose another"
+        )
     wrong = next((path for path, w in weights.items() if not math.isfinite(w) or w < 0), None)
     if wrong is not None:
         raise PlanError(f"placer '{placer}' gave '{wrong}' the weight {weights[wrong]}; it must be finite and >= 0")

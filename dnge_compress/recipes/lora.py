@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -10,7 +11,7 @@ from dnge_compress.errors import BudgetError, RecipeError
 from dnge_compress.families import shapes_of
 from dnge_compress.graph import fingerprint
 from dnge_compress.lora_plan import Adapter, LoraPlan, Site
-from dnge_compress.placers import Context, known_placer, weigh
+from dnge_compress.placers import Context, known_placer, weigh_by
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.ranks import allocate, ladder
 from dnge_compress.sites import find_sites
@@ -29,7 +30,8 @@ def make_lora_plan(context: Context, recipe: LoraRecipe) -> LoraPlan:
         raise RecipeError("lora_dropout must be 0: peft can't drop the inputs of adapters on experts' parameters")
     budget = params_of(lora.budget, sites, context.model)
     allocate(sites, {s.path: 1.0 for s in sites}, budget, lora)  # an impossible budget fails before anything is run
-    judged = weigh(lora.placer, sites, context)
+    context = replace(context, uniform_rank=budget / sum(s.price for s in sites))
+    judged = weigh_by(lora.placer, sites, context)
     weights = dict.fromkeys((s.path for s in sites), sum(judged.values()) / len(judged)) | judged
     ranks = allocate(sites, weights, budget, lora)
     return LoraPlan(
