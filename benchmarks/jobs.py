@@ -98,34 +98,59 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
-    """Kill a job at random moments, run it again each time, and compare with an unbroken one."""
+    """Kill one job at random moments all through it, run it again each time, and compare with an unbroken one."""
     whole, torn = options.work / "unbroken", options.work / "killed"
     for folder in (whole, torn):
         shutil.rmtree(folder, ignore_errors=True)
-    started = time.monotonic()
     reference = finished("jobs/prune-recover", whole, SHORT)
-    length = time.monotonic() - started
+    lengths = dict(reference.seconds)
     generator, moments = random.Random(0), []
-    for _ in range(options.kills):
+    for share in sorted(generator.random() for _ in range(options.kills)):
+        stage, inside = moment(share, lengths)
         running = start("jobs/prune-recover", torn, SHORT)
-        # A stretch that reaches into the stages still to come, wherever this start begins.
-        pause = generator.uniform(0.3, 1.0) * length * (0.45 if moments else 0.9)
-        try:
-            running.wait(pause)
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-            done = json.loads((torn / "job.json").read_text())["stages"] if (torn / "job.json").is_file() else {}
-            steps = sorted(int(p.parent.name.split("-")[1]) for p in torn.glob("training/checkpoint-*/whole"))
-            moments.append({"seconds": round(pause, 2), "done": [*done], "step": steps[-1] if steps else 0})
-        else:  # it finished: start anew, so that every kill hits something
-            shutil.rmtree(torn)
+        wait_for(torn, stage, inside, lengths, running)
+        running.kill()
+        running.wait()
+        moments.append({"stage": stage, "share_of_stage": round(inside, 2), "step": last_step(torn)})
+        print(f"killed in {stage} ({inside:.0%}), last whole step {last_step(torn)}", file=sys.stderr, flush=True)
     report = finished("jobs/prune-recover", torn, SHORT)
     ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (torn, whole))
     apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
-    losses = [abs(a.loss - b.loss) for a, b in zip(report.milestones, reference.milestones, strict=True)]  # type: ignore[operator]
+    losses = [abs((a.loss or 0) - (b.loss or 0)) for a, b in zip(report.milestones, reference.milestones, strict=True)]
     same = report.curves == reference.curves
     return {"moments": moments, "adapter": apart, "loss": max(losses), "same_curves": same}
+
+
+def moment(share: float, lengths: dict[str, float]) -> tuple[str, float]:
+    """The stage, and the share of it, that stands at `share` of the whole job's time."""
+    left = share * sum(lengths.values())
+    for stage, seconds in lengths.items():
+        if left < seconds:
+            return stage, left / seconds
+        left -= seconds
+    return stage, 1.0
+
+
+def wait_for(out: Path, stage: str, inside: float, lengths: dict[str, float], running: subprocess.Popen[bytes]) -> None:
+    """Until the job has come that far: the stages before are done; in training, the steps before too."""
+    before = list(lengths)[list(lengths).index(stage) - 1] if stage != next(iter(lengths)) else None
+    while before and before not in done(out):
+        assert running.poll() is None, "the job ended before its time"
+        time.sleep(0.01)
+    while stage == "train" and last_step(out) + 3 < inside * 30:
+        assert running.poll() is None, "the job ended before its time"
+        time.sleep(0.01)
+    time.sleep(lengths[stage] * (inside if stage != "train" else 0.05 * inside) + (0 if before else 8.0))
+
+
+def done(out: Path) -> list[str]:
+    """The stages that a job has finished."""
+    return [*json.loads((out / "job.json").read_text())["stages"]] if (out / "job.json").is_file() else []
+
+
+def last_step(out: Path) -> int:
+    """Of the newest whole checkpoint, or 0."""
+    return max((int(p.parent.name.split("-")[1]) for p in out.glob("training/checkpoint-*/whole")), default=0)
 
 
 def processes(options: argparse.Namespace) -> dict[str, Any]:
@@ -190,7 +215,7 @@ def table(found: dict[str, Any]) -> list[str]:
         lines += ["", f"Held-out books; {len(runs)} seeds. LoRA at the cost of uniform rank 16, 262,144 tokens."]
     if "kills" in found:
         k = found["kills"]
-        where = "; ".join(f"after {m['done'][-1] if m['done'] else 'nothing'}, step {m['step']}" for m in k["moments"])
+        where = ", ".join(f"{m['stage']} {m['share_of_stage']:.0%}" for m in k["moments"])
         lines += ["", f"Killed (SIGKILL) at {len(k['moments'])} random moments ({where}) and run again each time: "]
         lines[-1] += f"adapter weights differ from the unbroken run's by {k['adapter']:.1e}, final losses by "
         lines[-1] += f"{k['loss']:.1e}, curves are {'equal' if k['same_curves'] else 'not equal'}."

@@ -125,7 +125,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         ranks=_ranks(folder, job),
         curves=tuple(_curve(folder, arm) for arm in arms),
         rows=counts,
-        machine=done.get("train", {}).get("machine", {}) | versions(),
+        machine=dict(done.get("train", {}).get("machine", {})) | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
     )
 
