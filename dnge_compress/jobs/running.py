@@ -106,12 +106,14 @@ def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
     if kind is Job:
         return resolve(recipe, overrides | places, Job)
     found = load(recipe, overrides)
-    return Job(**{**found.model_dump(exclude={"recipe"}), **places})
+    told: dict[str, Any] = found.model_dump(exclude={"recipe"})
+    return Job(**(told | places))
 
 
 def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     done = folder.read()["stages"]
-    data, place, pruned = (done.get(name, {}) for name in ("data", "place", "prune"))
+    facts: dict[str, dict[str, Any]] = {name: done.get(name, {}) for name in ("data", "prune", "place", "train")}
+    data, pruned, place, trained = facts.values()
     arms = ("", *job.compare) if job.train is not None else ()
     counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
     return JobReport(
@@ -125,7 +127,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         ranks=_ranks(folder, job),
         curves=tuple(_curve(folder, arm) for arm in arms),
         rows=counts,
-        machine=dict(done.get("train", {}).get("machine", {})) | versions(),
+        machine=trained.get("machine", {}) | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
     )
 
