@@ -15,13 +15,13 @@ import pytest
 from rich.console import Console
 
 from dnge_compress.errors import CheckpointError
-from dnge_compress.jobs import report as report_module
-from dnge_compress.jobs.axes import decimals, layer_ticks, thinned, ticks
-from dnge_compress.jobs.markdown import escape
-from dnge_compress.jobs.measures import MEASURES
-from dnge_compress.jobs.ranks import grid
 from dnge_compress.jobs.report import Curve, JobReport, Milestone, Rank, Width, finished, write
-from dnge_compress.jobs.wording import duration
+from dnge_compress.jobs.report import job_report as report_module
+from dnge_compress.jobs.report.axes import decimals, layer_ticks, thinned, ticks
+from dnge_compress.jobs.report.markdown import escape
+from dnge_compress.jobs.report.measures import MEASURES
+from dnge_compress.jobs.report.ranks import grid
+from dnge_compress.jobs.report.wording import duration
 from dnge_compress.tables import plain, show
 
 ORIGINAL = Milestone("original", 1000, 4000, 2.0, 500.0)
@@ -389,7 +389,7 @@ def test_thinning_keeps_the_spikes() -> None:
 
 
 def test_text_on_the_page_has_enough_contrast() -> None:
-    style = files("dnge_compress.jobs").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("dnge_compress.jobs.report").joinpath("page.css").read_text(encoding="utf-8")
     for block in re.findall(r":root \{(.*?)\}", style, re.S):
         colours = dict(re.findall(r"--([\w-]+): (#\w+)", block))
         for ink in ("ink", "quiet", "accent"):

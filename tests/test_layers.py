@@ -42,16 +42,24 @@ HOMES = {
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
     "rich": {
         f"{name}.py"
-        for name in ("session", "job_commands", "tables", "plan_tables", "report", "jobs/report", "jobs/tables")
+        for name in (
+            "session",
+            "job_commands",
+            "tables",
+            "plan_tables",
+            "report",
+            "jobs/report/job_report",
+            "jobs/report/tables",
+        )
     },
-    "datasets": {"jobs/formats.py"},
+    "datasets": {"jobs/data/formats.py"},
     "accelerate": {"jobs/launching.py"},
     "peft": {
         "lora_plan.py",
         "placers/kappa.py",
         *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model")),
     },
-    "pyarrow": {"jobs/formats.py", "pretrain/corpora.py"},
+    "pyarrow": {"jobs/data/formats.py", "pretrain/corpora.py"},
     **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.

@@ -8,7 +8,7 @@ from models import VOCABULARY, make
 from transformers import BertConfig, BertLMHeadModel
 
 from dnge_compress.errors import DataError
-from dnge_compress.jobs.sampling import ROWS_AT_ONCE, sample_rows
+from dnge_compress.jobs.data.sampling import ROWS_AT_ONCE, sample_rows
 from dnge_compress.probe import ProbeSettings, synthesize, written
 
 

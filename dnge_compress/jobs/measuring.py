@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.jobs.rows import Examples
+from dnge_compress.jobs.data.rows import Examples
 from dnge_compress.probe import device_of, inference_mode_of
 
 Batch = Mapping[str, Tensor]

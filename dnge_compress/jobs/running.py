@@ -11,7 +11,7 @@ from typing import Any
 
 from dnge_compress.checkpoint.files import locate, read_config
 from dnge_compress.errors import RecipeError
-from dnge_compress.jobs.data import check_sources
+from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import crew_of, follow, outer_world
 from dnge_compress.jobs.progress import Tell, silent

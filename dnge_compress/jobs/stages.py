@@ -20,15 +20,15 @@ from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError
 from dnge_compress.executors.lora_model import merged
 from dnge_compress.jobs import models
-from dnge_compress.jobs.data import read_rows
+from dnge_compress.jobs.data.reading import read_rows
+from dnge_compress.jobs.data.rows import Collator, split_rows
+from dnge_compress.jobs.data.sampling import sample_rows
+from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.launching import Crew
 from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_second
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.report import Milestone, Width
-from dnge_compress.jobs.rows import Collator, split_rows
-from dnge_compress.jobs.sampling import sample_rows
-from dnge_compress.jobs.token_rows import store, stored
 from dnge_compress.jobs.training import clear_torn, last_whole
 from dnge_compress.placing import flatten_adapter, place_lora
 from dnge_compress.recipes.job_schema import Dataset, Job

@@ -23,12 +23,12 @@ from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError, LaunchError
 from dnge_compress.executors.lora_model import attach
+from dnge_compress.jobs.data.rows import Collator, Examples
+from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.jobs.models import base, original, tokenizer_of
 from dnge_compress.jobs.progress import Tell, silent
-from dnge_compress.jobs.rows import Collator, Examples
-from dnge_compress.jobs.token_rows import stored
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.recipes.job_schema import Distill, Job, Launch, Train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 
-from dnge_compress.jobs.wording import safe
+from dnge_compress.jobs.report.wording import safe
 
 EMPTY = frozenset({"meta", "link", "br"})
 

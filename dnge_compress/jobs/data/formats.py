@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.errors import DataError
-from dnge_compress.jobs.fields import check_columns
+from dnge_compress.jobs.data.fields import check_columns
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 ENCODING = "utf-8-sig"  # UTF-8; a byte-order mark isn't part of the first row

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.errors import DataError
-from dnge_compress.jobs.pieces import Row
+from dnge_compress.jobs.data.pieces import Row
 
 NOT_LEARNED = -100
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from dnge_compress.jobs.rows import Examples
+from dnge_compress.jobs.data.rows import Examples
 
 
 def store(path: Path, examples: Examples) -> None:

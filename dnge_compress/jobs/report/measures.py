@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dnge_compress.jobs.wording import NOT_MEASURED, signed
+from dnge_compress.jobs.report.wording import NOT_MEASURED, signed
 from dnge_compress.tables import count
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from dnge_compress.jobs import panels, plots
-from dnge_compress.jobs.markup import Markup, joined, tag
-from dnge_compress.jobs.measures import Measure, measured
-from dnge_compress.jobs.wording import NOT_MEASURED, duration, spoken
+from dnge_compress.jobs.report import panels, plots
+from dnge_compress.jobs.report.markup import Markup, joined, tag
+from dnge_compress.jobs.report.measures import Measure, measured
+from dnge_compress.jobs.report.wording import NOT_MEASURED, duration, spoken
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import JobReport, Milestone
@@ -32,7 +32,7 @@ def report(report: JobReport) -> str:
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("title", f"{report.model or 'Model'}: job report"),
         tag("link", rel="icon", href="data:,"),
-        tag("style", Markup(files("dnge_compress.jobs").joinpath("page.css").read_text(encoding="utf-8"))),
+        tag("style", Markup(files("dnge_compress.jobs.report").joinpath("page.css").read_text(encoding="utf-8"))),
     )
     main = tag("main", _header(report), *_sections(report))
     return f"<!doctype html>\n{tag('html', head, tag('body', main), lang='en')}\n"

@@ -11,9 +11,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dnge_compress.jobs.measures import measured
-from dnge_compress.jobs.ranks import Row, grid
-from dnge_compress.jobs.wording import NOT_MEASURED, clean, duration, several, spoken
+from dnge_compress.jobs.report.measures import measured
+from dnge_compress.jobs.report.ranks import Row, grid
+from dnge_compress.jobs.report.wording import NOT_MEASURED, clean, duration, several, spoken
 from dnge_compress.lines import MAX_LINES, PLURAL, alike, extent
 from dnge_compress.tables import ACCENT, BAR_WIDTHS, QUIET, bar, count, headed, listed, span
 

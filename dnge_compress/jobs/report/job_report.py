@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnge_compress.errors import CheckpointError
-from dnge_compress.jobs import markdown, page, tables
-from dnge_compress.jobs.reading import read, written
+from dnge_compress.jobs.report import markdown, page, tables
+from dnge_compress.jobs.report.reading import read, written
 from dnge_compress.tables import plain
 
 if TYPE_CHECKING:

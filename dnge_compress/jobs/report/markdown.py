@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from dnge_compress.jobs.measures import measured
-from dnge_compress.jobs.ranks import grid
-from dnge_compress.jobs.wording import NOT_MEASURED, clean, duration, several, spoken
+from dnge_compress.jobs.report.measures import measured
+from dnge_compress.jobs.report.ranks import grid
+from dnge_compress.jobs.report.wording import NOT_MEASURED, clean, duration, several, spoken
 from dnge_compress.lines import PLURAL, alike, extent
 from dnge_compress.tables import count, span
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from dnge_compress.jobs import plots
-from dnge_compress.jobs.markup import Markup, tag
-from dnge_compress.jobs.ranks import Grid, Row, grid
-from dnge_compress.jobs.wording import NOT_MEASURED, percent, several
+from dnge_compress.jobs.report import plots
+from dnge_compress.jobs.report.markup import Markup, tag
+from dnge_compress.jobs.report.ranks import Grid, Row, grid
+from dnge_compress.jobs.report.wording import NOT_MEASURED, percent, several
 from dnge_compress.lines import PLURAL, alike, extent
 from dnge_compress.tables import count, span
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from dnge_compress.jobs.axes import Point, decimals, layer_ticks, thinned, ticks
-from dnge_compress.jobs.markup import Markup, tag
-from dnge_compress.jobs.ranks import Grid, Row
-from dnge_compress.jobs.wording import percent, several
+from dnge_compress.jobs.report.axes import Point, decimals, layer_ticks, thinned, ticks
+from dnge_compress.jobs.report.markup import Markup, tag
+from dnge_compress.jobs.report.ranks import Grid, Row
+from dnge_compress.jobs.report.wording import percent, several
 from dnge_compress.lines import PLURAL
 from dnge_compress.tables import span
 

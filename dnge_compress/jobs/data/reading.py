@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.errors import DataError
-from dnge_compress.jobs.chat import check_template, encode_chat
-from dnge_compress.jobs.fields import fields
-from dnge_compress.jobs.formats import Table
-from dnge_compress.jobs.pieces import Row, encode, encode_pieces, end_of_text, opening_of
-from dnge_compress.jobs.rows import Collator, Ledger, Rows, split_rows
-from dnge_compress.jobs.sources import check_sources, open_tables
+from dnge_compress.jobs.data.chat import check_template, encode_chat
+from dnge_compress.jobs.data.fields import fields
+from dnge_compress.jobs.data.formats import Table
+from dnge_compress.jobs.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
+from dnge_compress.jobs.data.rows import Collator, Ledger, Rows, split_rows
+from dnge_compress.jobs.data.sources import check_sources, open_tables
 from dnge_compress.recipes.job_schema import Dataset
 
 __all__ = ["Collator", "Rows", "check_sources", "read_rows", "split_rows"]
