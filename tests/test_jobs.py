@@ -287,6 +287,21 @@ def test_a_prune_recipe_runs_as_a_job_of_its_own(model: Path, tmp_path: Path) ->
     assert report.milestones[1].params < report.milestones[0].params and report.milestones[1].loss is None
 
 
+def test_scorers_and_placers_that_need_data_get_the_jobs_own_rows(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out", scorer="fisher", lora={"placer": "gradient"})
+    report = run(job_of(path))
+    assert report is not None and report.ranks
+
+
+def test_a_job_is_the_same_from_wherever_it_is_started(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(model, rows, tmp_path / "out")
+    whole = job_of(path)
+    monkeypatch.chdir(rows.parent)
+    assert job_of(path, {"datasets.0.path": rows.name}) == whole
+
+
 @pytest.mark.slow
 def test_two_processes_train_as_one_at_doubled_batch(model: Path, rows: Path, tmp_path: Path) -> None:
     lora = {"lora_dropout": 0.0}
@@ -331,7 +346,7 @@ def test_what_can_be_refused_is_refused_before_any_work(model: Path, rows: Path,
     assert "nothing to train on" in refusal(path, "datasets=[]")
     assert "unknown scorer 'magnitud'; did you mean 'magnitude'" in refusal(path, "scorer=magnitud")
     assert "unknown placer 'unifrm'; did you mean 'uniform'" in refusal(path, "lora.placer=unifrm")
-    assert "needs real data" in refusal(path, "scorer=fisher")
+    assert "needs real data" in refusal(path, "scorer=fisher", "~train", "datasets=[]")
     assert "missing.jsonl" in refusal(path, "datasets.0.path=missing.jsonl")
     assert not (tmp_path / "out").exists()
 

@@ -47,11 +47,11 @@ def tokenizer_of(job: Job) -> Any:
     return tokenizer
 
 
-def refuse_other_tasks(model: nn.Module, path: str | Path) -> None:
+def refuse_other_tasks(architecture: str, path: str | Path) -> None:
     """Raise UnsupportedModelError for anything but a causal language model."""
-    if not type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
         raise UnsupportedModelError(
-            f"a job trains causal language models; '{path}' is a {type(model).__name__}: leave out `train`, "
+            f"a job trains causal language models; '{path}' is a {architecture}: leave out `train`, "
             "or train it with your own loop on what `dnge compress` and `dnge place` give"
         )
 

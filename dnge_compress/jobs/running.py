@@ -14,6 +14,7 @@ from dnge_compress.errors import RecipeError
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import crew_of, follow, outer_world
+from dnge_compress.jobs.models import refuse_other_tasks
 from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
@@ -40,14 +41,16 @@ def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None)
             f"'{found.name}' has nothing to train on; write datasets: [{{path: …}}], or [{{type: sampled}}] for text "
             "from the model itself"
         )
-    found = found.model_copy(update={"output_dir": str(Path(found.output_dir).expanduser().absolute())})
+    found = _absolute(found)
     refuse(JobFolder(Path(found.output_dir)), found)
     if found.prune is not None:
-        known_scorer(found.scorer, real_data=False)
+        known_scorer(found.scorer, real_data=bool(found.datasets))
     for placer in (found.lora.placer, *found.compare) if found.lora else ():
-        known_placer(placer, has_data=False)
-    if Path(found.model_name_or_path).expanduser().is_dir():
-        read_config(locate(Path(found.model_name_or_path).expanduser(), allow_pickle=False))
+        known_placer(placer, has_data=bool(found.datasets))
+    if Path(found.model_name_or_path).is_dir():
+        config = read_config(locate(Path(found.model_name_or_path), allow_pickle=False))
+        if found.train is not None:
+            refuse_other_tasks(next(iter(config.get("architectures") or ()), "?"), found.model_name_or_path)
     check_sources([*found.datasets, *found.eval_datasets], Path.cwd())
     return found
 
@@ -61,23 +64,21 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
         report = run(job_of("jobs/prune-recover", {"model_name_or_path": "gpt2", "output_dir": "out"}))
     """
     folder = JobFolder(Path(job.output_dir))
+    if is_finished(folder, job):
+        return finished(folder.root)
     world = outer_world()
     if world is not None and world[0] != 0:
         follow(folder, job)
         return None
-    if is_finished(folder, job):
-        return finished(folder.root)
     with claim(folder, job, versions()):
         crew = crew_of(folder, job, tell)
-        try:
-            work = Work(job, folder, crew, tell)
-            for stage in stages_of(job):
-                if folder.done(stage.name) is None:
-                    folder.finish(stage.name, timed(stage, work))
-            report = _report(folder, job, stages_of(job))
-            write(report, folder.root)
-        finally:
-            crew.dismiss()
+        work = Work(job, folder, crew, tell)
+        for stage in stages_of(job):
+            if folder.done(stage.name) is None:
+                folder.finish(stage.name, timed(stage, work))
+        crew.dismiss()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
+        report = _report(folder, job, stages_of(job))
+        write(report, folder.root)
     return report
 
 
@@ -108,6 +109,24 @@ def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
     found = load(recipe, overrides)
     told: dict[str, Any] = found.model_dump(exclude={"recipe"})
     return Job(**(told | places))
+
+
+def _absolute(job: Job) -> Job:
+    """The job with absolute paths, so that it is the same one from wherever it is started again."""
+
+    def placed(path: str) -> str:
+        found = Path(path).expanduser()
+        return str(found.absolute()) if path and found.exists() else path
+
+    sources = {
+        key: tuple(s.model_copy(update={"path": placed(s.path)}) for s in getattr(job, key))
+        for key in ("datasets", "eval_datasets")
+    }
+    places = {
+        "output_dir": str(Path(job.output_dir).expanduser().absolute()),
+        "model_name_or_path": placed(job.model_name_or_path),
+    }
+    return job.model_copy(update=places | sources)
 
 
 def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:

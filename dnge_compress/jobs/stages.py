@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from dnge_compress import api
 from dnge_compress.checkpoint.folder import staged
@@ -30,10 +30,13 @@ from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_sec
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.report import Milestone, Width
 from dnge_compress.jobs.training import clear_torn, last_whole
+from dnge_compress.lora_plan import LoraPlan
+from dnge_compress.placers import known_placer
 from dnge_compress.placing import flatten_adapter, place_lora
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.schema import Recipe
+from dnge_compress.scorers import known_scorer
 
 Facts = Mapping[str, Any]
 
@@ -85,7 +88,7 @@ def data(work: Work) -> Facts:
 
     def sampled(tokens: int) -> list[list[int]]:
         model = models.original(job)
-        models.refuse_other_tasks(model, job.model_name_or_path)
+        models.refuse_other_tasks(type(model).__name__, job.model_name_or_path)
         tell = _stage_of(work, "sample")
         return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=tell)
 
@@ -118,7 +121,8 @@ def prune(work: Work) -> Facts:
         check=job.check,
     )  # fmt: skip
     model = models.original(job)
-    small = api.compress(model, recipe, inplace=True, progress=work.tell)
+    needed = known_scorer(job.scorer, real_data=bool(job.datasets)).NEEDS_DATA
+    small = api.compress(model, recipe, data=_own_rows(work) if needed else None, inplace=True, progress=work.tell)
     api.save(small, work.folder.pruned)
     rows = [Width(r.space, r.kind, r.layer, r.kept, r.total) for r in small.dnge.report.rows]
     return {"widths": [asdict(row) for row in rows], "notes": list(small.dnge.plan.notes)}
@@ -129,20 +133,23 @@ def place(work: Work) -> Facts:
     job, folder = work.job, work.folder
     assert job.lora is not None
     model = models.base(folder, job)
-    own = place_lora(model, LoraRecipe(name=job.name, probes=job.probes, lora=job.lora), progress=work.tell)
+
+    def placed(lora: Lora) -> LoraPlan:
+        recipe = LoraRecipe(name=job.name, probes=job.probes, lora=lora)
+        needed = known_placer(lora.placer, has_data=bool(job.datasets)).NEEDS_DATA
+        return place_lora(model, recipe, data=_own_rows(work) if needed else None, progress=work.tell)
+
+    own = placed(job.lora)
     own.verify(model)
     write_whole(folder.lora_plan(), own.to_json())
     for arm in job.compare:
         told: dict[str, Any] = {"placer": arm, "budget": LoraBudget(trainable_params=own.params)}
-        recipe = LoraRecipe(name=job.name, probes=job.probes, lora=Lora(**{**dict(job.lora), **told}))
-        write_whole(folder.lora_plan(arm), place_lora(model, recipe, progress=work.tell).to_json())
+        write_whole(folder.lora_plan(arm), placed(Lora(**{**dict(job.lora), **told})).to_json())
     return {"params": own.params, "notes": list(own.notes)}
 
 
 def train(work: Work, arm: str) -> Facts:
     """Train, alone or in a crew."""
-    if work.job.lora is None or arm == "":
-        models.refuse_other_tasks(models.base(work.folder, work.job), models.base_path(work.folder, work.job))
     clear_torn(work.folder.training(arm))
     return {"machine": work.crew.train(arm)}
 
@@ -224,6 +231,18 @@ def _keep_model(model: Any, work: Work) -> None:
     with staged(folder.model) as stage, quiet():
         model.save_pretrained(stage)
         models.tokenizer_of(job).save_pretrained(stage)
+
+
+def _own_rows(work: Work) -> list[dict[str, Tensor]]:
+    """As many of the job's rows as there would be probes, for scorers and placers that need data."""
+    settings = work.job.train
+    assert settings is not None
+    rows = stored(work.folder.train_rows)
+    count = max(1, work.job.probes.tokens // settings.max_length)
+    collate = Collator.of(models.tokenizer_of(work.job))
+    few = rows.take(range(min(count, len(rows))))
+    batches = batches_of(few, collate, settings.per_device_eval_batch_size)
+    return [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
 
 
 def _stage_of(work: Work, name: str) -> Callable[[str, int, int], None]:

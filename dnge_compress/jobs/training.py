@@ -27,7 +27,7 @@ from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder, write_whole
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
-from dnge_compress.jobs.models import base, original, tokenizer_of
+from dnge_compress.jobs.models import base, original, refuse_other_tasks, tokenizer_of
 from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.recipes.job_schema import Distill, Job, Launch, Train
@@ -49,9 +49,12 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
     model = base(folder, job)
+    refuse_other_tasks(type(model).__name__, job.model_name_or_path)
     model.config.use_cache = False
     if job.lora is not None:
         model = attach(model, LoraPlan.from_json(folder.lora_plan(arm).read_text(encoding="utf-8")), seed=job.seed)
+    else:
+        model = model.float()  # steps as small as the learning rate's would be rounded away in bfloat16
     teaching = _Teaching(original(job), job.distill) if job.distill else None
     try:
         trainer = _Trainer(model, arguments, rows, held_out, Collator.of(tokenizer), teaching, tell)
@@ -197,7 +200,9 @@ class _Trainer(Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Nats per token over all held-out rows, shared among the processes."""
-        rank, processes = self.args.process_index, self.args.world_size
+        # A sharded model has to be called equally often everywhere, so there all processes do the same.
+        is_sharded = bool(getattr(self.accelerator, "is_fsdp2", False))
+        rank, processes = (0, 1) if is_sharded else (self.args.process_index, self.args.world_size)
         own = self.held_out.take(range(rank, len(self.held_out), processes))
         batches = batches_of(own, self.data_collator, self.args.per_device_eval_batch_size)
         total, count = summed_loss(self.model, batches)
