@@ -315,6 +315,23 @@ def test_two_processes_train_as_one_at_doubled_batch(model: Path, rows: Path, tm
     assert (machine["processes"], machine["strategy"]) == ("2", "ddp")
 
 
+@pytest.mark.slow
+def test_an_outer_launcher_is_joined_and_its_size_checked(model: Path, rows: Path, tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    path = recipe(model, rows, tmp_path / "out", launch={"num_processes": 2}, train={"per_device_train_batch_size": 1})
+    command = [*launcher, "-m", "dnge_compress", "run", str(path), "--json"]
+    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert json.loads(outcome.stdout)["machine"]["processes"] == "2"
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0 and "nothing was changed" in again.stderr
+    alone = recipe(model, rows, tmp_path / "other", launch={"num_processes": 1})
+    refused = subprocess.run(
+        [*launcher, "-m", "dnge_compress", "run", str(alone)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert refused.returncode != 0 and "asks for 1, but 2 were launched" in refused.stderr
+
+
 def test_a_training_on_fewer_processes_than_asked_for_is_an_error(model: Path, rows: Path, tmp_path: Path) -> None:
     job = job_of(recipe(model, rows, tmp_path / "out", launch={"num_processes": 2}))
     alone = job.model_copy(update={"launch": job.launch.model_copy(update={"num_processes": 1})})
