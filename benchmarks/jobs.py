@@ -37,11 +37,11 @@ OURS = ["scorer=encoder", "lora.placer=encoder"]
 RIVAL = ["scorer=magnitude", "repair.compensate=none", "lora.placer=uniform"]
 ARMS = {
     "dnge, LoRA on its own samples": ("jobs/prune-recover", OURS, "sampled"),
-    "dnge, taught by the original on its own samples": ("jobs/distill-recover", OURS, "sampled"),
     "dnge, LoRA on real books": ("jobs/prune-recover", OURS, "books"),
-    "dnge, taught by the original on real books": ("jobs/distill-recover", OURS, "books"),
-    "magnitude, uniform LoRA on own samples": ("jobs/prune-recover", RIVAL, "sampled"),
     "magnitude, uniform LoRA on real books": ("jobs/prune-recover", RIVAL, "books"),
+    "dnge, taught by the original on real books": ("jobs/distill-recover", OURS, "books"),
+    "dnge, taught by the original on its own samples": ("jobs/distill-recover", OURS, "sampled"),
+    "magnitude, uniform LoRA on own samples": ("jobs/prune-recover", RIVAL, "sampled"),
 }
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
