@@ -111,7 +111,7 @@ def apply(
 
         small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
     """
-    recipe = validate_recipe(plan.recipe, "the plan's recipe")
+    recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
     job = _Job(model, recipe, None, data, overrides)
     if (job.recipe.prune, job.recipe.scorer) != (recipe.prune, recipe.scorer):
         raise PlanError("a plan's cuts are made; only probes, repair and check can be overridden, or make a new plan")

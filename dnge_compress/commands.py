@@ -68,7 +68,7 @@ def plan(options: Namespace) -> None:
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
     made: PrunePlan = _read_plan(Path(options.plan))
-    recipe = validate(made.recipe, options.plan)
+    recipe: Recipe = validate(made.recipe, options.plan)
     _refuse_folder(Path(options.output), options.force)
     with session() as tell:
         model = _open(options, tell)

@@ -11,6 +11,7 @@ from rich.console import Console
 from dnge_compress import plan_tables
 from dnge_compress.commands import print_json, print_report
 from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.jobs.launching import leads
 from dnge_compress.jobs.running import is_finished, job_of
 from dnge_compress.jobs.running import run as run_job
 from dnge_compress.jobs.stages import stages_of
@@ -23,6 +24,10 @@ def run(options: Namespace) -> None:
     job = job_of(options.recipe, assignments(options.overrides))
     folder = JobFolder(Path(job.output_dir))
     was_finished = is_finished(folder, job)
+    if not leads():
+        if not options.dry_run:
+            run_job(job)
+        return
     if was_finished:
         print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", file=sys.stderr)
     else:
@@ -35,5 +40,5 @@ def run(options: Namespace) -> None:
         return
     with session() as tell:
         found = run_job(job, tell)
-    if found is not None:
-        print_report(found, options)
+    assert found is not None
+    print_report(found, options)

@@ -146,6 +146,8 @@ class LoraPlan:
     def lora_config(self, task_type: str | None = None) -> LoraConfig:
         """A plain `peft.LoraConfig`; `task_type` as peft wants it ("CAUSAL_LM", "SEQ_CLS", …).
 
+        For a classification task peft trains the whole head as well, which no budget of adapters counts.
+
         model = get_peft_model(model, plan.lora_config("CAUSAL_LM"))
         """
         # Upward, like PrunePlan.preview: plans stay values, and users ask them for what is made of them.

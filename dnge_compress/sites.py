@@ -11,6 +11,7 @@ from dnge_compress.errors import PlanError, UnknownNameError, UnsupportedModelEr
 from dnge_compress.lora_plan import Site
 
 ALL_LINEAR = "all-linear"
+TASK_HEADS = ("classifier", "score")  # peft's names for what it adds to modules_to_save for a classification task
 # Names that peft (utils/transformers_weight_conversion.py) takes for experts of an older transformers wherever the
 # model is a mixture of experts, and rewrites: a shared expert's own `up_proj` can only be reached as a parameter.
 REWRITTEN = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
@@ -19,7 +20,8 @@ REWRITTEN = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, exclude: Sequence[str] = ()) -> list[Site]:
     """The sites of `model`, in its own order; `targets` and `exclude` match as in peft (exactly, or as a suffix).
 
-    "all-linear" means every linear layer except the output embedding, and the experts' tensors. Raises
+    "all-linear" means every linear layer except the output embedding and a classification head (which peft trains as a
+    whole), and the experts' tensors. Raises
     UnknownNameError for a name that matches nothing, UnsupportedModelError where nothing is left or LoRA is there
     already, PlanError for a target whose weight is tied to another.
     """
@@ -34,7 +36,8 @@ def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, excl
     tied = _tied_weights(model)
     if targets == ALL_LINEAR:
         head = _output_embedding(model)
-        chosen = [s for s in found if s.path != head and not (s.weight in tied and s.kind == "module")]
+        left_out = {head, *(s.path for s in found if s.path.rpartition(".")[2] in TASK_HEADS)}
+        chosen = [s for s in found if s.path not in left_out and not (s.weight in tied and s.kind == "module")]
     else:
         chosen = [s for s in found if any(_matches(s.path, t) for t in targets)]
     chosen = [s for s in chosen if not any(_matches(s.path, name) for name in exclude)]

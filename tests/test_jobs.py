@@ -23,7 +23,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from dnge_compress.cli import main
 from dnge_compress.errors import CheckpointError, DngeError, LaunchError
 from dnge_compress.jobs import training
+from dnge_compress.jobs.data import storage
+from dnge_compress.jobs.data.rows import Collator
 from dnge_compress.jobs.folder import JobFolder, claim
+from dnge_compress.jobs.measuring import batches_of, summed_loss
 from dnge_compress.jobs.report import JobReport
 from dnge_compress.jobs.running import job_of, run
 from dnge_compress.jobs.training import WHOLE, last_whole
@@ -302,7 +305,6 @@ def test_a_job_is_the_same_from_wherever_it_is_started(
     assert job_of(path, {"datasets.0.path": rows.name}) == whole
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one_at_doubled_batch(model: Path, rows: Path, tmp_path: Path) -> None:
     lora = {"lora_dropout": 0.0}
     one, two = tmp_path / "one", tmp_path / "two"
@@ -313,6 +315,65 @@ def test_two_processes_train_as_one_at_doubled_batch(model: Path, rows: Path, tm
         torch.testing.assert_close(adapter(two)[name], tensor, atol=1e-4, rtol=0)
     machine = json.loads((two / "report.json").read_text())["machine"]
     assert (machine["processes"], machine["strategy"]) == ("2", "ddp")
+
+
+def test_a_curve_counts_every_step_once_at_the_end_of_an_epoch_too(model: Path, rows: Path, tmp_path: Path) -> None:
+    steps = {"max_steps": -1, "num_train_epochs": 2, "per_device_train_batch_size": 8, "eval_steps": 1}
+    report = run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train=steps)))
+    assert report is not None
+    told = [step for step, _ in report.curves[0].held_out]
+    assert told == sorted(set(told)) and len(told) > 8
+
+
+def test_accumulated_batches_train_as_one(model: Path, rows: Path, tmp_path: Path) -> None:
+    lora = {"lora_dropout": 0.0}
+    one, many = tmp_path / "one", tmp_path / "many"
+    run(job_of(recipe(model, rows, one, lora=lora, train={"per_device_train_batch_size": 4})))
+    run(job_of(recipe(model, rows, many, lora=lora, train={"gradient_accumulation_steps": 2})))
+    for name, tensor in adapter(one).items():
+        torch.testing.assert_close(adapter(many)[name], tensor, atol=1e-4, rtol=0)
+
+
+def test_a_claim_that_was_killed_can_be_made_again(model: Path, rows: Path, finished: Path, tmp_path: Path) -> None:
+    job = job_of(recipe(model, rows, tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "recipe.yaml.part").write_text("recipe: j")
+    (tmp_path / "out" / "recipe.yaml").write_text("recipe: job")
+    run(job)
+    assert losses(tmp_path / "out") == losses(finished)
+
+
+def test_a_half_precision_job_measures_the_model_that_it_saves(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = run(job_of(recipe(model, rows, out, dtype="bfloat16", save={"flat_adapter": True})))
+    assert report is not None
+    saved = AutoModelForCausalLM.from_pretrained(out / "model")
+    assert saved.dtype == torch.bfloat16 and saved.model.rotary_emb.inv_freq.dtype == torch.float32
+    total, count = summed_loss(saved, batches_of(storage.stored(out / "data" / "held_out.safetensors"), Collator(0), 8))
+    assert total / count == pytest.approx(report.milestones[-1].loss, abs=1e-6)
+    assert (out / "flat_adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_several_processes_end_with_a_killed_leader_and_the_next_run_waits_for_them(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    train = {"max_steps": 4000, "save_steps": 2, "per_device_train_batch_size": 1}
+    path = recipe(model, rows, out, launch={"num_processes": 2}, train=train)
+    leader = subprocess.Popen(
+        [sys.executable, "-m", "dnge_compress", "run", str(path)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 180
+    while not list(out.glob(f"training/checkpoint-*/{WHOLE}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(leader.pid, signal.SIGKILL)
+    leader.wait()
+    with claim(JobFolder(out), job_of(path), {}):  # comes when the workers are gone
+        last = last_whole(out / "training")
+        time.sleep(2)
+        assert last == last_whole(out / "training")
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from dnge_compress.recipes.library import load
 
 VERSION = 1
 STATE, RECIPE = "job.json", "recipe.yaml"
+LOCK, WORKERS = ".lock", ".workers"
+BEGINNING = (LOCK, WORKERS, RECIPE)
+PATIENCE = 20.0  # seconds for the processes of a killed run to end
 UNIMPORTANT = ("name", "about", "output_dir")  # may differ between two runs of one job
 
 
@@ -34,49 +38,66 @@ class JobFolder:
 
     @property
     def recipe(self) -> Path:
+        """The resolved recipe."""
         return self.root / RECIPE
 
     @property
     def state(self) -> Path:
+        """The record of stages done."""
         return self.root / STATE
 
     @property
     def pruned(self) -> Path:
+        """Checkpoint of the pruned model, before training."""
         return self.root / "pruned"
 
     @property
     def model(self) -> Path:
+        """The job's result."""
         return self.root / "model"
 
     @property
     def data(self) -> Path:
+        """Folder of tokenised rows."""
         return self.root / "data"
 
     @property
     def train_rows(self) -> Path:
+        """Rows to train on."""
         return self.data / "train.safetensors"
 
     @property
     def held_out_rows(self) -> Path:
+        """Rows to judge by."""
         return self.data / "held_out.safetensors"
 
     @property
     def flat_adapter(self) -> Path:
+        """The zero-padded uniform adapter."""
         return self.root / "flat_adapter"
 
     def lora_plan(self, arm: str = "") -> Path:
+        """The placement of an arm: "" is the job's own, others are named by their placer."""
         return self.root / f"lora_plan{_suffix(arm)}.json"
 
     def adapter(self, arm: str = "") -> Path:
+        """The trained adapter of an arm."""
         return self.root / f"adapter{_suffix(arm)}"
 
     def training(self, arm: str = "") -> Path:
+        """Folder of an arm's checkpoints."""
         return self.root / f"training{_suffix(arm)}"
 
     def failure(self, arm: str = "") -> Path:
+        """What the processes of a training failed with."""
         return self.training(arm) / "failed.txt"
 
+    def machine(self, arm: str = "") -> Path:
+        """What the processes of a training ran on."""
+        return self.training(arm) / "machine.json"
+
     def curve(self, arm: str = "") -> Path:
+        """The losses of an arm along its training."""
         return self.training(arm) / "curve.json"
 
     def read(self) -> dict[str, Any]:
@@ -113,8 +134,8 @@ def refuse(folder: JobFolder, job: Job) -> None:
     root = folder.root
     if root.exists() and not root.is_dir():
         raise CheckpointError(f"output_dir '{root}' is a file; name a folder")
-    if not root.is_dir() or not any(p for p in root.iterdir() if p.name != ".lock"):
-        return
+    if not root.is_dir() or not any(p for p in root.iterdir() if p.name not in BEGINNING and p.suffix != ".part"):
+        return  # nothing yet, or what a claim that was killed leaves
     if not folder.state.is_file():
         raise CheckpointError(f"output_dir '{root}' exists and holds no job of ours; name another")
     if folder.read()["identity"] not in ("", identity(job)):
@@ -129,7 +150,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str]) -> Iterator[
     """Make the folder this job's own while the block runs; two runs at once are an error. Raises CheckpointError."""
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
-        lock = (folder.root / ".lock").open("w")
+        lock = (folder.root / LOCK).open("w")
     except OSError as e:
         raise CheckpointError(f"output_dir '{folder.root}' can't be written: {e.strerror}") from None
     with lock:
@@ -138,12 +159,35 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str]) -> Iterator[
         except BlockingIOError:
             raise CheckpointError(f"another run is at work in '{folder.root}'; wait for it, or stop it") from None
         refuse(folder, job)
+        _outlive_workers(folder)
+        head = "".join(f"# {name} {version}\n" for name, version in versions.items())
         if not folder.read()["identity"]:
-            head = "".join(f"# {name} {version}\n" for name, version in versions.items())
             write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
             record = {"dnge_job": VERSION, "identity": identity(job), "stages": {}}
             write_whole(folder.state, json.dumps(record, indent=1) + "\n")
         yield
+
+
+@contextmanager
+def at_work(folder: JobFolder) -> Iterator[None]:
+    """Held by every process that a run started, so that no other run begins before they are gone."""
+    with (folder.root / WORKERS).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def _outlive_workers(folder: JobFolder) -> None:
+    deadline = time.monotonic() + PATIENCE
+    with (folder.root / WORKERS).open("w") as lock:
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise CheckpointError(
+                        f"processes of an earlier run are still at work in '{folder.root}'; stop them first"
+                    ) from None
+                time.sleep(0.2)
 
 
 def identity(job: Job) -> str:

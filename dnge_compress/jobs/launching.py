@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,11 +18,14 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from dnge_compress.errors import DngeError, LaunchError
-from dnge_compress.jobs.folder import JobFolder, write_whole
+from dnge_compress.jobs.folder import JobFolder, at_work, write_whole
 from dnge_compress.jobs.progress import Tell
+from dnge_compress.jobs.room import room
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job
 
+LEADER = "DNGE_JOB_LEADER"  # process id
+LOOK_EVERY = 0.5  # seconds
 PATIENCE = timedelta(days=7)  # how long the others wait while one process scores and prunes
 
 
@@ -63,14 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
     """`python -m dnge_compress.jobs.launching FOLDER ARM`: one process of several that `_started` started."""
     root, arm = arguments or sys.argv[1:]
     folder = JobFolder(Path(root))
+    threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     try:
-        obtained = train(folder, folder.job(), arm, _said)
+        with at_work(folder), room(folder.root):
+            obtained = train(folder, folder.job(), arm, _said)
     except DngeError as e:
-        if _leads():
+        if leads():
             write_whole(folder.failure(arm), str(e))
         return 1
-    if _leads():
-        print(json.dumps(obtained), flush=True)
+    if leads():
+        write_whole(folder.machine(arm), json.dumps(obtained))
     return 0
 
 
@@ -88,22 +95,40 @@ def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
     """Start the processes through torch's own launcher and wait for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), arm]
-    failure = folder.failure(arm)
-    failure.unlink(missing_ok=True)
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    lines = run.stdout.strip().splitlines()
+    failure, machine = folder.failure(arm), folder.machine(arm)
+    for path in (failure, machine):
+        path.unlink(missing_ok=True)
+    # Whatever libraries print belongs to stderr here: stdout is for the report.
+    run = subprocess.run(command, stdout=sys.stderr.fileno(), env=os.environ | {LEADER: str(os.getpid())})
     if failure.is_file():
         raise LaunchError(failure.read_text(encoding="utf-8"))
-    if run.returncode or not lines:
+    if run.returncode or not machine.is_file():
         raise LaunchError(
             f"the training in {job.launch.num_processes} processes failed (exit code {run.returncode}; see above); "
             "run the job again to go on from its last checkpoint"
         )
-    return dict(json.loads(lines[-1]))
+    return dict(json.loads(machine.read_text(encoding="utf-8")))
 
 
-def _leads() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+def _end_with(leader: int) -> None:
+    """A killed leader can't end its processes, and they would go on writing beside those of its next run."""
+    while _is_alive(leader):
+        time.sleep(LOOK_EVERY)
+    os._exit(1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def leads() -> bool:
+    """Whether this process is the only one, or the first of several."""
+    world = outer_world()
+    return world is None or world[0] == 0
 
 
 def _meet(job: Job) -> None:

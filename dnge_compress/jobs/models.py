@@ -35,16 +35,12 @@ def base_path(folder: JobFolder, job: Job) -> str:
 
 
 def tokenizer_of(job: Job) -> Any:
-    """The model's tokenizer, padding on the right. Raises DataError if there is none."""
+    """The model's tokenizer. Raises DataError if there is none."""
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(job.model_name_or_path)
+            return AutoTokenizer.from_pretrained(job.model_name_or_path)
     except (OSError, ValueError) as e:
         raise DataError(f"'{job.model_name_or_path}' has no tokenizer to train with: {first_line(e)}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.padding_side = "right"
-    return tokenizer
 
 
 def refuse_other_tasks(architecture: str, path: str | Path) -> None:

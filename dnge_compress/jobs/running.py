@@ -13,15 +13,16 @@ from dnge_compress.checkpoint.files import locate, read_config
 from dnge_compress.errors import RecipeError
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
-from dnge_compress.jobs.launching import crew_of, follow, outer_world
+from dnge_compress.jobs.launching import crew_of, follow, leads
 from dnge_compress.jobs.models import refuse_other_tasks
 from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
+from dnge_compress.jobs.room import room
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.placers import known_placer
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.library import load, resolve
+from dnge_compress.recipes.library import kind_of, load, resolve, validate
 from dnge_compress.scorers import known_scorer
 
 VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -64,13 +65,13 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
         report = run(job_of("jobs/prune-recover", {"model_name_or_path": "gpt2", "output_dir": "out"}))
     """
     folder = JobFolder(Path(job.output_dir))
+    refuse(folder, job)
     if is_finished(folder, job):
-        return finished(folder.root)
-    world = outer_world()
-    if world is not None and world[0] != 0:
+        return finished(folder.root) if leads() else None
+    if not leads():
         follow(folder, job)
         return None
-    with claim(folder, job, versions()):
+    with room(folder.root), claim(folder, job, versions()):
         crew = crew_of(folder, job, tell)
         work = Work(job, folder, crew, tell)
         for stage in stages_of(job):
@@ -103,12 +104,10 @@ def versions() -> dict[str, str]:
 
 def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
     places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
-    kind = type(load(recipe))
-    if kind is Job:
+    if isinstance(recipe, Job) or kind_of(recipe) == "job":
         return resolve(recipe, overrides | places, Job)
-    found = load(recipe, overrides)
-    told: dict[str, Any] = found.model_dump(exclude={"recipe"})
-    return Job(**(told | places))
+    told: dict[str, Any] = load(recipe, overrides).model_dump(exclude={"recipe"})
+    return validate(told | places, "override", kind=Job)
 
 
 def _absolute(job: Job) -> Job:
@@ -155,7 +154,7 @@ def _ranks(folder: JobFolder, job: Job) -> tuple[Rank, ...]:
     if job.lora is None:
         return ()
     plan = LoraPlan.from_json(folder.lora_plan().read_text(encoding="utf-8"))
-    return tuple(Rank(a.site.path, a.rank, a.params) for a in plan.placed)
+    return tuple(Rank(a.site.path, a.rank, a.params) for a in plan.adapters)
 
 
 def _curve(folder: JobFolder, arm: str) -> Curve:

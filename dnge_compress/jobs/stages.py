@@ -122,10 +122,11 @@ def prune(work: Work) -> Facts:
     )  # fmt: skip
     model = models.original(job)
     needed = known_scorer(job.scorer, real_data=bool(job.datasets)).NEEDS_DATA
-    small = api.compress(model, recipe, data=_own_rows(work) if needed else None, inplace=True, progress=work.tell)
+    rows = _own_rows(work, labels=False) if needed else None
+    small = api.compress(model, recipe, data=rows, inplace=True, progress=work.tell)
     api.save(small, work.folder.pruned)
-    rows = [Width(r.space, r.kind, r.layer, r.kept, r.total) for r in small.dnge.report.rows]
-    return {"widths": [asdict(row) for row in rows], "notes": list(small.dnge.plan.notes)}
+    widths = [Width(r.space, r.kind, r.layer, r.kept, r.total) for r in small.dnge.report.rows]
+    return {"widths": [asdict(width) for width in widths], "notes": list(small.dnge.plan.notes)}
 
 
 def place(work: Work) -> Facts:
@@ -137,15 +138,18 @@ def place(work: Work) -> Facts:
     def placed(lora: Lora) -> LoraPlan:
         recipe = LoraRecipe(name=job.name, probes=job.probes, lora=lora)
         needed = known_placer(lora.placer, has_data=bool(job.datasets)).NEEDS_DATA
-        return place_lora(model, recipe, data=_own_rows(work) if needed else None, progress=work.tell)
+        return place_lora(model, recipe, data=_own_rows(work, labels=True) if needed else None, progress=work.tell)
 
     own = placed(job.lora)
     own.verify(model)
     write_whole(folder.lora_plan(), own.to_json())
+    notes = [f"{own.params:,} trainable parameters", *own.notes]
     for arm in job.compare:
         told: dict[str, Any] = {"placer": arm, "budget": LoraBudget(trainable_params=own.params)}
-        write_whole(folder.lora_plan(arm), placed(Lora(**{**dict(job.lora), **told})).to_json())
-    return {"params": own.params, "notes": list(own.notes)}
+        other = placed(Lora(**{**dict(job.lora), **told}))
+        write_whole(folder.lora_plan(arm), other.to_json())
+        notes += [f"compared placement {arm}: {other.params:,} trainable parameters", *other.notes]
+    return {"params": own.params, "notes": notes}
 
 
 def train(work: Work, arm: str) -> Facts:
@@ -210,9 +214,13 @@ def _trained(work: Work, arm: str) -> nn.Module:
     """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
     job, folder = work.job, work.folder
     model: Any = models.base(folder, job)
-    dtype = model.dtype
     if job.lora is not None:
-        return merged(model.float(), folder.adapter(arm)).to(dtype)
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        whole = merged(model.float(), folder.adapter(arm))
+        for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):  # not all of one dtype: rotary tables
+            tensor.data = tensor.data.to(dtypes[name])
+        return whole
     last = last_whole(folder.training(arm))
     assert last is not None
     weights = {k: v for file in last.glob("*.safetensors") for k, v in load_file(file).items()}
@@ -233,7 +241,7 @@ def _keep_model(model: Any, work: Work) -> None:
         models.tokenizer_of(job).save_pretrained(stage)
 
 
-def _own_rows(work: Work) -> list[dict[str, Tensor]]:
+def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
     """As many of the job's rows as there would be probes, for scorers and placers that need data."""
     settings = work.job.train
     assert settings is not None
@@ -242,7 +250,7 @@ def _own_rows(work: Work) -> list[dict[str, Tensor]]:
     collate = Collator.of(models.tokenizer_of(work.job))
     few = rows.take(range(min(count, len(rows))))
     batches = batches_of(few, collate, settings.per_device_eval_batch_size)
-    return [{k: v for k, v in batch.items() if k != "labels"} for batch in batches]
+    return [{k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches]
 
 
 def _stage_of(work: Work, name: str) -> Callable[[str, int, int], None]:

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
 from dnge_compress.checkpoint.files import first_line
 from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import CheckpointError, LaunchError
+from dnge_compress.errors import LaunchError
 from dnge_compress.executors.lora_model import attach
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
@@ -40,7 +38,7 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
     """Train the job's base model, with the adapters of the arm's plan if there is one; leave adapter or model.
 
     Every process of a training calls this. Returns what did the work: device, processes, strategy. Raises LaunchError
-    if that isn't what the recipe asked for, CheckpointError if something can't be written.
+    if that isn't what the recipe asked for.
     """
     settings = job.train
     assert settings is not None
@@ -57,25 +55,17 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
         model = model.float()  # steps as small as the learning rate's would be rounded away in bfloat16
     teaching = _Teaching(original(job), job.distill) if job.distill else None
     try:
-        trainer = _Trainer(model, arguments, rows, held_out, Collator.of(tokenizer), teaching, tell)
+        trainer = _Trainer(model, arguments, rows, held_out, Collator.of(tokenizer), teaching, _Telling(tell, arm))
     except (ValueError, RuntimeError) as e:
         raise LaunchError(f"the training can't start as asked: {first_line(e)}") from e
     obtained = check_launch(trainer, job.launch)
     last = last_whole(folder.training(arm))
-    try:
-        with quiet():
-            if last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-            if trainer.is_world_process_zero():
-                _keep(folder, job, arm)
-            trainer.accelerator.wait_for_everyone()
-    except (OSError, SafetensorError, RuntimeError) as e:
-        if not _is_about_writing(e):
-            raise
-        raise CheckpointError(
-            f"'{folder.training(arm)}' can't be written ({first_line(e)}); the last whole checkpoint stays: "
-            "make room and run the job again"
-        ) from e
+    with quiet():
+        if last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if trainer.is_world_process_zero():
+            _keep(folder, job, arm)
+        trainer.accelerator.wait_for_everyone()
     return obtained
 
 
@@ -95,6 +85,7 @@ def arguments_of(train: Train, launch: Launch, out: Path, seed: int) -> Training
                 logging_strategy="steps",
                 remove_unused_columns=False,
                 disable_tqdm=True,
+                logging_nan_inf_filter=False,  # a loss that isn't finite is told as it is
                 **given,
             )
     except (ValueError, TypeError, ImportError, RuntimeError) as e:
@@ -103,22 +94,27 @@ def arguments_of(train: Train, launch: Launch, out: Path, seed: int) -> Training
 
 def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
     """What the training really runs on. Raises LaunchError if that isn't what was asked for."""
-    state = trainer.accelerator.state
-    processes = trainer.accelerator.num_processes
-    is_sharded = bool(getattr(trainer.accelerator, "is_fsdp2", False))
-    strategy = "fsdp2" if is_sharded else "ddp" if processes > 1 else "single"
+    processes, kind = trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name
+    strategy = "single" if kind == "NO" else "ddp" if kind.startswith("MULTI_") else kind.lower()
+    if kind == "FSDP" and getattr(trainer.accelerator, "is_fsdp2", False):
+        strategy = "fsdp2"
+    if trainer.args.n_gpu > 1:
+        raise LaunchError(
+            f"one process would share its batches among {trainer.args.n_gpu} devices by itself; set "
+            f"launch.num_processes={trainer.args.n_gpu}, or let it see one of them (CUDA_VISIBLE_DEVICES=0)"
+        )
     if processes != launch.num_processes:
         raise LaunchError(
             f"launch.num_processes asks for {launch.num_processes}, but {processes} train "
-            f"({state.distributed_type}); start as many, or set launch.num_processes={processes}"
+            f"({strategy}); start as many, or set launch.num_processes={processes}"
         )
-    if launch.strategy == "fsdp2" and not is_sharded:
+    if launch.strategy == "fsdp2" and strategy != "fsdp2":
         raise LaunchError(
             f"launch.strategy asks for fsdp2, but accelerate gives {strategy} on {trainer.args.device}; "
             "fsdp2 needs accelerators: set launch.strategy=ddp here"
         )
-    if launch.strategy == "ddp" and strategy != "ddp" and launch.num_processes > 1:
-        raise LaunchError(f"launch.strategy asks for ddp, but accelerate gives {strategy}")
+    if strategy not in ("single", "ddp", "fsdp2") or (launch.strategy == "ddp" and strategy == "fsdp2"):
+        raise LaunchError(f"launch.strategy asks for {launch.strategy}, but accelerate gives {strategy}")
     return {"device": str(trainer.args.device), "processes": str(processes), "strategy": strategy}
 
 
@@ -168,9 +164,9 @@ class _Trainer(Trainer):
         held_out: Examples,
         collator: Collator,
         teaching: _Teaching | None,
-        tell: Tell,
+        tell: _Telling,
     ) -> None:
-        callbacks = [_Marking(), _Telling(tell)]
+        callbacks = [_Marking(), tell]
         super().__init__(model, arguments, collator, rows, held_out, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the report
         self.held_out, self.teaching = held_out, teaching
@@ -211,6 +207,8 @@ class _Trainer(Trainer):
             sums = self.accelerator.reduce(sums.float().to(self.args.device), reduction="sum").double().cpu()
         metrics = {"eval_loss": float(sums[0] / sums[1])}
         self.log(metrics)
+        control: TrainerControl = self.control
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
         return metrics
 
 
@@ -226,6 +224,7 @@ class _Marking(TrainerCallback):
         return control
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        args.distributed_state.wait_for_everyone()  # every process writes its own random state
         if state.is_world_process_zero:
             write_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
 
@@ -233,8 +232,8 @@ class _Marking(TrainerCallback):
 class _Telling(TrainerCallback):
     """Steps and the loss as they come."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell, self.note = tell, ""
+    def __init__(self, tell: Tell, arm: str) -> None:
+        self.tell, self.stage, self.note = tell, f"train {arm}".strip(), ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._say(state)
@@ -250,7 +249,7 @@ class _Telling(TrainerCallback):
 
     def _say(self, state: Any) -> None:
         if state.is_world_process_zero:
-            self.tell("train", state.global_step, state.max_steps, self.note)
+            self.tell(self.stage, state.global_step, state.max_steps, self.note)
 
 
 def _keep(folder: JobFolder, job: Job, arm: str) -> None:
@@ -276,12 +275,3 @@ def _is_at_its_end(checkpoint: Path) -> bool:
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:
     return dict(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")))
-
-
-def _is_about_writing(error: Exception) -> bool:
-    """torch and safetensors report a full disk as errors of their own; what they say is all there is to go by."""
-    words = ("No space left", "Disk quota", "write", "PytorchStreamWriter", "Read-only", "I/O error")
-    return isinstance(error, OSError | SafetensorError) or any(word in str(error) for word in words)
-
-
-__all__: Sequence[str] = ["arguments_of", "check_launch", "clear_torn", "last_whole", "train"]

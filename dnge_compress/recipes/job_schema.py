@@ -162,6 +162,8 @@ class Job(Section):
             raise ValueError("datasets are given, but no train section uses them")
         if self.distill is not None and self.train is None:
             raise ValueError("distill needs a train section")
+        if len(set(self.compare)) < len(self.compare):
+            raise ValueError("compare names a placer twice")
         if self.compare and (self.lora is None or self.train is None):
             raise ValueError("compare trains other placements; it needs lora and train")
         return self

@@ -65,9 +65,20 @@ def load(recipe: str | Path | AnyRecipe, overrides: Mapping[str, Any] | None = N
     return _checked(raw, kind, origin, lines, overridden)
 
 
-def validate(raw: Mapping[str, Any], origin: str = "recipe", lines: Lines | None = None) -> Recipe:
-    """The prune recipe that `raw` spells, e.g. the one in a plan; `origin` and `lines` say where errors stand."""
-    return _checked(dict(raw), Recipe, origin, lines or {})
+def validate(
+    raw: Mapping[str, Any],
+    origin: str = "recipe",
+    lines: Lines | None = None,
+    kind: type[R] = Recipe,  # type: ignore[assignment]
+) -> R:
+    """The recipe that `raw` spells, e.g. the one in a plan; `origin` and `lines` say where errors stand."""
+    return _checked(dict(raw), kind, origin, lines or {})
+
+
+def kind_of(recipe: str | Path) -> str:
+    """What the recipe of a name or file says it is, "prune", "lora" or "job"; nothing else in it is looked at."""
+    raw, origin, lines = _open(recipe)
+    return str(_kind_of(raw, origin, lines).model_fields["recipe"].default)
 
 
 def assignments(told: Sequence[str]) -> dict[str, Any]:
@@ -141,7 +152,7 @@ def _open(recipe: str | Path) -> tuple[dict[str, Any], str, Lines]:
 def _anchor(raw: dict[str, Any], beside: Path) -> None:
     """Make relative paths absolute: the output folder always, models and data where there is such a file."""
     if isinstance(raw.get("output_dir"), str) and raw["output_dir"]:
-        raw["output_dir"] = str(beside / raw["output_dir"])
+        raw["output_dir"] = str(beside / Path(raw["output_dir"]).expanduser())
     if isinstance(raw.get("model_name_or_path"), str):
         raw["model_name_or_path"] = _beside(raw["model_name_or_path"], beside)
     sources = [raw.get(key) for key in ("datasets", "eval_datasets")]
@@ -183,6 +194,7 @@ __all__ = [
     "assignments",
     "copy",
     "find",
+    "kind_of",
     "folder",
     "load",
     "names",

@@ -149,6 +149,8 @@ class Ledger:
 
 def _examples(ids: Sequence[np.ndarray], learned: Sequence[np.ndarray]) -> Examples:
     starts = np.cumsum([0, *(len(row) for row in ids)])
+    if not ids:
+        return Examples(np.zeros(0, np.int32), np.zeros(0, bool), starts)
     return Examples(np.concatenate(ids), np.concatenate(learned), starts)
 
 
