@@ -136,6 +136,9 @@ def _run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.command == "recipes":
         return _recipes(options)
+    if options.command == "run":  # a wrong recipe is told before torch and the rest are loaded
+        library = importlib.import_module("dnge_compress.recipes.library")
+        library.load(options.recipe, library.assignments(options.overrides))
     home = "job_commands" if options.command == "run" else "commands"
     getattr(importlib.import_module(f"dnge_compress.{home}"), options.command)(options)
     return 0

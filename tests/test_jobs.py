@@ -401,11 +401,12 @@ def test_a_training_on_fewer_processes_than_asked_for_is_an_error(model: Path, r
         training.train(JobFolder(tmp_path / "out"), job)
 
 
-@pytest.mark.slow
 def test_sharding_that_is_not_obtained_is_an_error(model: Path, rows: Path, tmp_path: Path) -> None:
-    path = recipe(model, rows, tmp_path / "out", launch={"strategy": "fsdp2", "num_processes": 2})
-    with pytest.raises(LaunchError, match="fsdp2"):
-        run(job_of(path))
+    job = job_of(recipe(model, rows, tmp_path / "out"))
+    run(job)
+    asked = job.launch.model_copy(update={"strategy": "fsdp2"})
+    with pytest.raises(LaunchError, match="fsdp"):
+        training.train(JobFolder(tmp_path / "out"), job.model_copy(update={"launch": asked}))
 
 
 def refusal(path: Path, *told: str) -> str:
@@ -434,6 +435,28 @@ def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(finished
     assert "belongs to another recipe (train.learning_rate was 0.05, now 0.5)" in message
 
 
+def test_a_first_try_that_failed_does_not_bind_the_folder(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out", prune=None)
+    with pytest.raises(DngeError, match="smallest"):
+        run(job_of(path, {"lora.budget.trainable_params": 3}))
+    assert run(job_of(path)) is not None
+
+
+def test_what_a_models_config_says_is_told_at_once(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out")
+    assert "model folder '/no/such/model' doesn't exist" in refusal(path, "model_name_or_path=/no/such/model")
+    assert "has 128 positions" in refusal(path, "train.max_length=129")
+    assert "set ddp" in refusal(path, "launch={strategy: fsdp2, num_processes: 2}")
+
+
+def test_a_result_that_was_taken_away_is_made_again(model: Path, rows: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "model")
+    run(job_of(recipe(model, rows, out)))
+    assert (out / "model" / "config.json").is_file()
+
+
 def test_a_folder_that_is_no_job_of_ours_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").touch()
@@ -448,7 +471,7 @@ def test_two_runs_in_one_folder_are_refused(model: Path, rows: Path, tmp_path: P
 
 
 def test_an_impossible_budget_exits_with_its_code(model: Path, rows: Path, tmp_path: Path, capsys: Any) -> None:
-    told = ["~lora.budget.match_uniform_r", "lora.budget.trainable_params=3", "~prune"]
+    told = ["lora.budget.trainable_params=3", "~prune"]
     assert main(["run", str(recipe(model, rows, tmp_path / "out")), *told]) == 3
     assert "smallest" in capsys.readouterr().err
 

@@ -138,7 +138,7 @@ def refuse(folder: JobFolder, job: Job) -> None:
         return  # nothing yet, or what a claim that was killed leaves
     if not folder.state.is_file():
         raise CheckpointError(f"output_dir '{root}' exists and holds no job of ours; name another")
-    if folder.read()["identity"] not in ("", identity(job)):
+    if not _is_free(folder) and folder.read()["identity"] != identity(job):
         changed = _difference(folder.job(), job) if folder.recipe.is_file() else ""
         raise RecipeError(
             f"output_dir '{root}' belongs to another recipe{changed}; name another output_dir, or delete it"
@@ -161,7 +161,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str]) -> Iterator[
         refuse(folder, job)
         _outlive_workers(folder)
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
-        if not folder.read()["identity"]:
+        if folder.read()["identity"] != identity(job):
             write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
             record = {"dnge_job": VERSION, "identity": identity(job), "stages": {}}
             write_whole(folder.state, json.dumps(record, indent=1) + "\n")
@@ -188,6 +188,12 @@ def _outlive_workers(folder: JobFolder) -> None:
                         f"processes of an earlier run are still at work in '{folder.root}'; stop them first"
                     ) from None
                 time.sleep(0.2)
+
+
+def _is_free(folder: JobFolder) -> bool:
+    """Whether nothing that took long lies there yet: a first try that failed doesn't bind the folder to its recipe."""
+    began = any(stage == "prune" or stage.startswith("train") for stage in folder.read()["stages"])
+    return not began and not any(folder.root.glob("training*/checkpoint-*"))
 
 
 def identity(job: Job) -> str:

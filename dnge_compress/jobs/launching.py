@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
@@ -132,7 +133,7 @@ def leads() -> bool:
 
 
 def _meet(job: Job) -> None:
-    is_cpu = job.train is not None and job.train.use_cpu
+    is_cpu = (job.train is not None and job.train.use_cpu) or not torch.accelerator.is_available()
     PartialState(cpu=is_cpu, timeout=PATIENCE)
 
 

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dnge_compress.checkpoint.files import locate, read_config
 from dnge_compress.errors import RecipeError
 from dnge_compress.jobs.data.reading import check_sources
@@ -48,12 +50,31 @@ def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None)
         known_scorer(found.scorer, real_data=bool(found.datasets))
     for placer in (found.lora.placer, *found.compare) if found.lora else ():
         known_placer(placer, has_data=bool(found.datasets))
-    if Path(found.model_name_or_path).is_dir():
-        config = read_config(locate(Path(found.model_name_or_path), allow_pickle=False))
-        if found.train is not None:
-            refuse_other_tasks(next(iter(config.get("architectures") or ()), "?"), found.model_name_or_path)
+    _refuse_model(found)
+    if found.launch.strategy == "fsdp2" and (
+        found.train is None or found.train.use_cpu or not torch.accelerator.is_available()
+    ):
+        raise LaunchError("launch.strategy 'fsdp2' shards over accelerators, and none is used here; set ddp")
     check_sources([*found.datasets, *found.eval_datasets], Path.cwd())
     return found
+
+
+def _refuse_model(job: Job) -> None:
+    """What the config of a model says at once: that there is none, that it can't be trained here, or not so long."""
+    path = Path(job.model_name_or_path)
+    if not path.is_dir():
+        if path.is_absolute() or job.model_name_or_path.startswith(".") or len(path.parts) > 2:
+            raise CheckpointError(f"model folder '{path}' doesn't exist")
+        return
+    config = read_config(locate(path, allow_pickle=False))
+    if job.train is None:
+        return
+    refuse_other_tasks(next(iter(config.get("architectures") or ()), "model without a named class"), path)
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if isinstance(positions, int) and job.train.max_length > positions:
+        raise RecipeError(
+            f"train.max_length is {job.train.max_length}, but '{path}' has {positions} positions; set it to at most that"
+        )
 
 
 def run(job: Job, tell: Tell = silent) -> JobReport | None:
@@ -75,7 +96,7 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
         crew = crew_of(folder, job, tell)
         work = Work(job, folder, crew, tell)
         for stage in stages_of(job):
-            if folder.done(stage.name) is None:
+            if folder.done(stage.name) is None or not _stands(folder, job, stage):
                 folder.finish(stage.name, timed(stage, work))
         crew.dismiss()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
         report = _report(folder, job, stages_of(job))
@@ -88,7 +109,14 @@ def is_finished(folder: JobFolder, job: Job) -> bool:
     if not (folder.root / REPORT).is_file():
         return False
     done = folder.read()["stages"]
-    return all(stage.name in done for stage in stages_of(job))
+    return all(stage.name in done and _stands(folder, job, stage) for stage in stages_of(job))
+
+
+def _stands(folder: JobFolder, job: Job, stage: Stage) -> bool:
+    """Whether what a finished stage left is still there; somebody may have moved it away."""
+    if stage.name == "prune":
+        return folder.pruned.is_dir()
+    return stage.name != "save" or folder.model.is_dir() or (job.lora is not None and not job.save.merge_adapter)
 
 
 def versions() -> dict[str, str]:

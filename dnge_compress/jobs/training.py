@@ -72,6 +72,7 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
 def arguments_of(train: Train, launch: Launch, out: Path, seed: int) -> TrainingArguments:
     """The recipe's `train` section as transformers' arguments."""
     given = train.model_dump(exclude=set(NOT_ARGUMENTS))
+    given["use_cpu"] = train.use_cpu or not torch.accelerator.is_available()  # or several processes count as none
     if launch.strategy == "fsdp2":
         given |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     try:
@@ -207,8 +208,7 @@ class _Trainer(Trainer):
             sums = self.accelerator.reduce(sums.float().to(self.args.device), reduction="sum").double().cpu()
         metrics = {"eval_loss": float(sums[0] / sums[1])}
         self.log(metrics)
-        control: TrainerControl = self.control
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
 

@@ -60,6 +60,8 @@ def put(raw: dict[str, Any], section: type[Section], key: str, value: Any) -> Ke
         if not isinstance(here, dict | list):
             raise RecipeError(f"override '{key}': '{name}' holds no keys")
     last: Any = _index(here, path[-1], key) if isinstance(here, list) else path[-1]
+    if isinstance(here, dict) and value is not REMOVED and _is_choice(section, path[:-1]):
+        here.clear()
     if value is REMOVED:
         here.pop(last) if isinstance(here, list) else here.pop(last, None)
     else:
@@ -79,6 +81,15 @@ def _place_of(section: type[Section], key: str) -> Keys:
         return places[key][0]
     known = [".".join(p) for p in _paths(section)] if "." in key else list(places)
     raise UnknownNameError("recipe key", key, known, "see recipes/README.md")
+
+
+def _is_choice(section: type[Section], path: Keys) -> bool:
+    for name in (p for p in path if not p.isdigit()):
+        inner = section_of(section, name)
+        if inner is None:
+            return False
+        section = inner
+    return section.IS_CHOICE
 
 
 def _index(values: list[Any], name: str, key: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -17,6 +17,8 @@ class LoraBudget(Section):
     `match_uniform_r`: as many parameters as rank r on every target has. `trainable_params`: a count.
     `trainable_fraction`: a share of the model's parameters, 0 < fraction <= 1.
     """
+
+    IS_CHOICE: ClassVar[bool] = True  # an override of one key takes the place of the others
 
     match_uniform_r: Whole | None = Field(default=None, ge=1)
     trainable_params: Whole | None = Field(default=None, ge=1)

@@ -6,7 +6,7 @@ such as `ratio=0.3` needs no section.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -34,6 +34,7 @@ class Section(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    IS_CHOICE: ClassVar[bool] = False  # whether only one of its keys is given at a time
 
 
 class Probes(Section):
