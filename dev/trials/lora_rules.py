@@ -177,6 +177,9 @@ def arms(subject: Subject) -> dict[str, tuple[dict[str, float], float]]:
         "encoder*stable": {s.path: enc[s.path] * known["stable"][s.path] for s in sites},
         "encoder*stable^.5": {s.path: math.sqrt(enc[s.path] * known["stable"][s.path]) for s in sites},
         "encoder permuted 2": shuffled(enc, 2),
+        "stable permuted 1": shuffled(known["stable"], 1),
+        "stable permuted 2": shuffled(known["stable"], 2),
+        "mlp twice": by(lambda s: 2 if "mlp" in s.path else 1),
     }
     return {k: (v, 0.5) for k, v in found.items()} | {"encoder, all first": (enc, 0.01)}
 
