@@ -24,6 +24,7 @@ examples:
   dnge compress sentence-transformers/all-MiniLM-L6-v2 -o small --ratio 0.3
   dnge plan MODEL -o plan.json --recipe prune/neurons && dnge apply plan.json MODEL -o small
   dnge report small
+  dnge run jobs/prune-recover model_name_or_path=MODEL output_dir=runs/small
 
 exit codes:
   0  done
@@ -91,17 +92,39 @@ def parser() -> argparse.ArgumentParser:
     )
     _model(compress)
     _output(compress)
-    report = commands.add_parser("report", parents=[json_flag], help="show what was done to a saved model")
-    report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress` or `dnge apply`")
+    place = commands.add_parser(
+        "place", parents=[opening, force, json_flag], help="decide where LoRA goes and with what rank; changes nothing"
+    )
+    _model(place)
+    place.add_argument("-o", "--output", metavar="PLAN.json", help="file for the plan (default: stdout)")
+    place.add_argument("--recipe", default="lora/default", help="name or path (default: %(default)s)")
+    place.add_argument("--placer", help="who decides: encoder, probe, stable_rank, uniform, …")
+    _set_flag(place)
+    run = commands.add_parser(
+        "run", parents=[json_flag], help="run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
+    )
+    run.add_argument("recipe", metavar="RECIPE", help="name or path; see `dnge recipes ls`")
+    run.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model_name_or_path=gpt2 train.learning_rate=1e-4"
+    )
+    run.add_argument("--dry-run", action="store_true", help="check the recipe and show the plan; do nothing")
+    report = commands.add_parser("report", parents=[json_flag], help="show what was done to a saved model, or by a job")
+    report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress`, `dnge apply` or `dnge run`")
 
-    recipes = commands.add_parser("recipes", help="list, show or copy recipes")
-    verbs = recipes.add_subparsers(dest="verb", required=True, metavar="ls|show|cp")
+    recipes = commands.add_parser("recipes", help="list, show, copy or check recipes")
+    verbs = recipes.add_subparsers(dest="verb", required=True, metavar="ls|show|cp|validate|schema")
     verbs.add_parser("ls", parents=[json_flag], help="list the recipes that come with the package")
     show = verbs.add_parser("show", parents=[json_flag], help="print a recipe")
     show.add_argument("name", metavar="RECIPE")
     cp = verbs.add_parser("cp", parents=[force], help="copy a recipe to a file, to be edited")
     cp.add_argument("name", metavar="RECIPE")
     cp.add_argument("target", metavar="FILE.yaml")
+
+    check = verbs.add_parser("validate", parents=[json_flag], help="check a recipe; exit code 2 says what is wrong")
+    check.add_argument("name", metavar="RECIPE")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    schema = verbs.add_parser("schema", help="print the JSON schema of a kind of recipe, for editors")
+    schema.add_argument("kind", choices=("prune", "lora", "job"))
 
     commands.add_parser("pretrain", add_help=False, help="train the encoder that scores (see dnge pretrain --help)")
     return root
@@ -113,7 +136,8 @@ def _run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.command == "recipes":
         return _recipes(options)
-    getattr(importlib.import_module("dnge_compress.commands"), options.command)(options)
+    home = "job_commands" if options.command == "run" else "commands"
+    getattr(importlib.import_module(f"dnge_compress.{home}"), options.command)(options)
     return 0
 
 
@@ -125,13 +149,17 @@ def _recipes(options: argparse.Namespace) -> int:
         print(library.text(options.name), end="")
     elif options.verb == "show":
         library.find(options.name)
-        print(library.resolve(options.name).model_dump_json(indent=1))
+        print(library.load(options.name).model_dump_json(indent=1))
+    elif options.verb == "schema":
+        print(json.dumps(library.KINDS[options.kind].model_json_schema(), indent=1))
+    elif options.verb == "validate":
+        found = library.load(options.name, library.assignments(options.overrides))
+        print(found.model_dump_json(indent=1) if options.json else f"{options.name}: a sound {found.recipe} recipe")
     elif options.json:
-        print(json.dumps([library.resolve(name).model_dump() for name in library.names()], indent=1))
+        print(json.dumps([library.load(name).model_dump() for name in library.names()], indent=1))
     else:
         tables = importlib.import_module("dnge_compress.tables")
-        found = map(library.resolve, library.names())
-        tables.show(tables.recipes((r.name, r.prune.ratio, r.about) for r in found))
+        tables.show(tables.recipes((r.name, r.about) for r in map(library.load, library.names())))
     return 0
 
 
@@ -184,7 +212,11 @@ def _choosing_flags() -> argparse.ArgumentParser:
     group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
     group.add_argument("--scorer", help="who scores: encoder, probe, magnitude, random, fisher, taylor, flap, wanda")
     group.add_argument("--seed", type=int, help="same seed, same result")
+    _set_flag(group)
+    return flags
+
+
+def _set_flag(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the recipe; repeatable"
     )
-    return flags

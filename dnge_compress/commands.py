@@ -3,44 +3,44 @@
 from __future__ import annotations
 
 import json
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-import yaml
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from torch import nn
 
-from dnge_compress import api, tables
+from dnge_compress import api, plan_tables, tables
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.files import read_json
 from dnge_compress.checkpoint.folder import standing
 from dnge_compress.checkpoint.loading import PLAN, REPORT
-from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import CheckpointError, DngeError, PlanError, RecipeError
+from dnge_compress.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.families import build_graph
+from dnge_compress.jobs.folder import STATE
+from dnge_compress.jobs.report import JobReport, finished
+from dnge_compress.lora_plan import LoraPlan
+from dnge_compress.placing import place_lora
 from dnge_compress.probe import Inputs, Progress
-from dnge_compress.recipes.library import resolve, validate
+from dnge_compress.recipes.library import assignments, resolve, validate
+from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report import Report, rows_of
+from dnge_compress.session import session
 from dnge_compress.texts import read_texts
 from dnge_compress.types import PrunePlan
+
+P = TypeVar("P", bound=PrunePlan | LoraPlan)
 
 
 def score(options: Namespace) -> None:
     """`dnge score MODEL`"""
     recipe = _recipe(options)
-    with _session() as tell:
+    with session() as tell:
         model = _open(options, tell)
         scores = api.score(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
     if options.json:
-        _print_json(scores.to_dict())
+        print_json(scores.to_dict())
     else:
         graph = build_graph(model)
         tables.show(tables.scores({n: (graph.space(n).kind, v.tolist()) for n, v in scores.units.items()}))
@@ -52,7 +52,7 @@ def plan(options: Namespace) -> None:
     target = Path(options.output) if options.output else None
     if target:
         _refuse_file(target, options.force)
-    with _session() as tell:
+    with session() as tell:
         model = _open(options, tell)
         made = api.plan(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
     if target:
@@ -67,74 +67,61 @@ def plan(options: Namespace) -> None:
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
-    made = _read_plan(Path(options.plan))
+    made: PrunePlan = _read_plan(Path(options.plan))
     recipe = validate(made.recipe, options.plan)
     _refuse_folder(Path(options.output), options.force)
-    with _session() as tell:
+    with session() as tell:
         model = _open(options, tell)
         data = _data(options, model, recipe.probes.length)
         anyway = options.any_weights
         small = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=tell)
         _save(small, options, tell)
-    _print_report(small, options)
+    _show_report(small, options)
 
 
 def compress(options: Namespace) -> None:
     """`dnge compress MODEL -o OUT`"""
     recipe = _recipe(options)
     _refuse_folder(Path(options.output), options.force)
-    with _session() as tell:
+    with session() as tell:
         model = _open(options, tell)
         data = _data(options, model, recipe.probes.length)
         small = api.compress(model, recipe, data=data, inplace=True, progress=tell)
         _save(small, options, tell)
-    _print_report(small, options)
+    _show_report(small, options)
+
+
+def place(options: Namespace) -> None:
+    """`dnge place MODEL -o plan.json`"""
+    recipe = resolve(options.recipe, {"placer": options.placer} | assignments(options.set), LoraRecipe)
+    target = Path(options.output) if options.output else None
+    if target:
+        _refuse_file(target, options.force, LoraPlan)
+    with session() as tell:
+        model = _open(options, tell)
+        made = place_lora(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+    if target:
+        _write_plan(target, made)
+    if options.json or not target:
+        print(made.to_json(), end="")
+    else:
+        tables.show(plan_tables.placement(made))
 
 
 def report(options: Namespace) -> None:
     """`dnge report OUT`"""
     folder = standing(Path(options.folder))
+    if (folder / STATE).is_file():
+        print_report(finished(folder), options)
+        return
     if not (folder / REPORT).is_file():
         raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
-    _print(Report.from_dict(read_json(folder / REPORT)), options)
-
-
-@contextmanager
-def _session() -> Iterator[Progress]:
-    """No chatter from transformers, and progress on stderr: bars on a terminal, a line per stage elsewhere."""
-    console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    bars = Bars(*columns, console=console, transient=True)
-    tasks: dict[str, TaskID] = {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = bars.add_task(stage, total=total or None)
-            if not console.is_terminal:
-                print(f"dnge: {stage}", file=sys.stderr, flush=True)
-        bars.update(tasks[stage], completed=done, total=total or None)
-
-    with quiet(), bars:
-        yield tell
+    print_report(Report.from_dict(read_json(folder / REPORT)), options)
 
 
 def _recipe(options: Namespace) -> Recipe:
     overrides: dict[str, Any] = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
-    for assignment in options.set:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise RecipeError(f"--set {assignment}: write KEY=VALUE, e.g. --set compensate=bias")
-        try:
-            overrides[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise RecipeError(f"--set {assignment}: the value can't be read; quote it") from None
-    return resolve(options.recipe, overrides)
+    return resolve(options.recipe, overrides | assignments(options.set))
 
 
 def _open(options: Namespace, tell: Progress) -> nn.Module:
@@ -160,26 +147,26 @@ def _data(options: Namespace, model: nn.Module, length: int) -> list[Inputs] | N
     return read_texts(Path(options.data), model, length) if options.data else None
 
 
-def _read_plan(path: Path) -> PrunePlan:
+def _read_plan(path: Path, kind: type[P] = PrunePlan) -> P:  # type: ignore[assignment]  # a default for a variable
     try:
-        return PrunePlan.from_json(path.read_text(encoding="utf-8"))
+        return kind.from_json(path.read_text(encoding="utf-8"))  # type: ignore[return-value]
     except (OSError, UnicodeDecodeError) as e:
         raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
 
 
-def _write_plan(path: Path, made: PrunePlan) -> None:
+def _write_plan(path: Path, made: PrunePlan | LoraPlan) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text(made.to_json(), encoding="utf-8")
     part.replace(path)
 
 
-def _refuse_file(path: Path, force: bool) -> None:
+def _refuse_file(path: Path, force: bool, kind: type[PrunePlan] | type[LoraPlan] = PrunePlan) -> None:
     """Before the work starts: is there a place for the plan?"""
     if not path.parent.is_dir() or path.is_dir():
         raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
     if path.exists() and not force:
         try:
-            _read_plan(path)
+            _read_plan(path, kind)
         except PlanError:
             raise PlanError(f"'{path}' exists and is no plan; pass --force to replace it") from None
 
@@ -198,16 +185,16 @@ def _save(model: nn.Module, options: Namespace, tell: Progress) -> None:
     tell("save", 1, 1)
 
 
-def _print_report(model: Any, options: Namespace) -> None:
-    _print(model.dnge.report, options)
+def _show_report(model: Any, options: Namespace) -> None:
+    print_report(model.dnge.report, options)
 
 
-def _print(made: Report, options: Namespace) -> None:
+def print_report(made: Report | JobReport, options: Namespace) -> None:
     if options.json:
-        _print_json(made.to_dict())
+        print_json(made.to_dict())
     else:
-        tables.show(made)
+        tables.show(made)  # type: ignore[arg-type]  # mypy sees no protocol in a union
 
 
-def _print_json(document: Any) -> None:
+def print_json(document: Any) -> None:
     print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))

@@ -9,6 +9,7 @@ DngeError
 ├── PlanError (ValueError)            a plan that is broken or made for another model
 ├── RecipeError (ValueError)          a recipe file that doesn't validate
 ├── CheckpointError (ValueError)      a folder that can't be read or must not be overwritten
+├── LaunchError (RuntimeError)         a training that doesn't get the processes or strategy it asks for
 └── ExactnessError (RuntimeError)     surgery whose result differs from the masked model
 """
 
@@ -60,6 +61,10 @@ class RecipeError(DngeError, ValueError):
 
 class CheckpointError(DngeError, ValueError):
     """A checkpoint folder that can't be read, or must not be overwritten."""
+
+
+class LaunchError(DngeError, RuntimeError):
+    """A training that can't start as asked: arguments, processes or strategy."""
 
 
 class ExactnessError(DngeError, RuntimeError):

@@ -68,7 +68,7 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
         return "like"
     if model.main_input_name == "pixel_values":
         return "noise"
-    return "sampled" if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")) else "random"
+    return "sampled" if writes_text(model) else "random"
 
 
 def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
@@ -128,6 +128,38 @@ def has_logits(model: nn.Module) -> bool:
         or name.endswith("LMHeadModel")
         or getattr(model, "config", None) is None
     )
+
+
+def writes_text(model: nn.Module) -> bool:
+    """Whether the model is a causal language model by its class, so that text can be sampled from it."""
+    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def text_length(model: Any, length: int) -> int:
+    """`length`, or the most tokens that the model has positions for."""
+    return min(length, getattr(model.config, "max_position_embeddings", length))
+
+
+def written(model: Any, rows: int, length: int, rows_at_once: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of token ids `[rows, length]` sampled from the model itself at temperature 1, after its start-of-text
+    token. The model should be in inference mode."""
+    config, device = model.config, device_of(model)
+    start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+    if isinstance(start, list):
+        start = start[0]
+    if start is None or not 0 <= start < config.vocab_size:
+        start = 0
+    for first in range(0, rows, rows_at_once):
+        ids = torch.full((min(rows_at_once, rows - first), 1), start, device=device)
+        cache, token = None, ids
+        with torch.no_grad():
+            for _ in range(length - 1):
+                out = model(input_ids=token, past_key_values=cache, use_cache=True)
+                cache = out.past_key_values
+                p = out.logits[:, -1].float().softmax(-1).cpu()
+                token = torch.multinomial(p, 1, generator=generator).to(device)
+                ids = torch.cat([ids, token], 1)
+        yield ids
 
 
 @contextmanager
@@ -195,28 +227,10 @@ def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
 
 
 def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
-    """Sequences sampled from the model itself at temperature 1, after its start-of-text token."""
-    config, device = model.config, device_of(model)
-    length = min(settings.length, getattr(config, "max_position_embeddings", settings.length))
+    length = text_length(model, settings.length)
     rows = max(1, round(settings.tokens / length))
-    start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-    if isinstance(start, list):
-        start = start[0]
-    if start is None or not 0 <= start < config.vocab_size:
-        start = 0
     batches: list[Inputs] = []
-    step = max(1, 2 * BATCH_TOKENS // length)
-    for first in range(0, rows, step):
-        n = min(step, rows - first)
-        ids = torch.full((n, 1), start, device=device)
-        cache, token = None, ids
-        with torch.no_grad():
-            for _ in range(length - 1):
-                out = model(input_ids=token, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
-                p = out.logits[:, -1].float().softmax(-1).cpu()
-                token = torch.multinomial(p, 1, generator=generator).to(device)
-                ids = torch.cat([ids, token], 1)
+    for ids in written(model, rows, length, max(1, 2 * BATCH_TOKENS // length), generator):
         batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
     return batches
 

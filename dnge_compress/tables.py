@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MAX_NOTES = 6
 BAR_WIDTHS = (12, 6, 0)
 QUIET, ACCENT = "dim", "cyan"
-ASCII = str.maketrans({"→": ">", "–": "-", "·": "|", "━": "=", "─": "-", "…": "."})
+ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█", ">--|x=-._.,:-=+#")
 
 
 def report(report: Report, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -35,22 +35,22 @@ def report(report: Report, console: Console, options: ConsoleOptions) -> Iterato
     if times:
         parts += ["", Text(times, QUIET)]
     if report.notes:
-        parts += ["", _notes(report.notes)]
+        parts += ["", listed(report.notes, "the plan")]
     yield Padding(Group(*parts), (1, 1))
 
 
 def spaces(rows: Sequence[Row], bar_width: int = BAR_WIDTHS[0]) -> Table:
     """The table of kept units (of each space), parameters (of all in the line) and predicted cost (of each)."""
     bars = [""] * bool(bar_width)
-    table = _table("", "layers", *bars, "units kept", "parameters", "cost", right_from=2 + len(bars))
+    table = headed("", "layers", *bars, "units kept", "parameters", "cost", right_from=2 + len(bars))
     previous = ""
     for line in lines(rows):
         whole = line.kept == line.total and not line.cost[1]
         table.add_row(
             "" if line.kind == previous else PLURAL.get(line.kind, line.kind),
             Text(line.where, QUIET),
-            *(_bar(line.share, bar_width) for _ in bars),
-            Text.assemble(_range(line.kept), (f" / {_range(line.total)}", QUIET)),
+            *(bar(line.share, bar_width) for _ in bars),
+            Text.assemble(span(line.kept), (f" / {span(line.total)}", QUIET)),
             Text.assemble((f"{count(line.before)} → ", QUIET), count(line.after)),
             Text("·", QUIET) if whole else _cost(line.cost),
         )
@@ -80,7 +80,7 @@ def markdown(report: Report) -> str:
     """A Report as two Markdown tables."""
     out = ["| | layers | units kept | parameters | predicted cost |", "|---|---|---|---|---|"]
     for line in lines(report.rows):
-        kept = f"{_range(line.kept)} / {_range(line.total)}"
+        kept = f"{span(line.kept)} / {span(line.total)}"
         params = f"{count(line.before)} → {count(line.after)}"
         out.append(f"| {PLURAL.get(line.kind, line.kind)} | {line.where} | {kept} | {params} | {_cost(line.cost)} |")
     out += ["", "| | before | after | saved |", "|---|---|---|---|"]
@@ -93,7 +93,7 @@ def markdown(report: Report) -> str:
 
 def scores(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
     """Lowest, median and highest score per space; `summary` maps a space to its kind and values."""
-    table = _table("space", "", "units", "lowest", "median", "highest", right_from=2)
+    table = headed("space", "", "units", "lowest", "median", "highest", right_from=2)
     for space, (kind, values) in summary.items():
         ordered = sorted(values)
         points = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
@@ -111,16 +111,16 @@ def plan(made: PrunePlan, rows: Sequence[Row]) -> RenderableType:
     )
     parts: list[RenderableType] = [title, "", spaces(rows)]
     if made.notes:
-        parts += ["", _notes(made.notes)]
+        parts += ["", listed(made.notes, "the plan")]
     return Padding(Group(*parts), (1, 1))
 
 
-def recipes(entries: Iterable[tuple[str, float, str]]) -> Table:
-    """Names, ratios and descriptions of recipes."""
-    table = _table("recipe", "ratio", "", right_from=9)
+def recipes(entries: Iterable[tuple[str, str]]) -> Table:
+    """Names and descriptions of recipes."""
+    table = headed("recipe", "", right_from=9)
     table.columns[-1].no_wrap = False
-    for name, ratio, about in entries:
-        table.add_row(Text(name), Text(f"{ratio:g}", ACCENT), Text(about, QUIET))
+    for name, about in entries:
+        table.add_row(Text(name), Text(about, QUIET))
     return table
 
 
@@ -133,6 +133,41 @@ def count(n: float, unit: str = "") -> str:
     return f"{n:.0f} {unit}".rstrip()
 
 
+def headed(*headers: str, right_from: int) -> Table:
+    """An empty table in our manner; columns are right-aligned from number `right_from`."""
+    table = Table(
+        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, 1)
+    )
+    for i, header in enumerate(headers):
+        table.add_column(header, no_wrap=True, justify="right" if i >= right_from else "left")
+    return table
+
+
+def listed(notes: Sequence[str], rest: str) -> Table:
+    """The first notes, one a line, and how many more are in `rest`."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    shown = [*notes[:MAX_NOTES]]
+    if len(notes) > MAX_NOTES:
+        shown.append(f"and {len(notes) - MAX_NOTES} more notes in {rest}")
+    for note in shown:
+        grid.add_row(Text("·", QUIET), Text(note, QUIET))
+    return grid
+
+
+def span(extent: Range) -> str:
+    """A range in words, or one number where both ends are equal."""
+    low, high = extent
+    return f"{low:,.0f}" if low == high else f"{low:,.0f}–{high:,.0f}"
+
+
+def bar(share: float, width: int) -> Text:
+    """A bar `width` characters long, of which `share` (0..1) is full."""
+    full = max(1, round(share * width))
+    return Text.assemble(("━" * full, ACCENT), ("─" * (width - full), QUIET))
+
+
 def _fitting(rows: Sequence[Row], console: Console, options: ConsoleOptions) -> Table:
     """The table of spaces with the widest bars for which there is room."""
     for bar_width in BAR_WIDTHS:
@@ -143,7 +178,7 @@ def _fitting(rows: Sequence[Row], console: Console, options: ConsoleOptions) -> 
 
 
 def _totals(report: Report) -> Table:
-    table = _table("", "before", "after", "saved", right_from=1)
+    table = headed("", "before", "after", "saved", right_from=1)
     for name, before, after, saved in _total_lines(report):
         table.add_row(name, Text(before, QUIET), after, Text(saved, f"bold {ACCENT}"))
     return table
@@ -162,35 +197,6 @@ def _total_lines(report: Report) -> Iterator[tuple[str, str, str, str]]:
             yield name, count(before, unit), count(after, unit), f"{100 * (1 - after / before):.1f} %"
 
 
-def _table(*headers: str, right_from: int) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, 1)
-    )
-    for i, header in enumerate(headers):
-        table.add_column(header, no_wrap=True, justify="right" if i >= right_from else "left")
-    return table
-
-
-def _notes(notes: Sequence[str]) -> Table:
-    grid = Table.grid(padding=(0, 1))
-    shown = [*notes[:MAX_NOTES]]
-    if len(notes) > MAX_NOTES:
-        shown.append(f"and {len(notes) - MAX_NOTES} more notes in the plan")
-    for note in shown:
-        grid.add_row(Text("·", QUIET), Text(note, QUIET))
-    return grid
-
-
-def _range(extent: Range) -> str:
-    low, high = extent
-    return f"{low:,.0f}" if low == high else f"{low:,.0f}–{high:,.0f}"
-
-
 def _cost(extent: Range) -> str:
     low, high = (f"{value:.2g}" for value in extent)
     return low if low == high else f"{low}–{high}"
-
-
-def _bar(share: float, width: int) -> Text:
-    full = max(1, round(share * width))
-    return Text.assemble(("━" * full, ACCENT), ("─" * (width - full), QUIET))

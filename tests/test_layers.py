@@ -29,23 +29,38 @@ LAYERS = (
         "painting",
     },
     {"families", "encoder", "scorers", "placers"},
-    {"recipes", "executors", "checkpoint", "report", "tables", "lines"},
+    {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},
     {"api", "placing"},
     {"jobs"},
-    {"cli", "commands", "texts", "pretrain", "__main__"},
+    {"session", "texts"},
+    {"commands"},
+    {"cli", "job_commands", "pretrain", "__main__"},
 )
 HOMES = {
     "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "rich": {"cli.py", "commands.py", "tables.py", "report.py"},
-    "datasets": {"jobs/data.py"},
+    "rich": {
+        f"{name}.py"
+        for name in (
+            "session",
+            "job_commands",
+            "tables",
+            "plan_tables",
+            "report",
+            "jobs/report/job_report",
+            "jobs/report/tables",
+        )
+    },
+    "datasets": {"jobs/data/formats.py"},
+    "accelerate": {"jobs/launching.py"},
     "peft": {
         "lora_plan.py",
         "placers/kappa.py",
-        *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export")),
+        *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model")),
     },
-    **dict.fromkeys(("pyarrow", "PIL", "tokenizers"), {"pretrain/corpora.py"}),
+    "pyarrow": {"jobs/data/formats.py", "pretrain/corpora.py"},
+    **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
 UPWARD = {"types.py": {"api"}, "lora_plan.py": {"executors"}}

@@ -15,8 +15,10 @@ from pydantic import ValidationError
 
 from dnge_compress.errors import BudgetError, DngeError, RecipeError, UnknownNameError
 from dnge_compress.recipes import library
+from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import leaves
 from dnge_compress.recipes.library import resolve, validate
+from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Prune, Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +49,8 @@ def test_every_shipped_recipe_resolves_and_bears_its_own_name() -> None:
 @pytest.mark.parametrize("name", library.names())
 def test_every_shipped_recipe_opens_with_its_command_and_cost(name: str) -> None:
     comment = "".join(line for line in library.text(name).splitlines(True) if line.startswith("#"))
-    assert f"{library.VERBS[library.load(name).recipe]} MODEL -o " in comment and "Cost:" in comment
+    commands = {"prune": "dnge compress MODEL -o OUT", "lora": "dnge place MODEL", "jobs": f"dnge run {name} "}
+    assert commands[name.split("/")[0]] in comment and "Cost:" in comment
     assert library.text(name).startswith("#")
 
 
@@ -75,12 +78,23 @@ def test_leaf_names_are_unique_over_the_whole_recipe() -> None:
 
 def test_readme_lists_every_key_with_its_default() -> None:
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-    table = dict(re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]*)`? \|", text, re.M))
+    part = text.partition("## Keys of a prune recipe")[2].partition("\n## ")[0]
+    table = dict(re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]*)`? \|", part, re.M))
     assert set(table) == {".".join(path) for paths in leaves(Recipe).values() for path in paths}
     defaults = Recipe().model_dump()
     for key in ("probes.tokens", "prune.ratio", "prune.min_keep", "repair.ridge", "repair.compensate"):
         section, leaf = key.split(".")
         assert table[key].strip() == str(defaults[section][leaf])
+
+
+def test_readme_names_every_key_of_placements_and_jobs() -> None:
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").partition("## Keys of a lora recipe")[2]
+    named = set(re.findall(r"`([a-z_0-9.]+)`", text))
+    for section in (LoraRecipe, Job):
+        for paths in leaves(section).values():
+            for path in paths:
+                above = {".".join(path[:n]) for n in range(1, len(path) + 1)} | {path[-1]}
+                assert named & above or path[0] in ("name", "about", "probes", "train"), path
 
 
 def test_recipes_are_frozen() -> None:

@@ -24,7 +24,8 @@ def explain(
     place, keys = tuple(map(str, steps)), tuple(s for s in steps if isinstance(s, str))
     line = next((lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines), None)
     where = f"{origin}:{line}" if line else origin
-    key = ".".join(place[:-1] if steps and isinstance(steps[-1], int) else place)
+    is_one_of_many = bool(steps) and isinstance(steps[-1], int) and not isinstance(problem["input"], Mapping)
+    key = ".".join(place[:-1] if is_one_of_many else place)
     is_override = any(place[: len(o)] == o for o in overridden)
     if is_override:
         where = "override"
@@ -40,7 +41,7 @@ def explain(
     if kind == "value_error":
         message = str(problem["ctx"]["error"])
     what = re.sub(r"^(Input|Value|String) should", "should", message)
-    what = re.sub(r"^Tuple should", "should", what)
+    what = re.sub(r"^Tuple should", "should", what).replace("valid tuple", "valid list")
     shown = f", not {value!r}" if not isinstance(value, Mapping | Section) and "not" not in what else ""
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
     named = f"'{key}' " if key else ""

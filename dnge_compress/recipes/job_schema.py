@@ -117,6 +117,12 @@ class Launch(Section):
     num_processes: Whole = Field(default=1, ge=1)
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
 
+    @model_validator(mode="after")
+    def _several_share(self) -> Launch:
+        if self.strategy == "fsdp2" and self.num_processes == 1:
+            raise ValueError("strategy 'fsdp2' shards a model over several processes; it needs num_processes above 1")
+        return self
+
 
 class Job(Section):
     """A whole job: a model, what to do with it, where to put the result.
@@ -152,8 +158,6 @@ class Job(Section):
     def _stages_fit(self) -> Job:
         if self.prune is None and self.lora is None and self.train is None:
             raise ValueError("there is nothing to do: give at least one of prune, lora, train")
-        if self.train is not None and not self.datasets:
-            raise ValueError("train needs datasets; [{type: sampled}] takes text from the model itself")
         if self.datasets and self.train is None:
             raise ValueError("datasets are given, but no train section uses them")
         if self.distill is not None and self.train is None:

@@ -5,7 +5,7 @@ resolve("prune/neurons", {"ratio": 0.3})
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, put
 from dnge_compress.recipes.lora_schema import LoraRecipe
-from dnge_compress.recipes.reading import Lines, Place, read
+from dnge_compress.recipes.reading import Lines, Place, parse_value, read
 from dnge_compress.recipes.schema import Recipe
 
 AnyRecipe = Recipe | LoraRecipe | Job
@@ -68,6 +68,20 @@ def load(recipe: str | Path | AnyRecipe, overrides: Mapping[str, Any] | None = N
 def validate(raw: Mapping[str, Any], origin: str = "recipe", lines: Lines | None = None) -> Recipe:
     """The prune recipe that `raw` spells, e.g. the one in a plan; `origin` and `lines` say where errors stand."""
     return _checked(dict(raw), Recipe, origin, lines or {})
+
+
+def assignments(told: Sequence[str]) -> dict[str, Any]:
+    """Overrides from words: "a.b=c" (c is YAML), "a.b=null" or "~a.b" to take a key away. Raises RecipeError."""
+    found: dict[str, Any] = {}
+    for word in told:
+        key, equals, value = word.partition("=")
+        if word.startswith("~") and not equals:
+            found[word[1:].strip()] = REMOVED
+        elif not equals or not key.strip():
+            raise RecipeError(f"'{word}': write KEY=VALUE, e.g. compensate=bias")
+        else:
+            found[key.strip()] = parse_value(value, word)
+    return found
 
 
 def names() -> list[str]:
@@ -138,6 +152,8 @@ def _anchor(raw: dict[str, Any], beside: Path) -> None:
 
 def _beside(value: str, folder: Path) -> str:
     """An absolute path for what exists beside the recipe or is spelled as a path; a hub id stays as it is."""
+    if not value:
+        return value
     place = folder / value
     is_path = value.startswith((".", "~", "/")) or Path(value).suffix in (".jsonl", ".json", ".csv", ".parquet", ".txt")
     return str(Path(value).expanduser() if value.startswith("~") else place) if is_path or place.exists() else value
@@ -160,4 +176,17 @@ def _checked(raw: dict[str, Any], kind: type[R], origin: str, lines: Lines, over
         raise explain(e, kind, origin, lines, overridden) from None
 
 
-__all__ = ["KINDS", "REMOVED", "AnyRecipe", "copy", "find", "folder", "load", "names", "resolve", "text", "validate"]
+__all__ = [
+    "KINDS",
+    "REMOVED",
+    "AnyRecipe",
+    "assignments",
+    "copy",
+    "find",
+    "folder",
+    "load",
+    "names",
+    "resolve",
+    "text",
+    "validate",
+]

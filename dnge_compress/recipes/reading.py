@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from dnge_compress.errors import DngeError, RecipeError
+from dnge_compress.recipes.keys import REMOVED
 
 Place = tuple[str, ...]  # keys and list positions, as strings
 Lines = Mapping[Place, int]
@@ -43,6 +44,21 @@ def parse(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
         if isinstance(e, DngeError):
             raise
         raise RecipeError(f"{origin}: not valid YAML: {' '.join(str(e).split())}") from None
+
+
+def parse_value(source: str, origin: str) -> Any:
+    """One YAML value, e.g. behind the equals sign of an override; null is REMOVED. Raises RecipeError."""
+    try:
+        value = yaml.safe_load(source)
+    except yaml.YAMLError:
+        raise RecipeError(f"'{origin}': the value can't be read; quote it") from None
+    return REMOVED if value is None else _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _numbers(v) for k, v in value.items()}
+    return [_numbers(v) for v in value] if isinstance(value, list) else _number(value)
 
 
 def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], origin: str) -> Any:

@@ -1,0 +1,236 @@
+"""Jobs on the example model: recovery after pruning beside its rivals, resuming after kills, two processes as one.
+
+    python benchmarks/jobs.py                  # about an hour of one core; writes results/jobs.{md,json}
+    python benchmarks/jobs.py --only kills     # one part: recovery, kills or processes
+
+Every arm is `dnge run` in a process of its own, as a user would start it. Stopped and started again, it goes on: jobs
+in --work that are finished are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from harness import DATA, RESULTS, markdown
+from safetensors.torch import load_file
+
+from dnge_compress.jobs.report import JobReport
+
+BOOKWORM = Path(__file__).parents[1] / "examples" / "bookworm"
+HELD_OUT = BOOKWORM / "heldout.txt"
+SEEDS = (0, 1, 2)
+BOOK_TOKENS = 262_144  # of real text, as much as the model samples itself
+CHARACTERS_PER_TOKEN = 4.2
+OURS = ["scorer=encoder", "lora.placer=encoder"]
+RIVAL = ["scorer=magnitude", "repair.compensate=none", "lora.placer=uniform"]
+ARMS = {
+    "dnge, LoRA on its own samples": ("jobs/prune-recover", OURS, "sampled"),
+    "dnge, taught by the original on its own samples": ("jobs/distill-recover", OURS, "sampled"),
+    "dnge, LoRA on real books": ("jobs/prune-recover", OURS, "books"),
+    "dnge, taught by the original on real books": ("jobs/distill-recover", OURS, "books"),
+    "magnitude, uniform LoRA on own samples": ("jobs/prune-recover", RIVAL, "sampled"),
+    "magnitude, uniform LoRA on real books": ("jobs/prune-recover", RIVAL, "books"),
+}
+# Few steps, dense checkpoints: what is tested is the restart, not the model.
+SHORT = [
+    "scorer=probe",
+    "probes.tokens=2048",
+    "datasets.0.tokens=16384",
+    "train.max_length=64",
+    "train.max_steps=30",
+    "train.save_steps=3",
+    "train.eval_steps=6",
+    "train.logging_steps=3",
+    "train.per_device_train_batch_size=4",
+    "lora.lora_dropout=0.1",
+]
+
+
+def main() -> None:
+    """Run the parts asked for and write what is known."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("recovery", "kills", "processes"))
+    parser.add_argument("--work", type=Path, default=Path("runs/jobs"))
+    parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    parts = {"recovery": recovery, "kills": kills, "processes": processes}
+    stored = RESULTS / "jobs.json"
+    found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+    for name, part in parts.items():
+        if options.only in (None, name):
+            found[name] = part(options)
+            stored.write_text(json.dumps(found, indent=1) + "\n")
+            (RESULTS / "jobs.md").write_text("\n".join(table(found)) + "\n")
+    print((RESULTS / "jobs.md").read_text())
+
+
+def recovery(options: argparse.Namespace) -> dict[str, Any]:
+    """Every arm and seed: perplexities on held-out books before, after pruning and after training; minutes."""
+    found: dict[str, Any] = {}
+    for seed in SEEDS[: options.seeds]:
+        books = options.work / f"books-{seed}.txt"
+        if not books.is_file():
+            books.write_text(excerpts(seed), encoding="utf-8")
+        for arm, (recipe, told, text) in ARMS.items():
+            out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
+            words = [*told, f"seed={seed}", f"probes.seed={seed}", f"eval_datasets=[{{path: {HELD_OUT.absolute()}}}]"]
+            words += [f"datasets=[{{path: {books.absolute()}}}]"] if text == "books" else []
+            report = finished(recipe, out, words)
+            named = {m.name: math.exp(m.loss) for m in report.milestones if m.loss is not None}
+            seconds = sum(report.seconds.values())
+            found.setdefault(arm, []).append({"seed": seed, "seconds": seconds, "perplexity": named})
+            print(f"{arm}/{seed}: {named}, {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
+    return found
+
+
+def kills(options: argparse.Namespace) -> dict[str, Any]:
+    """Kill one job at random moments all through it, run it again each time, and compare with an unbroken one."""
+    whole, torn = options.work / "unbroken", options.work / "killed"
+    for folder in (whole, torn):
+        shutil.rmtree(folder, ignore_errors=True)
+    reference = finished("jobs/prune-recover", whole, SHORT)
+    lengths = dict(reference.seconds)
+    generator, moments = random.Random(0), []
+    for share in sorted(generator.random() for _ in range(options.kills)):
+        stage, inside = moment(share, lengths)
+        running = start("jobs/prune-recover", torn, SHORT)
+        wait_for(torn, stage, inside, lengths, running)
+        running.kill()
+        running.wait()
+        moments.append({"stage": stage, "share_of_stage": round(inside, 2), "step": last_step(torn)})
+        print(f"killed in {stage} ({inside:.0%}), last whole step {last_step(torn)}", file=sys.stderr, flush=True)
+    report = finished("jobs/prune-recover", torn, SHORT)
+    ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (torn, whole))
+    apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+    losses = [abs((a.loss or 0) - (b.loss or 0)) for a, b in zip(report.milestones, reference.milestones, strict=True)]
+    same = report.curves == reference.curves
+    return {"moments": moments, "adapter": apart, "loss": max(losses), "same_curves": same}
+
+
+def moment(share: float, lengths: dict[str, float]) -> tuple[str, float]:
+    """The stage, and the share of it, that stands at `share` of the whole job's time."""
+    left = share * sum(lengths.values())
+    for stage, seconds in lengths.items():
+        if left < seconds:
+            return stage, left / seconds
+        left -= seconds
+    return stage, 1.0
+
+
+def wait_for(out: Path, stage: str, inside: float, lengths: dict[str, float], running: subprocess.Popen[bytes]) -> None:
+    """Until the job has come that far: the stages before are done; in training, the steps before too."""
+    before = list(lengths)[list(lengths).index(stage) - 1] if stage != next(iter(lengths)) else None
+    while before and before not in done(out):
+        assert running.poll() is None, "the job ended before its time"
+        time.sleep(0.01)
+    while stage == "train" and last_step(out) + 3 < inside * 30:
+        assert running.poll() is None, "the job ended before its time"
+        time.sleep(0.01)
+    time.sleep(lengths[stage] * (inside if stage != "train" else 0.05 * inside) + (0 if before else 8.0))
+
+
+def done(out: Path) -> list[str]:
+    """The stages that a job has finished."""
+    return [*json.loads((out / "job.json").read_text())["stages"]] if (out / "job.json").is_file() else []
+
+
+def last_step(out: Path) -> int:
+    """Of the newest whole checkpoint, or 0."""
+    return max((int(p.parent.name.split("-")[1]) for p in out.glob("training/checkpoint-*/whole")), default=0)
+
+
+def processes(options: argparse.Namespace) -> dict[str, Any]:
+    """One process at batch 8 and two at 4: how far apart the adapters end."""
+    told = [w for w in SHORT if "dropout" not in w and "batch" not in w]
+    one, two = options.work / "one-process", options.work / "two-processes"
+    finished("jobs/prune-recover", one, [*told, "train.per_device_train_batch_size=8"])
+    report = finished(
+        "jobs/prune-recover", two, [*told, "train.per_device_train_batch_size=4", "launch.num_processes=2"]
+    )
+    ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (two, one))
+    apart = max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
+    largest = max(float(t.abs().max()) for t in theirs.values())
+    return {"adapter": apart, "largest_weight": largest, "machine": dict(report.machine)}
+
+
+def start(recipe: str, out: Path, told: list[str]) -> subprocess.Popen[bytes]:
+    """`dnge run` in a process of its own."""
+    command = [sys.executable, "-m", "dnge_compress", "run", recipe, f"model_name_or_path={BOOKWORM}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*command, f"output_dir={out}", *told], **quiet)  # type: ignore[call-overload, no-any-return]
+
+
+def finished(recipe: str, out: Path, told: list[str]) -> JobReport:
+    """Run a job to its end, or read what it left if it is there."""
+    running = start(recipe, out, told)
+    _, errors = running.communicate()
+    if running.returncode:
+        raise SystemExit(errors.decode())
+    return JobReport.from_dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
+
+
+def excerpts(seed: int) -> str:
+    """Parts of the training books, from random places, of about BOOK_TOKENS tokens in all."""
+    texts = pq.read_table(DATA / "books_train.parquet").column("text").to_pylist()
+    generator = random.Random(seed)
+    each = int(BOOK_TOKENS * CHARACTERS_PER_TOKEN / len(texts))
+    parts = []
+    for text in texts:
+        first = generator.randrange(max(1, len(text) - each))
+        parts.append(text[first : first + each])
+    return "\n\n".join(parts)
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """What is known so far."""
+    lines = ["# Jobs on the example model", ""]
+    if "recovery" in found:
+        rows = []
+        for arm, runs in found["recovery"].items():
+            cells = [arm]
+            before = runs[0]["perplexity"]["original"]
+            for name in ("pruned", "trained"):
+                values = [r["perplexity"][name] for r in runs]
+                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+                cells.append(f"{statistics.fmean(values):.2f}{spread}")
+            after = statistics.fmean(r["perplexity"]["trained"] for r in runs)
+            minutes = statistics.fmean(r["seconds"] for r in runs) / 60
+            rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", f"{minutes:.1f}"])
+        head = ["arm", "perplexity after pruning", "after recovery", "against the original", "minutes"]
+        lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
+        lines += ["", f"Held-out books; {len(runs)} seeds. LoRA at the cost of uniform rank 16, 262,144 tokens."]
+    if "kills" in found:
+        k = found["kills"]
+        where = ", ".join(f"{m['stage']} {m['share_of_stage']:.0%}" for m in k["moments"])
+        lines += ["", f"Killed (SIGKILL) at {len(k['moments'])} random moments ({where}) and run again each time: "]
+        lines[-1] += f"adapter weights differ from the unbroken run's by {k['adapter']:.1e}, final losses by "
+        lines[-1] += f"{k['loss']:.1e}, curves are {'equal' if k['same_curves'] else 'not equal'}."
+    if "processes" in found:
+        p = found["processes"]
+        lines += [
+            "",
+            f"Two processes at batch 4 against one at 8: adapter weights differ by {p['adapter']:.1e} at most ",
+        ]
+        lines[-1] += (
+            f"(largest weight {p['largest_weight']:.2g}); {p['machine']['strategy']} on {p['machine']['device']}."
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

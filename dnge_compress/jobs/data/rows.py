@@ -1,0 +1,156 @@
+"""Tokenised rows as values: collected, counted, split, and put into batches."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnge_compress.errors import DataError
+from dnge_compress.jobs.data.pieces import Row
+
+NOT_LEARNED = -100
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokenised rows ready for training.
+
+    `counts`: what was "read" (rows of the sources), "empty" (skipped: nothing to learn), "cut" (longer than
+    `max_length`), "overlong" (skipped: the cut left nothing to learn); and the result: "rows", their "tokens", and
+    "learned_tokens". A row's first token is never among these, for nothing predicts it.
+    """
+
+    examples: Examples
+    counts: Mapping[str, int]
+
+
+def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Rows to train on and rows held out, a share `fraction` of them drawn by `seed`; both keep their order.
+
+    Their counts speak of themselves alone: what was read, cut or skipped stays with the rows they come from. Raises
+    DataError if one side would be empty.
+    """
+    total = len(rows.examples)
+    count = max(1, round(fraction * total))
+    if count >= total:
+        raise DataError(
+            f"a share of {fraction:g} can't be held out of {total} row{'s'[: total > 1]}; give more rows, a smaller "
+            "max_length, or eval_datasets"
+        )
+    held_out = set(random.Random(seed).sample(range(total), count))
+    kept = [i for i in range(total) if i not in held_out]
+    train, test = (rows.examples.take(indices) for indices in (kept, sorted(held_out)))
+    return Rows(train, _sizes(train)), Rows(test, _sizes(test))
+
+
+@dataclass(frozen=True)
+class Collator:
+    """A batch of rows as tensors, padded at the right to the longest."""
+
+    pad_token_id: int = 0
+
+    @classmethod
+    def of(cls, tokenizer: Any) -> Collator:
+        """With the padding of a tokenizer, or its end-of-text token; neither is attended to or learned."""
+        known = (i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None)
+        return cls(next(known, 0))
+
+    def __call__(self, rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+        lengths = [len(row["input_ids"]) for row in rows]
+        ids = torch.full((len(rows), max(lengths)), self.pad_token_id)
+        labels, mask = torch.full_like(ids, NOT_LEARNED), torch.zeros_like(ids)
+        for i, (row, length) in enumerate(zip(rows, lengths, strict=True)):
+            ids[i, :length] = torch.as_tensor(row["input_ids"])
+            labels[i, :length] = torch.as_tensor(row["labels"])
+            mask[i, :length] = 1
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Rows as one array of token ids and one of whether each is learned; row i is `starts[i]:starts[i + 1]`.
+
+    A sequence of dicts `{input_ids, labels}`, as trainers and `Collator` take them.
+    """
+
+    ids: np.ndarray
+    learned: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = range(len(self))[index]
+        span = slice(self.starts[row], self.starts[row + 1])
+        ids = self.ids[span].astype(np.int64)
+        return {"input_ids": ids, "labels": np.where(self.learned[span], ids, NOT_LEARNED)}
+
+    def take(self, indices: Sequence[int]) -> Examples:
+        """The rows at `indices`, in that order."""
+        spans = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
+        return _examples([self.ids[s] for s in spans], [self.learned[s] for s in spans])
+
+
+class Ledger:
+    """Collects rows of at most `max_length` tokens, and counts them; with `packing`, texts share rows."""
+
+    def __init__(self, max_length: int, packing: bool) -> None:
+        self.max_length, self.packing = max_length, packing
+        self.counts: Counter[str] = Counter()
+        self._ids: list[np.ndarray] = []
+        self._learned: list[np.ndarray] = []
+        self._stream: list[np.ndarray] = []
+
+    def add(self, row: Row) -> None:
+        """A row of its own, cut at `max_length`, unless nothing of it can be learned."""
+        is_long = len(row.ids) > self.max_length
+        ids = np.array(row.ids[: self.max_length], dtype=np.int32)
+        learned = np.array(row.learned[: self.max_length], dtype=bool)
+        # Nothing predicts a row's first token; so the labels that count are exactly those that are learned.
+        learned[:1] = False
+        if not learned.any():
+            self.counts["overlong" if is_long else "empty"] += 1
+            return
+        self.counts["cut"] += is_long
+        self._ids.append(ids)
+        self._learned.append(learned)
+
+    def add_text(self, ids: list[int]) -> None:
+        """A text that is learned as a whole: packed with others, or a row of its own."""
+        if self.packing:
+            self._stream.append(np.array(ids, dtype=np.int32))
+        else:
+            self.add(Row(ids, [True] * len(ids)))
+
+    def rows(self) -> Rows:
+        """All rows, with the packed ones cut from the stream of texts. Raises DataError if there are none."""
+        stream = np.concatenate(self._stream) if self._stream else np.zeros(0, np.int32)
+        for first in range(0, len(stream) - 1, self.max_length):  # a last row of one token would teach nothing
+            packed = stream[first : first + self.max_length]
+            self._ids.append(packed)
+            self._learned.append(np.arange(len(packed)) > 0)
+        c = self.counts
+        if not self._ids:
+            raise DataError(
+                f"the data hold nothing to learn: of {c['read']} rows {c['empty']} are empty, and {c['overlong']} have "
+                f"nothing that is learned among their first {self.max_length} tokens (max_length)"
+            )
+        examples = _examples(self._ids, self._learned)
+        return Rows(examples, {k: c[k] for k in ("read", "empty", "cut", "overlong")} | _sizes(examples))
+
+
+def _examples(ids: Sequence[np.ndarray], learned: Sequence[np.ndarray]) -> Examples:
+    starts = np.cumsum([0, *(len(row) for row in ids)])
+    return Examples(np.concatenate(ids), np.concatenate(learned), starts)
+
+
+def _sizes(examples: Examples) -> dict[str, int]:
+    return {"rows": len(examples), "tokens": len(examples.ids), "learned_tokens": int(examples.learned.sum())}

@@ -1,0 +1,63 @@
+"""Text to train on where there is none: rows of tokens that the model writes itself."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from dnge_compress.errors import DataError
+from dnge_compress.probe import Progress, device_of, inference_mode_of, text_length, writes_text, written
+
+# Rows written side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
+# the model alone, so that the rows don't depend on the machine.
+CACHE_NUMBERS = 1 << 28
+ROWS_AT_ONCE = (8, 256)  # at least and at most
+
+
+def sample_rows(
+    model: nn.Module, tokens: int, length: int, seed: int, progress: Progress | None = None
+) -> list[list[int]]:
+    """At least `tokens` tokens in rows of `length` (or as many as the model has positions for), sampled at temperature
+    1 after its start-of-text token. The same seed gives the same rows; the model is left as it was.
+
+    `progress` is told ("write", rows done, rows in all). Raises DataError for a model that can't write.
+
+        rows = sample_rows(model, tokens=65_536, length=512, seed=42)
+    """
+    with inference_mode_of(model):
+        _check_writes(model)
+        length = text_length(model, length)
+        total = math.ceil(tokens / length)
+        generator = torch.Generator().manual_seed(seed)
+        rows: list[list[int]] = []
+        for ids in written(model, total, length, _rows_at_once(model, length), generator):
+            rows += ids.tolist()
+            if progress is not None:
+                progress("write", len(rows), total)
+    return rows
+
+
+def _rows_at_once(model: Any, length: int) -> int:
+    """As many rows as have room, keys and values of every layer counted at the width of the residual stream."""
+    config = model.config
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)  # GPT-2 answers to these names too
+    least, most = ROWS_AT_ONCE
+    return max(least, min(most, CACHE_NUMBERS // (2 * width * layers * length)))
+
+
+def _check_writes(model: Any) -> None:
+    name = type(model).__name__
+    if not writes_text(model):
+        raise DataError(
+            f"type 'sampled' needs a causal language model, and a {name} writes no text; give a path instead"
+        )
+    token = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
+    with torch.no_grad():
+        cache = getattr(model(input_ids=token, use_cache=True), "past_key_values", None)
+    if cache is None:
+        raise DataError(
+            f"a {name} remembers nothing between tokens (no past_key_values), so it can't write; give a path"
+        )

@@ -1,0 +1,88 @@
+"""The rows of a recipe's sources: files, the splits of folders, slices of splits, data sets of the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dnge_compress.errors import DataError, nearest
+from dnge_compress.jobs.data.fields import check_columns, fields
+from dnge_compress.jobs.data.files import is_on_hub, locate
+from dnge_compress.jobs.data.formats import Table, first_line, head_of, open_file, quiet_datasets
+from dnge_compress.recipes.job_schema import COLUMNS, Dataset
+
+
+def check_sources(sources: Iterable[Dataset], folder: Path) -> None:
+    """Refuse what can be refused before anything is loaded. Raises DataError.
+
+    Files must be there, of a known format and not empty; their first rows must fit the type. Relative paths are looked
+    for in `folder`. Hub ids are taken as they are.
+    """
+    sources = list(sources)
+    if sum(source.type == "sampled" for source in sources) > 1:
+        raise DataError("datasets: type 'sampled' is given twice and would write the same text; give it more tokens")
+    for source in sources:
+        if source.type == "sampled":
+            continue
+        with quiet_datasets():  # now rather than later, if it isn't installed
+            pass
+        if is_on_hub(source, folder):
+            continue
+        for file in (file for files in _wanted(source, folder).values() for file in files):
+            for place, row in head_of(file, source):
+                fields(row, source, place)
+
+
+def open_tables(source: Dataset, folder: Path, cache: Path) -> list[Table]:
+    """The rows of a source, one table per file; what `datasets` writes goes below `cache`. Raises DataError."""
+    if is_on_hub(source, folder):
+        return [_from_hub(source)]
+    files = _wanted(source, folder)
+    return _sliced({split: [open_file(file, source, cache) for file in files[split]] for split in files}, source)
+
+
+def _wanted(source: Dataset, folder: Path) -> dict[str, list[Path]]:
+    """The files of the splits that the source names: "train" and "test" of "train[:90%]+test"."""
+    known = locate(source, folder)
+    names = [part.split("[")[0].split("(")[0].strip() for part in source.split.split("+")]
+    for name in names:
+        if name not in known:
+            raise DataError(f"'{source.path}' has no split '{name}'; {nearest(name, known)}")
+    return {name: known[name] for name in names}
+
+
+def _sliced(tables: dict[str, list[Table]], source: Dataset) -> list[Table]:
+    """The tables that `split` asks for, each cut to its part of a slice such as "train[:90%]"."""
+    lengths = {split: sum(len(table.rows) for table in parts) for split, parts in tables.items()}
+    try:
+        with quiet_datasets() as datasets:
+            spans = datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths)
+    except (ValueError, AssertionError) as e:
+        reason = first_line(e)
+        raise DataError(f"'{source.path}': split '{source.split}' can't be read ({reason}); e.g. train[:90%]") from None
+    taken = []
+    for span in spans:
+        before = 0
+        for table in tables[span.splitname]:
+            low, high = max(span.from_ - before, 0), min(span.to - before, len(table.rows))
+            if low < high:
+                taken.append(table.part(low, high))
+            before += len(table.rows)
+    if not taken:
+        raise DataError(f"'{source.path}': split '{source.split}' takes none of its {sum(lengths.values())} rows")
+    return taken
+
+
+def _from_hub(source: Dataset) -> Table:
+    files = list(source.data_files) if isinstance(source.data_files, tuple) else source.data_files
+    with quiet_datasets() as datasets:
+        try:
+            rows = datasets.load_dataset(
+                source.path, source.name, data_files=files, split=source.split, revision=source.revision
+            )
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as e:
+            raise DataError(
+                f"'{source.path}' is no file or folder beside the recipe, and the hub doesn't give it: {first_line(e)}"
+            ) from e
+    check_columns(rows.column_names, source, f"'{source.path}'")
+    return Table(source.path, "", rows.select_columns([source.column(name) for name in COLUMNS[source.type]]))

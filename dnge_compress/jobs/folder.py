@@ -1,0 +1,186 @@
+"""The folder of a job: where everything lies, which stages are done, and that it belongs to one recipe and one run."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dnge_compress.errors import CheckpointError, RecipeError
+from dnge_compress.recipes.job_schema import Job
+from dnge_compress.recipes.library import load
+
+VERSION = 1
+STATE, RECIPE = "job.json", "recipe.yaml"
+UNIMPORTANT = ("name", "about", "output_dir")  # may differ between two runs of one job
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Paths inside `root`, and the record of what is done. Nothing is made before `claim`.
+
+    `model` is the job's result, an ordinary checkpoint; `pruned` the model before training; `adapter` the trained LoRA.
+    """
+
+    root: Path
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / RECIPE
+
+    @property
+    def state(self) -> Path:
+        return self.root / STATE
+
+    @property
+    def pruned(self) -> Path:
+        return self.root / "pruned"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def train_rows(self) -> Path:
+        return self.data / "train.safetensors"
+
+    @property
+    def held_out_rows(self) -> Path:
+        return self.data / "held_out.safetensors"
+
+    @property
+    def flat_adapter(self) -> Path:
+        return self.root / "flat_adapter"
+
+    def lora_plan(self, arm: str = "") -> Path:
+        return self.root / f"lora_plan{_suffix(arm)}.json"
+
+    def adapter(self, arm: str = "") -> Path:
+        return self.root / f"adapter{_suffix(arm)}"
+
+    def training(self, arm: str = "") -> Path:
+        return self.root / f"training{_suffix(arm)}"
+
+    def failure(self, arm: str = "") -> Path:
+        return self.training(arm) / "failed.txt"
+
+    def curve(self, arm: str = "") -> Path:
+        return self.training(arm) / "curve.json"
+
+    def read(self) -> dict[str, Any]:
+        """The record: identity, seconds and facts of every stage done. Raises CheckpointError if it's broken."""
+        if not self.state.is_file():
+            return {"dnge_job": VERSION, "identity": "", "stages": {}}
+        try:
+            raw = json.loads(self.state.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise CheckpointError(f"'{self.state}' can't be read ({e}); delete the folder to start anew") from None
+        if not isinstance(raw, dict) or raw.get("dnge_job") != VERSION:
+            raise CheckpointError(f"'{self.state}' is not a job of version {VERSION}; name another output_dir")
+        return raw
+
+    def done(self, stage: str) -> Mapping[str, Any] | None:
+        """What a finished stage recorded, or None if it isn't finished."""
+        return self.read()["stages"].get(stage)
+
+    def finish(self, stage: str, facts: Mapping[str, Any]) -> None:
+        """Record a stage as done; survives a kill at any moment."""
+        record = self.read()
+        record["stages"][stage] = dict(facts)
+        write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def job(self) -> Job:
+        """The resolved recipe that lies in the folder."""
+        found = load(self.recipe)
+        assert isinstance(found, Job)
+        return found
+
+
+def refuse(folder: JobFolder, job: Job) -> None:
+    """Raise RecipeError if the folder holds another job's output, CheckpointError if it holds something else."""
+    root = folder.root
+    if root.exists() and not root.is_dir():
+        raise CheckpointError(f"output_dir '{root}' is a file; name a folder")
+    if not root.is_dir() or not any(p for p in root.iterdir() if p.name != ".lock"):
+        return
+    if not folder.state.is_file():
+        raise CheckpointError(f"output_dir '{root}' exists and holds no job of ours; name another")
+    if folder.read()["identity"] not in ("", identity(job)):
+        changed = _difference(folder.job(), job) if folder.recipe.is_file() else ""
+        raise RecipeError(
+            f"output_dir '{root}' belongs to another recipe{changed}; name another output_dir, or delete it"
+        )
+
+
+@contextmanager
+def claim(folder: JobFolder, job: Job, versions: Mapping[str, str]) -> Iterator[None]:
+    """Make the folder this job's own while the block runs; two runs at once are an error. Raises CheckpointError."""
+    try:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        lock = (folder.root / ".lock").open("w")
+    except OSError as e:
+        raise CheckpointError(f"output_dir '{folder.root}' can't be written: {e.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"another run is at work in '{folder.root}'; wait for it, or stop it") from None
+        refuse(folder, job)
+        if not folder.read()["identity"]:
+            head = "".join(f"# {name} {version}\n" for name, version in versions.items())
+            write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+            record = {"dnge_job": VERSION, "identity": identity(job), "stages": {}}
+            write_whole(folder.state, json.dumps(record, indent=1) + "\n")
+        yield
+
+
+def identity(job: Job) -> str:
+    """A hash of everything in the recipe that decides the result."""
+    told = {k: v for k, v in job.model_dump(mode="json").items() if k not in UNIMPORTANT}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill or a full disk leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _suffix(arm: str) -> str:
+    return f"-{arm}" if arm else ""
+
+
+def _difference(old: Job, new: Job) -> str:
+    """The first key that two recipes disagree on, in words."""
+    before, after = (_flat(j.model_dump(mode="json")) for j in (old, new))
+    for key in [*after, *before]:
+        if key not in UNIMPORTANT and before.get(key) != after.get(key):
+            return f" ({key} was {before.get(key)!r}, now {after.get(key)!r})"
+    return ""
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict | list) or not value:
+        return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    found: dict[str, Any] = {}
+    for key, inner in items:
+        found |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found

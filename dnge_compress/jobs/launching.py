@@ -1,0 +1,136 @@
+"""Who trains: this process, several that we start, or several that an outer launcher (torchrun, accelerate) started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from accelerate import PartialState
+
+from dnge_compress.errors import DngeError, LaunchError
+from dnge_compress.jobs.folder import JobFolder, write_whole
+from dnge_compress.jobs.progress import Tell
+from dnge_compress.jobs.training import train
+from dnge_compress.recipes.job_schema import Job
+
+PATIENCE = timedelta(days=7)  # how long the others wait while one process scores and prunes
+
+
+@dataclass(frozen=True)
+class Crew:
+    """Trains an arm of the job by calling `train(arm)`; see the three makers below."""
+
+    train: Callable[[str], dict[str, str]]
+    dismiss: Callable[[], None] = lambda: None
+
+
+def outer_world() -> tuple[int, int] | None:
+    """(rank, processes) if an outer launcher started this process as one of several, else None."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ["RANK"]), processes) if processes > 1 and "RANK" in os.environ else None
+
+
+def crew_of(folder: JobFolder, job: Job, tell: Tell) -> Crew:
+    """The crew for this process, which leads it. Raises LaunchError if an outer launcher's size isn't the recipe's."""
+    world = outer_world()
+    if world is not None:
+        _refuse_other_size(world[1], job)
+        return _led(folder, job, tell)
+    if job.launch.num_processes == 1:
+        return Crew(lambda arm: train(folder, job, arm, tell))
+    return Crew(lambda arm: _started(folder, job, arm))
+
+
+def follow(folder: JobFolder, job: Job) -> None:
+    """What a process that doesn't lead does: train whenever the leader says so, until it says stop."""
+    world = outer_world()
+    assert world is not None
+    _refuse_other_size(world[1], job)
+    _meet(job)
+    while (order := _told(None)) != ("stop", ""):
+        train(folder, job, order[1])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`python -m dnge_compress.jobs.launching FOLDER ARM`: one process of several that `_started` started."""
+    root, arm = arguments or sys.argv[1:]
+    folder = JobFolder(Path(root))
+    try:
+        obtained = train(folder, folder.job(), arm, _said)
+    except DngeError as e:
+        if _leads():
+            write_whole(folder.failure(arm), str(e))
+        return 1
+    if _leads():
+        print(json.dumps(obtained), flush=True)
+    return 0
+
+
+def _led(folder: JobFolder, job: Job, tell: Tell) -> Crew:
+    _meet(job)
+
+    def order(arm: str) -> dict[str, str]:
+        _told(("train", arm))
+        return train(folder, job, arm, tell)
+
+    return Crew(order, dismiss=lambda: _told(("stop", "")) and None)
+
+
+def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
+    """Start the processes through torch's own launcher and wait for them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), arm]
+    failure = folder.failure(arm)
+    failure.unlink(missing_ok=True)
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    lines = run.stdout.strip().splitlines()
+    if failure.is_file():
+        raise LaunchError(failure.read_text(encoding="utf-8"))
+    if run.returncode or not lines:
+        raise LaunchError(
+            f"the training in {job.launch.num_processes} processes failed (exit code {run.returncode}; see above); "
+            "run the job again to go on from its last checkpoint"
+        )
+    return dict(json.loads(lines[-1]))
+
+
+def _leads() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _meet(job: Job) -> None:
+    is_cpu = job.train is not None and job.train.use_cpu
+    PartialState(cpu=is_cpu, timeout=PATIENCE)
+
+
+def _told(order: tuple[str, str] | None) -> tuple[str, str]:
+    """The leader's order, in every process."""
+    said: list[Any] = [order]
+    dist.broadcast_object_list(said, src=0)
+    return tuple(said[0])  # type: ignore[return-value]
+
+
+def _refuse_other_size(processes: int, job: Job) -> None:
+    if processes != job.launch.num_processes:
+        raise LaunchError(
+            f"launch.num_processes asks for {job.launch.num_processes}, but {processes} were launched; "
+            f"set launch.num_processes={processes}"
+        )
+
+
+def _said(stage: str, done: int, total: int, note: str = "") -> None:
+    every = max(1, total // 20)
+    if done % every == 0 or done == total:
+        print(f"dnge: {stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,56 @@
+"""Loss on held-out rows, and speed: the same measures for the model before, between and after."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from dnge_compress.jobs.data.rows import Examples
+from dnge_compress.probe import device_of, inference_mode_of
+
+Batch = Mapping[str, Tensor]
+REPEATS = 5
+
+
+def summed_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Cross-entropy in nats, summed over the tokens that count (label ≥ 0), and how many those are."""
+    total, count = 0.0, 0
+    with torch.inference_mode(), inference_mode_of(model):
+        for batch in batches:
+            labels = batch["labels"][:, 1:].to(device_of(model))
+            logits = logits_of(model, batch)[:, :-1].float()
+            counts = labels >= 0
+            total += float(nnf.cross_entropy(logits[counts], labels[counts], reduction="sum"))
+            count += int(counts.sum())
+    return total, count
+
+
+def logits_of(model: nn.Module, batch: Batch) -> Tensor:
+    """Logits `[rows, tokens, vocabulary]` of a batch, moved to the model's device."""
+    device = device_of(model)
+    inputs = {k: v.to(device) for k, v in batch.items() if k != "labels"}
+    return model(**inputs, use_cache=False).logits
+
+
+def batches_of(rows: Examples, collate: Callable[[list[Any]], Batch], size: int) -> Iterable[Batch]:
+    """Rows in order, `size` at a time."""
+    for first in range(0, len(rows), size):
+        yield collate([rows[i] for i in range(first, min(first + size, len(rows)))])
+
+
+def tokens_per_second(model: nn.Module, batch: Batch) -> float:
+    """Of a forward pass over one batch, the best of several."""
+    best = float("inf")
+    with torch.inference_mode(), inference_mode_of(model):
+        for _ in range(REPEATS + 1):  # the first is a warm-up that loses anyway
+            started = time.perf_counter()
+            logits_of(model, batch)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            best = min(best, time.perf_counter() - started)
+    return batch["input_ids"].numel() / best

@@ -1,0 +1,15 @@
+"""How a job says where it is: stage, steps done of how many, and a word such as the loss."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Tell(Protocol):
+    """Called along the way; `total` is 0 while it isn't known."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...
+
+
+def silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """Say nothing."""

@@ -1,0 +1,84 @@
+"""What is measured at every milestone, and how a value and its change against the original are said."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dnge_compress.jobs.report.wording import NOT_MEASURED, signed
+from dnge_compress.tables import count
+
+if TYPE_CHECKING:
+    from dnge_compress.jobs.report import Milestone
+
+FOLD = 10  # from here on a growth is told as a factor
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One column of the comparison.
+
+    `of` gives None where it wasn't measured. `is_difference`: a change is a difference in the unit, not a share.
+    `is_quality`: differences matter far from zero, so a plot shows the range of values instead of starting at zero.
+    """
+
+    name: str
+    unit: str
+    of: Callable[[Milestone], float | None]
+    show: Callable[[float], str]
+    is_difference: bool = False
+    is_quality: bool = False
+
+    def text(self, milestone: Milestone) -> str:
+        """The value in words."""
+        value = self.of(milestone)
+        if value is None:
+            return NOT_MEASURED
+        return self.show(value) if math.isfinite(value) else "not finite"
+
+    def change(self, milestone: Milestone, original: Milestone) -> str:
+        """The change against the original; empty for the original itself and where one of the two is unknown."""
+        value, before = self.of(milestone), self.of(original)
+        if milestone is original or value is None or before is None:
+            return ""
+        if not (math.isfinite(value) and math.isfinite(before)):
+            return ""
+        if self.is_difference:
+            return signed(value - before, ".3f")
+        if before <= 0:
+            return ""
+        ratio = value / before
+        return f"{ratio:,.0f}×" if ratio >= FOLD else f"{signed(100 * (ratio - 1), '.1f')} %"
+
+
+def measured(milestones: Sequence[Milestone]) -> tuple[Measure, ...]:
+    """The measures that have a value at some milestone, in the order of the columns."""
+    return tuple(m for m in MEASURES if any(m.of(milestone) is not None for milestone in milestones))
+
+
+def perplexity(milestone: Milestone) -> float | None:
+    """exp(loss), infinite where that is beyond a float."""
+    if milestone.loss is None:
+        return None
+    try:
+        return math.exp(milestone.loss)
+    except OverflowError:
+        return math.inf
+
+
+def _plain(value: float) -> str:
+    """Four digits or so, without a prefix."""
+    if value >= 1e6:
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.{1 if value >= 100 else 2}f}"
+
+
+MEASURES = (
+    Measure("parameters", "", lambda m: m.params, count),
+    Measure("bytes", "", lambda m: m.bytes, lambda v: count(v, "B")),
+    Measure("perplexity", "held-out", perplexity, _plain, is_quality=True),
+    Measure("loss", "nats per token", lambda m: m.loss, lambda v: f"{v:.3f}", is_difference=True, is_quality=True),
+    Measure("tokens/s", "forward pass", lambda m: m.tokens_per_second, _plain),
+)

@@ -1,0 +1,216 @@
+"""The plots of the page: SVG stretched over its place, text around it in HTML, so that letters keep their size on
+every screen. Horizontal coordinates and vertical ones run from 0 to 1000; lines keep their width by CSS."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from dnge_compress.jobs.report.axes import Point, decimals, layer_ticks, thinned, ticks
+from dnge_compress.jobs.report.markup import Markup, tag
+from dnge_compress.jobs.report.ranks import Grid, Row
+from dnge_compress.jobs.report.wording import percent, several
+from dnge_compress.lines import PLURAL
+from dnge_compress.tables import span
+
+if TYPE_CHECKING:
+    from dnge_compress.jobs.report import Curve, Width
+
+SIDE = 1000.0
+Mark = tuple[float, str]  # a place (0..1) along an axis and what stands there
+COLOURS = 5  # how many series the style sheet tells apart by colour; dashes tell more
+FAINTEST = 0.12  # opacity of the lowest rank
+NUMBERED = ((14, "few"), (36, "some"))  # up to how many layers cells have room for numbers: always, on wide screens
+CROWDED = 36  # more columns than this stand without gaps
+
+
+def bar(share: float, original: float | None = None) -> Markup:
+    """A bar from zero, `share` (0..1) of its place long; a line marks the original."""
+    parts = [tag("rect", class_="ghost", width=SIDE, height=SIDE), tag("rect", width=SIDE * share, height=SIDE)]
+    return _inline([*parts, _tick(original)], "bar")
+
+
+def dot(place: float, original: float | None = None) -> Markup:
+    """A dot on a scale whose ends are the lowest and the highest value; a stem leads to the original."""
+    # Round caps reach over the end of a line, so the scale keeps off the edges.
+    at, origin = (40 + 920 * p if p is not None else None for p in (place, original))
+    assert at is not None
+    parts: list[Markup | None] = [_line("axis", (0, SIDE / 2), (SIDE, SIDE / 2))]
+    if origin is not None:
+        parts.append(_line("stem", (origin, SIDE / 2), (at, SIDE / 2)))
+    return _inline([*parts, _tick(original, 40), _line("point", (at, SIDE / 2), (at, SIDE / 2))], "dots")
+
+
+def widths(kind: str, found: Sequence[Width]) -> Markup:
+    """A column per space: how much of it was kept, before the whole of it. A lone space gets a bar."""
+    if len(found) == 1:
+        return bar(found[0].kept / found[0].total)
+    plural = PLURAL.get(kind, kind)
+    step = SIDE / len(found)
+    gap = 0.18 * step if len(found) <= CROWDED else 0.0
+    columns = []
+    for i, width in enumerate(found):
+        share = width.kept / width.total
+        place = {"x": i * step + gap / 2, "width": step - gap}
+        told = f"{_place(width)}: {width.kept:,} of {width.total:,} {plural} kept ({percent(share)})"
+        whole = tag("rect", class_="ghost", y=0, height=SIDE, **place)
+        columns.append(
+            tag("g", tag("title", told), whole, tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place))
+        )
+    kept, total = sum(w.kept for w in found), sum(w.total for w in found)
+    below = [((i + 0.5) / len(found), f"{layer}") for i, layer in layer_ticks([w.layer for w in found])]
+    return _plot(
+        columns,
+        (
+            f"Share of {plural} kept",
+            f"{kept:,} of {total:,} {plural} in {several(len(found), 'space')}, a column each.",
+        ),
+        left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
+        below=below,
+        kind="columns",
+        style=f"max-width:{5 + 4 * len(found)}rem",
+    )
+
+
+def curves(found: Sequence[Curve]) -> Markup:
+    """Loss over optimiser steps: thin lines for training, bold ones with points for held-out rows."""
+    points = [p for c in found for p in (*c.train, *c.held_out) if math.isfinite(p[1])]
+    across = ticks(0, max((step for step, _ in points), default=1))
+    up = ticks(min((loss for _, loss in points), default=0), max((loss for _, loss in points), default=1))
+    first, last, low, high = 0.0, max((step for step, _ in points), default=1) or 1, up[0], up[-1]
+
+    def path(series: Sequence[Point], kind: str, number: int, told: str) -> Markup | None:
+        places = [((s - first) / (last - first) * SIDE, (high - v) / (high - low) * SIDE) for s, v in series]
+        drawn = tag("path", d=_through(places), class_=f"{kind} series-{number % COLOURS} dash-{number % 4}")
+        marks = [_line(f"point series-{number % COLOURS}", p, p) for p in places if math.isfinite(p[1])]
+        shown = [drawn, *marks] if kind == "held-out" and len(places) <= 60 else [drawn]
+        return tag("g", tag("title", told), *shown) if places else None
+
+    # Held-out lines come last and lie on top; among them the job's own, which comes first, is topmost.
+    numbered = [*enumerate(found)][::-1]
+    lines = [path(thinned(c.train), "train", i, f"{c.name}: training batches") for i, c in numbered]
+    lines += [path(c.held_out, "held-out", i, f"{c.name}: held-out rows") for i, c in numbered]
+    shown = [*(_line("rule", (0, y), (SIDE, y)) for y in (SIDE * i / (len(up) - 1) for i in range(len(up)))), *lines]
+    places = decimals(up)
+    return _plot(
+        [line for line in shown if line is not None],
+        ("Loss while training", f"Nats per token, optimiser steps 0 to {last:,}: {', '.join(c.name for c in found)}."),
+        left=[(i / (len(up) - 1), f"{value:.{places}f}") for i, value in enumerate(up)],
+        below=[(step / last, f"{step:,.0f}") for step in across if step <= last],
+        kind="curves",
+    )
+
+
+def swatch(number: int) -> Markup:
+    """The line of a series, for the legend."""
+    return _inline(
+        [_line(f"held-out series-{number % COLOURS} dash-{number % 4}", (0, SIDE / 2), (SIDE, SIDE / 2))], "swatch"
+    )
+
+
+def heat(row: Row, placed: Grid) -> Markup:
+    """A cell per layer for one type of module, the stronger the higher the rank; an outline is no adapter."""
+    layers = placed.layers
+    drawn = _svg(
+        [_cell(row, layer, i, placed) for i, layer in enumerate(layers) if layer in row.cells],
+        (f"Ranks on {row.name}", f"{several(row.placed, 'adapter')}, rank {span(row.range)}, layer by layer."),
+        box=f"0 0 {len(layers)} 1",
+    )
+    room = next((f" numbers-{name}" for most, name in NUMBERED if len(layers) <= most), "")
+    spans = (tag("span", _ranks(row.cells[layer]) if layer in row.cells else None) for layer in layers)
+    numbers = tag("div", *spans, class_="numbers", aria_hidden="true") if room else None
+    return tag("div", drawn, numbers, class_=f"strip{room}", style=f"--layers:{len(layers)}")
+
+
+def layer_axis(placed: Grid) -> Markup:
+    """The numbers of the layers, to stand under rows of `heat`."""
+    layers = placed.layers
+    marks = [((i + 0.5) / len(layers), f"{layer}") for i, layer in layer_ticks(layers)]
+    return tag("div", _below(marks), class_="strip-axis", style=f"--layers:{len(layers)}")
+
+
+def _cell(row: Row, layer: int, position: int, placed: Grid) -> Markup:
+    ranks = row.cells[layer]
+    mean = sum(ranks) / len(ranks)
+    told = tag("title", f"{row.name}, layer {layer}: {'rank ' + _ranks(ranks) if mean else 'no adapter'}")
+    gap = 0.08 if len(placed.layers) <= CROWDED else 0.0
+    place = {"x": position + gap / 2, "y": 0.0, "width": 1 - gap, "height": 1.0}
+    if not mean:
+        return tag("rect", told, class_="none", **place)
+    strength = FAINTEST + (1 - FAINTEST) * mean / placed.highest
+    return tag("rect", told, fill_opacity=strength, **place)
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    low, high = min(ranks), max(ranks)
+    return f"{low}" if low == high else f"{low}–{high}"
+
+
+def _place(width: Width) -> str:
+    return width.space if width.layer is None else f"layer {width.layer}, {width.space}"
+
+
+def _plot(
+    shapes: Iterable[Markup],
+    told: tuple[str, str],
+    *,
+    left: Sequence[Mark],
+    below: Sequence[Mark],
+    kind: str,
+    style: str | None = None,
+) -> Markup:
+    """An SVG with its ticks; `told` are its title and description."""
+    marks = (tag("span", text, style=f"bottom:{100 * at:.2f}%") for at, text in left)
+    beside = tag("div", *marks, class_="left", aria_hidden="true")
+    return tag("div", beside, _svg(shapes, told), _below(below), class_=f"plot {kind}", style=style)
+
+
+def _below(marks: Sequence[Mark]) -> Markup:
+    spans = (
+        tag("span", text, style=f"left:{100 * at:.2f}%", class_="end" if at > 0.99 else None) for at, text in marks
+    )
+    return tag("div", *spans, class_="below", aria_hidden="true")
+
+
+def _svg(shapes: Iterable[Markup], told: tuple[str, str], box: str = "0 0 1000 1000") -> Markup:
+    """A drawing for readers of the text too; `told` are its title and description."""
+    title, description = told
+    return tag(
+        "svg",
+        tag("title", title),
+        tag("desc", description),
+        *shapes,
+        viewBox=box,
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"{title}. {description}",
+    )
+
+
+def _inline(shapes: Iterable[Markup | None], kind: str) -> Markup:
+    """A drawing beside a number that says the same, so it is hidden from readers of the text."""
+    return tag("svg", *shapes, class_=kind, viewBox="0 0 1000 1000", preserveAspectRatio="none", aria_hidden="true")
+
+
+def _tick(place: float | None, margin: float = 0) -> Markup | None:
+    if place is None:
+        return None
+    x = margin + (SIDE - 2 * margin) * place
+    return _line("mark", (x, 0), (x, SIDE))
+
+
+def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> Markup:
+    return tag("path", d=_through([start, end]), class_=kind)
+
+
+def _through(places: Sequence[tuple[float, float]]) -> str:
+    """A path through places; it breaks where a value isn't finite."""
+    steps, pen = [], "M"
+    for x, y in places:
+        if not math.isfinite(y):
+            pen = "M"
+            continue
+        steps.append(f"{pen}{x:.1f} {y:.1f}")
+        pen = "L"
+    return "".join(steps)

@@ -1,0 +1,79 @@
+"""Read frozen dataclasses from JSON, strictly: every key known, every type right, and an error that names the place."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from dnge_compress.errors import CheckpointError, nearest
+
+# JSON has no word for these; a diverged training has losses like that.
+NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def read(kind: Any, raw: Any, where: str) -> Any:
+    """`raw` as a `kind`: a dataclass, a tuple, a mapping of strings, or a plain type. Raises CheckpointError."""
+    origin, of = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return None if raw is None else read(next(k for k in of if k is not type(None)), raw, where)
+    if is_dataclass(kind):
+        return _read_fields(kind, raw, where)
+    if origin is tuple:
+        return _read_tuple(of, raw, where)
+    if origin is Mapping:
+        return {str(key): read(of[1], value, f"{where}.{key}") for key, value in _mapping(raw, where).items()}
+    return _read_plain(kind, raw, where)
+
+
+def written(value: Any) -> Any:
+    """What JSON can hold of a value that `read` reads."""
+    if is_dataclass(value):
+        return {f.name: written(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: written(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [written(inner) for inner in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_fields(kind: Any, raw: Any, where: str) -> Any:
+    found, hints = _mapping(raw, where), get_type_hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    for key in found:
+        if key not in known:
+            raise CheckpointError(f"{where}: unknown key '{key}'; {nearest(str(key), known)}")
+    missing = [n for n, f in known.items() if n not in found and f.default is f.default_factory is MISSING]
+    if missing:
+        raise CheckpointError(f"{where}: '{missing[0]}' is missing")
+    return kind(**{key: read(hints[key], value, f"{where}.{key}") for key, value in found.items()})
+
+
+def _read_tuple(of: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(raw, list | tuple):
+        raise CheckpointError(f"{where} should be a list, not {raw!r:.80}")
+    if of[1:] == (...,):
+        return tuple(read(of[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+    if len(raw) != len(of):
+        raise CheckpointError(f"{where} should have {len(of)} items, not {len(raw)}")
+    return tuple(read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(of, raw, strict=True)))
+
+
+def _read_plain(kind: type, raw: Any, where: str) -> Any:
+    if kind is float and isinstance(raw, str) and raw in NOT_FINITE:
+        return NOT_FINITE[raw]
+    is_number = isinstance(raw, int | float) and not isinstance(raw, bool)
+    if kind is float and is_number:
+        return float(raw)
+    if kind in (int, str) and isinstance(raw, kind) and not isinstance(raw, bool):
+        return raw
+    name = {float: "a number", int: "a whole number", str: "a text"}[kind]
+    raise CheckpointError(f"{where} should be {name}, not {raw!r:.80}")
+
+
+def _mapping(raw: Any, where: str) -> Mapping[Any, Any]:
+    if not isinstance(raw, Mapping):
+        raise CheckpointError(f"{where} should hold keys, not {raw!r:.80}")
+    return raw

@@ -1,0 +1,145 @@
+"""Run a job from its recipe: check it, go through the stages that aren't done yet, report."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from dnge_compress.checkpoint.files import locate, read_config
+from dnge_compress.errors import RecipeError
+from dnge_compress.jobs.data.reading import check_sources
+from dnge_compress.jobs.folder import JobFolder, claim, refuse
+from dnge_compress.jobs.launching import crew_of, follow, outer_world
+from dnge_compress.jobs.progress import Tell, silent
+from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
+from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
+from dnge_compress.lora_plan import LoraPlan
+from dnge_compress.placers import known_placer
+from dnge_compress.recipes.job_schema import Job
+from dnge_compress.recipes.library import load, resolve
+from dnge_compress.scorers import known_scorer
+
+VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")
+
+
+def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None) -> Job:
+    """A job by name, path or value; a prune or LoRA recipe becomes a job of that one stage.
+
+    Everything that can be refused without opening the model is refused here. Raises a DngeError.
+    """
+    found = _as_job(recipe, dict(overrides or {}))
+    for key in ("model_name_or_path", "output_dir"):
+        if not getattr(found, key):
+            raise RecipeError(f"'{found.name}' names no {key}; write it in the recipe, or {key}=… behind it")
+    if found.train is not None and not found.datasets:
+        raise RecipeError(
+            f"'{found.name}' has nothing to train on; write datasets: [{{path: …}}], or [{{type: sampled}}] for text "
+            "from the model itself"
+        )
+    found = found.model_copy(update={"output_dir": str(Path(found.output_dir).expanduser().absolute())})
+    refuse(JobFolder(Path(found.output_dir)), found)
+    if found.prune is not None:
+        known_scorer(found.scorer, real_data=False)
+    for placer in (found.lora.placer, *found.compare) if found.lora else ():
+        known_placer(placer, has_data=False)
+    if Path(found.model_name_or_path).expanduser().is_dir():
+        read_config(locate(Path(found.model_name_or_path).expanduser(), allow_pickle=False))
+    check_sources([*found.datasets, *found.eval_datasets], Path.cwd())
+    return found
+
+
+def run(job: Job, tell: Tell = silent) -> JobReport | None:
+    """Carry out what isn't done yet, and report. A finished job is read from its folder and nothing is changed.
+
+    Killed at any moment, a run can be started again and ends with the same result. Under an outer launcher
+    (torchrun, accelerate launch) every process calls this; those that don't lead get None.
+
+        report = run(job_of("jobs/prune-recover", {"model_name_or_path": "gpt2", "output_dir": "out"}))
+    """
+    folder = JobFolder(Path(job.output_dir))
+    world = outer_world()
+    if world is not None and world[0] != 0:
+        follow(folder, job)
+        return None
+    if is_finished(folder, job):
+        return finished(folder.root)
+    with claim(folder, job, versions()):
+        crew = crew_of(folder, job, tell)
+        try:
+            work = Work(job, folder, crew, tell)
+            for stage in stages_of(job):
+                if folder.done(stage.name) is None:
+                    folder.finish(stage.name, timed(stage, work))
+            report = _report(folder, job, stages_of(job))
+            write(report, folder.root)
+        finally:
+            crew.dismiss()
+    return report
+
+
+def is_finished(folder: JobFolder, job: Job) -> bool:
+    """Whether every stage is done and the report is written."""
+    if not (folder.root / REPORT).is_file():
+        return False
+    done = folder.read()["stages"]
+    return all(stage.name in done for stage in stages_of(job))
+
+
+def versions() -> dict[str, str]:
+    """What is installed, for the record."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
+    places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
+    kind = type(load(recipe))
+    if kind is Job:
+        return resolve(recipe, overrides | places, Job)
+    found = load(recipe, overrides)
+    told: dict[str, Any] = found.model_dump(exclude={"recipe"})
+    return Job(**(told | places))
+
+
+def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
+    done = folder.read()["stages"]
+    facts: dict[str, dict[str, Any]] = {name: done.get(name, {}) for name in ("data", "prune", "place", "train")}
+    data, pruned, place, trained = facts.values()
+    arms = ("", *job.compare) if job.train is not None else ()
+    counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
+    return JobReport(
+        name=job.name,
+        model=job.model_name_or_path,
+        output_dir=str(folder.root),
+        stages=tuple(stage.name for stage in stages),
+        seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
+        milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
+        widths=tuple(Width(**row) for row in pruned.get("widths", ())),
+        ranks=_ranks(folder, job),
+        curves=tuple(_curve(folder, arm) for arm in arms),
+        rows=counts,
+        machine=trained.get("machine", {}) | versions(),
+        notes=(*pruned.get("notes", ()), *place.get("notes", ())),
+    )
+
+
+def _ranks(folder: JobFolder, job: Job) -> tuple[Rank, ...]:
+    if job.lora is None:
+        return ()
+    plan = LoraPlan.from_json(folder.lora_plan().read_text(encoding="utf-8"))
+    return tuple(Rank(a.site.path, a.rank, a.params) for a in plan.placed)
+
+
+def _curve(folder: JobFolder, arm: str) -> Curve:
+    raw = json.loads(folder.curve(arm).read_text(encoding="utf-8"))
+    train, held_out = (tuple((int(step), float(loss)) for step, loss in raw[key]) for key in ("train", "held_out"))
+    return Curve(f"trained, {arm}" if arm else "trained", train, held_out)

@@ -1,0 +1,256 @@
+"""The stages of a job. Each reads what those before it left in the folder, leaves its own there, and returns facts to
+record; a stage that was cut short is simply run again."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from dnge_compress import api
+from dnge_compress.checkpoint.folder import staged
+from dnge_compress.checkpoint.reading import quiet
+from dnge_compress.errors import CheckpointError
+from dnge_compress.executors.lora_model import merged
+from dnge_compress.jobs import models
+from dnge_compress.jobs.data.reading import read_rows
+from dnge_compress.jobs.data.rows import Collator, split_rows
+from dnge_compress.jobs.data.sampling import sample_rows
+from dnge_compress.jobs.data.storage import store, stored
+from dnge_compress.jobs.folder import JobFolder, write_whole
+from dnge_compress.jobs.launching import Crew
+from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_second
+from dnge_compress.jobs.progress import Tell
+from dnge_compress.jobs.report import Milestone, Width
+from dnge_compress.jobs.training import clear_torn, last_whole
+from dnge_compress.placing import flatten_adapter, place_lora
+from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
+from dnge_compress.recipes.schema import Recipe
+
+Facts = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every stage is given."""
+
+    job: Job
+    folder: JobFolder
+    crew: Crew
+    tell: Tell
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A named piece of a job; `about` is the line that the plan shows for it."""
+
+    name: str
+    about: str
+    run: Callable[[Work], Facts]
+
+
+def stages_of(job: Job) -> list[Stage]:
+    """What a job will do, in order."""
+    found = []
+    if job.train is not None:
+        found.append(Stage("data", _data_about(job), data))
+    if job.prune is not None:
+        cut = f"{job.prune.ratio:.0%} of the {job.prune.of}, {job.prune.allocation}, scorer {job.scorer}"
+        found.append(Stage("prune", cut, prune))
+    if job.lora is not None:
+        found.append(Stage("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}", place))
+    if job.train is not None:
+        for arm in ("", *job.compare):
+            found.append(Stage(_name("train", arm), _train_about(job, arm), partial(train, arm=arm)))
+        if job.lora is None or job.save.merge_adapter or job.save.flat_adapter:
+            found.append(Stage("save", "the model as an ordinary checkpoint", save))
+    found.append(Stage("measure", "size" if job.train is None else "held-out loss, size and speed", measure))
+    return found
+
+
+def data(work: Work) -> Facts:
+    """Tokenise the rows, hold some out, store both."""
+    job, settings = work.job, work.job.train
+    assert settings is not None
+    tokenizer = models.tokenizer_of(job)
+    beside = Path.cwd()
+
+    def sampled(tokens: int) -> list[list[int]]:
+        model = models.original(job)
+        models.refuse_other_tasks(model, job.model_name_or_path)
+        tell = _stage_of(work, "sample")
+        return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=tell)
+
+    def rows_of(sources: tuple[Dataset, ...]) -> Any:
+        return read_rows(
+            sources,
+            tokenizer,
+            max_length=settings.max_length,
+            packing=settings.packing,
+            folder=beside,
+            sampled=sampled,
+        )
+
+    rows = rows_of(job.datasets)
+    if job.eval_datasets:
+        held_out = rows_of(job.eval_datasets)
+    else:
+        rows, held_out = split_rows(rows, job.eval_fraction, job.seed)
+    store(work.folder.train_rows, rows.examples)
+    store(work.folder.held_out_rows, held_out.examples)
+    return {"train": dict(rows.counts), "held_out": dict(held_out.counts)}
+
+
+def prune(work: Work) -> Facts:
+    """Compress the original and save it with plan and report."""
+    job = work.job
+    assert job.prune is not None
+    recipe = Recipe(
+        name=job.name, about=job.about, scorer=job.scorer, probes=job.probes, prune=job.prune, repair=job.repair,
+        check=job.check,
+    )  # fmt: skip
+    model = models.original(job)
+    small = api.compress(model, recipe, inplace=True, progress=work.tell)
+    api.save(small, work.folder.pruned)
+    rows = [Width(r.space, r.kind, r.layer, r.kept, r.total) for r in small.dnge.report.rows]
+    return {"widths": [asdict(row) for row in rows], "notes": list(small.dnge.plan.notes)}
+
+
+def place(work: Work) -> Facts:
+    """Decide where LoRA goes: the job's own placement, and those to compare at the same number of parameters."""
+    job, folder = work.job, work.folder
+    assert job.lora is not None
+    model = models.base(folder, job)
+    own = place_lora(model, LoraRecipe(name=job.name, probes=job.probes, lora=job.lora), progress=work.tell)
+    own.verify(model)
+    write_whole(folder.lora_plan(), own.to_json())
+    for arm in job.compare:
+        told: dict[str, Any] = {"placer": arm, "budget": LoraBudget(trainable_params=own.params)}
+        recipe = LoraRecipe(name=job.name, probes=job.probes, lora=Lora(**{**dict(job.lora), **told}))
+        write_whole(folder.lora_plan(arm), place_lora(model, recipe, progress=work.tell).to_json())
+    return {"params": own.params, "notes": list(own.notes)}
+
+
+def train(work: Work, arm: str) -> Facts:
+    """Train, alone or in a crew."""
+    if work.job.lora is None or arm == "":
+        models.refuse_other_tasks(models.base(work.folder, work.job), models.base_path(work.folder, work.job))
+    clear_torn(work.folder.training(arm))
+    return {"machine": work.crew.train(arm)}
+
+
+def save(work: Work) -> Facts:
+    """The trained model as an ordinary checkpoint, merged if it was trained by LoRA; and the flat adapter."""
+    job, folder = work.job, work.folder
+    if job.lora is None or job.save.merge_adapter:
+        _keep_model(_trained(work, ""), work)
+    if job.lora is not None and job.save.flat_adapter:
+        with staged(folder.flat_adapter) as stage:
+            flatten_adapter(folder.adapter(), stage)
+    return {}
+
+
+def measure(work: Work) -> Facts:
+    """The original, the pruned and every trained model by the same measures."""
+    job, folder = work.job, work.folder
+    openers: dict[str, Callable[[], nn.Module]] = {"original": lambda: models.original(job)}
+    if job.prune is not None:
+        openers["pruned"] = lambda: models.base(folder, job)
+    if job.train is not None:
+        openers["trained"] = partial(_trained, work, "")
+        openers |= {f"trained, {arm}": partial(_trained, work, arm) for arm in job.compare}
+    found = []
+    for i, (name, open_it) in enumerate(openers.items()):
+        work.tell("measure", i, len(openers))
+        found.append(asdict(_milestone(name, open_it(), work)))
+    work.tell("measure", len(openers), len(openers))
+    return {"milestones": found}
+
+
+def timed(stage: Stage, work: Work) -> Facts:
+    """Run a stage; its facts and its seconds."""
+    started = time.perf_counter()
+    work.tell(stage.name, 0, 0)
+    facts = stage.run(work)
+    work.tell(stage.name, 1, 1)
+    return {**facts, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def _milestone(name: str, model: nn.Module, work: Work) -> Milestone:
+    parameters = list(model.parameters())
+    size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+    settings = work.job.train
+    if settings is None:
+        return Milestone(name, *size)
+    rows = stored(work.folder.held_out_rows)
+    collate = Collator.of(models.tokenizer_of(work.job))
+    batch_size = settings.per_device_eval_batch_size
+    total, count = summed_loss(model, batches_of(rows, collate, batch_size))
+    first = next(iter(batches_of(rows, collate, batch_size)))
+    loss = total / count if count else math.nan
+    return Milestone(name, *size, loss=loss, tokens_per_second=tokens_per_second(model, first))
+
+
+def _trained(work: Work, arm: str) -> nn.Module:
+    """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
+    job, folder = work.job, work.folder
+    model: Any = models.base(folder, job)
+    dtype = model.dtype
+    if job.lora is not None:
+        return merged(model.float(), folder.adapter(arm)).to(dtype)
+    last = last_whole(folder.training(arm))
+    assert last is not None
+    weights = {k: v for file in last.glob("*.safetensors") for k, v in load_file(file).items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if unknown or set(missing) - set(model.get_expanded_tied_weights_keys(all_submodels=True)):
+        raise CheckpointError(f"'{last}' doesn't fit the model it was trained from; delete the folder")
+    model.tie_weights()
+    return model
+
+
+def _keep_model(model: Any, work: Work) -> None:
+    job, folder = work.job, work.folder
+    if job.prune is not None:
+        api.save(model, folder.model)
+        return
+    with staged(folder.model) as stage, quiet():
+        model.save_pretrained(stage)
+        models.tokenizer_of(job).save_pretrained(stage)
+
+
+def _stage_of(work: Work, name: str) -> Callable[[str, int, int], None]:
+    return lambda _, done, total: work.tell(name, done, total)
+
+
+def _name(stage: str, arm: str) -> str:
+    return f"{stage} {arm}" if arm else stage
+
+
+def _data_about(job: Job) -> str:
+    shown = [s.path or f"{s.tokens:,} tokens sampled from the model" for s in job.datasets]
+    held = ", ".join(s.path for s in job.eval_datasets) or f"{job.eval_fraction:.0%} of the rows"
+    return f"{', '.join(shown)}; held out: {held}"
+
+
+def _budget_about(budget: LoraBudget) -> str:
+    name, value = next((k, v) for k, v in budget.model_dump().items() if v is not None)
+    return f"{name} {value:,}"
+
+
+def _train_about(job: Job, arm: str) -> str:
+    settings = job.train
+    assert settings is not None
+    length = f"{settings.max_steps:,} steps" if settings.max_steps > 0 else f"{settings.num_train_epochs:g} epochs"
+    what = "all parameters" if job.lora is None else f"LoRA, {arm} placement" if arm else "LoRA"
+    processes = job.launch.num_processes
+    many = f" in {processes} processes" if processes > 1 else ""
+    taught = ", taught by the original" if job.distill else ""
+    return f"{what}{taught}: {length} at {settings.learning_rate:g}{many}"

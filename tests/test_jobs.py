@@ -1,0 +1,404 @@
+"""Jobs: stages, resuming after a kill, several processes, what is left behind, and refusals before any work."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from dnge_compress.cli import main
+from dnge_compress.errors import CheckpointError, DngeError, LaunchError
+from dnge_compress.jobs import training
+from dnge_compress.jobs.folder import JobFolder, claim
+from dnge_compress.jobs.report import JobReport
+from dnge_compress.jobs.running import job_of, run
+from dnge_compress.jobs.training import WHOLE, last_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOKWORM = ROOT / "examples" / "bookworm"
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Llama with the example model's tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    torch.manual_seed(0)
+    tiny = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=4096,
+            hidden_size=16,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+    tiny.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty rows of text."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    words = (BOOKWORM / "heldout.txt").read_text(encoding="utf-8").split()
+    lines = [json.dumps({"text": " ".join(words[60 * i : 60 * (i + 1)])}) for i in range(40)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def recipe(model: Path, rows: Path, out: Path, **changes: Any) -> Path:
+    """A job that prunes, places and trains for a few steps; sections can be replaced, or dropped by None."""
+    told: dict[str, Any] = {
+        "recipe": "job",
+        "model_name_or_path": str(model),
+        "output_dir": str(out),
+        "scorer": "magnitude",
+        "probes": {"tokens": 256, "length": 16},
+        "prune": {"ratio": 0.3, "of": "units", "kinds": ["neuron"]},
+        "lora": {"budget": {"match_uniform_r": 2}, "placer": "stable_rank", "lora_dropout": 0.1},
+        "datasets": [{"path": str(rows)}],
+        "eval_fraction": 0.2,
+        "train": {
+            "max_length": 32,
+            "max_steps": STEPS,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 0.05,
+            "logging_steps": 3,
+            "eval_steps": 4,
+            "save_steps": 2,
+            "use_cpu": True,
+        },
+    }
+    for key, value in changes.items():
+        told[key] = {**told.get(key, {}), **value} if isinstance(value, dict) else value
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump({k: v for k, v in told.items() if v is not None}), encoding="utf-8")
+    return path
+
+
+def adapter(out: Path) -> dict[str, torch.Tensor]:
+    """The trained adapter's weights."""
+    return load_file(out / "adapter" / "adapter_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished job."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(["run", str(recipe(model, rows, out)), "--json"]) == 0
+    return out
+
+
+def test_a_job_leaves_what_it_promises(finished: Path) -> None:
+    names = {p.name for p in finished.iterdir()}
+    assert {"recipe.yaml", "job.json", "lora_plan.json", "report.json", "report.md", "report.html"} <= names
+    assert {"data", "pruned", "adapter", "training", "model"} <= names
+    assert (finished / "pruned" / "dnge_plan.json").is_file()
+
+
+def test_its_report_has_every_point_measured_and_reads_back(finished: Path) -> None:
+    report = JobReport.from_dict(json.loads((finished / "report.json").read_text(encoding="utf-8")))
+    assert [m.name for m in report.milestones] == ["original", "pruned", "trained"]
+    assert all(m.loss is not None and math.isfinite(m.loss) and m.tokens_per_second for m in report.milestones)
+    original, pruned, trained = report.milestones
+    assert pruned.params < original.params and trained.params == pruned.params
+    assert trained.loss is not None and pruned.loss is not None and trained.loss < pruned.loss
+    assert report.curves[0].train[-1][0] == STEPS and report.curves[0].held_out[-1][0] == STEPS
+    assert report.ranks and report.widths and set(report.seconds) == set(report.stages)
+
+
+def test_the_curve_ends_at_the_loss_that_the_saved_model_has(finished: Path) -> None:
+    report = JobReport.from_dict(json.loads((finished / "report.json").read_text(encoding="utf-8")))
+    assert report.curves[0].held_out[-1][1] == pytest.approx(report.milestones[-1].loss, abs=1e-4)
+
+
+def test_the_result_loads_plainly_and_equals_base_plus_adapter(finished: Path) -> None:
+    merged = AutoModelForCausalLM.from_pretrained(finished / "model").eval()
+    base = AutoModelForCausalLM.from_pretrained(finished / "pruned").eval()
+    wrapped = PeftModel.from_pretrained(base, finished / "adapter").eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, wrapped(ids).logits, atol=1e-5, rtol=1e-5)
+    assert merged.generate(ids, max_new_tokens=3, do_sample=False).shape == (1, 23)
+    assert AutoTokenizer.from_pretrained(finished / "model")("hello").input_ids
+
+
+def test_a_finished_job_run_again_says_so_and_changes_nothing(finished: Path, capsys: Any) -> None:
+    def stamps() -> dict[str, int]:
+        return {str(p): p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+    before = stamps()
+    assert main(["run", str(finished.with_suffix(".yaml")), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "finished; nothing was changed" in err and json.loads(out)["dnge_job_report"] == 1
+    assert stamps() == before
+
+
+def test_the_resolved_recipe_in_the_folder_is_the_same_job(finished: Path) -> None:
+    assert job_of(finished / "recipe.yaml") == job_of(finished.with_suffix(".yaml")).model_copy(
+        update={"name": job_of(finished / "recipe.yaml").name}
+    )
+
+
+def test_report_shows_a_job_again(finished: Path, capsys: Any) -> None:
+    assert main(["report", str(finished)]) == 0
+    assert "trained" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stage", ["data", "prune", "place", "train", "save", "measure"])
+def test_a_job_that_stops_in_any_stage_goes_on_to_the_same_result(
+    stage: str, model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dnge_compress.jobs import running
+
+    def torn(some: Any, work: Any) -> Any:
+        facts = running_timed(some, work)
+        if some.name == stage:
+            raise KeyboardInterrupt  # done, but not recorded: the stage is repeated
+        return facts
+
+    running_timed = running.timed
+    job = job_of(recipe(model, rows, tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "timed", torn)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    run(job)
+    for name, tensor in adapter(finished).items():
+        assert torch.equal(adapter(tmp_path / "out")[name], tensor), name
+    assert losses(tmp_path / "out") == losses(finished)
+
+
+def losses(out: Path) -> Any:
+    """Final losses and curves of a report; seconds and speeds differ between runs."""
+    report = JobReport.from_dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    return [m.loss for m in report.milestones], report.curves
+
+
+def test_a_training_killed_between_checkpoints_ends_bit_equal(
+    model: Path, rows: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    path = recipe(model, rows, out)
+    command = [sys.executable, "-m", "dnge_compress", "run", str(path)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(f"training/checkpoint-*/{WHOLE}")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert last_whole(out / "training") is not None
+    assert main(["run", str(path), "--json"]) == 0
+    for name, tensor in adapter(finished).items():
+        assert torch.equal(adapter(out)[name], tensor), name
+    assert losses(out) == losses(finished)
+
+
+def test_a_torn_checkpoint_is_never_loaded(model: Path, rows: Path, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    path = recipe(model, rows, out)
+    record = json.loads((out / "job.json").read_text())
+    record["stages"] = {name: record["stages"][name] for name in ("data", "prune", "place")}
+    (out / "job.json").write_text(json.dumps(record))
+    newest = last_whole(out / "training")
+    assert newest is not None
+    (newest / WHOLE).unlink()
+    (newest / "adapter_model.safetensors").write_bytes(b"torn")
+    assert main(["run", str(path), "--json"]) == 0
+    assert losses(out) == losses(finished)
+
+
+def test_without_lora_all_parameters_are_trained(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = run(job_of(recipe(model, rows, out, lora=None, prune=None)))
+    assert report is not None and report.milestones[-1].loss < report.milestones[0].loss  # type: ignore[operator]
+    trained = AutoModelForCausalLM.from_pretrained(out / "model")
+    start = AutoModelForCausalLM.from_pretrained(model)
+    assert not torch.equal(trained.model.norm.weight, start.model.norm.weight)
+    assert trained.lm_head.weight is trained.model.embed_tokens.weight
+
+
+def test_compared_placements_are_trained_at_the_same_budget(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = run(job_of(recipe(model, rows, out, prune=None, compare=["uniform"])))
+    assert report is not None
+    assert [m.name for m in report.milestones] == ["original", "trained", "trained, uniform"]
+    own, uniform = (json.loads((out / f"lora_plan{x}.json").read_text())["params"] for x in ("", "-uniform"))
+    assert uniform <= own and uniform > 0.8 * own
+
+
+def test_a_teacher_has_nothing_to_teach_to_its_equal(model: Path, rows: Path, tmp_path: Path) -> None:
+    still = {"learning_rate": 1e-12, "logging_steps": 1}  # the least noise is a gradient to Adam
+    report = run(job_of(recipe(model, rows, tmp_path / "out", prune=None, distill={"weight": 1.0}, train=still)))
+    assert report is not None
+    assert all(abs(loss) < 1e-5 for _, loss in report.curves[0].train)
+
+
+def test_a_teacher_is_followed_as_far_as_its_weight_says(model: Path, rows: Path, tmp_path: Path) -> None:
+    first = {}
+    for weight in (0.0, 0.25, 1.0):
+        out = tmp_path / str(weight)
+        run(job_of(recipe(model, rows, out, distill={"weight": weight}, train={"logging_steps": 1})))
+        first[weight] = JobReport.from_dict(json.loads((out / "report.json").read_text())).curves[0].train[0][1]
+    assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-4)
+
+
+def test_text_sampled_from_the_model_needs_no_file(model: Path, tmp_path: Path) -> None:
+    sources = [{"type": "sampled", "tokens": 2048}]
+    report = run(job_of(recipe(model, tmp_path, tmp_path / "out", datasets=sources)))
+    assert report is not None and report.rows["train tokens"] > 1000
+
+
+def test_an_uneven_model_is_recovered_and_saved_too(model: Path, rows: Path, tmp_path: Path) -> None:
+    from dnge_compress import load
+
+    prune = {"ratio": 0.2, "of": "parameters", "kinds": ["neuron"], "uneven": True, "allocation": "global"}
+    run(job_of(recipe(model, rows, tmp_path / "out", prune=prune)))
+    assert load(tmp_path / "out" / "model") is not None
+
+
+def test_a_prune_recipe_runs_as_a_job_of_its_own(model: Path, tmp_path: Path) -> None:
+    told = {"model_name_or_path": str(model), "output_dir": str(tmp_path / "out"), "scorer": "magnitude", "tokens": 256}
+    report = run(job_of("prune/neurons", told | {"length": 16}))
+    assert report is not None and report.stages == ("prune", "measure")
+    assert report.milestones[1].params < report.milestones[0].params and report.milestones[1].loss is None
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_at_doubled_batch(model: Path, rows: Path, tmp_path: Path) -> None:
+    lora = {"lora_dropout": 0.0}
+    one, two = tmp_path / "one", tmp_path / "two"
+    batch = {"per_device_train_batch_size": 4}
+    assert main(["run", str(recipe(model, rows, one, lora=lora, train=batch))]) == 0
+    assert main(["run", str(recipe(model, rows, two, lora=lora, launch={"num_processes": 2}))]) == 0
+    for name, tensor in adapter(one).items():
+        torch.testing.assert_close(adapter(two)[name], tensor, atol=1e-4, rtol=0)
+    machine = json.loads((two / "report.json").read_text())["machine"]
+    assert (machine["processes"], machine["strategy"]) == ("2", "ddp")
+
+
+def test_a_training_on_fewer_processes_than_asked_for_is_an_error(model: Path, rows: Path, tmp_path: Path) -> None:
+    job = job_of(recipe(model, rows, tmp_path / "out", launch={"num_processes": 2}))
+    alone = job.model_copy(update={"launch": job.launch.model_copy(update={"num_processes": 1})})
+    run(alone)
+    with pytest.raises(LaunchError, match="asks for 2, but 1 train"):
+        training.train(JobFolder(tmp_path / "out"), job)
+
+
+@pytest.mark.slow
+def test_sharding_that_is_not_obtained_is_an_error(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out", launch={"strategy": "fsdp2", "num_processes": 2})
+    with pytest.raises(LaunchError, match="fsdp2"):
+        run(job_of(path))
+
+
+def refusal(path: Path, *told: str) -> str:
+    """The one line of a job that is refused before any work."""
+    from dnge_compress.recipes.library import assignments
+
+    with pytest.raises(DngeError) as caught:
+        job_of(path, assignments(told))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_can_be_refused_is_refused_before_any_work(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out")
+    assert "names no output_dir" in refusal(path, "output_dir=''")
+    assert "nothing to train on" in refusal(path, "datasets=[]")
+    assert "unknown scorer 'magnitud'; did you mean 'magnitude'" in refusal(path, "scorer=magnitud")
+    assert "unknown placer 'unifrm'; did you mean 'uniform'" in refusal(path, "lora.placer=unifrm")
+    assert "needs real data" in refusal(path, "scorer=fisher")
+    assert "missing.jsonl" in refusal(path, "datasets.0.path=missing.jsonl")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(finished: Path) -> None:
+    message = refusal(finished.with_suffix(".yaml"), "train.learning_rate=0.5")
+    assert "belongs to another recipe (train.learning_rate was 0.05, now 0.5)" in message
+
+
+def test_a_folder_that_is_no_job_of_ours_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").touch()
+    assert "holds no job of ours" in refusal(recipe(model, rows, tmp_path / "out"))
+
+
+def test_two_runs_in_one_folder_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    job = job_of(recipe(model, rows, tmp_path / "out"))
+    folder = JobFolder(Path(job.output_dir))
+    with claim(folder, job, {}), pytest.raises(CheckpointError, match="another run is at work"):
+        run(job)
+
+
+def test_an_impossible_budget_exits_with_its_code(model: Path, rows: Path, tmp_path: Path, capsys: Any) -> None:
+    told = ["~lora.budget.match_uniform_r", "lora.budget.trainable_params=3", "~prune"]
+    assert main(["run", str(recipe(model, rows, tmp_path / "out")), *told]) == 3
+    assert "smallest" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.Trainer._save_checkpoint
+
+    def full(self: Any, *arguments: Any) -> None:
+        if self.state.global_step > 2:
+            raise OSError(28, "No space left on device")
+        real(self, *arguments)
+
+    job = job_of(recipe(model, rows, tmp_path / "out"))
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, "_save_checkpoint", full)
+        with pytest.raises(CheckpointError, match="No space left.*the last whole checkpoint stays"):
+            run(job)
+    last = last_whole(tmp_path / "out" / "training")
+    assert last is not None and last.name == "checkpoint-2"
+    run(job)
+    assert losses(tmp_path / "out") == losses(finished)
+
+
+def test_dry_run_shows_the_stages_and_does_nothing(model: Path, rows: Path, tmp_path: Path, capsys: Any) -> None:
+    assert main(["run", str(recipe(model, rows, tmp_path / "out")), "--dry-run"]) == 0
+    shown = capsys.readouterr().err
+    assert all(stage in shown for stage in ("data", "prune", "place", "train", "save", "measure"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_for_an_encoder_says_what_to_do(rows: Path, tmp_path: Path) -> None:
+    from models import make
+
+    folder = tmp_path / "bert"
+    made: Any = make("bert")
+    made.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder)
+    with pytest.raises(DngeError, match="a job trains causal language models"):
+        run(job_of(recipe(folder, rows, tmp_path / "out", prune=None, lora=None)))
+
+
+def test_running_a_recipe_of_another_kind_by_a_wrong_name_offers_the_nearest() -> None:
+    with pytest.raises(DngeError, match="did you mean 'jobs/prune-recover'"):
+        job_of("jobs/prune-recovr")
