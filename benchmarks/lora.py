@@ -101,7 +101,9 @@ SETTINGS = (
 def main() -> None:
     """Run what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kept", type=Path, default=RESULTS / "lora.partial.json", help="rows of an unfinished run")
+    parser.add_argument(
+        "--kept", type=Path, default=RESULTS / "lora.json", help="rows measured so far; without it, all are"
+    )
     parser.add_argument("--only", nargs="*", help="settings to run: tight, recovery, generous")
     options = parser.parse_args()
     logging.set_verbosity_error()
@@ -134,7 +136,7 @@ class Kept:
             row = run()
             self.rows[key] = row
             half = self.path.with_suffix(".half")
-            half.write_text(json.dumps(self.rows))
+            half.write_text(json.dumps(self.rows, indent=0))
             half.replace(self.path)
             shown = "  ".join(f"{k} {v:.4f}" for k, v in row.items())
             print(f"{key:60s} {shown}   {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
@@ -295,7 +297,6 @@ def publish(kept: Kept, settings: Sequence[Setting]) -> None:
     for setting in settings:
         lines += table(kept, setting)
     write("lora", "LoRA placement", lines)
-    (RESULTS / "lora.json").write_text(json.dumps(kept.rows, indent=1))
 
 
 def table(kept: Kept, setting: Setting) -> list[str]:
