@@ -59,12 +59,12 @@ def place_lora(
         None if data is None else tuple(checked_data(data, opened)),
         example_inputs,
         progress,
-        read_graph=partial(_graph_of, opened, example_inputs),
+        read_graph=partial(graph_of, opened, example_inputs),
     )
     return make_lora_plan(context, settings)
 
 
-def _graph_of(model: Any, example_inputs: Inputs | None) -> ModelGraph:
+def graph_of(model: Any, example_inputs: Inputs | None = None) -> ModelGraph:
     """The model's graph; of one that `compress` gave uneven widths, its base's graph under the same cuts."""
     attached = getattr(model, "dnge", None)
     if not isinstance(attached, Compression) or not attached.plan.uneven or attached.base_config is None:

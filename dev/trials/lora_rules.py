@@ -98,13 +98,13 @@ class Subject:
         print(self.name, len(self.sites), "sites;", round(held_out_loss(self.model, self.test), 4), file=sys.stderr)
 
     def run(
-        self, weights: dict[str, float], r: int, lr: float, steps: int, seed: int, rounding: float, scale: float = 2.0
+        self, weights: dict[str, float], r: int, lr: float, steps: int, seed: int, rounding: float, alpha_rule: str
     ):
         import dnge_compress.recipes.ranks as ranks_module
 
         ranks_module.ROUNDING = rounding
         budget = sum(s.price * r for s in self.sites)
-        lora = Lora(lora_scale=scale)
+        lora = Lora(alpha_rule=alpha_rule)
         ranks = allocate(self.sites, weights, budget, lora)
         plan = LoraPlan(
             tuple(Adapter(s, ranks[s.path]) for s in self.sites),
@@ -177,6 +177,9 @@ def arms(subject: Subject) -> dict[str, tuple[dict[str, float], float]]:
         "encoder*stable": {s.path: enc[s.path] * known["stable"][s.path] for s in sites},
         "encoder*stable^.5": {s.path: math.sqrt(enc[s.path] * known["stable"][s.path]) for s in sites},
         "encoder permuted 2": shuffled(enc, 2),
+        "stable permuted 1": shuffled(known["stable"], 1),
+        "stable permuted 2": shuffled(known["stable"], 2),
+        "mlp twice": by(lambda s: 2 if "mlp" in s.path else 1),
     }
     return {k: (v, 0.5) for k, v in found.items()} | {"encoder, all first": (enc, 0.01)}
 
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--lrs", type=float, nargs="+", default=[0.005, 0.01, 0.02])
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--arms", nargs="*")
+    parser.add_argument("--alpha", default="constant_scale")
     options = parser.parse_args()
     shelf = Shelf.find(None, Path("/work/main/zoo/cache"))
     rows = json.loads(options.out.read_text()) if options.out.is_file() else {}
@@ -199,23 +203,28 @@ def main() -> None:
         for arm, (weights, rounding) in arms(subject).items():
             if options.arms and arm not in options.arms:
                 continue
+            said = arm if options.alpha == "constant_scale" else f"{arm}, constant alpha"
             for lr in options.lrs:
                 for seed in range(options.seeds):
-                    key = "|".join(map(str, (name, options.rank, options.steps, arm, lr, seed)))
+                    key = "|".join(map(str, (name, options.rank, options.steps, said, lr, seed)))
                     if key in rows:
                         continue
                     started = time.perf_counter()
-                    rows[key] = subject.run(weights, options.rank, lr, options.steps, seed, rounding)
+                    rows[key] = subject.run(weights, options.rank, lr, options.steps, seed, rounding, options.alpha)
                     options.out.write_text(json.dumps(rows))
             mean = {
                 lr: statistics.fmean(
-                    rows["|".join(map(str, (name, options.rank, options.steps, arm, lr, s)))][0]
+                    rows["|".join(map(str, (name, options.rank, options.steps, said, lr, s)))][0]
                     for s in range(options.seeds)
                 )
                 for lr in options.lrs
             }
             shown = "  ".join(f"{lr:g}: {v:.4f}" for lr, v in mean.items())
-            print(f"{name} {arm:20s} {shown}   {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
+            print(
+                f"{name} r={options.rank} {said:32s} {shown}   {time.perf_counter() - started:.1f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from dnge_compress.probe import Inputs, ProbeSettings, Progress, synthesize
 from dnge_compress.types import ModelGraph
 
 Weights = Mapping[str, float]
+DAMPING = 0.5  # exponent on a root mean square gradient, chosen on the zoo
 OURS = "encoder"  # what `permuted` and `inverted` start from, and the schema's default
 
 
@@ -85,6 +86,11 @@ def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, 
     if wrong is not None:
         raise PlanError(f"placer '{placer}' gave '{wrong}' the weight {weights[wrong]}; it must be finite and >= 0")
     return weights
+
+
+def damped(energy: float) -> float:
+    """The weight of a matrix whose gradient has this mean square."""
+    return math.sqrt(energy) ** DAMPING
 
 
 def known_placer(placer: str, has_data: bool) -> ModuleType:

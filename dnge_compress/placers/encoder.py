@@ -1,26 +1,25 @@
 """The pretrained encoder: it predicts the loss gradient's mean square at every matrix, without data.
 
-Ranks go with the size of the predicted gradient: under Adam every adapter weight moves about as far, so an adapter
-lowers the loss at first by what its gradient's root mean square is.
+Under Adam every adapter weight moves about as far, so an adapter lowers the loss at first by what its gradient's root
+mean square is. Ranks go with the root of that (DAMPING): an adapter of a constant scale moves its matrix further the
+higher its rank is, so ranks as uneven as the gradients call for a lower learning rate everywhere else (dev/LOG.md).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from dnge_compress import scorers
 from dnge_compress.errors import UnsupportedModelError
 from dnge_compress.lora_plan import Site
-from dnge_compress.placers import Context, Weights
+from dnge_compress.placers import Context, Weights, damped
 
 NEEDS_DATA = False
 
 
 def weigh(sites: Sequence[Site], context: Context) -> Weights:
-    """Root of the predicted mean square gradient, of the matrices that are in the graph."""
-    energy = predicted_energy(sites, context)
-    return {path: math.sqrt(value) for path, value in energy.items()}
+    """The damped root mean square of the predicted gradient, of the matrices that are in the graph."""
+    return {path: damped(value) for path, value in predicted_energy(sites, context).items()}
 
 
 def predicted_energy(sites: Sequence[Site], context: Context) -> dict[str, float]:

@@ -31,12 +31,20 @@ def make_lora_plan(context: Context, recipe: LoraRecipe) -> LoraPlan:
     budget = params_of(lora.budget, sites, context.model)
     allocate(sites, {s.path: 1.0 for s in sites}, budget, lora)  # an impossible budget fails before anything is run
     context = replace(context, uniform_rank=budget / sum(s.price for s in sites))
-    judged = weigh_by(lora.placer, sites, context)
-    weights = dict.fromkeys((s.path for s in sites), sum(judged.values()) / len(judged)) | judged
+    return plan_of_weights(context.model, sites, weigh_by(lora.placer, sites, context), recipe)
+
+
+def plan_of_weights(
+    model: nn.Module, sites: Sequence[Site], judged: Mapping[str, float], recipe: LoraRecipe
+) -> LoraPlan:
+    """The plan in which ranks follow given weights; sites without one get the mean. Raises BudgetError."""
+    lora = recipe.lora
+    budget = params_of(lora.budget, sites, model)
+    weights = dict.fromkeys((s.path for s in sites), sum(judged.values()) / len(judged)) | dict(judged)
     ranks = allocate(sites, weights, budget, lora)
     return LoraPlan(
         tuple(Adapter(s, ranks[s.path], weights[s.path], _reason(s, ranks, weights, lora)) for s in sites),
-        base_of(context.model),
+        base_of(model),
         budget,
         recipe.model_dump(mode="json"),
         tuple(_notes(sites, ranks, weights, budget, lora, [s.path for s in sites if s.path not in judged])),
