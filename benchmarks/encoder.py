@@ -151,11 +151,13 @@ def prune_all(
 def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, list[dict[str, DNGEncoder]]]) -> None:
     """The real models, by encoders that learned from all families of the zoo; one probe seed per encoder seed.
 
-    The measured tables come last: each costs more than all the other arms together.
+    What decides between the closed form and the default comes first, for all models and seeds; then the rivals; the
+    measured tables last, each of which costs more than all the other arms together.
     """
     kept = Kept(options.work / f"real-{options.steps}.json")
     measured = [arm for arm in REAL_ARMS if arm[1] == "measured"]
-    for arms in ([arm for arm in REAL_ARMS if arm not in measured], measured):
+    ours = [arm for arm in REAL_ARMS if arm[0] in ("probe", "encoder, levels only") and arm not in measured]
+    for arms in (ours, [arm for arm in REAL_ARMS if arm not in (*ours, *measured)], measured):
         for seed in range(options.seeds):
             for title, opener in real_models(options.real, options.models or MEASURES).items():
                 seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
