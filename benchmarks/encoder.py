@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--each", type=int, default=3, help="networks of a family to prune")
     parser.add_argument("--real", type=Path, default=Path("runs/real"), help="where real_models.py put its models")
+    parser.add_argument("--models", nargs="+", choices=tuple(MEASURES), help="real models to prune (default: all)")
     parser.add_argument("--only", choices=("training", "ranking", "ablations", "pruning", "real"))
     parser.add_argument(
         "--seed", type=int, help="with --only training: one seed alone, so that several can run at once"
@@ -148,12 +149,19 @@ def prune_all(
 
 
 def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, list[dict[str, DNGEncoder]]]) -> None:
-    """The real models, by encoders that learned from all families of the zoo; one probe seed per encoder seed."""
+    """The real models, by encoders that learned from all families of the zoo; one probe seed per encoder seed.
+
+    What decides between the closed form and the default comes first, for all models and seeds; then the rivals; the
+    measured tables last, each of which costs more than all the other arms together.
+    """
     kept = Kept(options.work / f"real-{options.steps}.json")
-    for seed in range(options.seeds):
-        for title, opener in real_models(options.real).items():
-            seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
-            kept.measure(title, seed, partial(opener, shelf, seen, seed), REAL_ARMS)
+    measured = [arm for arm in REAL_ARMS if arm[1] == "measured"]
+    ours = [arm for arm in REAL_ARMS if arm[0] in ("probe", "encoder, levels only") and arm not in measured]
+    for arms in (ours, [arm for arm in REAL_ARMS if arm not in (*ours, *measured)], measured):
+        for seed in range(options.seeds):
+            for title, opener in real_models(options.real, options.models or MEASURES).items():
+                seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
+                kept.measure(title, seed, partial(opener, shelf, seen, seed), arms)
     write("encoder_real", "Real models: what is left after pruning at a global budget", real_table(kept))
     kept.publish("encoder_real")
 
@@ -240,21 +248,27 @@ network."""
 
 
 def real_table(kept: Kept) -> list[str]:
-    """Mean log damage over ratios, and the task's own measure at each ratio; means over seeds."""
+    """Mean log damage over ratios, and the task's own measure at each ratio; means over the seeds that were run."""
+    titles = [title for title in MEASURES if title in kept.rows]
     head = ["scorer, plan, inputs"]
-    for title in kept.rows:
+    for title in titles:
         head += [f"{title}: log damage", f"{MEASURES[title]} at {', '.join(f'{r:.0%}' for r in RATIOS)}"]
     table = []
     for arm in (" · ".join(a) for a in REAL_ARMS):
         cells = []
-        for title in kept.rows:
-            spread = kept.deviation(title, arm)
-            cells.append(f"{kept.value(title, arm):.2f}" + (f" ± {spread:.2f}" if spread is not None else ""))
+        for title in titles:
+            if arm not in kept.rows[title]:
+                cells += ["–", "–"]
+                continue
+            spread, runs = kept.deviation(title, arm), len(kept.rows[title][arm])
+            cells.append(f"{kept.value(title, arm):.2f}" + (f" ± {spread:.2f} ({runs})" if spread is not None else ""))
             quality = [kept.value(title, arm, column=1, ratio=i) for i in range(len(RATIOS))]
             cells.append(" / ".join(f"{q:.1f}" if q > 2 else f"{q:.3f}" for q in quality))
         table.append([arm, *cells])
-    whole = ", ".join(f"{title} {rows['whole']['0'][0][1]:.3f}" for title, rows in kept.rows.items())
-    note = f"Unpruned: {whole}. Mean ± deviation over three seeds of probes and encoders; real: 256 samples, one run."
+    whole = ", ".join(f"{title} {kept.rows[title]['whole']['0'][0][1]:.3f}" for title in titles)
+    note = f"""\
+Unpruned: {whole}. Mean ± deviation over as many seeds of probes and encoders as stand in brackets; without brackets
+it is one. Real: 256 samples, one run. –: not run."""
     return [*markdown(head, table), "", note]
 
 

@@ -14,8 +14,9 @@ from harness import markdown
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.messages import MAGNITUDE, WAVES
 from dnge_compress.encoder.model import EncoderConfig
+from dnge_compress.encoder.snapshots import ROLES, snapshots
 from dnge_compress.pretrain.blueprint import FAMILIES
-from dnge_compress.pretrain.fit import NARROW, Fold, fit, widest
+from dnge_compress.pretrain.fit import NARROW, Fold, fit, folds, widest
 from dnge_compress.pretrain.judging import (
     Logs,
     Predict,
@@ -147,21 +148,38 @@ def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGE
         bare = [x for x in lessons if x.family == family and x.name.endswith("+bare")]
         cases.append((f"all but {family}", f"without {family}", [(f"{family} without its head", bare)]))
     others = ("random", *RIVALS)
-    head = ["learned from", "judged on", *encoders, "closed form", *others, "encoder − closed form (95 %)"]
+    own = ("encoder, levels only (default)", "encoder, abstaining")
+    differences = [f"{who} − closed form (95 %)" for who in ("encoder", "levels only")]
+    head = ["learned from", "judged on", *encoders, *own, "closed form", *others, *differences]
     table = []
     for source, fold, targets in cases:
+        learns = next(f.learns for f in folds() if f.name == fold)
+        learned = set().union(*(roles_in(x) for x in lessons if learns(x)))
         for where, judged in targets:
-            learned = {
-                who: [mean(over_network(corrected_by(s[fold])(x), x) for s in seeds) for x in judged]
-                for who, seeds in encoders.items()
-            }
-            closed = [over_network(closed_form(x), x) for x in judged]
-            rivals = [mean(over_network(rival(name)(x), x) for x in judged) for name in others]
-            value, low, high = interval({"": [a - b for a, b in zip(learned["encoder"], closed, strict=True)]})
-            cells = [f"{v:.3f}" for v in (*map(mean, learned.values()), mean(closed), *rivals)]
-            table.append([source, where, *cells, f"{value:+.3f} ({low:+.3f} … {high:+.3f})"])
-    note = "Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts). Means over seeds."
+            found: dict[str, list[float]] = {}
+            for x in judged:
+                ranked = {who: [corrected_by(s[fold])(x) for s in seeds] for who, seeds in encoders.items()}
+                ranked[own[0]] = [corrected_by(s[fold], inside_spaces=False)(x) for s in encoders["encoder"]]
+                ranked["closed form"] = [closed_form(x)]
+                ranked[own[1]] = ranked["encoder" if roles_in(x) <= learned else "closed form"]
+                ranked |= {name: [rival(name)(x)] for name in others}
+                for who, logs in ranked.items():
+                    found.setdefault(who, []).append(mean(over_network(each, x) for each in logs))
+            gains = [
+                interval({"": [a - b for a, b in zip(found[who], found["closed form"], strict=True)]})
+                for who in ("encoder", own[0])
+            ]
+            cells = [f"{mean(found[who]):.3f}" for who in (*encoders, *own, "closed form", *others)]
+            table.append([source, where, *cells, *(f"{v:+.3f} ({low:+.3f} … {high:+.3f})" for v, low, high in gains)])
+    note = """\
+Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts). Means over seeds. Abstaining: a network with
+blocks of a role that never occurred in training (a convolution, a query, …) is left to the closed form."""
     return [*markdown(head, table), "", note]
+
+
+def roles_in(lesson: Lesson) -> set[str]:
+    """What the weight blocks of a network do: "linear", "conv", "query", …"""
+    return {ROLES[e.role] for s in snapshots(lesson.graph, lesson.weights, torch.float32) for e in s.edges}
 
 
 def is_whole(lesson: Lesson) -> bool:

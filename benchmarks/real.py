@@ -8,7 +8,7 @@ the task's own measure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -28,14 +28,15 @@ JUDGED = 512
 WINDOW = 64  # tokens
 
 
-def real_models(folder: Path) -> dict[str, Callable[..., Subject]]:
-    """Name → opener of the models that are there; `folder` is where real_models.py put its two."""
-    found: dict[str, Callable[..., Subject]] = {}
-    for name, title in (("resnet-cifar10", "ResNet, CIFAR-10"), ("vit-cifar10", "ViT, CIFAR-10")):
-        if not (folder / name / "quality.json").is_file():
-            raise SystemExit(f"no {folder / name}; train it with `python benchmarks/real_models.py --out {folder}`")
-        found[title] = partial(vision, folder / name)
-    return found | {"bookworm": bookworm, "MiniLM": minilm}
+def real_models(folder: Path, wanted: Iterable[str]) -> dict[str, Callable[..., Subject]]:
+    """Name → opener of the models that are `wanted`; `folder` is where real_models.py put its two."""
+    found: dict[str, Callable[..., Subject]] = {
+        "ResNet, CIFAR-10": partial(vision, folder / "resnet-cifar10"),
+        "ViT, CIFAR-10": partial(vision, folder / "vit-cifar10"),
+        "bookworm": bookworm,
+        "MiniLM": minilm,
+    }
+    return {title: found[title] for title in wanted}
 
 
 def minilm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
@@ -72,6 +73,8 @@ def bookworm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Sub
 
 def vision(path: Path, shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
     """Test accuracy."""
+    if not (path / "quality.json").is_file():
+        raise SystemExit(f"no {path}; train it with `python benchmarks/real_models.py --out {path.parent}`")
     model = AutoModelForImageClassification.from_pretrained(path).eval()
     generator = torch.Generator().manual_seed(1)
 

@@ -15,10 +15,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from dnge_compress import compress, load, plan, save
 from dnge_compress.errors import BudgetError, RecipeError
 from dnge_compress.graph import is_embedding
+from dnge_compress.recipes.budget import candidates
 from dnge_compress.recipes.competing import levelled
+from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.problem import Budget, Candidate
 from dnge_compress.recipes.prune import macs_per_element
 from dnge_compress.scorers import Context
-from dnge_compress.types import ModelGraph, PrunePlan, Space
+from dnge_compress.sizes import non_embedding_prices
+from dnge_compress.types import ModelGraph, PrunePlan, Scores, Space
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
 NEURONS: dict[str, Any] = {"kinds": ["neuron", "channel"]}
@@ -287,3 +291,23 @@ def test_a_block_too_coarse_for_the_rest_of_the_budget_stays(ratio: float) -> No
     found, _, _ = planned("llama", ratio=ratio, allocation="global", uneven=True, scorer="probe")
     removed = 1 - found.params_after / found.params_before
     assert removed < ratio + 0.15
+
+
+def test_scores_that_correct_the_closed_form_offer_its_own_global_plan_too() -> None:
+    model = models.make("bert")
+    graph = models.graph_of("bert", model)
+    generator = torch.Generator().manual_seed(0)
+    spaces = graph.of_kind("neuron", "head", "layer")
+    closed = {s.name: torch.rand(s.units, generator=generator) + 0.1 for s in spaces}
+    corrected = {name: values * (1 + 5 * i) for i, (name, values) in enumerate(closed.items())}
+    budget = Budget.of(model, non_embedding_prices(model, graph))
+    prune = resolve("prune/default", {"ratio": 0.3, "allocation": "global", "uneven": True}).prune
+
+    def plans(units: dict[str, torch.Tensor], closed: dict[str, torch.Tensor]) -> list[Candidate]:
+        return candidates(graph, Scores(units, "any", graph.fingerprint, closed=closed), prune, budget)[0]
+
+    its_own, without, offered = plans(closed, {})[0], plans(corrected, {}), plans(corrected, closed)
+    assert its_own.cuts not in [c.cuts for c in without]
+    (added,) = [c for c in offered if c.cuts not in [x.cuts for x in without]]
+    assert added.cuts == its_own.cuts and added.cost != its_own.cost  # at the prices of the scores in effect
+    assert offered[0].cuts == without[0].cuts and len(offered) == len(without) + 1

@@ -6,6 +6,8 @@ then as many neurons or channels as it takes); whoever has the model measures th
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dnge_compress.errors import BudgetError
 from dnge_compress.recipes.competing import cheapest_first
 from dnge_compress.recipes.even import of_units, uniform
@@ -21,7 +23,8 @@ TRUST = (1.0, 0.5, 0.0)  # in how far a space's level of costs stands above or b
 def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> tuple[list[Candidate], list[str]]:
     """Plans that reach the recipe's ratio, a few of the most promising, and notes on rounding.
 
-    Under a global allocation, the plan that trusts the scores comes first, and the best even ones come last.
+    Under a global allocation, the plan that trusts the scores comes first, and the best even ones come last. Scores
+    that correct the closed form offer its own plan as well: what is measured may say that the correction is wrong.
 
     Raises BudgetError if the ratio can't be reached, naming the largest that can.
     """
@@ -37,10 +40,21 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
         chosen, rounded = of_units(problem, prune)
         found, notes = [chosen], notes + rounded
     elif prune.allocation == "global":
-        found = [cheapest_first(problem, prune, trust) for trust in TRUST] + _even(problem, prune)
+        found = [cheapest_first(problem, prune, trust) for trust in TRUST]
+        found += _uncorrected(problem, prune) + _even(problem, prune)
     else:
         found = uniform(problem, prune)[:OFFERED]
     return found, notes
+
+
+def _uncorrected(problem: Problem, prune: Prune) -> list[Candidate]:
+    """The global plan of the closed form that the scores correct, if they do, at the scores' costs."""
+    if not problem.scores.closed:
+        return []
+    closed = replace(problem.scores, units=problem.scores.closed)
+    layers = droppable(problem.graph, prune)
+    own = Problem(problem.graph, closed, problem.budget, problem.groups, layers, prune.min_keep)
+    return [problem.candidate(cheapest_first(own, prune, 1.0).cuts)]
 
 
 def _even(problem: Problem, prune: Prune) -> list[Candidate]:

@@ -44,4 +44,4 @@ def corrected(
         else:
             units[name] = values.clamp_min(FLOOR) * found.levels[name].exp()
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
-    return Scores(units, "encoder", context.graph.fingerprint, matrices)
+    return Scores(units, "encoder", context.graph.fingerprint, matrices, closed=closed.units)
