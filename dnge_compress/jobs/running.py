@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from dnge_compress.checkpoint.files import locate, read_config
-from dnge_compress.errors import RecipeError
+from dnge_compress.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import crew_of, follow, leads
@@ -73,7 +73,7 @@ def _refuse_model(job: Job) -> None:
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(positions, int) and job.train.max_length > positions:
         raise RecipeError(
-            f"train.max_length is {job.train.max_length}, but '{path}' has {positions} positions; set it to at most that"
+            f"train.max_length is {job.train.max_length}, but '{path}' has {positions} positions; set at most as many"
         )
 
 
