@@ -43,7 +43,7 @@ class Lora(Section):
     """
 
     budget: LoraBudget = LoraBudget(match_uniform_r=16)
-    placer: str = Field(default="encoder", min_length=1)
+    placer: str = Field(default="uniform", min_length=1)
     target_modules: Literal["all-linear"] | Names = "all-linear"
     exclude_modules: Names = ()
     min_rank: Whole = Field(default=1, ge=1)
