@@ -270,7 +270,8 @@ def real_table(kept: Kept) -> list[str]:
     )
     note = f"""\
 Unpruned: {whole}.
-Mean ± deviation over as many seeds of probes and encoders as stand in brackets; without brackets it is one. Real: 256 samples, one run. –: not run."""
+Mean ± deviation over as many seeds of probes and encoders as stand in brackets;
+without brackets it is one. Real: 256 samples, one run. –: not run."""
     return [*markdown(head, table), "", note]
 
 
