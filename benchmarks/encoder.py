@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/encoder"))
     parser.add_argument("--steps", type=int, default=STEPS, help="of training, for every encoder")
     parser.add_argument("--ablation-steps", type=int, default=STEPS // 4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="0 writes tables of what has been run already")
     parser.add_argument("--each", type=int, default=3, help="networks of a family to prune")
     parser.add_argument("--real", type=Path, default=Path("runs/real"), help="where real_models.py put its models")
     parser.add_argument("--models", nargs="+", choices=tuple(MEASURES), help="real models to prune (default: all)")
@@ -265,10 +265,13 @@ def real_table(kept: Kept) -> list[str]:
             quality = [kept.value(title, arm, column=1, ratio=i) for i in range(len(RATIOS))]
             cells.append(" / ".join(f"{q:.1f}" if q > 2 else f"{q:.3f}" for q in quality))
         table.append([arm, *cells])
-    whole = ", ".join(f"{title} {kept.rows[title]['whole']['0'][0][1]:.3f}" for title in titles)
+    whole = ", ".join(
+        f"{title} {kept.rows[title]['whole']['0'][0][1]:.3f}" for title in titles if "whole" in kept.rows[title]
+    )
     note = f"""\
-Unpruned: {whole}. Mean ± deviation over as many seeds of probes and encoders as stand in brackets; without brackets
-it is one. Real: 256 samples, one run. –: not run."""
+Unpruned: {whole}.
+Mean ± deviation over as many seeds of probes and encoders as stand in brackets;
+without brackets it is one. Real: 256 samples, one run. –: not run."""
     return [*markdown(head, table), "", note]
 
 
