@@ -12,12 +12,13 @@ from torch import nn
 from transformers import AutoConfig
 
 from dnge_compress.checkpoint import Compression, open_model
+from dnge_compress.errors import RecipeError
 from dnge_compress.executors.lora_export import flatten_adapter
 from dnge_compress.families import build_graph, shapes_of
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.placers import Context
 from dnge_compress.probe import Inputs, ProbeSettings, checked_data
-from dnge_compress.recipes.library import REMOVED, resolve
+from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora import make_lora_plan
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.trimming import trimmed
@@ -49,8 +50,10 @@ def place_lora(
     """
     progress, example_inputs = overrides.pop("progress", None), overrides.pop("example_inputs", None)
     if budget is not None:
-        others = dict.fromkeys(LoraBudget.model_fields, REMOVED)
-        overrides |= {f"lora.budget.{key}": value for key, value in (others | dict(budget)).items()}
+        if not isinstance(budget, Mapping):
+            known = ", ".join(LoraBudget.model_fields)
+            raise RecipeError(f"budget should be a mapping with one of {known}, not {budget!r}")
+        overrides["lora.budget"] = dict(budget)
     settings = resolve(recipe, overrides, LoraRecipe)
     opened = open_model(model) if isinstance(model, str | Path) else model
     context = Context(

@@ -161,7 +161,7 @@ def test_an_impossible_budget_says_the_smallest_possible() -> None:
          UnsupportedModelError, "no matrix"),
         ({"target_modules": ["lm_head"]}, PlanError, "shares its weight"),
         ({"budget": {"match_uniform_r": 4, "trainable_params": 9}}, RecipeError, "exactly one"),
-        ({"budget": {"rank": 4}}, UnknownNameError, "rank"),
+        ({"budget": {"rank": 4}}, RecipeError, "rank"),
         ({"budget": {"trainable_fraction": 1e-9}}, BudgetError, "less than one"),
         ({"colour": 3}, UnknownNameError, "colour"),
         ({"min_rank": 50, "max_rank": 60}, BudgetError, "min_rank"),

@@ -102,7 +102,7 @@ def test_generate_works_on_an_adapted_model() -> None:
 # 1. Saving sorts the keys of a pattern, so overlapping ones change their meaning.
 @pytest.mark.parametrize("name", ["llama", "gpt2", "vit"])
 def test_trap_1_no_name_matches_two_patterns_in_any_order(name: str) -> None:
-    _, plan = placed(name, budget={"match_uniform_r": 5})
+    _, plan = placed(name, budget={"match_uniform_r": 5}, placer="encoder")
     config = plan.lora_config()
     assert config.rank_pattern
     for adapter in plan.placed:

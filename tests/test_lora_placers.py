@@ -65,10 +65,6 @@ def test_placers_with_data_ask_for_it() -> None:
                 place_lora(models.make("llama"), placer=placer)
 
 
-def test_the_schemas_default_is_what_permuted_and_inverted_start_from() -> None:
-    assert Lora().placer == placers.OURS
-
-
 def test_stable_rank_is_the_textbooks() -> None:
     context = context_of("gpt2")
     sites = find_sites(context.model)
