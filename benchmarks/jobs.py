@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/jobs"))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--arms", type=int, default=len(ARMS), help="of the recovery, the first so many")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     parts = {"recovery": recovery, "kills": kills, "processes": processes}
@@ -85,7 +86,7 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
         books = options.work / f"books-{seed}.txt"
         if not books.is_file():
             books.write_text(excerpts(seed), encoding="utf-8")
-        for arm, (recipe, told, text) in ARMS.items():
+        for arm, (recipe, told, text) in [*ARMS.items()][: options.arms]:
             out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             words = [*told, f"seed={seed}", f"probes.seed={seed}", f"eval_datasets=[{{path: {HELD_OUT.absolute()}}}]"]
             words += [f"datasets=[{{path: {books.absolute()}}}]"] if text == "books" else []
@@ -212,7 +213,10 @@ def table(found: dict[str, Any]) -> list[str]:
             rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", f"{minutes:.1f}"])
         head = ["arm", "perplexity after pruning", "after recovery", "against the original", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += ["", f"Held-out books; {len(runs)} seeds. LoRA at the cost of uniform rank 16, 262,144 tokens."]
+        lines += [
+            "",
+            f"Held-out books; {len(runs)} seed{'s'[: len(runs) > 1]}. LoRA at the cost of uniform rank 16, 262,144 tokens.",
+        ]
     if "kills" in found:
         k = found["kills"]
         where = ", ".join(f"{m['stage']} {m['share_of_stage']:.0%}" for m in k["moments"])
