@@ -215,7 +215,7 @@ def table(found: dict[str, Any]) -> list[str]:
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
         lines += [
             "",
-            f"Held-out books; {len(runs)} seed{'s'[: len(runs) > 1]}. LoRA at the cost of uniform rank 16, 262,144 tokens.",
+            f"Held-out books; seeds: {len(runs)}. LoRA at the cost of uniform rank 16; about 262,144 tokens.",
         ]
     if "kills" in found:
         k = found["kills"]
