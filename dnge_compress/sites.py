@@ -31,7 +31,7 @@ def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, excl
     names = [s.path for s in found]
     for name in (*(() if targets == ALL_LINEAR else targets), *exclude):
         if not any(_matches(path, name) for path in names):
-            known = {path.rpartition(".")[2] for path in names} | set(names)
+            known = {path.rpartition(".")[2] for path in names}
             raise UnknownNameError("target", name, known, "it must be the end of a linear layer's name")
     tied = _tied_weights(model)
     if targets == ALL_LINEAR:
