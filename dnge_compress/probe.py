@@ -7,6 +7,7 @@ and the model is left as it was.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,17 +150,23 @@ def written(model: Any, rows: int, length: int, rows_at_once: int, generator: to
         start = start[0]
     if start is None or not 0 <= start < config.vocab_size:
         start = 0
+    name = cache_name(model)
     for first in range(0, rows, rows_at_once):
         ids = torch.full((min(rows_at_once, rows - first), 1), start, device=device)
         cache, token = None, ids
         with torch.no_grad():
             for _ in range(length - 1):
-                out = model(input_ids=token, past_key_values=cache, use_cache=True)
-                cache = out.past_key_values
+                out = model(input_ids=token, use_cache=True, **{name: cache})
+                cache = getattr(out, name)
                 p = out.logits[:, -1].float().softmax(-1).cpu()
                 token = torch.multinomial(p, 1, generator=generator).to(device)
                 ids = torch.cat([ids, token], 1)
         yield ids
+
+
+def cache_name(model: Any) -> str:
+    """What the model calls its memory of the tokens before, as argument and output; another word since 5.24."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dnge_compress.errors import DataError
-from dnge_compress.probe import Progress, device_of, inference_mode_of, text_length, writes_text, written
+from dnge_compress.probe import Progress, cache_name, device_of, inference_mode_of, text_length, writes_text, written
 
 # Rows written side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
 # the model alone, so that the rows don't depend on the machine.
@@ -56,8 +56,8 @@ def _check_writes(model: Any) -> None:
         )
     token = torch.zeros(1, 1, dtype=torch.long, device=device_of(model))
     with torch.no_grad():
-        cache = getattr(model(input_ids=token, use_cache=True), "past_key_values", None)
+        cache = getattr(model(input_ids=token, use_cache=True), cache_name(model), None)
     if cache is None:
         raise DataError(
-            f"a {name} remembers nothing between tokens (no past_key_values), so it can't write; give a path"
+            f"a {name} remembers nothing between tokens (it returns no cache), so it can't write; give a path"
         )
