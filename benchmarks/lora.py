@@ -314,7 +314,7 @@ def table(kept: Kept, setting: Setting) -> list[str]:
         if arm == other:
             return ""
         mean, half = paired(losses(arm), losses(other))
-        return f"{mean:+.4f} ± {half:.4f}".replace("-", "−")
+        return f"{signed(mean)} ± {half:.4f}"
 
     ordered = sorted(setting.arms, key=lambda arm: statistics.fmean(losses(arm)))
     other = "WikiText-2" if setting.is_pruned else "books (forgetting)"
@@ -333,12 +333,12 @@ def table(kept: Kept, setting: Setting) -> list[str]:
         for arm in ordered
     ]
     lines = [f"## {setting.title}", "", f"Before: {before['loss']:.4f}.", "", *markdown(head, body), ""]
-    permuted = [arm for arm in setting.arms if "permuted" in arm]
+    permuted = [arm for arm in setting.arms if arm.startswith("encoder's ranks permuted")]
     if len(permuted) > 1:
         pooled = [statistics.fmean(values) for values in zip(*(losses(a) for a in permuted), strict=True)]
         mean, half = paired(losses(OURS), pooled)
         lines += [
-            f"The encoder against the mean of {len(permuted)} permutations of its ranks: {mean:+.4f} ± {half:.4f}.",
+            f"The encoder against the mean of {len(permuted)} permutations of its ranks: {signed(mean)} ± {half:.4f}.",
             "",
         ]
     if key_of(setting, OURS, best_rate(kept, setting, OURS), 0, SHARES[0]) in kept.rows:
@@ -350,6 +350,11 @@ def table(kept: Kept, setting: Setting) -> list[str]:
             "",
         ]
     return lines
+
+
+def signed(value: float) -> str:
+    """A difference, with a proper minus."""
+    return f"{value:+.4f}".replace("-", "−")
 
 
 def needed(curve: Sequence[tuple[float, float]], wanted: float) -> str:
