@@ -70,10 +70,12 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     parts = {"recovery": recovery, "kills": kills, "processes": processes}
     stored = RESULTS / "jobs.json"
-    found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
     for name, part in parts.items():
         if options.only in (None, name):
-            found[name] = part(options)
+            result = part(options)
+            # Read only now: another part may have been measured and written meanwhile.
+            found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
+            found[name] = result
             stored.write_text(json.dumps(found, indent=1) + "\n")
             (RESULTS / "jobs.md").write_text("\n".join(table(found)) + "\n")
     print((RESULTS / "jobs.md").read_text())

@@ -13,7 +13,7 @@ from torch import nn
 from dnge_compress import api, plan_tables, tables
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.files import read_json
-from dnge_compress.checkpoint.folder import standing
+from dnge_compress.checkpoint.folder import standing, write_whole
 from dnge_compress.checkpoint.loading import PLAN, REPORT
 from dnge_compress.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.families import build_graph
@@ -56,7 +56,7 @@ def plan(options: Namespace) -> None:
         model = _open(options, tell)
         made = api.plan(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
     if target:
-        _write_plan(target, made)
+        write_whole(target, made.to_json())
     if options.json or not target:
         print(made.to_json(), end="")
     else:
@@ -101,7 +101,7 @@ def place(options: Namespace) -> None:
         model = _open(options, tell)
         made = place_lora(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
     if target:
-        _write_plan(target, made)
+        write_whole(target, made.to_json())
     if options.json or not target:
         print(made.to_json(), end="")
     else:
@@ -152,12 +152,6 @@ def _read_plan(path: Path, kind: type[P] = PrunePlan) -> P:  # type: ignore[assi
         return kind.from_json(path.read_text(encoding="utf-8"))  # type: ignore[return-value]
     except (OSError, UnicodeDecodeError) as e:
         raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
-
-
-def _write_plan(path: Path, made: PrunePlan | LoraPlan) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(made.to_json(), encoding="utf-8")
-    part.replace(path)
 
 
 def _refuse_file(path: Path, force: bool, kind: type[PrunePlan] | type[LoraPlan] = PrunePlan) -> None:

@@ -71,6 +71,12 @@ class ExactnessError(DngeError, RuntimeError):
     """Surgery whose result differs from the dense model with the same units masked."""
 
 
+def first_line(error: BaseException) -> str:
+    """An error's message, often another package's, cut to one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Say which known names come closest to `name` ("did you mean …?"), or list them all."""
     names = sorted(set(known))

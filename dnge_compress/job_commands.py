@@ -22,13 +22,12 @@ from dnge_compress.session import session
 def run(options: Namespace) -> None:
     """`dnge run RECIPE [KEY=VALUE …]`"""
     job = job_of(options.recipe, assignments(options.overrides))
-    folder = JobFolder(Path(job.output_dir))
-    was_finished = is_finished(folder, job)
     if not leads():
         if not options.dry_run:
             run_job(job)
         return
-    if was_finished:
+    folder = JobFolder(Path(job.output_dir))
+    if is_finished(folder, job):
         print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", file=sys.stderr)
     else:
         Console(stderr=True).print(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from dnge_compress.errors import PlanError
+from dnge_compress.types import plan_values
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -197,19 +198,9 @@ class LoraPlan:
     @classmethod
     def from_json(cls, text: str) -> LoraPlan:
         """Read a plan. Raises PlanError naming what is missing or malformed."""
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise PlanError(f"the plan is no JSON: {e.msg} at line {e.lineno}") from None
-        if not isinstance(raw, dict) or raw.get("dnge_lora_plan") != cls.VERSION:
-            raise PlanError(f"not a dnge LoRA plan of version {cls.VERSION} (key 'dnge_lora_plan')")
-        known = {"dnge_lora_plan", "params", *cls.__dataclass_fields__}
-        for key in raw:
-            if key not in known:
-                raise PlanError(f"unknown key '{key}' in the plan")
-        missing = [k for k in ("adapters", "base", "budget") if k not in raw]
-        if missing:
-            raise PlanError(f"the plan lacks {', '.join(missing)}")
+        mark = ("dnge LoRA plan", "dnge_lora_plan", cls.VERSION)
+        known = ("params", *cls.__dataclass_fields__)
+        raw = plan_values(text, mark, known=known, needed=("adapters", "base", "budget"))
         if not isinstance(raw["adapters"], list) or not _is_whole(raw["budget"]):
             raise PlanError("the plan is malformed: 'adapters' must be a list and 'budget' a whole number")
         try:

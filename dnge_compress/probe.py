@@ -25,6 +25,7 @@ Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = 2048
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language models end
 MIN_IMAGES = 64
 
 
@@ -133,7 +134,7 @@ def has_logits(model: nn.Module) -> bool:
 
 def writes_text(model: nn.Module) -> bool:
     """Whether the model is a causal language model by its class, so that text can be sampled from it."""
-    return type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    return type(model).__name__.endswith(CAUSAL)
 
 
 def text_length(model: Any, length: int) -> int:

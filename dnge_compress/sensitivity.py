@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.probe import Inputs, Progress, call, has_logits, inference_mode_of
+from dnge_compress.probe import Inputs, Progress, call, has_logits, inference_mode_of, writes_text
 from dnge_compress.signals import answers, attended, label_loss
 
 Loss = Callable[[nn.Module, Inputs], tuple[Tensor, int]]  # a sum over labels, and how many they are
@@ -55,7 +55,7 @@ def real_labels(seed: int) -> Loss:
         if isinstance(batch, Mapping) and "labels" in batch:
             count = int((batch["labels"] != -100).sum())
             return model(**batch).loss * count, count
-        if isinstance(batch, Mapping) and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel")):
+        if isinstance(batch, Mapping) and writes_text(model):
             mask = batch.get("attention_mask")
             ids = batch["input_ids"]
             targets = ids if mask is None else ids.masked_fill(mask == 0, -100)

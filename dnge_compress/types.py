@@ -4,7 +4,7 @@ beyond checking themselves and turning into JSON."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -270,19 +270,8 @@ class PrunePlan:
     @classmethod
     def from_json(cls, text: str) -> PrunePlan:
         """Read a plan. Raises PlanError naming what is missing or malformed."""
-        try:
-            raw = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise PlanError(f"the plan is no JSON: {e.msg} at line {e.lineno}") from None
-        if not isinstance(raw, dict) or raw.get("dnge_plan") != cls.VERSION:
-            raise PlanError(f"not a dnge plan of version {cls.VERSION} (key 'dnge_plan')")
-        known = {"dnge_plan", *cls.__dataclass_fields__}
-        for key in raw:
-            if key not in known:
-                raise PlanError(f"unknown key '{key}' in the plan")
-        missing = [k for k in ("base", "weights", "cuts") if k not in raw]
-        if missing:
-            raise PlanError(f"the plan lacks {', '.join(missing)}")
+        mark = ("dnge plan", "dnge_plan", cls.VERSION)
+        raw = plan_values(text, mark, known=cls.__dataclass_fields__, needed=("base", "weights", "cuts"))
         try:
             cuts = tuple(Cut(str(k), tuple(_index(i) for i in v)) for k, v in raw["cuts"].items())
             rest = {k: v for k, v in raw.items() if k not in ("dnge_plan", "cuts")}
@@ -290,6 +279,29 @@ class PrunePlan:
             return cls(cuts=cuts, **rest)
         except (TypeError, AttributeError) as e:
             raise PlanError(f"the plan is malformed: {e}") from None
+
+
+def plan_values(
+    text: str, mark: tuple[str, str, int], *, known: Iterable[str], needed: Iterable[str]
+) -> dict[str, Any]:
+    """The values in a plan's JSON; `mark` is what it is called, the key that tells so, and the version read here.
+
+    Raises PlanError for what is no JSON, another version, an unknown or a missing key.
+    """
+    what, key, version = mark
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as e:
+        raise PlanError(f"the plan is no JSON: {e.msg} at line {e.lineno}") from None
+    if not isinstance(raw, dict) or raw.get(key) != version:
+        raise PlanError(f"not a {what} of version {version} (key '{key}')")
+    strangers = [name for name in raw if name not in {key, *known}]
+    if strangers:
+        raise PlanError(f"unknown key '{strangers[0]}' in the plan")
+    missing = [name for name in needed if name not in raw]
+    if missing:
+        raise PlanError(f"the plan lacks {', '.join(missing)}")
+    return raw
 
 
 def _index(value: object) -> int:

@@ -18,6 +18,7 @@ LAYERS = (
         "trimming",
         "weights",
         "masking",
+        "plugins",
         "sizes",
         "probe",
         "sensitivity",

@@ -186,8 +186,8 @@ def arms(subject: Subject) -> dict[str, tuple[dict[str, float], float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--zoo", type=Path, default=Path("/work/main/zoo"))
-    parser.add_argument("--out", type=Path, default=Path("/tmp/lora_rules.json"))
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--out", type=Path, default=Path("runs/lora_rules.json"))
     parser.add_argument("--models", nargs="+", default=["llama-089", "gpt2-067", "llama-103", "llama-005", "gpt2-123"])
     parser.add_argument("--rank", type=int, default=2)
     parser.add_argument("--steps", type=int, default=80)
@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*")
     parser.add_argument("--alpha", default="constant_scale")
     options = parser.parse_args()
-    shelf = Shelf.find(None, Path("/work/main/zoo/cache"))
+    shelf = Shelf.find(None, options.zoo / "cache")
     rows = json.loads(options.out.read_text()) if options.out.is_file() else {}
     for name in options.models:
         subject = Subject(options.zoo / name, shelf)

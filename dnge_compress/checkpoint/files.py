@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from dnge_compress.errors import CheckpointError, WeightError
+from dnge_compress.errors import CheckpointError, WeightError, first_line
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -112,12 +112,6 @@ def read_json(file: Path) -> Any:
         raise CheckpointError(f"'{file}' is missing") from None
     except ValueError as e:
         raise CheckpointError(f"'{file}' is truncated or corrupt: no JSON ({first_line(e)})") from None
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message, cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def _check_header(file: Path, name: str, tensor: Any) -> None:

@@ -1,4 +1,5 @@
-"""Replace a folder in one move: write beside it, then rename, so that a reader finds the old or the new one whole."""
+"""Replace a folder or a file in one move: write beside it, then rename, so that a reader finds the old or the new
+one whole."""
 
 from __future__ import annotations
 
@@ -42,6 +43,28 @@ def standing(target: Path) -> Path:
     return aside if aside.is_dir() else target
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a kill or a full disk leaves the old one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{_OLD}")
 
@@ -70,18 +93,8 @@ def _recover(target: Path) -> None:
     leftover = re.compile(rf"\.{re.escape(target.name)}\.{_NEW}-(\d+)-[0-9a-f]+")
     for sibling in target.parent.iterdir():
         found = leftover.fullmatch(sibling.name)
-        if found and not _is_alive(int(found[1])):
+        if found and not is_alive(int(found[1])):
             shutil.rmtree(sibling, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _flush(folder: Path) -> None:

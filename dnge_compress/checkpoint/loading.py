@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from dnge_compress.checkpoint.files import first_line, locate, read_config, read_json, weight_files
+from dnge_compress.checkpoint.files import locate, read_config, read_json, weight_files
 from dnge_compress.checkpoint.folder import standing
 from dnge_compress.checkpoint.reading import (
     class_of,
@@ -22,7 +22,7 @@ from dnge_compress.checkpoint.reading import (
     read,
     without_pooler,
 )
-from dnge_compress.errors import CheckpointError
+from dnge_compress.errors import CheckpointError, first_line
 from dnge_compress.executors.prune import cut
 from dnge_compress.families import build_graph
 from dnge_compress.probe import Inputs

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.utils import logging
 
-from dnge_compress.checkpoint.files import WEIGHTS, are_weights_safe, first_line, read_config
-from dnge_compress.errors import CheckpointError, UnsupportedModelError
+from dnge_compress.checkpoint.files import WEIGHTS, are_weights_safe, read_config
+from dnge_compress.errors import CheckpointError, UnsupportedModelError, first_line
 
 
 def read(

@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 
 from dnge_compress.checkpoint.card import model_card
 from dnge_compress.checkpoint.companions import Base, base_of, copy_companions
-from dnge_compress.checkpoint.files import WEIGHTS, first_line
+from dnge_compress.checkpoint.files import WEIGHTS
 from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.loading import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression, load, outline
 from dnge_compress.checkpoint.reading import quiet, read
 from dnge_compress.checkpoint.soundness import check_weights
-from dnge_compress.errors import CheckpointError, ExactnessError
+from dnge_compress.errors import CheckpointError, ExactnessError, first_line
 from dnge_compress.probe import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}

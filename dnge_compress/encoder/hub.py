@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dnge_compress.errors import CheckpointError
+from dnge_compress.errors import CheckpointError, first_line
 
 BASE = Path(__file__).with_name("base.safetensors")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -93,12 +93,6 @@ def card(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
         'encoder = DNGEncoder.from_pretrained("PATH")\n```\n\n'
         f"## Config\n\n```json\n{json.dumps(config, indent=1)}\n```\n\n## How they were made\n\n{made}\n"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """An error's message, cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def _downloaded(repo_id: str, revision: str | None, token: str | bool | None) -> Path:

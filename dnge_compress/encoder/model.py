@@ -19,7 +19,7 @@ from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, WAVES
 from dnge_compress.encoder.pooling import segment_mean
 from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.encoder.sweeps import States, Sweep
-from dnge_compress.errors import CheckpointError, UnknownNameError
+from dnge_compress.errors import CheckpointError, UnknownNameError, first_line
 from dnge_compress.types import ModelGraph
 from dnge_compress.weights import digest
 
@@ -203,7 +203,7 @@ class DNGEncoder(
             with torch.random.fork_rng(devices=[]):  # loading draws nothing from the caller's generator
                 encoder = cls(EncoderConfig(**stored.config))
         except (TypeError, RuntimeError, ValueError) as e:
-            raise CheckpointError(f"{problem} ({hub.first_line(e)}); update dnge_compress, or {hub.WAY_OUT}") from None
+            raise CheckpointError(f"{problem} ({first_line(e)}); update dnge_compress, or {hub.WAY_OUT}") from None
         found, wanted = ({n: t.shape for n, t in x.items()} for x in (stored.tensors, encoder.state_dict()))
         wrong = sorted(n for n in found.keys() | wanted.keys() if found.get(n) != wanted.get(n))
         if wrong:
@@ -232,7 +232,7 @@ class DNGEncoder(
         try:
             return super().save_pretrained(path, **options)
         except OSError as e:
-            raise CheckpointError(f"can't write to '{path}' ({hub.first_line(e)}); choose another place") from e
+            raise CheckpointError(f"can't write to '{path}' ({first_line(e)}); choose another place") from e
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload weights, config and card to the hub, and return the commit's URL. `options` (private, token,
@@ -246,7 +246,7 @@ class DNGEncoder(
             return super().push_to_hub(repo_id, **options)
         except hub.HUB_ERRORS as e:
             raise CheckpointError(
-                f"'{repo_id}' can't be pushed ({hub.first_line(e)}); check the id (owner/name), the connection and "
+                f"'{repo_id}' can't be pushed ({first_line(e)}); check the id (owner/name), the connection and "
                 "`hf auth login`, or save_pretrained to a folder"
             ) from e
 

@@ -7,13 +7,14 @@ A family module offers `MODEL_TYPES` (values of `config.model_type`) and `build(
 from __future__ import annotations
 
 import importlib
-import pkgutil
+import sys
 from types import ModuleType
 
 from torch import nn
 
 from dnge_compress.errors import UnsupportedModelError, nearest
 from dnge_compress.graph import Shapes
+from dnge_compress.plugins import names_in
 from dnge_compress.types import ModelGraph
 
 TRACED = "traced"
@@ -42,7 +43,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
 
 def names() -> list[str]:
     """All families that read a Hugging Face config."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != TRACED)
+    return [name for name in names_in(sys.modules[__name__]) if name != TRACED]
 
 
 def model_types() -> dict[str, ModuleType]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from dnge_compress.checkpoint.folder import write_whole
 from dnge_compress.errors import CheckpointError, RecipeError
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import load
@@ -200,17 +200,6 @@ def identity(job: Job) -> str:
     """A hash of everything in the recipe that decides the result."""
     told = {k: v for k, v in job.model_dump(mode="json").items() if k not in UNIMPORTANT}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill or a full disk leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 def _suffix(arm: str) -> str:

@@ -14,12 +14,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from dnge_compress.checkpoint.folder import is_alive, write_whole
 from dnge_compress.errors import DngeError, LaunchError
-from dnge_compress.jobs.folder import JobFolder, at_work, write_whole
+from dnge_compress.jobs.folder import JobFolder, at_work
+from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.room import room
 from dnge_compress.jobs.training import train
@@ -89,7 +90,10 @@ def _led(folder: JobFolder, job: Job, tell: Tell) -> Crew:
         _told(("train", arm))
         return train(folder, job, arm, tell)
 
-    return Crew(order, dismiss=lambda: _told(("stop", "")) and None)
+    def dismiss() -> None:
+        _told(("stop", ""))
+
+    return Crew(order, dismiss)
 
 
 def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
@@ -113,17 +117,9 @@ def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
 
 def _end_with(leader: int) -> None:
     """A killed leader can't end its processes, and they would go on writing beside those of its next run."""
-    while _is_alive(leader):
+    while is_alive(leader):
         time.sleep(LOOK_EVERY)
     os._exit(1)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def leads() -> bool:
@@ -133,8 +129,7 @@ def leads() -> bool:
 
 
 def _meet(job: Job) -> None:
-    is_cpu = (job.train is not None and job.train.use_cpu) or not torch.accelerator.is_available()
-    PartialState(cpu=is_cpu, timeout=PATIENCE)
+    PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
 
 
 def _told(order: tuple[str, str] | None) -> tuple[str, str]:

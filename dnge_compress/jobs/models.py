@@ -10,10 +10,10 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from dnge_compress.checkpoint import load, open_model
-from dnge_compress.checkpoint.files import first_line
 from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import DataError, UnsupportedModelError
+from dnge_compress.errors import DataError, UnsupportedModelError, first_line
 from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.probe import CAUSAL
 from dnge_compress.recipes.job_schema import Job
 
 
@@ -29,11 +29,6 @@ def base(folder: JobFolder, job: Job) -> nn.Module:
     return _moved(load(folder.pruned), job)
 
 
-def base_path(folder: JobFolder, job: Job) -> str:
-    """Where `base` lies."""
-    return job.model_name_or_path if job.prune is None else str(folder.pruned)
-
-
 def tokenizer_of(job: Job) -> Any:
     """The model's tokenizer. Raises DataError if there is none."""
     try:
@@ -45,13 +40,17 @@ def tokenizer_of(job: Job) -> Any:
 
 def refuse_other_tasks(architecture: str, path: str | Path) -> None:
     """Raise UnsupportedModelError for anything but a causal language model."""
-    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+    if not architecture.endswith(CAUSAL):
         raise UnsupportedModelError(
             f"a job trains causal language models; '{path}' is a {architecture}: leave out `train`, "
             "or train it with your own loop on what `dnge compress` and `dnge place` give"
         )
 
 
+def uses_cpu(job: Job) -> bool:
+    """Whether the job runs on the CPU: because it says so, or because there is nothing else."""
+    return (job.train is not None and job.train.use_cpu) or not torch.accelerator.is_available()
+
+
 def _moved(model: nn.Module, job: Job) -> nn.Module:
-    on_accelerator = torch.cuda.is_available() and not (job.train is not None and job.train.use_cpu)
-    return model.to("cuda") if on_accelerator else model
+    return model if uses_cpu(job) else model.to(torch.accelerator.current_accelerator())

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dnge_compress.checkpoint.files import first_line
-from dnge_compress.errors import CheckpointError
+from dnge_compress.errors import CheckpointError, first_line
 
 CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 WORDS = ("No space left", "Disk quota", "Read-only file system", "PytorchStreamWriter failed", "unexpected pos")

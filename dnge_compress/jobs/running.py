@@ -9,14 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dnge_compress.checkpoint.files import locate, read_config
 from dnge_compress.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import crew_of, follow, leads
-from dnge_compress.jobs.models import refuse_other_tasks
+from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
 from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
 from dnge_compress.jobs.room import room
@@ -51,9 +49,7 @@ def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None)
     for placer in (found.lora.placer, *found.compare) if found.lora else ():
         known_placer(placer, has_data=bool(found.datasets))
     _refuse_model(found)
-    if found.launch.strategy == "fsdp2" and (
-        found.train is None or found.train.use_cpu or not torch.accelerator.is_available()
-    ):
+    if found.launch.strategy == "fsdp2" and (found.train is None or uses_cpu(found)):
         raise LaunchError("launch.strategy 'fsdp2' shards over accelerators, and none is used here; set ddp")
     check_sources([*found.datasets, *found.eval_datasets], Path.cwd())
     return found
@@ -95,11 +91,12 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
     with room(folder.root), claim(folder, job, versions()):
         crew = crew_of(folder, job, tell)
         work = Work(job, folder, crew, tell)
-        for stage in stages_of(job):
+        stages = stages_of(job)
+        for stage in stages:
             if folder.done(stage.name) is None or not _stands(folder, job, stage):
                 folder.finish(stage.name, timed(stage, work))
         crew.dismiss()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
-        report = _report(folder, job, stages_of(job))
+        report = _report(folder, job, stages)
         write(report, folder.root)
     return report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dnge_compress import api
-from dnge_compress.checkpoint.folder import staged
+from dnge_compress.checkpoint.folder import staged, write_whole
 from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError
 from dnge_compress.executors.lora_model import merged
@@ -24,9 +24,9 @@ from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, split_rows
 from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.data.storage import store, stored
-from dnge_compress.jobs.folder import JobFolder, write_whole
+from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Crew
-from dnge_compress.jobs.measuring import batches_of, summed_loss, tokens_per_second
+from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.report import Milestone, Width
 from dnge_compress.jobs.training import clear_torn, last_whole
@@ -84,7 +84,6 @@ def data(work: Work) -> Facts:
     job, settings = work.job, work.job.train
     assert settings is not None
     tokenizer = models.tokenizer_of(job)
-    beside = Path.cwd()
 
     def sampled(tokens: int) -> list[list[int]]:
         model = models.original(job)
@@ -98,7 +97,7 @@ def data(work: Work) -> Facts:
             tokenizer,
             max_length=settings.max_length,
             packing=settings.packing,
-            folder=beside,
+            folder=Path.cwd(),
             sampled=sampled,
         )
 
@@ -178,10 +177,11 @@ def measure(work: Work) -> Facts:
     if job.train is not None:
         openers["trained"] = partial(_trained, work, "")
         openers |= {f"trained, {arm}": partial(_trained, work, arm) for arm in job.compare}
+    judge = partial(_milestone, batches=_held_out_batches(work) if job.train is not None else None)
     found = []
     for i, (name, open_it) in enumerate(openers.items()):
         work.tell("measure", i, len(openers))
-        found.append(asdict(_milestone(name, open_it(), work)))
+        found.append(asdict(judge(name, open_it())))
     work.tell("measure", len(openers), len(openers))
     return {"milestones": found}
 
@@ -195,19 +195,21 @@ def timed(stage: Stage, work: Work) -> Facts:
     return {**facts, "seconds": round(time.perf_counter() - started, 3)}
 
 
-def _milestone(name: str, model: nn.Module, work: Work) -> Milestone:
+def _held_out_batches(work: Work) -> list[Batch]:
+    settings = work.job.train
+    assert settings is not None
+    collate = Collator.of(models.tokenizer_of(work.job))
+    return list(batches_of(stored(work.folder.held_out_rows), collate, settings.per_device_eval_batch_size))
+
+
+def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> Milestone:
     parameters = list(model.parameters())
     size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
-    settings = work.job.train
-    if settings is None:
+    if batches is None:
         return Milestone(name, *size)
-    rows = stored(work.folder.held_out_rows)
-    collate = Collator.of(models.tokenizer_of(work.job))
-    batch_size = settings.per_device_eval_batch_size
-    total, count = summed_loss(model, batches_of(rows, collate, batch_size))
-    first = next(iter(batches_of(rows, collate, batch_size)))
+    total, count = summed_loss(model, batches)
     loss = total / count if count else math.nan
-    return Milestone(name, *size, loss=loss, tokens_per_second=tokens_per_second(model, first))
+    return Milestone(name, *size, loss=loss, tokens_per_second=tokens_per_second(model, batches[0]))
 
 
 def _trained(work: Work, arm: str) -> nn.Module:

@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dnge_compress.checkpoint.files import first_line
-from dnge_compress.checkpoint.folder import staged
+from dnge_compress.checkpoint.folder import staged, write_whole
 from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import LaunchError
+from dnge_compress.errors import LaunchError, first_line
 from dnge_compress.executors.lora_model import attach
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
-from dnge_compress.jobs.folder import JobFolder, write_whole
+from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
-from dnge_compress.jobs.models import base, original, refuse_other_tasks, tokenizer_of
+from dnge_compress.jobs.models import base, original, refuse_other_tasks, tokenizer_of, uses_cpu
 from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.recipes.job_schema import Distill, Job, Launch, Train
@@ -42,7 +41,7 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
     """
     settings = job.train
     assert settings is not None
-    arguments = arguments_of(settings, job.launch, folder.training(arm), job.seed)
+    arguments = _arguments(job, settings, folder.training(arm))
     rows, held_out = stored(folder.train_rows), stored(folder.held_out_rows)
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
@@ -69,18 +68,18 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> di
     return obtained
 
 
-def arguments_of(train: Train, launch: Launch, out: Path, seed: int) -> TrainingArguments:
+def _arguments(job: Job, train: Train, out: Path) -> TrainingArguments:
     """The recipe's `train` section as transformers' arguments."""
     given = train.model_dump(exclude=set(NOT_ARGUMENTS))
-    given["use_cpu"] = train.use_cpu or not torch.accelerator.is_available()  # or several processes count as none
-    if launch.strategy == "fsdp2":
+    given["use_cpu"] = uses_cpu(job)  # told so, several processes on CPUs are a group; otherwise they count as none
+    if job.launch.strategy == "fsdp2":
         given |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     try:
         with quiet():
             return TrainingArguments(
                 output_dir=str(out),
-                seed=seed,
-                data_seed=seed,
+                seed=job.seed,
+                data_seed=job.seed,
                 save_strategy="steps",
                 eval_strategy="steps",
                 logging_strategy="steps",
@@ -97,7 +96,7 @@ def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
     """What the training really runs on. Raises LaunchError if that isn't what was asked for."""
     processes, kind = trainer.accelerator.num_processes, trainer.accelerator.distributed_type.name
     strategy = "single" if kind == "NO" else "ddp" if kind.startswith("MULTI_") else kind.lower()
-    if kind == "FSDP" and getattr(trainer.accelerator, "is_fsdp2", False):
+    if _is_sharded(trainer):
         strategy = "fsdp2"
     if trainer.args.n_gpu > 1:
         raise LaunchError(
@@ -117,6 +116,10 @@ def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
     if strategy not in ("single", "ddp", "fsdp2") or (launch.strategy == "ddp" and strategy == "fsdp2"):
         raise LaunchError(f"launch.strategy asks for {launch.strategy}, but accelerate gives {strategy}")
     return {"device": str(trainer.args.device), "processes": str(processes), "strategy": strategy}
+
+
+def _is_sharded(trainer: Trainer) -> bool:
+    return bool(getattr(trainer.accelerator, "is_fsdp2", False))
 
 
 def last_whole(training: Path) -> Path | None:
@@ -198,8 +201,7 @@ class _Trainer(Trainer):
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Nats per token over all held-out rows, shared among the processes."""
         # A sharded model has to be called equally often everywhere, so there all processes do the same.
-        is_sharded = bool(getattr(self.accelerator, "is_fsdp2", False))
-        rank, processes = (0, 1) if is_sharded else (self.args.process_index, self.args.world_size)
+        rank, processes = (0, 1) if _is_sharded(self) else (self.args.process_index, self.args.world_size)
         own = self.held_out.take(range(rank, len(self.held_out), processes))
         batches = batches_of(own, self.data_collator, self.args.per_device_eval_batch_size)
         total, count = summed_loss(self.model, batches)

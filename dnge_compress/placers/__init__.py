@@ -7,9 +7,8 @@ is left out, and gets the mean. To add a placer, add a file.
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,9 +17,10 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from dnge_compress.errors import DataError, PlanError, UnknownNameError, UnsupportedModelError
+from dnge_compress.errors import PlanError, UnsupportedModelError
 from dnge_compress.families import build_graph
 from dnge_compress.lora_plan import Site
+from dnge_compress.plugins import known, names_in
 from dnge_compress.probe import Inputs, ProbeSettings, Progress, synthesize
 from dnge_compress.types import ModelGraph
 
@@ -66,7 +66,7 @@ class Context:
 
 def names() -> list[str]:
     """All placers."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return names_in(sys.modules[__name__])
 
 
 def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, float]:
@@ -95,9 +95,4 @@ def damped(energy: float) -> float:
 
 def known_placer(placer: str, has_data: bool) -> ModuleType:
     """The module of a placer. Raises UnknownNameError, or DataError if it needs data and there is none."""
-    if placer not in names():
-        raise UnknownNameError("placer", placer, names())
-    module = importlib.import_module(f"{__name__}.{placer}")
-    if module.NEEDS_DATA and not has_data:
-        raise DataError(f"placer '{placer}' needs real data; pass data=…, or use placer 'probe' or 'encoder'")
-    return module
+    return known("placer", placer, sys.modules[__name__], has_data)

@@ -40,8 +40,7 @@ def explain(
         return RecipeError(f"{where}: '{key}' must hold keys ({known}), not {value!r}")
     if kind == "value_error":
         message = str(problem["ctx"]["error"])
-    what = re.sub(r"^(Input|Value|String) should", "should", message)
-    what = re.sub(r"^Tuple should", "should", what).replace("valid tuple", "valid list")
+    what = re.sub(r"^(Input|Value|String|Tuple) should", "should", message).replace("valid tuple", "valid list")
     shown = f", not {value!r}" if not isinstance(value, Mapping | Section) and "not" not in what else ""
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
     named = f"'{key}' " if key else ""
@@ -53,11 +52,7 @@ def _first(error: ValidationError) -> Mapping[str, Any]:
     problems = error.errors(include_url=False)
     first = problems[0]
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
-    return unknown[0] if unknown and first["type"] != "extra_forbidden" and _is_root(first) else first
-
-
-def _is_root(problem: Mapping[str, Any]) -> bool:
-    return not problem["loc"]
+    return unknown[0] if unknown and not first["loc"] else first
 
 
 def _steps(loc: tuple[int | str, ...], section: type[Section]) -> list[int | str]:

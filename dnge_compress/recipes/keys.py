@@ -22,12 +22,8 @@ def leaves(section: type[Section]) -> dict[str, list[Keys]]:
 
 def keys_at(section: type[Section], path: Keys) -> Keys:
     """The keys known in the part of a recipe at `path`; () is the recipe itself. List positions are left out."""
-    for name in path:
-        inner = section_of(section, name)
-        if inner is None:
-            return ()
-        section = inner
-    return tuple(section.model_fields)
+    found = _section_at(section, path)
+    return () if found is None else tuple(found.model_fields)
 
 
 def section_of(section: type[Section], name: str) -> type[Section] | None:
@@ -60,7 +56,8 @@ def put(raw: dict[str, Any], section: type[Section], key: str, value: Any) -> Ke
         if not isinstance(here, dict | list):
             raise RecipeError(f"override '{key}': '{name}' holds no keys")
     last: Any = _index(here, path[-1], key) if isinstance(here, list) else path[-1]
-    if isinstance(here, dict) and value is not REMOVED and _is_choice(section, path[:-1]):
+    holder = _section_at(section, tuple(p for p in path[:-1] if not p.isdigit()))
+    if value is not REMOVED and isinstance(here, dict) and holder is not None and holder.IS_CHOICE:
         here.clear()
     if value is REMOVED:
         here.pop(last) if isinstance(here, list) else here.pop(last, None)
@@ -83,13 +80,11 @@ def _place_of(section: type[Section], key: str) -> Keys:
     raise UnknownNameError("recipe key", key, known, "see recipes/README.md")
 
 
-def _is_choice(section: type[Section], path: Keys) -> bool:
-    for name in (p for p in path if not p.isdigit()):
-        inner = section_of(section, name)
-        if inner is None:
-            return False
-        section = inner
-    return section.IS_CHOICE
+def _section_at(section: type[Section], path: Keys) -> type[Section] | None:
+    found: type[Section] | None = section
+    for name in path:
+        found = section_of(found, name) if found is not None else None
+    return found
 
 
 def _index(values: list[Any], name: str, key: str) -> int:

@@ -57,7 +57,8 @@ def load(recipe: str | Path | AnyRecipe, overrides: Mapping[str, Any] | None = N
     if isinstance(recipe, AnyRecipe):
         if not given:
             return recipe
-        raw, origin, lines = _given(recipe)
+        raw, origin = recipe.model_dump(), "override"
+        lines: Lines = {}
     else:
         raw, origin, lines = _open(recipe)
     kind = _kind_of(raw, origin, lines)
@@ -134,10 +135,6 @@ def folder() -> Path:
     raise RecipeError(f"the recipes are missing beside {package}; install dnge-compress again")
 
 
-def _given(recipe: AnyRecipe) -> tuple[dict[str, Any], str, Lines]:
-    return recipe.model_dump(), "override", {}
-
-
 def _open(recipe: str | Path) -> tuple[dict[str, Any], str, Lines]:
     """Values, origin and lines; relative paths of a user's own file are made absolute, from where the file is."""
     is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
@@ -185,20 +182,3 @@ def _checked(raw: dict[str, Any], kind: type[R], origin: str, lines: Lines, over
         return kind.model_validate(raw)  # type: ignore[return-value]
     except ValidationError as e:
         raise explain(e, kind, origin, lines, overridden) from None
-
-
-__all__ = [
-    "KINDS",
-    "REMOVED",
-    "AnyRecipe",
-    "assignments",
-    "copy",
-    "find",
-    "kind_of",
-    "folder",
-    "load",
-    "names",
-    "resolve",
-    "text",
-    "validate",
-]

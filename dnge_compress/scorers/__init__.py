@@ -6,8 +6,7 @@ keep. To add one, add a file.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,7 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError, UnknownNameError
+from dnge_compress.plugins import known, names_in
 from dnge_compress.probe import Inputs, Progress
 from dnge_compress.signals import Signal, Signals, as_matrix
 from dnge_compress.types import ModelGraph, Scores
@@ -55,7 +54,7 @@ class Context:
 
 def names() -> list[str]:
     """All scorers."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    return names_in(sys.modules[__name__])
 
 
 def score(scorer: str, context: Context) -> Scores:
@@ -67,9 +66,4 @@ def score(scorer: str, context: Context) -> Scores:
 
 def known_scorer(scorer: str, real_data: bool) -> ModuleType:
     """The module of a scorer. Raises UnknownNameError, or DataError if it needs data and there is none."""
-    if scorer not in names():
-        raise UnknownNameError("scorer", scorer, names())
-    module = importlib.import_module(f"{__name__}.{scorer}")
-    if module.NEEDS_DATA and not real_data:
-        raise DataError(f"scorer '{scorer}' needs real data; pass data=…, or use scorer 'probe' or 'encoder'")
-    return module
+    return known("scorer", scorer, sys.modules[__name__], real_data)

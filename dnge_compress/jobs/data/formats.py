@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.errors import DataError
+from dnge_compress.errors import DataError, first_line
 from dnge_compress.jobs.data.fields import check_columns
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
@@ -109,11 +109,6 @@ def quiet_datasets() -> Iterator[Any]:
         datasets.logging.set_verbosity(verbosity)
         if bars:
             datasets.enable_progress_bars()
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another package says first."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _load(builder: str, file: Path, cache: Path, options: dict[str, Any]) -> Any:
