@@ -30,7 +30,6 @@ from dnge_compress.errors import BudgetError
 from dnge_compress.pretrain import zoo
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.blueprint import FAMILIES
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.fit import folds
 from dnge_compress.pretrain.judging import interval
 from dnge_compress.pretrain.targets import Lesson
@@ -38,6 +37,7 @@ from dnge_compress.pretrain.train import STEPS, measure_all
 from dnge_compress.recipes.budget import candidates
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.problem import Budget
+from dnge_compress.shelf import Shelf
 from dnge_compress.sizes import non_embedding_prices
 from dnge_compress.types import Scores
 

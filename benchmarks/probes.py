@@ -24,11 +24,12 @@ from dnge_compress.families import build_graph
 from dnge_compress.pretrain import zoo
 from dnge_compress.pretrain.batches import example_batches
 from dnge_compress.pretrain.blueprint import Blueprint
-from dnge_compress.pretrain.corpora import VOCABULARY, Shelf
+from dnge_compress.pretrain.corpora import VOCABULARY
 from dnge_compress.pretrain.fit import is_held_out
 from dnge_compress.pretrain.train import has_learned
 from dnge_compress.probe import Inputs, ProbeSettings, inference_mode_of, synthesize
 from dnge_compress.scorers import Context, probe
+from dnge_compress.shelf import Shelf
 from dnge_compress.types import Cut
 
 FAMILIES = ("mlp", "cnn", "resnet", "vit", "bert")  # causal language models sample their own text

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTConfig
 from transformers import ViTForImageClassification as ViT
 
-from dnge_compress.pretrain.corpora import Images, Shelf, images
+from dnge_compress.images import Images, images
 from dnge_compress.pretrain.training import float32_attention
+from dnge_compress.shelf import Shelf
 
 CLASSES = 10
 SIDE = 32  # pixels

@@ -28,10 +28,13 @@ LAYERS = (
         "vocabulary",
         "writing",
         "painting",
+        "shelf",
+        "images",
+        "workers",
     },
     {"families", "encoder", "scorers", "placers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},
-    {"api", "placing"},
+    {"api", "placing", "inr"},
     {"jobs"},
     {"session", "texts"},
     {"commands"},
@@ -60,8 +63,9 @@ HOMES = {
         "placers/kappa.py",
         *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model")),
     },
-    "pyarrow": {"jobs/data/formats.py", "pretrain/corpora.py"},
-    **dict.fromkeys(("PIL", "tokenizers"), {"pretrain/corpora.py"}),
+    "pyarrow": {"jobs/data/formats.py", "shelf.py"},
+    "PIL": {"images.py"},
+    "tokenizers": {"pretrain/corpora.py"},
 }
 # The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
 UPWARD = {"types.py": {"api"}, "lora_plan.py": {"executors"}}

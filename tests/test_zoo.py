@@ -20,11 +20,13 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from dnge_compress.errors import CheckpointError, DataError, UnknownNameError
+from dnge_compress.images import images
 from dnge_compress.pretrain import targets, zoo
 from dnge_compress.pretrain.batches import IGNORED, neighbour_batches
-from dnge_compress.pretrain.corpora import VOCABULARY, Shelf, images, tokens
+from dnge_compress.pretrain.corpora import VOCABULARY, tokens
 from dnge_compress.pretrain.training import train
 from dnge_compress.pretrain.zoo import FAMILIES, Blueprint, blueprints, build, example_batches, load, loss
+from dnge_compress.shelf import Shelf
 
 DRAWN = {b.family: b for b in blueprints(2 * len(FAMILIES), seed=0)}
 

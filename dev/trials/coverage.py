@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from vision_probes import judge  # noqa: E402
 
 from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.corpora import VOCABULARY, Shelf
+from dnge_compress.pretrain.corpora import VOCABULARY
 from dnge_compress.pretrain.zoo import load
+from dnge_compress.shelf import Shelf
 from dnge_compress.vocabulary import vocabulary_of
 from dnge_compress.writing import with_perplexity
 

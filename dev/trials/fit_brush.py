@@ -15,9 +15,9 @@ from vision_probes import judge  # noqa: E402
 
 from dnge_compress.painting import Brush, dead_leaves, strokes
 from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.fit import is_held_out
 from dnge_compress.pretrain.zoo import load
+from dnge_compress.shelf import Shelf
 
 N = 192
 

@@ -27,10 +27,11 @@ from dnge_compress.executors.lora import config_of  # noqa: E402
 from dnge_compress.lora_plan import Adapter, LoraPlan, Site  # noqa: E402
 from dnge_compress.placers import Context, encoder, stable_rank  # noqa: E402
 from dnge_compress.pretrain import zoo  # noqa: E402
-from dnge_compress.pretrain.corpora import Shelf, tokenizer_folder  # noqa: E402
+from dnge_compress.pretrain.corpora import tokenizer_folder  # noqa: E402
 from dnge_compress.probe import ProbeSettings, call  # noqa: E402
 from dnge_compress.recipes.lora_schema import Lora, LoraRecipe  # noqa: E402
 from dnge_compress.recipes.ranks import allocate  # noqa: E402
+from dnge_compress.shelf import Shelf  # noqa: E402
 from dnge_compress.signals import label_loss  # noqa: E402
 from dnge_compress.sites import as_stack, find_sites  # noqa: E402
 

@@ -14,9 +14,9 @@ from vision_probes import judge, pink_noise  # noqa: E402
 from dnge_compress.families import build_graph
 from dnge_compress.painting import dead_leaves, strokes
 from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
 from dnge_compress.probe import call, inference_mode_of
+from dnge_compress.shelf import Shelf
 
 N = 256
 PROCESSES = (pink_noise, dead_leaves, strokes)

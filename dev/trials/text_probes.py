@@ -16,9 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from vision_probes import judge  # noqa: E402
 
 from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.corpora import VOCABULARY, Shelf, _tokenizer
+from dnge_compress.pretrain.corpora import VOCABULARY, _tokenizer
 from dnge_compress.pretrain.zoo import load
 from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress.shelf import Shelf
 
 TOKENS = 8192
 

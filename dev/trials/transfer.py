@@ -26,11 +26,11 @@ from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.model import Corrections
 from dnge_compress.encoder.snapshots import ROLES, snapshots
 from dnge_compress.encoder.sweeps import KINDS
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.fit import LEARNING_RATE, _clip, _lesson_at, lesson_loss
 from dnge_compress.pretrain.judging import closed_form, over_network
 from dnge_compress.pretrain.targets import Lesson
 from dnge_compress.pretrain.train import measure_all
+from dnge_compress.shelf import Shelf
 
 SOURCES = {"vision": ("mlp", "cnn", "resnet"), "language": ("gpt2", "llama", "bert")}
 TARGETS = {"vision": ("vit", "bert", "llama", "gpt2"), "language": ("mlp", "cnn", "resnet", "vit")}

@@ -13,10 +13,10 @@ from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import build_graph
 from dnge_compress.painting import _spectral, dead_leaves, strokes
 from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
 from dnge_compress.probe import inference_mode_of
 from dnge_compress.scorers import Context, probe
+from dnge_compress.shelf import Shelf
 from dnge_compress.types import Cut
 
 ROWS = 256

@@ -9,6 +9,8 @@ Letters: S source rows, D destination rows, K basis functions, H hidden size.
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,19 @@ CHUNK_ELEMENTS = 1 << 19  # elements of φ_k(W) that exist at a time
 RAW = ("identity",)
 MAGNITUDE = ("abs", "square")
 WAVES = tuple(f"{wave}{frequency}" for frequency in (0.1, 0.2, 0.4, 0.8) for wave in ("sin", "cos"))
+LEARNED = tuple(f"{wave}~{frequency}" for frequency in (0.1, 0.2, 0.4, 0.8) for wave in ("sin", "cos"))
+
+
+def random_fourier(features: int = 256, scale: float = 3.0, seed: int = 0) -> tuple[str, ...]:
+    """The paper's φ: sines and cosines at `features` / 2 fixed frequencies from N(0, scale²), meant for weights as they
+    are (`Sweep(is_relative=False)`)."""
+    drawn = torch.randn(features // 2, generator=torch.Generator().manual_seed(seed)) * scale
+    return tuple(f"{wave}{frequency:.6f}" for frequency in drawn.tolist() for wave in ("sin", "cos"))
+
+
+def is_known(name: str) -> bool:
+    """Whether `name` is that of a basis function."""
+    return name in (*RAW, *MAGNITUDE) or re.fullmatch(r"(sin|cos)~?-?\d+(\.\d+)?", name) is not None
 
 
 def basis(name: str, w: Tensor) -> Tensor:
@@ -34,11 +49,18 @@ def basis(name: str, w: Tensor) -> Tensor:
 
 
 class Message(nn.Module):
-    """One stream of messages over a set of basis functions; raw weights and magnitudes are kept in separate streams."""
+    """One stream of messages over a set of basis functions; raw weights and magnitudes are kept in separate streams.
+
+    Functions "sin~<f>" and "cos~<f>" have a learned frequency that begins at f.
+    """
 
     def __init__(self, hidden: int, functions: tuple[str, ...]) -> None:
         super().__init__()
         self.functions = functions
+        learned = sorted({name[4:] for name in functions if "~" in name})
+        self._learned = {name: learned.index(name[4:]) for name in functions if "~" in name}
+        if learned:
+            self.frequency = nn.Parameter(torch.tensor([float(f) for f in learned]))
         self.node = nn.Linear(hidden, hidden)  # N, d
         self.edge = nn.Parameter(torch.randn(len(functions), hidden) / len(functions) ** 0.5)  # E
 
@@ -82,18 +104,25 @@ class Message(nn.Module):
         """φ_k of a scaled block, K × `[rows, S]`; kernel positions are edges of their own, and their mean is taken."""
         block = block * scale
         if block.shape[-1] == 1:
-            return [basis(name, block.squeeze(-1)) for name in self.functions]
-        return [basis(name, block).mean(-1) for name in self.functions]
+            return [self._basis(name, block.squeeze(-1)) for name in self.functions]
+        return [self._basis(name, block).mean(-1) for name in self.functions]
+
+    def _basis(self, name: str, w: Tensor) -> Tensor:
+        if name not in self._learned:
+            return basis(name, w)
+        phase = 2 * torch.pi * self.frequency[self._learned[name]] * w
+        return phase.sin() if name.startswith("sin") else phase.cos()
 
     def diagonal(self, gain: Tensor, states: Tensor) -> Tensor:
         """Messages `[U, H]` along a norm's gains `[U]`: each unit to itself."""
         node = self.node(states)
-        return sum(basis(name, gain)[:, None] * node * e for name, e in zip(self.functions, self.edge, strict=True))
+        pairs = zip(self.functions, self.edge, strict=True)
+        return sum(self._basis(name, gain)[:, None] * node * e for name, e in pairs)
 
 
 def per_edge(message: Message, weight: Tensor, states: Tensor) -> Tensor:
     """The same messages edge by edge, as the paper writes them; the tests' reference, quadratic in memory."""
-    phi = torch.stack([basis(name, weight) for name in message.functions], -1)  # [D, S, kernel, K]
+    phi = torch.stack([message._basis(name, weight) for name in message.functions], -1)  # [D, S, kernel, K]
     embedded = phi.mean(2) @ message.edge  # [D, S, H]
     return (embedded * message.node(states)[None]).mean(1)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,15 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder import hub
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, WAVES
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, WAVES, is_known
 from dnge_compress.encoder.pooling import segment_mean
-from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.encoder.sweeps import States, Sweep
+from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
 from dnge_compress.errors import CheckpointError, UnknownNameError, first_line
 from dnge_compress.types import ModelGraph
 from dnge_compress.weights import digest
 
 DIRECTIONS = ("both", "forward", "none")
-STATIC_ROUNDS = 3
-ORDERS = ("inference", "shuffled", "static")
 
 
 @dataclass(frozen=True)
@@ -51,10 +48,12 @@ class EncoderConfig:
         for what, value, known in (
             ("directions", self.directions, DIRECTIONS),
             ("order", self.order, ORDERS),
-            *(("basis function", name, (*RAW, *MAGNITUDE, *WAVES)) for name in self.magnitude),
         ):
             if value not in known:
                 raise UnknownNameError(what, value, known)
+        for name in self.magnitude:
+            if not is_known(name):
+                raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE, *WAVES))
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,8 @@ class DNGEncoder(
         self.config = config or EncoderConfig()
         h, f = self.config.hidden, self.config.features
         magnitude = self.config.magnitude
-        self.ahead = Sweep(h, f, magnitude)
-        self.back = Sweep(h, f + h, magnitude, backward=True)
+        self.ahead = Sweep(h, f, (RAW, magnitude))
+        self.back = Sweep(h, f + h, (RAW, magnitude), backward=True)
         self.unit = _readout(2 * h + f)
         self.space = _readout(2 * h + f)
         self.layer = _readout(2 * h + 1)
@@ -108,12 +107,10 @@ class DNGEncoder(
         chunk: int = CHUNK_ELEMENTS,
     ) -> Corrections:
         """Corrections for every prunable unit, every block and every matrix of the network."""
-        dtype = next(self.parameters()).dtype
-        ahead, back = (snapshots(graph, weights, dtype, backward=b) for b in (False, True))
         if not self.config.signals:
             features = {s: torch.zeros_like(x) for s, x in features.items()}
             layer_costs = {s: torch.zeros_like(x) for s, x in layer_costs.items()}
-        states = self._states(graph, ahead, back, features, chunk)
+        states = self._states(graph, weights, features, chunk)
         return Corrections(
             {s: self._units(states[s], x) for s, x in features.items()},
             self._layers(graph, states, layer_costs),
@@ -121,35 +118,15 @@ class DNGEncoder(
         )
 
     def _states(
-        self,
-        graph: ModelGraph,
-        ahead: Iterable[Snapshot],
-        back: Iterable[Snapshot],
-        features: Mapping[str, Tensor],
-        chunk: int,
+        self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor], chunk: int
     ) -> States:
         """States of both sweeps side by side, space → `[U, 2H]`; zeros for what is left out."""
-        h, like = self.config.hidden, self.ahead.norm.weight
-        first = {s.name: like.new_zeros(s.units, h) for s in graph.spaces}
-        second = first
-        if self.config.order == "shuffled":
-            order = random.Random(graph.fingerprint).sample(range(len(graph.steps)), len(graph.steps))
-            snapshots_ahead = list(ahead)
-            ahead = [snapshots_ahead[i] for i in order]
-            back = ahead[::-1]
-        if self.config.directions == "none":
-            first = self.ahead.alone(graph, features)
-        else:
-            first = self.ahead(graph, self._moments(ahead), features, chunk)
-        if self.config.directions == "both":
-            f = self.config.features
-            seen = {s: torch.cat([_features_or_zeros(features, s, v, f), v], -1) for s, v in first.items()}
-            second = self.back(graph, self._moments(back), seen, chunk)
-        return {s: torch.cat([first[s], second[s]], -1) for s in first}
-
-    def _moments(self, steps: Iterable[Snapshot]) -> Iterable[Sequence[Snapshot]]:
-        """Which snapshots act together: each by itself, or all of them, a few times."""
-        return [list(steps)] * STATIC_ROUNDS if self.config.order == "static" else ([step] for step in steps)
+        sweeps = {"both": (self.ahead, self.back), "forward": (self.ahead,), "none": ()}[self.config.directions]
+        walked = walk(sweeps, graph, weights, features, order=self.config.order, chunk=chunk)
+        if not sweeps:
+            walked = (self.ahead.alone(graph, features),)
+        nothing = {s: torch.zeros_like(v) for s, v in walked[0].items()}
+        return side_by_side([*walked, nothing][:2])
 
     def _units(self, states: Tensor, features: Tensor) -> Tensor:
         """A part that ranks inside the space and a part that moves the whole space, each bounded."""
@@ -273,10 +250,6 @@ def _readout(inputs: int) -> nn.Sequential:
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
     return nn.Sequential(nn.Linear(inputs, 64), nn.SiLU(), last)
-
-
-def _features_or_zeros(features: Mapping[str, Tensor], space: str, like: Tensor, size: int) -> Tensor:
-    return features[space] if space in features else like.new_zeros(len(like), size)
 
 
 def _states_inside(graph: ModelGraph, states: States, module: str) -> Tensor:

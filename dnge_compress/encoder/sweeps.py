@@ -40,24 +40,54 @@ class GRU(nn.Module):
         return torch.lerp(candidate, hidden, torch.sigmoid(keep + keep_too))
 
 
+class Perceptron(nn.Module):
+    """For ablation: an update without gates, one hidden layer over input and hidden state."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2 * size, 3 * size), nn.SiLU(), nn.Linear(3 * size, size))
+
+    def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
+        """New hidden states `[U, H]` from inputs and hidden states `[U, H]`."""
+        return self.layers(torch.cat([inputs, hidden], -1))
+
+
+UPDATES: dict[str, type[GRU] | type[Perceptron]] = {"gru": GRU, "mlp": Perceptron}
+
+
 class Sweep(nn.Module):
     """One direction of the walk. Parameters are shared over all steps; roles and kinds only choose embeddings.
 
-    Inputs and outputs of the network (kind "fixed") have no memory: all their units are alike.
+    Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
+    spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
+    `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
+    are. `update` is "gru" or "mlp".
     """
 
-    def __init__(self, hidden: int, features: int, magnitude: tuple[str, ...] = MAGNITUDE, backward: bool = False):
+    def __init__(
+        self,
+        hidden: int,
+        features: int,
+        streams: Iterable[tuple[str, ...]] = (RAW, MAGNITUDE),
+        *,
+        backward: bool = False,
+        nodes: Mapping[str, int] | None = None,
+        is_relative: bool = True,
+        update: str = "gru",
+    ) -> None:
         super().__init__()
         self.backward_in_time = backward
-        self.streams = nn.ModuleList(Message(hidden, f) for f in (RAW, magnitude) if f)
+        self.is_relative = is_relative
+        self.streams = nn.ModuleList(Message(hidden, f) for f in streams if f)
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
         self.gain = nn.Parameter(torch.ones(len(ROLES), hidden))  # of a message, by the role of its block
         self.kind = nn.Embedding(len(KINDS), hidden)
         self.scale = nn.Linear(2, hidden)  # log scale of the block, bias
         self.features = nn.Linear(features, hidden)
-        self.update = GRU(hidden)
+        self.update = UPDATES[update](hidden)
         self.norm = nn.LayerNorm(hidden)
+        self.nodes = nn.ParameterDict({name: torch.randn(units, hidden) for name, units in (nodes or {}).items()})
 
     def forward(
         self,
@@ -96,7 +126,7 @@ class Sweep(nn.Module):
         for snapshot in steps:
             for edge in snapshot.edges:
                 target = self._target(edge)
-                if graph.space(target).kind == "fixed":
+                if not self._has_memory(graph, target):
                     continue
                 inputs.setdefault(target, []).append(self._about(graph, snapshot, edge))
                 messages.setdefault(target, []).append(self._messages(graph, edge, memory, features, chunk))
@@ -113,7 +143,7 @@ class Sweep(nn.Module):
         self, graph: ModelGraph, edge: Edge, memory: States, features: Mapping[str, Tensor], chunk: int
     ) -> Tensor:
         """What an edge tells the units that it informs in this direction `[U, H]`."""
-        scale, _ = edge.scales
+        scale = edge.scales[0] if self.is_relative else 1.0
         if edge.is_diagonal:
             states = self._state(graph, edge.src, memory, features)
             return self._mixed(edge, [m.diagonal(edge.weight * scale, states) for m in self.streams])
@@ -121,7 +151,7 @@ class Sweep(nn.Module):
         source, source_width = (edge.dst, edge.dst_width) if back else (edge.src, edge.src_width)
         width = edge.src_width if back else edge.dst_width
         states = self._state(graph, source, memory, features)
-        if graph.space(source).kind == "fixed":
+        if not self._has_memory(graph, source):
             rows = [m.from_equals(edge.weight, states[:1], back, scale=scale, chunk=chunk) for m in self.streams]
         else:
             states = spread(states, source_width)
@@ -140,9 +170,13 @@ class Sweep(nn.Module):
     def _own(self, graph: ModelGraph, name: str, features: Mapping[str, Tensor]) -> Tensor:
         space = graph.space(name)
         kind = self.kind.weight[KINDS.index(space.kind)]
-        if name in features and space.kind != "fixed":
-            return self.features(features[name]) + kind
-        return kind.expand(space.units, -1)
+        own = self.nodes[name] + kind if name in self.nodes else kind.expand(space.units, -1)
+        if name in features and self._has_memory(graph, name):
+            return self.features(features[name]) + own
+        return own
+
+    def _has_memory(self, graph: ModelGraph, name: str) -> bool:
+        return graph.space(name).kind != "fixed" or name in self.nodes
 
     def _about(self, graph: ModelGraph, snapshot: Snapshot, edge: Edge) -> Tensor:
         """What an update hears about a block besides its messages: role, scale, and the bias where one is added."""

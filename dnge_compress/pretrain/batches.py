@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import DataError
+from dnge_compress.images import images
 from dnge_compress.pretrain.blueprint import Blueprint
-from dnge_compress.pretrain.corpora import Shelf, Split, images, tokens
+from dnge_compress.pretrain.corpora import tokens
+from dnge_compress.shelf import Shelf, Split
 
 IGNORED = -100
 _MASKED_SHARE = 0.15

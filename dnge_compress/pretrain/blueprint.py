@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dnge_compress.errors import DataError, UnknownNameError
-from dnge_compress.pretrain.corpora import IMAGES, TEXTS, VOCABULARY
+from dnge_compress.images import IMAGES
+from dnge_compress.pretrain.corpora import TEXTS, VOCABULARY
 from dnge_compress.pretrain.networks import halvings
 
 FAMILIES = ("mlp", "cnn", "resnet", "vit", "gpt2", "llama", "bert")

@@ -32,10 +32,10 @@ from dnge_compress.executors.trial import damage, whole_answers
 from dnge_compress.families import build_graph
 from dnge_compress.pretrain.batches import Batch, example_batches, loss
 from dnge_compress.pretrain.blueprint import Blueprint
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.zoo import load
 from dnge_compress.probe import Inputs, ProbeSettings, inference_mode_of, synthesize
 from dnge_compress.scorers import Context, probe
+from dnge_compress.shelf import Shelf
 from dnge_compress.types import Cut, ModelGraph
 
 PROBE_TOKENS = 4096

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from dnge_compress.errors import DngeError
 from dnge_compress.pretrain import zoo
-from dnge_compress.pretrain.corpora import Shelf
 from dnge_compress.pretrain.fit import fit, folds
 from dnge_compress.pretrain.judging import compared
 from dnge_compress.pretrain.targets import Lesson, lessons_of, make_targets, read_lesson
-from dnge_compress.pretrain.workers import each_done
+from dnge_compress.shelf import Shelf
+from dnge_compress.workers import each_done
 
 STEPS = 1600
 

@@ -26,7 +26,8 @@ from dnge_compress.pretrain.batches import (
     neighbour_batches,
 )
 from dnge_compress.pretrain.blueprint import Blueprint
-from dnge_compress.pretrain.corpora import Shelf, unigram
+from dnge_compress.pretrain.corpora import unigram
+from dnge_compress.shelf import Shelf
 
 _WARMUP_SHARE = 0.05
 _LAST_LR_SHARE = 0.02

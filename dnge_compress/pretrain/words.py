@@ -10,7 +10,8 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from dnge_compress.pretrain.corpora import Shelf, book_texts
+from dnge_compress.pretrain.corpora import book_texts
+from dnge_compress.shelf import Shelf
 from dnge_compress.vocabulary import WORDS
 
 _TOKEN = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[.,;:!?\"]|\d+")

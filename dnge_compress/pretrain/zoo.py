@@ -26,12 +26,14 @@ import transformers
 from torch import nn
 
 from dnge_compress.errors import CheckpointError, DngeError
+from dnge_compress.images import images
 from dnge_compress.pretrain.architectures import build
 from dnge_compress.pretrain.batches import Batch, example_batches, logits, loss
 from dnge_compress.pretrain.blueprint import FAMILIES, Blueprint, blueprints
-from dnge_compress.pretrain.corpora import Shelf, images, tokenizer_folder, tokens
+from dnge_compress.pretrain.corpora import tokenizer_folder, tokens
 from dnge_compress.pretrain.training import measure, train, train_through
-from dnge_compress.pretrain.workers import each_done
+from dnge_compress.shelf import Shelf
+from dnge_compress.workers import each_done
 
 __all__ = [
     "FAMILIES",

@@ -1,0 +1,96 @@
+"""NetworkEncoder: whole networks as vectors, by the same sweeps that score the units of one.
+
+After the DNG-Encoder (arXiv 2607.02166), with parameters shared over time, and a readout that pools the states of all
+nodes: width and depth are free.
+
+Letters: U units, H hidden size, F node features, E size of the embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import vmap
+
+from dnge_compress.encoder.messages import MAGNITUDE, RAW, is_known
+from dnge_compress.encoder.sweeps import UPDATES, States, Sweep
+from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
+from dnge_compress.errors import UnknownNameError
+from dnge_compress.types import ModelGraph
+
+DIRECTIONS = ("both", "forward")
+
+
+@dataclass(frozen=True)
+class NetworkEncoderConfig:
+    """Sizes of an encoder of whole networks, and the choices that its ablations vary.
+
+    `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
+    `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages;
+    `is_relative` takes weights relative to their block's root mean square. `order`, `update`: see `walk` and `Sweep`.
+    """
+
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    features: int = 1
+    hidden: int = 64
+    embedding: int = 256
+    rounds: int = 1
+    directions: str = "both"
+    order: str = "inference"
+    update: str = "gru"
+    streams: tuple[tuple[str, ...], ...] = (RAW, MAGNITUDE)
+    is_relative: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "streams", tuple(tuple(s) for s in self.streams))  # JSON knows lists only
+        for what, value, known in (
+            ("directions", self.directions, DIRECTIONS),
+            ("order", self.order, ORDERS),
+            ("update", self.update, tuple(UPDATES)),
+        ):
+            if value not in known:
+                raise UnknownNameError(what, value, known)
+        for name in (name for stream in self.streams for name in stream):
+            if not is_known(name):
+                raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE))
+
+
+class NetworkEncoder(nn.Module):
+    """Reads a network, or many of one shape, into vectors `[E]`; states of single nodes are there too."""
+
+    def __init__(self, config: NetworkEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        h, f = config.hidden, config.features
+        directions = (False, True) if config.directions == "both" else (False,)
+        self.sweeps = nn.ModuleList(
+            Sweep(h, f + (h if i else 0), config.streams, backward=backward, nodes=config.nodes,
+                  is_relative=config.is_relative, update=config.update)
+            for i, backward in enumerate(directions * config.rounds)
+        )  # fmt: skip
+        size = len(self.sweeps) * h
+        self.pooled = nn.Sequential(nn.Linear(size, 2 * h), nn.SiLU())
+        self.joined = nn.Sequential(nn.Linear(4 * 2 * h, config.embedding), nn.SiLU(), nn.LayerNorm(config.embedding))
+
+    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
+        """The embedding `[E]` of one network, from node features per space `[U, F]`."""
+        return self.read(graph, self.states(graph, weights, features))
+
+    def states(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> States:
+        """Per-node readout: the states of all sweeps side by side, space → `[U, sweeps · H]`."""
+        return side_by_side(walk(list(self.sweeps), graph, weights, features, order=self.config.order))
+
+    def read(self, graph: ModelGraph, states: States) -> Tensor:
+        """Per-network readout `[E]`: the first and the last written inner space, all of them, and the outputs."""
+        written = list(dict.fromkeys(name for step in graph.steps for name in step.writes))
+        inner = [name for name in written if graph.space(name).kind != "fixed"] or written
+        means = {name: self.pooled(states[name]).mean(0) for name in written}
+        everything = torch.stack([means[name] for name in inner]).mean(0)
+        return self.joined(torch.cat([means[inner[0]], means[inner[-1]], everything, means[written[-1]]]))
+
+    def embed(self, graph: ModelGraph, stack: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings `[N, E]` of N networks of one shape: stacked weights `[N, …]`, features `[N, U, F]`."""
+        return vmap(lambda w, f: self(graph, w, f))(dict(stack), dict(features))

@@ -1,0 +1,77 @@
+"""A chain of linear layers as a dynamic graph: inputs, hidden neurons, outputs, one step per layer."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dnge_compress.errors import UnsupportedModelError, WeightError
+from dnge_compress.types import ModelGraph, Slot, Space, Step
+
+INPUT, OUTPUT = "input", "output"
+
+
+def chain(widths: Sequence[int], activation: str = "sine") -> ModelGraph:
+    """The graph of linear layers `"0"`, `"1"`, …, with `widths` from input to output."""
+    last = len(widths) - 1
+    names = [INPUT, *(f"hidden{i}" for i in range(1, last)), OUTPUT]
+    spaces = [
+        Space(name, units, "fixed" if name in (INPUT, OUTPUT) else "neuron", i if 0 < i < last else None)
+        for i, (name, units) in enumerate(zip(names, widths, strict=True))
+    ]
+    slots, steps = [], []
+    for i in range(last):
+        slots += [Slot(f"{i}.weight", 0, names[i + 1]), Slot(f"{i}.weight", 1, names[i]),
+                  Slot(f"{i}.bias", 0, names[i + 1])]  # fmt: skip
+        steps.append(Step(i, "linear", (names[i],), (names[i + 1],), (f"{i}.weight", f"{i}.bias"),
+                          activation if i < last - 1 else ""))  # fmt: skip
+    fingerprint = hashlib.sha256(repr((tuple(widths), activation)).encode()).hexdigest()[:16]
+    return ModelGraph("chain", tuple(spaces), tuple(slots), tuple(steps), fingerprint=fingerprint)
+
+
+def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of linear layers, each reading what the one before wrote, as `"0.weight"`, `"0.bias"`, ….
+
+    Matrices are `[out, in]`, or `[N, out, in]` for N networks. Layers are ordered by the numbers in their names; a
+    missing bias is zero. Raises UnsupportedModelError if it is no such chain, WeightError on values that are not finite.
+    """
+    matrices = sorted((n for n, t in weights.items() if t.dim() in (2, 3) and n.endswith("weight")), key=_natural)
+    biases = {n: n.removesuffix("weight") + "bias" for n in matrices}
+    others = sorted(weights.keys() - set(matrices) - set(biases.values()))
+    if others or not matrices:
+        raise UnsupportedModelError(
+            f"'{others[0]}' is no weight or bias of a linear layer; give a chain of linear layers" if others
+            else "there is no linear layer; give a state dict of a chain of them"
+        )  # fmt: skip
+    found: dict[str, Tensor] = {}
+    for i, name in enumerate(matrices):
+        weight = weights[name]
+        if i and weight.shape[-1] != found[f"{i - 1}.weight"].shape[-2]:
+            raise UnsupportedModelError(
+                f"'{name}' reads {weight.shape[-1]} units where the layer before writes "
+                f"{found[f'{i - 1}.weight'].shape[-2]}; the layers are no chain"
+            )
+        bias = weights.get(biases[name], weight.new_zeros(weight.shape[:-1]))
+        if bias.shape != weight.shape[:-1]:
+            raise UnsupportedModelError(
+                f"'{biases[name]}' has shape {tuple(bias.shape)}, and '{name}' needs {tuple(weight.shape[:-1])}"
+            )
+        for key, value in ((name, weight), (biases[name], bias)):
+            if not value.is_floating_point() or not torch.isfinite(value).all():
+                raise WeightError(f"'{key}' holds values that are not finite numbers; fit that network again")
+        found |= {f"{i}.weight": weight, f"{i}.bias": bias}
+    return found
+
+
+def widths_of(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Widths from input to output of a chain as `read_chain` gives it."""
+    depth = sum(name.endswith("weight") for name in weights)
+    return (weights["0.weight"].shape[-1], *(weights[f"{i}.weight"].shape[-2] for i in range(depth)))
+
+
+def _natural(name: str) -> list[tuple[bool, int, str]]:
+    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,0 +1,75 @@
+"""The DNG encoder on implicit neural representations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
+from dnge_compress.inr.chain import INPUT, OUTPUT, chain
+from dnge_compress.inr.siren import Siren, Stack
+from dnge_compress.inr.symmetry import canonical, lift
+
+PHASES = 3  # features of a hidden neuron: its phase, and the sine and cosine of it
+
+
+@dataclass(frozen=True)
+class InrEncoderConfig:
+    """An encoder for SIRENs of some inputs and outputs. `is_lifted`: every neuron beside its negative twin, so that the
+    embedding doesn't change when neurons are negated (see symmetry.py)."""
+
+    inputs: int = 2
+    outputs: int = 1
+    is_lifted: bool = True
+    network: NetworkEncoderConfig = NetworkEncoderConfig()
+
+
+class InrEncoder(nn.Module):
+    """SIRENs of any width and depth as vectors `[N, E]`; their neurons may be permuted, negated or shifted in phase."""
+
+    def __init__(self, config: InrEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        nodes = {INPUT: config.inputs, OUTPUT: config.outputs}
+        self.network = NetworkEncoder(replace(config.network, nodes=nodes, features=PHASES))
+        self.embedding = config.network.embedding
+
+    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+        """Embeddings `[N, E]` of stacked networks."""
+        stack = canonical(stack, siren)
+        if self.config.is_lifted:
+            stack, siren = lift(stack, siren)
+        features = {f"hidden{i}": _phases(stack[f"{i - 1}.bias"], siren) for i in range(1, siren.depth)}
+        return self.network.embed(chain(siren.widths), stack, features)
+
+
+class FlatEncoder(nn.Module):
+    """A rival: a perceptron on all weights in a row. It knows one shape only, and no symmetry but the phases."""
+
+    def __init__(self, siren: Siren, embedding: int, hidden: int = 512) -> None:
+        super().__init__()
+        sizes = zip(siren.widths, siren.widths[1:], strict=False)
+        self.embedding = embedding
+        self.layers = nn.Sequential(
+            nn.LayerNorm(inputs := sum(i * o + o for i, o in sizes)),
+            nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, embedding), nn.SiLU(), nn.LayerNorm(embedding),
+        )  # fmt: skip
+
+    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+        """Embeddings `[N, E]` of stacked networks."""
+        found = canonical(stack, siren)
+        return self.layers(torch.cat([found[name].flatten(1) * _unit(name, siren) for name in sorted(found)], 1))
+
+
+def _phases(bias: Tensor, siren: Siren) -> Tensor:
+    phase = bias * siren.omega
+    return torch.stack([phase, phase.sin(), phase.cos()], -1)
+
+
+def _unit(name: str, siren: Siren) -> float:
+    """What brings a tensor near unit size: phases in radians, weights by their fan-in at initialisation."""
+    layer = int(name.split(".")[0])
+    return siren.omega if layer else siren.widths[0] * 2.0

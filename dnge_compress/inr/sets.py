@@ -1,0 +1,173 @@
+"""Sets of fitted networks: one safetensors file with weights, labels, image numbers and PSNR.
+
+    dnge inr mnist -o mnist.safetensors --jobs 2
+
+A set is made in parts, each kept when it is done, so the command can be killed at any point and started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dnge_compress.errors import CheckpointError, DataError, DngeError, first_line
+from dnge_compress.images import IMAGES, Images, images
+from dnge_compress.inr.fitting import FitSettings, fit
+from dnge_compress.inr.siren import Siren, take
+from dnge_compress.shelf import Shelf, Split
+from dnge_compress.workers import each_done
+
+PART = 250  # networks that are fitted together
+STEPS = {"mnist": 300, "cifar10": 400}
+HIDDEN = (32, 32)
+
+
+@dataclass(frozen=True)
+class InrSet:
+    """Fitted networks of one data set, and what each of them shows."""
+
+    siren: Siren
+    stack: dict[str, Tensor]  # "0.weight" [N, 32, 2], …
+    labels: Tensor  # int64 [N]
+    image: Tensor  # int64 [N], number of the image within its split
+    psnr: Tensor  # [N], decibels
+    about: dict[str, Any]  # data, split, fits, seed, settings
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, index: Tensor | slice) -> InrSet:
+        """The networks at `index`."""
+        return replace(self, stack=take(self.stack, index), labels=self.labels[index], image=self.image[index],
+                       psnr=self.psnr[index])  # fmt: skip
+
+    def save(self, path: Path) -> None:
+        """Write one file, whole or not at all. Raises CheckpointError."""
+        header = {"siren": json.dumps(asdict(self.siren)), "about": json.dumps(self.about)}
+        tensors = self.stack | {"labels": self.labels, "image": self.image, "psnr": self.psnr}
+        half = path.with_name(f".{path.name}.half")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({name: t.contiguous() for name, t in tensors.items()}, half, header)
+            half.replace(path)
+        except (OSError, SafetensorError) as e:
+            raise CheckpointError(f"can't write '{path}' ({first_line(e)}); choose another place") from e
+
+    @classmethod
+    def load(cls, path: Path | str) -> InrSet:
+        """Read a file that `save` wrote. Raises CheckpointError."""
+        try:
+            with safe_open(path, "pt") as f:
+                header = f.metadata() or {}
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+            siren = Siren(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(header["siren"]).items()})
+            labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
+            return cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"'{path}' is no set of fitted networks ({first_line(e)}); make one with `dnge inr`"
+            ) from e
+
+
+def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) -> InrSet:
+    """Fit networks to every image that `about` asks for, or go on where a killed run stopped; writes `out`.
+
+    Raises CheckpointError if `out` holds another set, DataError on missing data.
+    """
+    if out.is_file():
+        return _same(InrSet.load(out), about, out)
+    parts = out.with_name(f"{out.name}.parts")
+    told = parts / "about.json"
+    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != about:
+        raise CheckpointError(f"{parts} is the half of another set; delete it, or choose another output")
+    parts.mkdir(parents=True, exist_ok=True)
+    told.write_text(json.dumps(about), encoding="utf-8")
+    count = min(about["count"], len(images(about["data"], about["split"], shelf=shelf).labels))
+    wanted = [(about, parts, fits, first, min(first + PART, count), shelf)
+              for fits in range(about["fits"]) for first in range(0, count, PART)]  # fmt: skip
+    missing = [task for task in wanted if not _file(*task[1:4]).is_file()]
+    for done, quality in enumerate(each_done(jobs, _raise_part, missing), start=1):
+        print(f"[{done}/{len(missing)}] {out.name}: {quality:.1f} dB", file=sys.stderr, flush=True)
+    made = [InrSet.load(_file(*task[1:4])) for task in wanted]
+    stack = {name: torch.cat([m.stack[name] for m in made]) for name in made[0].stack}
+    labels, image, quality = (torch.cat([getattr(m, name) for m in made]) for name in ("labels", "image", "psnr"))
+    whole = InrSet(made[0].siren, stack, labels, image, quality, about)
+    whole.save(out)
+    shutil.rmtree(parts)
+    return whole
+
+
+def about(data: str, split: Split, *, count: int, fits: int = 1, steps: int = 0, seed: int = 0) -> dict[str, Any]:
+    """What identifies a set; `steps` of 0 are the data set's own. Raises DataError."""
+    if count < 1 or fits < 1:
+        raise DataError("a set needs at least one image and one fit of each")
+    settings = FitSettings(steps or STEPS.get(data, FitSettings().steps))
+    return {"data": data, "split": split, "count": count, "fits": fits, "seed": seed, "fit": asdict(settings)}
+
+
+def pictures(found: Images, index: Tensor | slice) -> Tensor:
+    """Images in −1 … 1, float32 `[N, C, S, S]`: what the networks were fitted to."""
+    where = index.numpy() if isinstance(index, Tensor) else index
+    return torch.from_numpy(np.array(found.pixels[where])).float() / 127.5 - 1
+
+
+def _raise_part(about: dict[str, Any], parts: Path, fits: int, first: int, last: int, shelf: Shelf) -> float:
+    found = images(about["data"], about["split"], shelf=shelf)
+    x = pictures(found, slice(first, last))
+    siren = Siren((2, *HIDDEN, x.shape[1]))
+    seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
+    stack, quality = fit(x, siren, FitSettings(**about["fit"]), seed)
+    part = InrSet(siren, stack, found.labels[first:last], torch.arange(first, last), quality, about)
+    part.save(_file(parts, fits, first))
+    return float(quality.mean())
+
+
+def _file(parts: Path, fits: int, first: int) -> Path:
+    return parts / f"{fits:02d}-{first:06d}.safetensors"
+
+
+def _same(found: InrSet, about: dict[str, Any], out: Path) -> InrSet:
+    if found.about != about:
+        raise CheckpointError(f"'{out}' holds another set; choose another output, or delete it")
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make a set; 0 when it is written, 2 on wrong data or folders."""
+    parser = argparse.ArgumentParser(prog="dnge inr", description="Fit a SIREN to every image of a data set.")
+    parser.add_argument("data", choices=IMAGES)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--split", choices=("train", "held-out"), default="train")
+    parser.add_argument("--count", type=int, default=60_000, help="images, from the first (default: all)")
+    parser.add_argument("--fits", type=int, default=1, help="networks per image, each from its own initialisation")
+    parser.add_argument("--steps", type=int, default=0, help=f"Adam's steps per network (default: {STEPS})")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
+    options = parser.parse_args(arguments)
+    try:
+        wanted = about(options.data, options.split, count=options.count, fits=options.fits, steps=options.steps,
+                       seed=options.seed)  # fmt: skip
+        shelf = Shelf.find(options.data_folder)
+        made = raise_set(wanted, options.output, shelf=shelf, jobs=max(1, options.jobs))
+    except DngeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps({"networks": len(made), "psnr": round(float(made.psnr.mean()), 2), "file": str(options.output)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

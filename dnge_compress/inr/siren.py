@@ -1,0 +1,65 @@
+"""SIREN (Sitzmann et al. 2020): an image as a small network from a point x to its colour,
+f(x) = W₃ sin ω(W₂ sin ω(W₁x + b₁) + b₂) + b₃.
+
+Many networks of one shape are one dict of stacked tensors, `"0.weight"` `[N, 32, 2]`, `"0.bias"` `[N, 32]`, …, as
+`nn.Sequential` would name them without its sines. Points are (row, column) in −1 … 1, colours −1 … 1.
+
+Letters: N networks, P points, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Stack = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Siren:
+    """The shape of a network: widths from input to output, and the frequency ω of its sines."""
+
+    widths: tuple[int, ...] = (2, 32, 32, 1)
+    omega: float = 30.0
+
+    @property
+    def depth(self) -> int:
+        """Number of linear layers."""
+        return len(self.widths) - 1
+
+    def initial(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`count` networks with initial weights of their own: uniform, ±1/fan-in first and ±√(6/fan-in)/ω after it."""
+        stack = {}
+        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            bound = 1 / fan_in if layer == 0 else (6 / fan_in) ** 0.5 / self.omega
+            for name, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
+                stack[f"{layer}.{name}"] = (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound
+        return stack
+
+    def render(self, stack: Stack, points: Tensor) -> Tensor:
+        """Colours `[N, P, C]` of every network at the points `[P, 2]`."""
+        x = points.expand(len(stack["0.weight"]), -1, -1)
+        for layer in range(self.depth):
+            x = torch.baddbmm(stack[f"{layer}.bias"][:, None], x, stack[f"{layer}.weight"].mT)
+            if layer < self.depth - 1:
+                x = torch.sin(self.omega * x)
+        return x
+
+    def images(self, stack: Stack, side: int) -> Tensor:
+        """The networks as images `[N, C, side, side]`, colours clamped to −1 … 1."""
+        colours = self.render(stack, grid(side))
+        return colours.clamp(-1, 1).mT.unflatten(-1, (side, side))
+
+
+def grid(side: int) -> Tensor:
+    """Centres of the pixels of a square image, row by row: `[side², 2]`."""
+    line = (torch.arange(side) + 0.5) / side * 2 - 1
+    return torch.cartesian_prod(line, line)
+
+
+def take(stack: Stack, index: Tensor | slice) -> dict[str, Tensor]:
+    """The networks at `index`."""
+    return {name: values[index] for name, values in stack.items()}

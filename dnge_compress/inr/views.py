@@ -1,0 +1,85 @@
+"""Views of a picture: the paper's six (itself, two flips, three rotations), and small random moves to learn from.
+
+A move of the coordinates is exact on a SIREN's weights: its first layer takes it in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dnge_compress.inr.siren import Siren, Stack
+from dnge_compress.inr.symmetry import move, recolour
+
+VIEWS = 6
+
+
+def six_views(images: Tensor) -> Tensor:
+    """Images `[N, C, S, S]` as they are, flipped left to right and upside down, turned by 90°, −90° and 180°:
+    `[N, 6, C, S, S]`."""
+    turned = [torch.rot90(images, quarter, (-2, -1)) for quarter in (1, -1, 2)]
+    return torch.stack([images, images.flip(-1), images.flip(-2), *turned], 1)
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """How far pictures are moved at random while learning; all bounds of uniform draws."""
+
+    degrees: float = 0.0
+    zoom: float = 0.0  # relative
+    shear: float = 0.0
+    shift: float = 0.0  # of half the side
+    flip: bool = False
+    contrast: float = 0.0  # relative
+    brightness: float = 0.0
+
+
+JITTERS = {
+    "none": Jitter(),
+    "mnist": Jitter(degrees=12, zoom=0.12, shear=0.12, shift=0.1),
+    "cifar10": Jitter(degrees=8, zoom=0.15, shear=0.05, shift=0.15, flip=True, contrast=0.2, brightness=0.2),
+}
+
+
+@dataclass(frozen=True)
+class Moves:
+    """One draw for N pictures: where a point is looked up, `[N, 2, 2]` and `[N, 2]`, and what becomes of a colour."""
+
+    matrix: Tensor
+    shift: Tensor
+    contrast: Tensor  # [N, 1]
+    brightness: Tensor  # [N, C]
+
+    @classmethod
+    def draw(cls, jitter: Jitter, count: int, channels: int, generator: torch.Generator) -> Moves:
+        """Moves for `count` pictures."""
+
+        def uniform(bound: float, *shape: int) -> Tensor:
+            return (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound
+
+        angle = uniform(math.radians(jitter.degrees))
+        turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], -1).view(-1, 2, 2)
+        scale = torch.diag_embed(torch.exp(uniform(jitter.zoom, 2)))
+        shear = torch.eye(2).repeat(count, 1, 1)
+        shear[:, 0, 1] = uniform(jitter.shear)
+        if jitter.flip:
+            scale[:, 1, 1] *= torch.randint(2, (count,), generator=generator) * 2.0 - 1
+        return cls(turn @ shear @ scale, uniform(jitter.shift, 2), 1 + uniform(jitter.contrast, 1),
+                   uniform(jitter.brightness, channels))  # fmt: skip
+
+    def of_networks(self, stack: Stack, siren: Siren) -> dict[str, Tensor]:
+        """The networks of the moved pictures."""
+        channels = siren.widths[-1]
+        matrix = self.contrast[..., None] * torch.eye(channels)
+        return recolour(move(stack, self.matrix, self.shift), siren, matrix, self.brightness)
+
+    def of_images(self, images: Tensor) -> Tensor:
+        """The moved pictures `[N, C, S, S]`, by bilinear interpolation; beyond the edge it stays as the edge is."""
+        swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # grid_sample's points are (column, row)
+        theta = torch.cat([swap @ self.matrix @ swap, (self.shift @ swap)[..., None]], -1)
+        where = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+        moved = torch.nn.functional.grid_sample(images, where, padding_mode="border", align_corners=False)
+        return moved * self.contrast[..., None, None] + self.brightness[..., None, None]
