@@ -1,0 +1,117 @@
+"""Small CNNs trained together, and reading how good networks are from their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
+from dnge_compress.errors import CheckpointError, DataError
+from dnge_compress.images import Images
+from dnge_compress.pretrain import small_cnns
+from dnge_compress.pretrain.grouped_training import CONVOLUTIONS, draw, train_together
+from dnge_compress.pretrain.small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set
+from dnge_compress.shelf import Shelf, Split
+
+SHELF = Shelf(Path(), Path())
+ABOUT = about(PART + 2, kept=(1, 3), count=70)
+
+
+def noise(name: str, split: Split, *, shelf: Shelf) -> Images:
+    chance = np.random.default_rng(len(split))
+    pixels = chance.integers(0, 256, (80, 3, 32, 32), dtype=np.uint8)
+    return Images(pixels, torch.from_numpy(chance.integers(0, 10, 80)), (0.5,) * 3, (0.25,) * 3)
+
+
+def one_by_one(jobs: int, action: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    return (action(*task) for task in tasks)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(small_cnns, "images", noise)
+    monkeypatch.setattr(small_cnns, "each_done", one_by_one)
+    return monkeypatch
+
+
+def test_a_set_that_was_stopped_goes_on_and_comes_out_the_same(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = raise_set(ABOUT, tmp_path / "whole", shelf=SHELF)
+    quick.setattr(small_cnns, "each_done", lambda jobs, action, tasks: (stopped(action, task) for task in tasks[:1]))
+    with pytest.raises(KeyboardInterrupt):
+        raise_set(ABOUT, tmp_path / "broken", shelf=SHELF)
+    done: list[tuple[Any, ...]] = []
+    quick.setattr(small_cnns, "each_done", lambda jobs, action, tasks: (done.append(t) or action(*t) for t in tasks))
+    again = raise_set(ABOUT, tmp_path / "broken", shelf=SHELF)
+    assert len(done) == 1 and len(again) == len(whole) == 2 * (PART + 2)
+    assert all(torch.equal(again.stack[name], values) for name, values in whole.stack.items())
+    assert torch.equal(again.accuracy, whole.accuracy) and torch.equal(again.run, whole.run)
+    assert [f.name for f in tmp_path.glob("broken*")] == ["broken"]
+
+
+def stopped(action: Callable[..., Any], task: tuple[Any, ...]) -> float:
+    action(*task)
+    raise KeyboardInterrupt
+
+
+def test_the_accuracy_recorded_is_that_of_the_rebuilt_module(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    raise_set(ABOUT, tmp_path / "set", shelf=SHELF)
+    found = CnnSet.load(tmp_path / "set")
+    held_out = photographs("held-out", ABOUT["images"], shelf=SHELF)
+    for i in (0, len(found) - 1):  # one with ReLU, one with tanh
+        assert accuracy_of(found.module(i), *held_out) == pytest.approx(float(found.accuracy[i]), abs=1e-7)
+    assert found.is_relu[0] and not found.is_relu[-1]
+
+
+def test_each_run_learns_the_image_that_it_was_shown() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(60, 1, 32, 32, generator=generator), torch.randint(10, (60,), generator=generator)
+    hyper = draw(3, generator) | {"dropout": torch.zeros(3), "share": torch.full((3,), 1e-3)}  # one image each
+    hyper["learning_rate"] = torch.full((3,), 0.01)
+    steps = dict(train_together((x, labels), hyper, activation="tanh", kept=(1, 40), generator=generator))
+    for run in range(3):
+        nets = [CnnSet({k: v[run : run + 1] for k, v in steps[s].items()}, torch.zeros(1), torch.zeros(1),
+                       torch.zeros(1, dtype=torch.bool), torch.zeros(1), {}, {}).module(0) for s in steps]  # fmt: skip
+        losses = [torch.nn.functional.cross_entropy(net(x), labels, reduction="none") for net in nets]
+        assert float((losses[1] - losses[0]).min().detach()) < 0  # its own image, whichever that is, is learned
+
+
+def test_an_embedding_does_not_change_when_channels_are_permuted(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = raise_set(about(2, kept=(2,), count=70), tmp_path / "set", shelf=SHELF)
+    torch.manual_seed(0)
+    encoder = NetworkEncoder(NetworkEncoderConfig({"pixels": 1, "classes": 10}, hidden=12, embedding=8)).double()
+    stack = {name: values.double() for name, values in found.stack.items()}
+    before, after = (encoder.embed(graph(), s, biases(s)) for s in (stack, permuted(stack)))
+    assert (before - after).abs().max() < 1e-10
+    assert (before[0] - before[1]).abs().max() > 1e-3
+
+
+def biases(stack: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"channels.{i}": stack[f"{name}.bias"][..., None] for i, name in enumerate(CONVOLUTIONS)}
+
+
+def permuted(stack: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same functions with all channels in another order."""
+    found = dict(stack)
+    for name, reader in zip(CONVOLUTIONS, (*CONVOLUTIONS[1:], "head"), strict=True):
+        order = torch.randperm(found[f"{name}.bias"].shape[1])
+        for leaf in ("weight", "bias"):
+            found[f"{name}.{leaf}"] = found[f"{name}.{leaf}"][:, order]
+        found[f"{reader}.weight"] = found[f"{reader}.weight"][:, :, order]
+    return found
+
+
+def test_another_file_or_another_set_gives_a_clear_error(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no set")
+    with pytest.raises(CheckpointError, match="is no set of small CNNs.*make one with"):
+        CnnSet.load(tmp_path / "text")
+    raise_set(about(2, kept=(1,), count=70), tmp_path / "set", shelf=SHELF)
+    with pytest.raises(CheckpointError, match="holds another set"):
+        raise_set(about(3, kept=(1,), count=70), tmp_path / "set", shelf=SHELF)
+    with pytest.raises(DataError, match="ascending steps"):
+        about(2, kept=(3, 1))
