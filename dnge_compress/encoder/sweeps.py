@@ -61,7 +61,7 @@ class Sweep(nn.Module):
     Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
     `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
-    are. `update` is "gru" or "mlp".
+    are. `update` is "gru" or "mlp"; `gain` is what messages are multiplied by at first.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Sweep(nn.Module):
         nodes: Mapping[str, int] | None = None,
         is_relative: bool = True,
         update: str = "gru",
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.backward_in_time = backward
@@ -81,7 +82,7 @@ class Sweep(nn.Module):
         self.streams = nn.ModuleList(Message(hidden, f) for f in streams if f)
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
-        self.gain = nn.Parameter(torch.ones(len(ROLES), hidden))  # of a message, by the role of its block
+        self.gain = nn.Parameter(torch.full((len(ROLES), hidden), gain))  # of a message, by the role of its block
         self.kind = nn.Embedding(len(KINDS), hidden)
         self.scale = nn.Linear(2, hidden)  # log scale of the block, bias
         self.features = nn.Linear(features, hidden)

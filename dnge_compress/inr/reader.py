@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
-from dnge_compress.inr.siren import Siren, Stack
+from dnge_compress.inr.siren import Siren, Stack, grid
 from dnge_compress.inr.symmetry import canonical, lift
 
-PHASES = 3  # features of a hidden neuron: its phase, and the sine and cosine of it
+PLACES = 5  # a side of the grid of points at which first-layer neurons are looked at
+FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class InrEncoder(nn.Module):
         super().__init__()
         self.config = config
         nodes = {INPUT: config.inputs, OUTPUT: config.outputs}
-        self.network = NetworkEncoder(replace(config.network, nodes=nodes, features=PHASES))
+        self.network = NetworkEncoder(replace(config.network, nodes=nodes, features=FEATURES))
         self.embedding = config.network.embedding
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
@@ -41,7 +43,7 @@ class InrEncoder(nn.Module):
         stack = canonical(stack, siren)
         if self.config.is_lifted:
             stack, siren = lift(stack, siren)
-        features = {f"hidden{i}": _phases(stack[f"{i - 1}.bias"], siren) for i in range(1, siren.depth)}
+        features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
         return self.network.embed(chain(siren.widths), stack, features)
 
 
@@ -64,9 +66,15 @@ class FlatEncoder(nn.Module):
         return self.layers(torch.cat([found[name].flatten(1) * _unit(name, siren) for name in sorted(found)], 1))
 
 
-def _phases(bias: Tensor, siren: Siren) -> Tensor:
-    phase = bias * siren.omega
-    return torch.stack([phase, phase.sin(), phase.cos()], -1)
+def _features(stack: Stack, siren: Siren, layer: int) -> Tensor:
+    """Features `[N, U, F]` of the neurons that a layer writes: Fourier features of the bias, and of all weights in the
+    first layer, whose inputs are known apart."""
+    phase = stack[f"{layer}.bias"] * siren.omega
+    own = torch.stack([phase, phase.sin(), phase.cos()], -1)
+    if layer:
+        return nnf.pad(own, (0, FEATURES - own.shape[-1]))
+    waves = phase[..., None] + siren.omega * stack["0.weight"] @ grid(PLACES).T  # [N, U, places]
+    return torch.cat([own, waves.sin(), waves.cos()], -1)
 
 
 def _unit(name: str, siren: Siren) -> float:

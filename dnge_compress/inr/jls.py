@@ -1,0 +1,133 @@
+"""INR2JLS: a latent space that a network's weights and its image share (arXiv 2607.02166), learned by decoding.
+
+The encoder reads the weights; every cell of the latent (one per view and place) makes its own channels of the
+embedding; a small decoder draws the image and its five flips and turns. A classifier reads the latents.
+
+Letters: N networks, V views, C latent channels, L side of the latent, S side of the image, E size of the embedding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from dnge_compress.errors import DataError
+from dnge_compress.inr.classifier import SMOOTHING, fast_products
+from dnge_compress.inr.learning import Batch, TrainSettings, in_pieces, train
+from dnge_compress.inr.reader import FlatEncoder, InrEncoder
+from dnge_compress.inr.sets import InrSet
+from dnge_compress.inr.siren import Siren, Stack
+from dnge_compress.inr.views import VIEWS, six_views
+
+
+@dataclass(frozen=True)
+class JlsConfig:
+    """Sizes: side of the square images (a multiple of 4), latent channels, width of the latent generator, classes."""
+
+    side: int = 28
+    channels: int = 32
+    hidden: int = 512
+    place: int = 64
+    classes: int = 10
+    dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.side % 4:
+            raise DataError(f"images of {self.side} pixels can't be drawn; the side must be a multiple of 4")
+
+
+class INR2JLS(nn.Module):
+    """Encoder, latent generator, decoder and classifier.
+
+    jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig())
+    jls.fit(inrs, images, TrainSettings(steps=2000))
+    pictures = jls.decode(jls.encode(inrs.stack, inrs.siren))
+    jls.fit_classifier(inrs, TrainSettings(steps=1000))
+    classes = jls.classify(inrs.stack, inrs.siren).argmax(1)
+    """
+
+    def __init__(self, encoder: InrEncoder | FlatEncoder, config: JlsConfig, colours: int = 1) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, config
+        latent, c = config.side // 4, config.channels
+        self.cells = nn.Parameter(torch.randn(VIEWS * latent**2, config.place))
+        self.place = nn.Linear(config.place, config.hidden)
+        self.content = nn.Linear(encoder.embedding, config.hidden)
+        self.generate = nn.Linear(config.hidden, c)
+        self.draw = nn.Sequential(
+            nn.ConvTranspose2d(c, 2 * c, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2 * c, colours, 4, 2, 1)
+        )
+        self.recognise = nn.Sequential(
+            nn.Conv2d(c, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Dropout2d(config.dropout),
+            nn.Conv2d(64, 96, 3, 2, 1), nn.BatchNorm2d(96), nn.ReLU(), nn.Flatten(), nn.Dropout(config.dropout),
+            nn.LazyLinear(config.classes),
+        )  # fmt: skip
+        self.recognise(torch.zeros(2, c, latent, latent))  # gives the last layer its size
+
+    def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings) -> list[float]:
+        """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from the weights alone.
+
+        Returns the mean squared error of every step. Raises DataError.
+        """
+        if images.dim() != 4 or images.shape[-1] != self.config.side or int(inrs.image.max()) >= len(images):
+            raise DataError(
+                f"images have shape {tuple(images.shape)}; give one of {self.config.side} pixels a side for each number "
+                f"up to {int(inrs.image.max())}"
+            )
+
+        def loss(batch: Batch) -> Tensor:
+            wanted = six_views(batch.moves.of_images(images[inrs.image[batch.index]]))
+            return nnf.mse_loss(self.decode(self.encode(batch.stack, batch.siren)), wanted)
+
+        return train(self, inrs, loss, settings)
+
+    def fit_classifier(self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False) -> list[float]:
+        """Learn the set's labels from the latents; the encoder learns too if `fine_tune`. Returns every step's loss."""
+        frozen = [] if fine_tune else [self.encoder, self.place, self.content, self.generate]
+        kept = [p for part in frozen for p in part.parameters()] + ([] if fine_tune else [self.cells])
+        for p in kept:
+            p.requires_grad_(False)
+
+        def loss(batch: Batch) -> Tensor:
+            with torch.set_grad_enabled(fine_tune):
+                latents = self.encode(batch.stack, batch.siren)
+            labels = inrs.labels[batch.index].repeat_interleave(VIEWS)
+            return nnf.cross_entropy(self._per_view(latents), labels, label_smoothing=SMOOTHING)
+
+        try:
+            return train(self, inrs, loss, settings)
+        finally:
+            for p in kept:
+                p.requires_grad_(True)
+
+    def encode(self, stack: Stack, siren: Siren) -> Tensor:
+        """Latents `[N, V, C, L, L]` of stacked networks."""
+        latent = self.config.side // 4
+        with fast_products():
+            content = self.content(self.encoder(stack, siren))
+            cells = self.generate(torch.relu(self.place(self.cells) + content[:, None]))  # [N, V · L², C]
+        return cells.float().unflatten(1, (VIEWS, latent, latent)).permute(0, 1, 4, 2, 3)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures `[N, V, colours, S, S]` in −1 … 1, in the order of `six_views`, from latents `[N, V, C, L, L]`."""
+        with fast_products():
+            drawn = self.draw(latents.flatten(0, 1))
+        return drawn.float().unflatten(0, latents.shape[:2])
+
+    def classify(self, stack: Stack, siren: Siren) -> Tensor:
+        """Logits `[N, classes]` of stacked networks, summed over the views."""
+        latents = self.encode(stack, siren)
+        return self._per_view(latents).unflatten(0, latents.shape[:2]).sum(1)
+
+    @torch.no_grad()
+    def accuracy(self, inrs: InrSet) -> float:
+        """Share of the set's networks whose class is found."""
+        right = [(self.classify(part.stack, part.siren).argmax(1) == part.labels).sum() for part in in_pieces(inrs)]
+        return float(sum(right)) / len(inrs)
+
+    def _per_view(self, latents: Tensor) -> Tensor:
+        with fast_products():
+            return self.recognise(latents.flatten(0, 1)).float()

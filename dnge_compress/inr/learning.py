@@ -1,0 +1,93 @@
+"""One loop for everything that learns from sets of fitted networks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.errors import DataError
+from dnge_compress.inr.sets import InrSet
+from dnge_compress.inr.siren import Siren, take
+from dnge_compress.inr.views import JITTERS, Moves
+
+CLIP = 1.0  # norm of a step's gradient
+TELL_EVERY = 200  # steps
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """AdamW with one rise and a cosine fall of the rate; `jitter` names the random moves of the pictures."""
+
+    steps: int = 2000
+    batch: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    jitter: str = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.jitter not in JITTERS:
+            raise DataError(f"unknown jitter '{self.jitter}'; known: {', '.join(JITTERS)}")
+        if self.steps < 1 or self.batch < 1:
+            raise DataError("training needs at least one step and one network in a batch")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some networks of a set, moved at random, and which they are."""
+
+    stack: dict[str, Tensor]
+    siren: Siren
+    index: Tensor  # [B]
+    moves: Moves
+
+
+def train(
+    module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings
+) -> list[float]:
+    """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError."""
+    learning = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
+    )
+    losses = []
+    module.train()
+    for step, batch in enumerate(_batches(inrs, settings)):
+        value = loss(batch)
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(learning, CLIP)
+        optimiser.step()
+        schedule.step()
+        losses.append(float(value.detach()))
+        if (step + 1) % TELL_EVERY == 0:
+            recent = sum(losses[-TELL_EVERY:]) / TELL_EVERY
+            print(f"step {step + 1}/{settings.steps}, loss {recent:.4f}", file=sys.stderr, flush=True)
+    module.eval()
+    return losses
+
+
+def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
+    """The set in order, a piece at a time."""
+    for first in range(0, len(inrs), size):
+        yield inrs.select(slice(first, first + size))
+
+
+def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[Batch]:
+    if not len(inrs):
+        raise DataError("the set of networks is empty; make one with `dnge inr`")
+    generator = torch.Generator().manual_seed(settings.seed)
+    order = torch.randperm(len(inrs), generator=generator)
+    at = 0
+    for _ in range(settings.steps):
+        if at + settings.batch > len(order) and at:
+            order, at = torch.randperm(len(inrs), generator=generator), 0
+        index = order[at : at + settings.batch]
+        at += settings.batch
+        moves = Moves.draw(JITTERS[settings.jitter], len(index), inrs.siren.widths[-1], generator)
+        yield Batch(moves.of_networks(take(inrs.stack, index), inrs.siren), inrs.siren, index, moves)
