@@ -10,7 +10,8 @@ Letters: U units, H hidden size, F node features.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ KINDS = ("neuron", "head", "channel", "residual", "expert", "layer", "fixed")
 class GRU(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) written out, since torch's own can't be batched over encoders."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, candidate: Callable[[Tensor], Tensor] = torch.tanh) -> None:
         super().__init__()
+        self.candidate = candidate
         self.from_input = nn.Linear(size, 3 * size)
         self.from_hidden = nn.Linear(size, 3 * size)
 
@@ -36,7 +38,7 @@ class GRU(nn.Module):
         """New hidden states `[U, H]` from inputs and hidden states `[U, H]`."""
         reset, keep, new = self.from_input(inputs).chunk(3, -1)
         reset_too, keep_too, old = self.from_hidden(hidden).chunk(3, -1)
-        candidate = torch.tanh(new + torch.sigmoid(reset + reset_too) * old)
+        candidate = self.candidate(new + torch.sigmoid(reset + reset_too) * old)
         return torch.lerp(candidate, hidden, torch.sigmoid(keep + keep_too))
 
 
@@ -52,7 +54,11 @@ class Perceptron(nn.Module):
         return self.layers(torch.cat([inputs, hidden], -1))
 
 
-UPDATES: dict[str, type[GRU] | type[Perceptron]] = {"gru": GRU, "mlp": Perceptron}
+UPDATES: dict[str, Callable[[int], nn.Module]] = {
+    "gru": GRU,
+    "sine": partial(GRU, candidate=torch.sin),
+    "mlp": Perceptron,
+}
 
 
 class Sweep(nn.Module):
@@ -61,7 +67,7 @@ class Sweep(nn.Module):
     Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
     `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
-    are. `update` is "gru" or "mlp"; `gain` is what messages are multiplied by at first.
+    are. `update` is "gru", "sine" (a GRU with a sine for its tanh, as SIRENs compute) or "mlp"; `gain` is what messages are multiplied by at first.
     """
 
     def __init__(

@@ -73,7 +73,8 @@ def _features(stack: Stack, siren: Siren, layer: int) -> Tensor:
     own = torch.stack([phase, phase.sin(), phase.cos()], -1)
     if layer:
         return nnf.pad(own, (0, FEATURES - own.shape[-1]))
-    waves = phase[..., None] + siren.omega * stack["0.weight"] @ grid(PLACES).T  # [N, U, places]
+    places = grid(PLACES).to(phase)
+    waves = phase[..., None] + siren.omega * stack["0.weight"] @ places.T  # [N, U, places]
     return torch.cat([own, waves.sin(), waves.cos()], -1)
 
 

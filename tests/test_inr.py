@@ -1,0 +1,251 @@
+"""Implicit networks: fitting, sets, exact symmetries and moves, and the encoders that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.encoder.messages import MAGNITUDE, RAW, random_fourier
+from dnge_compress.encoder.network import NetworkEncoderConfig
+from dnge_compress.errors import CheckpointError, DataError, UnknownNameError, UnsupportedModelError, WeightError
+from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig
+from dnge_compress.inr.chain import read_chain, widths_of
+from dnge_compress.inr.fitting import FitSettings, fit
+from dnge_compress.inr.learning import TrainSettings
+from dnge_compress.inr.sets import InrSet, about, main, raise_set
+from dnge_compress.inr.siren import Siren, grid
+from dnge_compress.inr.symmetry import canonical, lift, move, recolour, rewrite
+from dnge_compress.inr.views import JITTERS, Moves, six_views
+from dnge_compress.shelf import Shelf
+
+SIREN = Siren((2, 7, 5, 3))
+
+
+def networks(count: int = 4, siren: Siren = SIREN, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    stack = siren.initial(count, torch.Generator().manual_seed(0))
+    return {name: (3 * values).to(dtype) for name, values in stack.items()}  # far from initial, with phases beyond π
+
+
+def encoder(siren: Siren = SIREN, **choices: object) -> InrEncoder:
+    torch.manual_seed(0)
+    network = NetworkEncoderConfig(hidden=8, embedding=12, **choices)  # type: ignore[arg-type]
+    return InrEncoder(InrEncoderConfig(outputs=siren.widths[-1], network=network)).double().eval()
+
+
+def a_set(count: int = 8, siren: Siren = SIREN) -> InrSet:
+    stack = siren.initial(count, torch.Generator().manual_seed(1))
+    return InrSet(siren, stack, torch.arange(count) % 3, torch.arange(count), torch.zeros(count), {})
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Shelf:
+    """A shelf whose MNIST has seven digits of noise."""
+    x = np.random.default_rng(0).integers(0, 255, (7, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=x, y_train=np.arange(7), x_test=x, y_test=np.arange(7))
+    return Shelf.find(tmp_path, tmp_path / "cache")
+
+
+def test_rendering_is_what_plain_torch_computes() -> None:
+    stack = networks()
+    layers = [nn.Linear(i, o).double() for i, o in ((2, 7), (7, 5), (5, 3))]
+    for i, layer in enumerate(layers):
+        layer.weight.data, layer.bias.data = stack[f"{i}.weight"][2], stack[f"{i}.bias"][2]
+    x = grid(6).double()
+    wanted = layers[2](torch.sin(30 * layers[1](torch.sin(30 * layers[0](x)))))
+    torch.testing.assert_close(SIREN.render(stack, x)[2], wanted)
+
+
+def test_a_fit_comes_close_to_its_images_and_repeats() -> None:
+    images = torch.stack([torch.linspace(-1, 1, 8).expand(8, 8), torch.linspace(1, -1, 8).expand(8, 8).T])[:, None]
+    siren, settings = Siren((2, 16, 16, 1)), FitSettings(steps=150, stride=2)
+    stack, psnr = fit(images, siren, settings, seed=3)
+    again, _ = fit(images, siren, settings, seed=3)
+    assert psnr.min() > 30
+    assert all(torch.equal(stack[name], again[name]) for name in stack)
+    assert not torch.equal(stack["0.weight"][0], stack["0.weight"][1])  # every network has an initialisation of its own
+
+
+@pytest.mark.parametrize("change", [lift, canonical])
+def test_symmetries_leave_the_function_as_it_is(change) -> None:
+    stack, points = networks(), grid(5).double()
+    changed = change(stack, SIREN)
+    changed, siren = changed if isinstance(changed, tuple) else (changed, SIREN)
+    torch.testing.assert_close(siren.render(changed, points), SIREN.render(stack, points))
+    if change is canonical:
+        assert all((changed[f"{i}.bias"] * 30).abs().max() <= torch.pi / 2 + 1e-9 for i in (0, 1))
+
+
+def test_moved_networks_show_moved_pictures_and_recoloured_ones_other_colours() -> None:
+    stack, points = networks(), grid(5).double()
+    generator = torch.Generator().manual_seed(0)
+    a, t = torch.randn(4, 2, 2, generator=generator).double(), torch.randn(4, 2, generator=generator).double()
+    moved = SIREN.render(move(stack, a, t), points)
+    for i in range(4):
+        torch.testing.assert_close(moved[i], SIREN.render(stack, points @ a[i].T + t[i])[i])
+    c, d = torch.randn(4, 3, 3, generator=generator).double(), torch.randn(4, 3, generator=generator).double()
+    wanted = SIREN.render(stack, points) @ c.mT + d[:, None]
+    torch.testing.assert_close(SIREN.render(recolour(stack, SIREN, c, d), points), wanted)
+
+
+def test_images_move_as_their_networks_do() -> None:
+    siren = Siren((2, 6, 6, 3), omega=2.0)  # smooth, so that interpolation is close
+    stack = siren.initial(3, torch.Generator().manual_seed(0))
+    moves = Moves.draw(JITTERS["cifar10"], 3, 3, torch.Generator().manual_seed(5))
+    still = siren.render(stack, grid(32)).mT.unflatten(-1, (32, 32))
+    moved = siren.render(moves.of_networks(stack, siren), grid(32)).mT.unflatten(-1, (32, 32))
+    inside = (..., slice(9, -9), slice(9, -9))
+    assert (moves.of_images(still) - moved)[inside].abs().max() < 0.02 * still.std()
+
+
+def test_six_views_are_the_image_its_flips_and_its_turns() -> None:
+    image = torch.arange(16.0).view(1, 1, 4, 4)
+    views = six_views(image)[0, :, 0]
+    assert len({tuple(v.flatten().tolist()) for v in views}) == 6
+    assert torch.equal(views[1], image[0, 0].flip(1)) and torch.equal(views[5], image[0, 0].flip(0, 1))
+
+
+@pytest.mark.parametrize("choices", [{}, {"order": "static"}, {"directions": "forward"}, {"update": "sine"},
+                                     {"update": "mlp"}, {"rounds": 2}])  # fmt: skip
+def test_an_embedding_does_not_change_when_neurons_are_permuted_or_negated(choices) -> None:
+    stack, read = networks(), encoder(**choices)
+    there = read(stack, SIREN)
+    for seed in range(3):
+        other = read(rewrite(stack, SIREN, torch.Generator().manual_seed(seed)), SIREN)
+        torch.testing.assert_close(other, there, rtol=0, atol=1e-8)
+    assert (there[0] - there[1]).abs().max() > 1e-3  # it isn't constant
+
+
+def test_an_embedding_knows_inputs_and_outputs_apart() -> None:
+    stack, read = networks(), encoder()
+    turned = dict(stack) | {"0.weight": stack["0.weight"].flip(-1)}
+    repainted = dict(stack) | {"2.weight": stack["2.weight"].flip(-2), "2.bias": stack["2.bias"].flip(-1)}
+    for other in (turned, repainted):
+        assert (read(other, SIREN) - read(stack, SIREN)).abs().max() > 1e-3
+
+
+def test_many_networks_are_read_as_each_alone_and_width_and_depth_are_free() -> None:
+    read = encoder()
+    for siren in (SIREN, Siren((2, 11, 3)), Siren((2, 4, 9, 6, 3))):
+        stack = networks(3, siren)
+        alone = torch.cat([read({k: v[i : i + 1] for k, v in stack.items()}, siren) for i in range(3)])
+        torch.testing.assert_close(read(stack, siren), alone)
+
+
+@pytest.mark.parametrize("function", [random_fourier(16), (*RAW, *MAGNITUDE, "sin~0.3", "cos~0.3")])
+def test_other_bases_read_networks_too(function) -> None:
+    read = encoder(streams=(function,), is_relative=False)
+    read(networks(), SIREN).sum().backward()
+    learned = [p for name, p in read.named_parameters() if name.endswith("frequency")]
+    assert len(learned) == (2 if "sin~0.3" in function else 0)
+    assert all(p.grad.abs().sum() > 0 for p in learned)
+
+
+def test_unknown_choices_are_told() -> None:
+    with pytest.raises(UnknownNameError, match="unknown update 'lstm'"):
+        NetworkEncoderConfig(update="lstm")
+    with pytest.raises(UnknownNameError, match="unknown basis function 'cube'"):
+        NetworkEncoderConfig(streams=(("cube",),))
+    with pytest.raises(DataError, match="unknown jitter"):
+        TrainSettings(jitter="rotate")
+
+
+def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dnge_compress.inr.sets.PART", 3)
+    monkeypatch.setattr("dnge_compress.inr.sets.each_done", lambda jobs, action, tasks: (action(*t) for t in tasks))
+    wanted, out = about("mnist", "train", count=7, fits=2, steps=2), tmp_path / "set.safetensors"
+    whole = raise_set(wanted, out, shelf=shelf)
+    assert len(whole) == 14 and whole.image.tolist() == [*range(7)] * 2
+    assert not torch.equal(whole.stack["0.weight"][0], whole.stack["0.weight"][7])  # the second fit starts elsewhere
+
+    def killed(jobs, action, tasks):
+        yield action(*tasks[0])
+        raise KeyboardInterrupt
+
+    other = tmp_path / "other.safetensors"
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr("dnge_compress.inr.sets.each_done", killed)
+        raise_set(wanted, other, shelf=shelf)
+    assert not other.exists()
+    again = raise_set(wanted, other, shelf=shelf)
+    assert all(torch.equal(again.stack[name], whole.stack[name]) for name in whole.stack)
+    loaded = InrSet.load(other)
+    assert torch.equal(loaded.psnr, whole.psnr) and loaded.siren == whole.siren and loaded.about == wanted
+    with pytest.raises(CheckpointError, match="holds another set"):
+        raise_set(wanted | {"seed": 1}, out, shelf=shelf)
+
+
+def test_the_command_tells_what_is_wrong(tmp_path: Path, capsys) -> None:
+    assert main(["mnist", "-o", str(tmp_path / "x.safetensors"), "--data-folder", str(tmp_path / "nowhere")]) == 2
+    assert "no data folder" in capsys.readouterr().err
+    (tmp_path / "junk.safetensors").write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match="no set of fitted networks"):
+        InrSet.load(tmp_path / "junk.safetensors")
+
+
+def test_a_state_dict_of_linear_layers_is_read_as_a_chain() -> None:
+    model = nn.Sequential(nn.Linear(2, 7), nn.ReLU(), nn.Linear(7, 5, bias=False), nn.ReLU(), nn.Linear(5, 3))
+    found = read_chain(model.state_dict())
+    assert widths_of(found) == (2, 7, 5, 3)
+    assert torch.equal(found["1.weight"], model[2].weight) and not found["1.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "told"),
+    [
+        ({}, UnsupportedModelError, "no linear layer"),
+        ({"a.weight": torch.ones(3, 2), "b.weight": torch.ones(2, 4)}, UnsupportedModelError, "no chain"),
+        ({"conv.weight": torch.ones(3, 2, 3, 3)}, UnsupportedModelError, "'conv.weight' is no weight or bias"),
+        ({"a.weight": torch.ones(3, 2), "a.bias": torch.ones(2)}, UnsupportedModelError, "'a.bias' has shape"),
+        ({"a.weight": torch.full((3, 2), float("nan"))}, WeightError, "'a.weight' holds values"),
+    ],
+)
+def test_what_is_no_chain_is_refused_by_name(weights, error, told) -> None:
+    with pytest.raises(error, match=told):
+        read_chain(weights)
+
+
+def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
+    inrs = a_set(6)
+    torch.manual_seed(0)
+    classifier = InrClassifier(encoder().float(), classes=3, dropout=0.0)
+    losses = classifier.fit(inrs, TrainSettings(steps=60, batch=6, learning_rate=1e-2))
+    assert losses[-1] < 0.6 * losses[0]
+    assert classifier.accuracy(inrs) == 1.0
+
+
+def small_jls() -> INR2JLS:
+    torch.manual_seed(0)
+    return INR2JLS(encoder().float(), JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3), colours=3)
+
+
+def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
+    inrs, jls = a_set(6), small_jls()
+    images = torch.nn.functional.interpolate(torch.rand(6, 3, 2, 2) * 2 - 1, size=8)
+    losses = jls.fit(inrs, images, TrainSettings(steps=80, batch=6, learning_rate=1e-2))
+    assert losses[-1] < 0.7 * losses[0]
+    latents = jls.encode(inrs.stack, inrs.siren)
+    assert latents.shape == (6, 6, 4, 2, 2)
+    assert jls.decode(latents).shape == (6, 6, 3, 8, 8)
+    assert jls.classify(inrs.stack, inrs.siren).shape == (6, 3)
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_a_fine_tuned_one_does_not() -> None:
+    inrs, jls = a_set(6), small_jls()
+    before = [p.clone() for p in jls.encoder.parameters()]
+    jls.fit_classifier(inrs, TrainSettings(steps=3, batch=3))
+    assert all(torch.equal(p, q) for p, q in zip(before, jls.encoder.parameters(), strict=True))
+    jls.fit_classifier(inrs, TrainSettings(steps=3, batch=3), fine_tune=True)
+    assert not all(torch.equal(p, q) for p, q in zip(before, jls.encoder.parameters(), strict=True))
+
+
+def test_wrong_sets_and_images_are_told() -> None:
+    with pytest.raises(DataError, match="is empty"):
+        InrClassifier(encoder().float()).fit(a_set(6).select(slice(0, 0)), TrainSettings(steps=1))
+    with pytest.raises(DataError, match="give one of 8 pixels a side"):
+        small_jls().fit(a_set(6), torch.zeros(2, 3, 8, 8), TrainSettings(steps=1))
+    with pytest.raises(DataError, match="at least one"):
+        fit(torch.zeros(0, 1, 8, 8), Siren(), FitSettings(), 0)
