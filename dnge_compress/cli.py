@@ -18,6 +18,10 @@ from dnge_compress.errors import BudgetError, DngeError, ExactnessError
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, INTERRUPTED = 1, 2, 3, 4, 130
 DEFAULT_RECIPE = "prune/default"
+PROGRAMS = {  # with a grammar of their own: where it stands, and what it does
+    "pretrain": ("dnge_compress.pretrain.train", "train the encoder that scores"),
+    "inr": ("dnge_compress.inr.sets", "fit a small network to every image of a data set"),
+}
 
 EPILOG = """\
 examples:
@@ -126,13 +130,14 @@ def parser() -> argparse.ArgumentParser:
     schema = verbs.add_parser("schema", help="print the JSON schema of a kind of recipe, for editors")
     schema.add_argument("kind", choices=("prune", "lora", "job"))
 
-    commands.add_parser("pretrain", add_help=False, help="train the encoder that scores (see dnge pretrain --help)")
+    for name, (_, what) in PROGRAMS.items():
+        commands.add_parser(name, add_help=False, help=f"{what} (see dnge {name} --help)")
     return root
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["pretrain"]:
-        return importlib.import_module("dnge_compress.pretrain.train").main(arguments[1:]) or 0
+    if arguments[:1] and arguments[0] in PROGRAMS:
+        return importlib.import_module(PROGRAMS[arguments[0]][0]).main(arguments[1:]) or 0
     options = parser().parse_args(arguments)
     if options.command == "recipes":
         return _recipes(options)

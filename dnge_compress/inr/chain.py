@@ -37,7 +37,7 @@ def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of linear layers, each reading what the one before wrote, as `"0.weight"`, `"0.bias"`, ….
 
     Matrices are `[out, in]`, or `[N, out, in]` for N networks. Layers are ordered by the numbers in their names; a
-    missing bias is zero. Raises UnsupportedModelError if it is no such chain, WeightError on values that are not finite.
+    missing bias is zero. Raises UnsupportedModelError if it is no such chain, WeightError on values that aren't finite.
     """
     matrices = sorted((n for n, t in weights.items() if t.dim() in (2, 3) and n.endswith("weight")), key=_natural)
     biases = {n: n.removesuffix("weight") + "bias" for n in matrices}

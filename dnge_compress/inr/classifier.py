@@ -15,7 +15,7 @@ SMOOTHING = 0.05  # of the labels
 
 
 class InrClassifier(nn.Module):
-    """"DNG only": embeddings of the networks, and a perceptron over them."""
+    """ "DNG only": embeddings of the networks, and a perceptron over them."""
 
     def __init__(self, encoder: InrEncoder | FlatEncoder, classes: int = 10, dropout: float = 0.2) -> None:
         super().__init__()

@@ -46,9 +46,7 @@ class Batch:
     moves: Moves
 
 
-def train(
-    module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings
-) -> list[float]:
+def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
     """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError."""
     learning = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=settings.weight_decay)
