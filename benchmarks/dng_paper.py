@@ -225,10 +225,11 @@ def publish() -> None:
 
 
 NOTES = [
-    "Accuracy on the networks of all 10,000 held-out images, mean ± half of the 95 % interval over the seeds (Student's "
-    "t; none with one seed). SIRENs [2, 32, 32, c], every one from a random initialisation of its own; MNIST 34.4 dB, "
-    "CIFAR-10 (JPEG copy) 35.1 dB. A step is 128 networks. While learning, pictures are moved at random, which is "
-    "exact on the weights; the paper's augmentation is ten more fits of each image. Minutes of one core, others beside.",
+    "Accuracy on the networks of all 10,000 held-out images, mean ± half of the 95 % interval over the seeds (by "
+    "Student's t; none with one seed). SIRENs [2, 32, 32, c], every one from a random initialisation of its own; MNIST "
+    "34.4 dB, CIFAR-10 (JPEG copy) 35.1 dB. A step is 128 networks. While learning, pictures are moved at random, "
+    "which is exact on the weights; the paper's augmentation is ten more fits of each image. Minutes of one core, "
+    "other jobs beside it.",
 ]
 
 

@@ -219,7 +219,7 @@ def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
 
 def small_jls() -> INR2JLS:
     torch.manual_seed(0)
-    return INR2JLS(encoder().float(), JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3), colours=3)
+    return INR2JLS(encoder().float(), JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6), colours=3)
 
 
 def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:

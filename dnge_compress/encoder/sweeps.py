@@ -67,7 +67,8 @@ class Sweep(nn.Module):
     Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
     `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
-    are. `update` is "gru", "sine" (a GRU with a sine for its tanh, as SIRENs compute) or "mlp"; `gain` is what messages are multiplied by at first.
+    are. `update` is "gru", "sine" (a GRU with a sine for its tanh, as SIRENs compute) or "mlp"; `gain` is what messages
+    are multiplied by at first.
     """
 
     def __init__(
