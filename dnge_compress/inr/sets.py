@@ -72,7 +72,8 @@ class InrSet:
             with safe_open(path, "pt") as f:
                 header = f.metadata() or {}
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
-            siren = Siren(**{k: tuple(v) if k == "widths" else v for k, v in json.loads(header["siren"]).items()})
+            shape = json.loads(header["siren"])
+            siren = Siren(tuple(shape["widths"]), shape["omega"])
             labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
             return cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
