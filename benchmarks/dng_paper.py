@@ -39,12 +39,12 @@ from dnge_compress.inr import (
     TrainSettings,
 )
 from dnge_compress.inr.learning import Batch, in_pieces, train
+from dnge_compress.inr.reader import NETWORK
 from dnge_compress.inr.sets import pictures
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.shelf import Shelf
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95 % interval, by the number of seeds
-NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine")
 SIDE = {"mnist": 28, "cifar10": 32}
 BATCH = 128
 
@@ -137,7 +137,7 @@ def _classified(
 ) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
-    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], is_lifted=False, network=network))
+    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], network=network))
     classifier = InrClassifier(encoder)
     classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
@@ -152,7 +152,7 @@ def _drawn_then_classified(data: str, name: str, options: argparse.Namespace, se
         encoder = FlatEncoder(learned.siren, NETWORK.embedding)
     else:
         network = replace(NETWORK, hidden=HIDDEN[data], order="static" if name.startswith("static") else "inference")
-        encoder = InrEncoder(InrEncoderConfig(outputs=colours, is_lifted=False, network=network))
+        encoder = InrEncoder(InrEncoderConfig(outputs=colours, network=network))
     model = INR2JLS(encoder, JlsConfig(SIDE[data]), colours)
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     model.fit(learned, shown, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))

@@ -44,8 +44,8 @@ def main() -> None:
     head = ["messages", "model", "weights, M", "seconds", "CPU s", "extra memory, MiB", "peak memory / weights"]
     note = (
         f"Both sweeps and the readouts of the shipped encoder (48 hidden, three basis functions), {THREADS} threads "
-        "of two cores, float32, median of three (one at 1 B and edge by edge). Extra memory is the rise of the resident "
-        "peak over the model at rest. Other jobs ran beside it, so CPU seconds say more than seconds."
+        "of two cores, float32, median of three (one at 1 B and edge by edge). Extra memory is the rise of the "
+        "resident peak over the model at rest. Other jobs ran beside it, so CPU seconds say more than seconds."
     )
     write("encoder_cost", "Cost of the encoder", [*markdown(head, cells), "", note])
     kept = [{"messages": way, "model": size, **r} for (way, size), r in found.items()]

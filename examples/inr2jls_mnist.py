@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.errors import DngeError
 from dnge_compress.images import images
 from dnge_compress.inr import INR2JLS, InrEncoder, InrEncoderConfig, InrSet, JlsConfig, TrainSettings
@@ -26,7 +25,6 @@ from dnge_compress.shelf import Shelf
 
 SHOWN = 12  # digits in the picture
 SIDE = 28
-NETWORK = NetworkEncoderConfig(streams=(("identity",),), directions="forward", update="sine")
 
 
 def main() -> int:
@@ -50,7 +48,7 @@ def run(out: Path, count: int, steps: int) -> None:
     shelf = Shelf.find()
     seen = raise_set(about("mnist", "train", count=count), out / "seen.safetensors", shelf=shelf, jobs=2)
     unseen = raise_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", shelf=shelf, jobs=2)
-    jls = INR2JLS(InrEncoder(InrEncoderConfig(is_lifted=False, network=NETWORK)), JlsConfig(SIDE))
+    jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig(SIDE))
     digits = pictures(images("mnist", "train", shelf=shelf), slice(0, count))
     jls.fit(seen, digits, TrainSettings(steps, 64, jitter="mnist"))
     jls.fit_classifier(seen, TrainSettings(max(1, steps // 3), 64, jitter="mnist"))

@@ -33,7 +33,7 @@ def networks(count: int = 4, siren: Siren = SIREN, dtype: torch.dtype = torch.fl
 def encoder(siren: Siren = SIREN, **choices: object) -> InrEncoder:
     torch.manual_seed(0)
     network = NetworkEncoderConfig(hidden=8, embedding=12, **choices)  # type: ignore[arg-type]
-    return InrEncoder(InrEncoderConfig(outputs=siren.widths[-1], network=network)).double().eval()
+    return InrEncoder(InrEncoderConfig(outputs=siren.widths[-1], is_lifted=True, network=network)).double().eval()
 
 
 def a_set(count: int = 8, siren: Siren = SIREN) -> InrSet:

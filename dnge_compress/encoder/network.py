@@ -30,8 +30,8 @@ class NetworkEncoderConfig:
 
     `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
     `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages;
-    `is_relative` takes weights relative to their block's root mean square. `order`, `update` and `gain` are those of
-    `walk` and `Sweep`.
+    `is_relative` takes weights relative to their block's root mean square. `order`, `update`, `gain` and `is_rooted` are
+    those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
@@ -44,7 +44,8 @@ class NetworkEncoderConfig:
     update: str = "gru"
     streams: tuple[tuple[str, ...], ...] = (RAW, MAGNITUDE)
     is_relative: bool = True
-    gain: float = 8.0
+    gain: float = 1.5
+    is_rooted: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "streams", tuple(tuple(s) for s in self.streams))  # JSON knows lists only
@@ -70,7 +71,7 @@ class NetworkEncoder(nn.Module):
         directions = (False, True) if config.directions == "both" else (False,)
         self.sweeps = nn.ModuleList(
             Sweep(h, f + (h if i else 0), config.streams, backward=backward, nodes=config.nodes,
-                  is_relative=config.is_relative, update=config.update, gain=config.gain)
+                  is_relative=config.is_relative, update=config.update, gain=config.gain, is_rooted=config.is_rooted)
             for i, backward in enumerate(directions * config.rounds)
         )  # fmt: skip
         size = len(self.sweeps) * h

@@ -68,7 +68,8 @@ class Sweep(nn.Module):
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
     `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
     are. `update` is "gru", "sine" (a GRU with a sine for its tanh, as SIRENs compute) or "mlp"; `gain` is what messages
-    are multiplied by at first.
+    are multiplied by at first. Messages are means over the sources; `is_rooted` makes those over raw weights sums over
+    the root of their number, which doesn't shrink with width where weights are independent.
     """
 
     def __init__(
@@ -82,10 +83,12 @@ class Sweep(nn.Module):
         is_relative: bool = True,
         update: str = "gru",
         gain: float = 1.0,
+        is_rooted: bool = False,
     ) -> None:
         super().__init__()
         self.backward_in_time = backward
         self.is_relative = is_relative
+        self.is_rooted = is_rooted
         self.streams = nn.ModuleList(Message(hidden, f) for f in streams if f)
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
@@ -164,6 +167,9 @@ class Sweep(nn.Module):
         else:
             states = spread(states, source_width)
             rows = [m(edge.weight, states, back, scale=scale, chunk=chunk) for m in self.streams]
+        if self.is_rooted:
+            root = edge.weight.shape[0 if back else 1] ** 0.5
+            rows = [r * root if m.functions == RAW else r for m, r in zip(self.streams, rows, strict=True)]
         return self._mixed(edge, [pool_rows(r, width) for r in rows])
 
     def _mixed(self, edge: Edge, streams: list[Tensor]) -> Tensor:

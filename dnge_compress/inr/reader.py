@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dnge_compress.encoder.messages import RAW
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.siren import Siren, Stack, grid
@@ -17,19 +18,26 @@ PLACES = 5  # a side of the grid of points at which first-layer neurons are look
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
 
+# What reads SIRENs best in the time that it takes (dev/LOG.md): raw weights, forward, and sines as the networks have.
+NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine")
+
+
 @dataclass(frozen=True)
 class InrEncoderConfig:
-    """An encoder for SIRENs of some inputs and outputs. `is_lifted`: every neuron beside its negative twin, so that the
-    embedding doesn't change when neurons are negated (see symmetry.py)."""
+    """An encoder for SIRENs of some inputs and outputs.
+
+    `is_lifted`: every neuron stands beside its negative twin, so that the embedding doesn't change when neurons are
+    negated (see symmetry.py); twice the cost.
+    """
 
     inputs: int = 2
     outputs: int = 1
-    is_lifted: bool = True
-    network: NetworkEncoderConfig = NetworkEncoderConfig()
+    is_lifted: bool = False
+    network: NetworkEncoderConfig = NETWORK
 
 
 class InrEncoder(nn.Module):
-    """SIRENs of any width and depth as vectors `[N, E]`; their neurons may be permuted, negated or shifted in phase."""
+    """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons or shifting their phase changes nothing."""
 
     def __init__(self, config: InrEncoderConfig) -> None:
         super().__init__()

@@ -110,12 +110,17 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
     return whole
 
 
-def about(data: str, split: Split, *, count: int, fits: int = 1, steps: int = 0, seed: int = 0) -> dict[str, Any]:
+def about(
+    data: str, split: Split, *, count: int, fits: int = 1, steps: int = 0, hidden: Sequence[int] = HIDDEN, seed: int = 0
+) -> dict[str, Any]:
     """What identifies a set; `steps` of 0 are the data set's own. Raises DataError."""
     if count < 1 or fits < 1:
         raise DataError("a set needs at least one image and one fit of each")
+    if not hidden or min(hidden) < 1:
+        raise DataError(f"hidden widths are {list(hidden)}; give at least one, each above 0")
     settings = FitSettings(steps or STEPS.get(data, FitSettings().steps))
-    return {"data": data, "split": split, "count": count, "fits": fits, "seed": seed, "fit": asdict(settings)}
+    return {"data": data, "split": split, "count": count, "fits": fits, "hidden": list(hidden), "seed": seed,
+            "fit": asdict(settings)}  # fmt: skip
 
 
 def pictures(found: Images, index: Tensor | slice) -> Tensor:
@@ -127,7 +132,7 @@ def pictures(found: Images, index: Tensor | slice) -> Tensor:
 def _raise_part(about: dict[str, Any], parts: Path, fits: int, first: int, last: int, shelf: Shelf) -> float:
     found = images(about["data"], about["split"], shelf=shelf)
     x = pictures(found, slice(first, last))
-    siren = Siren((2, *HIDDEN, x.shape[1]))
+    siren = Siren((2, *about["hidden"], x.shape[1]))
     seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
     stack, quality = fit(x, siren, FitSettings(**about["fit"]), seed)
     part = InrSet(siren, stack, found.labels[first:last], torch.arange(first, last), quality, about)
@@ -154,13 +159,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=60_000, help="images, from the first (default: all)")
     parser.add_argument("--fits", type=int, default=1, help="networks per image, each from its own initialisation")
     parser.add_argument("--steps", type=int, default=0, help=f"Adam's steps per network (default: {STEPS})")
+    parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="widths (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
         wanted = about(options.data, options.split, count=options.count, fits=options.fits, steps=options.steps,
-                       seed=options.seed)  # fmt: skip
+                       hidden=options.hidden, seed=options.seed)  # fmt: skip
         shelf = Shelf.find(options.data_folder)
         made = raise_set(wanted, options.output, shelf=shelf, jobs=max(1, options.jobs))
     except DngeError as error:
