@@ -30,8 +30,8 @@ class NetworkEncoderConfig:
 
     `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
     `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages;
-    `is_relative` takes weights relative to their block's root mean square. `order`, `update`, `gain` and `is_rooted` are
-    those of `walk` and `Sweep`.
+    `is_relative` takes weights relative to their block's root mean square. `order`, `update`, `gain` and `is_rooted`
+    are those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
