@@ -115,8 +115,8 @@ def publish() -> None:
                       *markdown(["", "seeds", "tau", "tau within data sets"], cells), ""]  # fmt: skip
     lines.append(
         "Kendall's tau-b on a quarter of the runs (ViTs: on each quarter in turn, and the mean); ± half of the 95 % "
-        "interval over the seeds (Student's t), each with a split and initial weights of its own. Regressors on tables: "
-        "the better of trees and perceptrons by the runs to choose by."
+        "interval over the seeds (Student's t), each with a split and initial weights of its own. Regressors on "
+        "tables: the better of trees and perceptrons by the runs to choose by."
     )
     write("accuracy", "Accuracy read from weights", lines)
 

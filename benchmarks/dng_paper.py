@@ -138,7 +138,7 @@ def jls(data: str, options: argparse.Namespace) -> None:
 
 WIDTHS = (32, 64, 128, 256, 512)
 JUDGED_WIDE = 1000  # images
-HIDDEN = {"mnist": 64, "cifar10": 96}
+HIDDEN = {"mnist": 64, "cifar10": 64}
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "mnist": lambda o: direct("mnist", o),
     "cifar10": lambda o: direct("cifar10", o),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dnge_compress.encoder.messages import MAGNITUDE, RAW, random_fourier
 from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.errors import CheckpointError, DataError, UnknownNameError, UnsupportedModelError, WeightError
-from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig
+from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
@@ -206,6 +206,26 @@ def test_a_state_dict_of_linear_layers_is_read_as_a_chain() -> None:
 def test_what_is_no_chain_is_refused_by_name(weights, error, told) -> None:
     with pytest.raises(error, match=told):
         read_chain(weights)
+
+
+def test_networks_fitted_elsewhere_are_gathered_and_odd_ones_named() -> None:
+    def network(width: int) -> dict[str, Tensor]:
+        return nn.Sequential(nn.Linear(2, width), nn.Linear(width, 3)).state_dict()
+
+    found = gather([network(4), network(4)], [7, 8])
+    assert found.siren.widths == (2, 4, 3) and found.labels.tolist() == [7, 8]
+    with pytest.raises(DataError, match="network 1 has widths"):
+        gather([network(4), network(5)])
+    with pytest.raises(DataError, match="0 networks"):
+        gather([])
+
+
+def test_encoders_refuse_networks_that_they_cannot_read() -> None:
+    other = Siren((2, 7, 5, 1))
+    with pytest.raises(DataError, match="inputs and outputs"):
+        encoder()(networks(2, other), other)
+    with pytest.raises(DataError, match="not of the shape"):
+        FlatEncoder(SIREN, 8)(networks(2, other), other)
 
 
 def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:

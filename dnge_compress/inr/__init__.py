@@ -4,7 +4,7 @@ from dnge_compress.inr.classifier import InrClassifier
 from dnge_compress.inr.jls import INR2JLS, JlsConfig
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder, InrEncoderConfig
-from dnge_compress.inr.sets import InrSet
+from dnge_compress.inr.sets import InrSet, gather
 from dnge_compress.inr.siren import Siren
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "JlsConfig",
     "Siren",
     "TrainSettings",
+    "gather",
 ]

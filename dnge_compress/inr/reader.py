@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import RAW
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
+from dnge_compress.errors import DataError
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.siren import Siren, Stack, grid
 from dnge_compress.inr.symmetry import canonical, lift
@@ -47,7 +48,10 @@ class InrEncoder(nn.Module):
         self.embedding = config.network.embedding
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
-        """Embeddings `[N, E]` of stacked networks."""
+        """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""
+        ends = (self.config.inputs, self.config.outputs)
+        if (siren.widths[0], siren.widths[-1]) != ends:
+            raise DataError(f"networks {siren.widths} don't have the encoder's inputs and outputs {ends}")
         stack = canonical(stack, siren)
         if self.config.is_lifted:
             stack, siren = lift(stack, siren)
@@ -60,6 +64,7 @@ class FlatEncoder(nn.Module):
 
     def __init__(self, siren: Siren, embedding: int, hidden: int = 512) -> None:
         super().__init__()
+        self.siren = siren
         sizes = zip(siren.widths, siren.widths[1:], strict=False)
         self.embedding = embedding
         self.layers = nn.Sequential(
@@ -69,7 +74,9 @@ class FlatEncoder(nn.Module):
         )  # fmt: skip
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
-        """Embeddings `[N, E]` of stacked networks."""
+        """Embeddings `[N, E]` of stacked networks. Raises DataError on another shape."""
+        if siren.widths != self.siren.widths:
+            raise DataError(f"networks {siren.widths} are not of the shape {self.siren.widths} that was trained for")
         found = canonical(stack, siren)
         return self.layers(torch.cat([found[name].flatten(1) * _unit(name, siren) for name in sorted(found)], 1))
 

@@ -11,7 +11,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dnge_compress.errors import CheckpointError, DataError, DngeError, first_line
 from dnge_compress.images import IMAGES, Images, images
+from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.shelf import Shelf, Split
@@ -42,7 +43,7 @@ class InrSet:
     stack: dict[str, Tensor]  # "0.weight" [N, 32, 2], …
     labels: Tensor  # int64 [N]
     image: Tensor  # int64 [N], number of the image within its split
-    psnr: Tensor  # [N], decibels
+    psnr: Tensor  # [N], decibels; NaN where nobody measured it
     about: dict[str, Any]  # data, split, fits, seed, settings
 
     def __len__(self) -> int:
@@ -80,6 +81,28 @@ class InrSet:
             raise CheckpointError(
                 f"'{path}' is no set of fitted networks ({first_line(e)}); make one with `dnge inr`"
             ) from e
+
+
+def gather(networks: Sequence[Mapping[str, Tensor]], labels: Sequence[int] = (), *, omega: float = 30.0) -> InrSet:
+    """A set of networks that were fitted elsewhere, from their state dicts: chains of linear layers with sines.
+
+    Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
+    """
+    chains = [read_chain(weights) for weights in networks]
+    if not chains or (labels and len(labels) != len(chains)):
+        raise DataError(
+            f"there are {len(chains)} networks and {len(labels)} labels; give at least one, as many of both"
+        )
+    widths = widths_of(chains[0])
+    for number, found in enumerate(chains):
+        if widths_of(found) != widths:
+            raise DataError(
+                f"network {number} has widths {widths_of(found)}, the first {widths}; gather each shape alone"
+            )
+    stack = {name: torch.stack([found[name] for found in chains]) for name in chains[0]}
+    count = len(chains)
+    return InrSet(Siren(widths, omega), stack, torch.tensor(labels or [0] * count), torch.arange(count),
+                  torch.full((count,), torch.nan), {})  # fmt: skip
 
 
 def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) -> InrSet:
