@@ -62,6 +62,7 @@ class InrSet:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file({name: t.contiguous() for name, t in tensors.items()}, half, header)
+            half.chmod(0o644)  # safetensors leaves it to its owner alone
             half.replace(path)
         except (OSError, SafetensorError) as e:
             raise CheckpointError(f"can't write '{path}' ({first_line(e)}); choose another place") from e
