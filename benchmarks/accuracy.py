@@ -5,6 +5,7 @@
 
 A training run's networks stay on one side of every split. Readers and regressors choose epochs and settings on some of
 the learning runs. Arms and seeds are kept when they are done; a run that was stopped goes on with what is missing.
+`--reduced` trains the encoders of the zoo's rows for a few epochs and judges one part only, in rows of their own.
 Published cells are anchors: their networks are others.
 """
 
@@ -21,16 +22,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_networks import Subjects, small_cnn_subjects, zoo_subjects
+from accuracy_networks import CLASSES, Herd, Subjects, small_cnn_subjects, zoo_subjects
 from accuracy_readers import ENCODER, ReaderSettings, agreement, fitted_scores, inside, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
 from harness import RESULTS, markdown, write
 from torch import Tensor
 
+MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by the number of seeds
 PARTS = 4  # of the runs; one is judged
 FOLDS = {"cnn": 1, "mixed": 1, "vit": 4}  # how many of the parts are, each in its turn
 CHOOSING = 5  # every fifth learning run is there to choose by
+REDUCED_EPOCHS, REDUCED_BATCH = 10, 8
+REDUCED = f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, one quarter of the runs judged"
 DNG = ReaderSettings(encoder=ENCODER)
 READERS = {
     "DNG": DNG,
@@ -54,30 +58,41 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cnns", type=Path, default=Path("runs/accuracy/cnns.safetensors"))
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--reduced", action="store_true", help="few epochs, one part judged (not for cnn)")
+    parser.add_argument("--arms", nargs="*", choices=(*READERS, *TABLES), default=[*READERS, *TABLES])
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.only:
         subjects = ROWS[name][2](options)
         for seed in range(options.seeds):
-            for arm in (*READERS, *TABLES):
+            for arm in options.arms:
                 if TABLES.get(arm, "statistics") in subjects.tables:
-                    measure(name, arm, seed, subjects)
+                    measure(name, arm, seed, subjects, is_reduced=options.reduced and name != "cnn")
     publish()
 
 
-def measure(row: str, arm: str, seed: int, subjects: Subjects) -> None:
+def measure(row: str, arm: str, seed: int, subjects: Subjects, *, is_reduced: bool = False) -> None:
     """One arm with one seed, unless it is there; the mean over the folds."""
-    if any((r["row"], r["arm"], r["seed"]) == (row, arm, seed) for r in _kept()):
+    key = {"row": row, "arm": arm, "note": REDUCED if is_reduced else ""}
+    if any(seed in entry["seeds"] for entry in _kept() if key.items() <= entry.items()):
         return
     started = time.perf_counter()
     found = []
-    for fit, choose, judge in splits(subjects.run, seed)[: FOLDS[row]]:
-        scores = _scores(arm, subjects, fit, choose, seed)[judge]
+    for fit, choose, judge in splits(subjects.run, seed)[: 1 if is_reduced else FOLDS[row]]:
+        scores = _scores(arm, subjects, fit, choose, seed, is_reduced)[judge]
         found.append((tau(scores, subjects.accuracy[judge]), inside(scores, subjects, judge)))
     overall, within = (statistics.mean(v) for v in zip(*found, strict=True))
-    kept = [*_kept(), {"row": row, "arm": arm, "seed": seed, "tau": overall, "within data sets": within,
-                       "networks": len(subjects), "seconds": round(time.perf_counter() - started)}]  # fmt: skip
-    (RESULTS / "accuracy.json").write_text(json.dumps(kept, indent=1))
+    kept = _kept()
+    entry = next((e for e in kept if key.items() <= e.items()), None)
+    if entry is None:
+        entry = key | {"anchor": ROWS[row][1], "networks": len(subjects), **{name: [] for name in MEASURED}}
+        kept.append(entry)
+    seconds = round(time.perf_counter() - started)
+    for name, value in zip(MEASURED, (seed, overall, within, seconds), strict=True):
+        entry[name].append(value)
+    half = RESULTS / ".accuracy.half"
+    half.write_text(json.dumps(kept, indent=1) + "\n")
+    half.replace(RESULTS / "accuracy.json")
     print(f"{row} · {arm} · seed {seed}: {overall:.3f}, within {within:.3f}", file=sys.stderr, flush=True)
 
 
@@ -95,24 +110,36 @@ def splits(run: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     return found
 
 
-def _scores(arm: str, subjects: Subjects, fit: Tensor, choose: Tensor, seed: int) -> Tensor:
+def _scores(arm: str, subjects: Subjects, fit: Tensor, choose: Tensor, seed: int, is_reduced: bool) -> Tensor:
     if arm in READERS:
-        return fitted_scores(subjects, replace(READERS[arm], seed=seed), fit, choose)
+        settings = replace(READERS[arm], seed=seed)
+        if is_reduced:
+            settings = replace(settings, epochs=REDUCED_EPOCHS, batch=REDUCED_BATCH)
+        return fitted_scores(subjects, settings, fit, choose)
+    subjects = _without_weights(subjects)
     tried = [table_scores(subjects, TABLES[arm], kind, fit, choose, seed=seed) for kind in (TREES, PERCEPTRONS)]
     return max(tried, key=lambda scores: agreement(scores[choose], subjects, choose))
+
+
+def _without_weights(subjects: Subjects) -> Subjects:
+    """One herd with nothing in it: what a regressor on tables needs, with nothing to copy for each batch."""
+    count = len(subjects)
+    empty = Herd(subjects.herds[0].graph, {}, {CLASSES: torch.zeros(count, 1, 1)}, torch.arange(count))
+    return replace(subjects, herds=(empty,))
 
 
 def publish() -> None:
     """Write the tables of everything measured."""
     lines: list[str] = []
     for name, (title, anchor, _) in ROWS.items():
-        kept = [r for r in _kept() if r["row"] == name]
-        if kept:
-            cells = [[arm, str(len(rows)), _interval([r["tau"] for r in rows]),
-                      _interval([r["within data sets"] for r in rows])]
-                     for arm in (*READERS, *TABLES) if (rows := [r for r in kept if r["arm"] == arm])]  # fmt: skip
-            lines += [f"## {title}", "", f"{kept[0]['networks']} networks. Published, on other networks: {anchor}.", "",
-                      *markdown(["", "seeds", "tau", "tau within data sets"], cells), ""]  # fmt: skip
+        for note in ("", REDUCED):
+            kept = [e for arm in (*READERS, *TABLES) for e in _kept()
+                    if (e["row"], e["note"], e["arm"]) == (name, note, arm)]  # fmt: skip
+            if kept:
+                cells = [[e["arm"], str(len(e["seeds"])), *(_interval(e[v]) for v in MEASURED[1:3])] for e in kept]
+                about = f"{kept[0]['networks']} networks. Published, on other networks: {anchor}."
+                lines += [f"## {title}{' (reduced)' * bool(note)}", "", about, *([f"Note: {note}."] * bool(note)), "",
+                          *markdown(["", "seeds", "tau", "tau within data sets"], cells), ""]  # fmt: skip
     lines.append(
         "Kendall's tau-b on a quarter of the runs (ViTs: on each quarter in turn, and the mean); ± half of the 95 % "
         "interval over the seeds (Student's t), each with a split and initial weights of its own. Regressors on "
