@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12000, help="of 128 networks each; INR2JLS: to draw, then half")
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
     parser.add_argument("--encoders", nargs="*", default=None, help="of INR2JLS, by the beginnings of their names")
+    parser.add_argument("--twins", action="store_true", help="DNG only: see inr/symmetry.py; twice the time")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for part in options.only:
@@ -99,10 +100,10 @@ def main() -> None:
 
 def direct(data: str, options: argparse.Namespace) -> None:
     """Classes from the weights alone, by the encoder and a head."""
+    network = replace(NETWORK, hidden=HIDDEN[data])
+    arm = "DNG, neurons beside their negative twins" if options.twins else "DNG"
     for seed in range(options.seeds):
-        network = replace(NETWORK, hidden=HIDDEN[data])
-        _measure(f"{data}, DNG only", "DNG", options.steps, seed,
-                 lambda s, n=network: _classified(data, n, options, s, data))  # fmt: skip
+        _measure(f"{data}, DNG only", arm, options.steps, seed, lambda s: _classified(data, network, options, s, data))
 
 
 def ablations(options: argparse.Namespace) -> None:
@@ -154,10 +155,11 @@ def _classified(
 ) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
-    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], network=network))
+    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], is_lifted=options.twins,
+                                           network=network))  # fmt: skip
     classifier = InrClassifier(encoder)
     classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
-    if jitter == data and network == replace(NETWORK, hidden=HIDDEN[data]):
+    if jitter == data and not options.twins and network == replace(NETWORK, hidden=HIDDEN[data]):
         _model(options, data, seed).parent.mkdir(exist_ok=True)
         save_model(classifier, str(_model(options, data, seed)))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
