@@ -1,7 +1,7 @@
 """How well the accuracy of networks can be read from their weights: Kendall's tau on training runs never seen.
 
     python -m dnge_compress.pretrain.small_cnns --help       # makes runs/accuracy/cnns.safetensors
-    python benchmarks/accuracy.py --only cnn mixed vit       # writes results/accuracy.{json,md}; an hour of one core
+    python benchmarks/accuracy.py --only cnn mixed vit       # writes results/accuracy.{json,md}; hours of one core
 
 A training run's networks stay on one side of every split. Readers and regressors choose epochs and settings on some of
 the learning runs. Arms and seeds are kept when they are done; a run that was stopped goes on with what is missing.
@@ -141,9 +141,9 @@ def publish() -> None:
                 lines += [f"## {title}{' (reduced)' * bool(note)}", "", about, *([f"Note: {note}."] * bool(note)), "",
                           *markdown(["", "seeds", "tau", "tau within data sets"], cells), ""]  # fmt: skip
     lines.append(
-        "Kendall's tau-b on a quarter of the runs (ViTs: on each quarter in turn, and the mean); ± half of the 95 % "
-        "interval over the seeds (Student's t), each with a split and initial weights of its own. Regressors on "
-        "tables: the better of trees and perceptrons by the runs to choose by."
+        "Kendall's tau-b on a quarter of the runs (ViTs, where not reduced: on each quarter in turn, and the mean); ± "
+        "half of the 95 % interval over the seeds (Student's t), each with a split and initial weights of its own. "
+        "Regressors on tables: the better of trees and perceptrons by the runs to choose by."
     )
     write("accuracy", "Accuracy read from weights", lines)
 
