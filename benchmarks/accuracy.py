@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_networks import CLASSES, Herd, Subjects, small_cnn_subjects, zoo_subjects
+from accuracy_networks import Subjects, small_cnn_subjects, splits, zoo_subjects
 from accuracy_readers import ENCODER, ReaderSettings, agreement, fitted_scores, inside, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
 from harness import RESULTS, markdown, write
@@ -30,9 +30,7 @@ from torch import Tensor
 
 MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by the number of seeds
-PARTS = 4  # of the runs; one is judged
 FOLDS = {"cnn": 1, "mixed": 1, "vit": 4}  # how many of the parts are, each in its turn
-CHOOSING = 5  # every fifth learning run is there to choose by
 REDUCED_EPOCHS, REDUCED_BATCH = 10, 8
 REDUCED = f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, one quarter of the runs judged"
 DNG = ReaderSettings(encoder=ENCODER)
@@ -94,20 +92,6 @@ def measure(row: str, arm: str, seed: int, subjects: Subjects, *, is_reduced: bo
     half.write_text(json.dumps(kept, indent=1) + "\n")
     half.replace(RESULTS / "accuracy.json")
     print(f"{row} · {arm} · seed {seed}: {overall:.3f}, within {within:.3f}", file=sys.stderr, flush=True)
-
-
-def splits(run: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Positions to fit on, to choose by and to judge, for each fold; a run's networks stay together."""
-    runs = run.unique()
-    runs = runs[torch.randperm(len(runs), generator=torch.Generator().manual_seed(seed))]
-    found = []
-    for fold in range(PARTS):
-        judged = runs[fold::PARTS]
-        learned = runs[~torch.isin(runs, judged)]
-        chosen = learned[::CHOOSING]
-        fitted = learned[~torch.isin(learned, chosen)]
-        found.append(tuple(torch.isin(run, part).nonzero().squeeze(1) for part in (fitted, chosen, judged)))
-    return found
 
 
 def _scores(arm: str, subjects: Subjects, fit: Tensor, choose: Tensor, seed: int, is_reduced: bool) -> Tensor:

@@ -22,6 +22,8 @@ ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 LAYOUTS = ("pool", "flatten", "bottleneck")
 FEATURES = 6 + len(ACTIVATIONS)
 FLOOR = 1e-8
+PARTS = 4  # of the runs; one is judged
+CHOOSING = 5  # every fifth learning run is there to choose by
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,20 @@ def zoo_subjects(zoo: Path, families: Sequence[str]) -> Subjects:
     accuracy, run, data = (torch.tensor([row[key] for row in rows]) for key in ("accuracy", "run", "data"))
     names = [key for key in rows[0] if key not in ("accuracy", "run", "data")]
     return Subjects(tuple(herds), accuracy, run, data, {n: torch.stack([row[n] for row in rows]) for n in names})
+
+
+def splits(run: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Positions to fit on, to choose by and to judge, for each fold; a run's networks stay together."""
+    runs = run.unique()
+    runs = runs[torch.randperm(len(runs), generator=torch.Generator().manual_seed(seed))]
+    found = []
+    for fold in range(PARTS):
+        judged = runs[fold::PARTS]
+        learned = runs[~torch.isin(runs, judged)]
+        chosen = learned[::CHOOSING]
+        fitted = learned[~torch.isin(learned, chosen)]
+        found.append(tuple(torch.isin(run, part).nonzero().squeeze(1) for part in (fitted, chosen, judged)))
+    return found
 
 
 def summary(values: Tensor) -> Tensor:

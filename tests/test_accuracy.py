@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
-from dnge_compress.errors import CheckpointError, DataError
-from dnge_compress.images import Images
-from dnge_compress.pretrain import small_cnns
-from dnge_compress.pretrain.grouped_training import CONVOLUTIONS, draw, train_together
-from dnge_compress.pretrain.small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set
-from dnge_compress.shelf import Shelf, Split
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from accuracy_networks import splits  # noqa: E402
+
+from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig  # noqa: E402
+from dnge_compress.errors import CheckpointError, DataError  # noqa: E402
+from dnge_compress.images import Images  # noqa: E402
+from dnge_compress.pretrain import small_cnns  # noqa: E402
+from dnge_compress.pretrain.grouped_training import CONVOLUTIONS, draw, train_together  # noqa: E402
+from dnge_compress.pretrain.small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set  # noqa: E402
+from dnge_compress.shelf import Shelf, Split  # noqa: E402
 
 SHELF = Shelf(Path(), Path())
 ABOUT = about(PART + 2, kept=(1, 3), count=70)
@@ -115,3 +119,12 @@ def test_another_file_or_another_set_gives_a_clear_error(quick: pytest.MonkeyPat
         raise_set(about(3, kept=(1,), count=70), tmp_path / "set", shelf=SHELF)
     with pytest.raises(DataError, match="ascending steps"):
         about(2, kept=(3, 1))
+
+
+def test_splits_keep_the_networks_of_a_run_together() -> None:
+    run = torch.arange(40).repeat_interleave(3)
+    found = splits(run, seed=1)
+    assert sorted(torch.cat([judged for _, _, judged in found]).tolist()) == list(range(120))
+    for parts in found:
+        runs = [set(run[part].tolist()) for part in parts]
+        assert all(runs) and not (runs[0] & runs[1] or runs[0] & runs[2] or runs[1] & runs[2])
