@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_networks import Subjects, small_cnn_subjects, splits, zoo_subjects
+from accuracy_networks import CLASSES, Herd, Subjects, small_cnn_subjects, splits, zoo_subjects
 from accuracy_readers import ENCODER, ReaderSettings, agreement, fitted_scores, inside, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
 from harness import RESULTS, markdown, write
