@@ -25,11 +25,10 @@ import torch
 from accuracy_networks import CLASSES, Herd, Subjects, small_cnn_subjects, splits, zoo_subjects
 from accuracy_readers import ENCODER, ReaderSettings, agreement, fitted_scores, inside, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
-from harness import RESULTS, markdown, write
+from harness import RESULTS, markdown, over_seeds, write
 from torch import Tensor
 
 MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t, by the number of seeds
 FOLDS = {"cnn": 1, "mixed": 1, "vit": 4}  # how many of the parts are, each in its turn
 REDUCED_EPOCHS, REDUCED_BATCH = 10, 8
 REDUCED = f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, one quarter of the runs judged"
@@ -120,7 +119,7 @@ def publish() -> None:
             kept = [e for arm in (*READERS, *TABLES) for e in _kept()
                     if (e["row"], e["note"], e["arm"]) == (name, note, arm)]  # fmt: skip
             if kept:
-                cells = [[e["arm"], str(len(e["seeds"])), *(_interval(e[v]) for v in MEASURED[1:3])] for e in kept]
+                cells = [[e["arm"], str(len(e["seeds"])), *(over_seeds(e[v], 3) for v in MEASURED[1:3])] for e in kept]
                 about = f"{kept[0]['networks']} networks. Published, on other networks: {anchor}."
                 lines += [f"## {title}{' (reduced)' * bool(note)}", "", about, *([f"Note: {note}."] * bool(note)), "",
                           *markdown(["", "seeds", "tau", "tau within data sets"], cells), ""]  # fmt: skip
@@ -135,12 +134,6 @@ def publish() -> None:
 def _kept() -> list[dict[str, Any]]:
     path = RESULTS / "accuracy.json"
     return json.loads(path.read_text()) if path.is_file() else []
-
-
-def _interval(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from harness import DATA, RESULTS, markdown, write
+from harness import DATA, RESULTS, markdown, over_seeds, write
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -39,13 +39,12 @@ from dnge_compress.inr import (
     JlsConfig,
     TrainSettings,
 )
-from dnge_compress.inr.learning import Batch, in_pieces, train
+from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
 from dnge_compress.inr.reader import NETWORK
 from dnge_compress.inr.sets import pictures
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.shelf import Shelf
 
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t for a 95 % interval, by the number of seeds
 SIDE = {"mnist": 28, "cifar10": 32}
 BATCH = 128
 
@@ -103,7 +102,13 @@ def direct(data: str, options: argparse.Namespace) -> None:
     network = replace(NETWORK, hidden=HIDDEN[data])
     arm = "DNG, neurons beside their negative twins" if options.twins else "DNG"
     for seed in range(options.seeds):
-        _measure(f"{data}, DNG only", arm, options.steps, seed, lambda s: _classified(data, network, options, s, data))
+        _measure(
+            f"{data}, DNG only",
+            arm,
+            options.steps,
+            seed,
+            lambda s: _classified(data, network, options, s, data, is_lifted=options.twins),
+        )
 
 
 def ablations(options: argparse.Namespace) -> None:
@@ -151,15 +156,21 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def _classified(
-    data: str, network: NetworkEncoderConfig, options: argparse.Namespace, seed: int, jitter: str
+    data: str,
+    network: NetworkEncoderConfig,
+    options: argparse.Namespace,
+    seed: int,
+    jitter: str,
+    *,
+    is_lifted: bool = False,
 ) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
-    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], is_lifted=options.twins,
+    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], is_lifted=is_lifted,
                                            network=network))  # fmt: skip
     classifier = InrClassifier(encoder)
     classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
-    if jitter == data and not options.twins and network == replace(NETWORK, hidden=HIDDEN[data]):
+    if jitter == data and not is_lifted and network == replace(NETWORK, hidden=HIDDEN[data]):
         _model(options, data, seed).parent.mkdir(exist_ok=True)
         save_model(classifier, str(_model(options, data, seed)))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
@@ -232,26 +243,24 @@ def _rendered(data: str, options: argparse.Namespace, seed: int) -> dict[str, fl
         return nnf.cross_entropy(model(batch.stack, batch.siren), learned.labels[batch.index], label_smoothing=0.05)
 
     train(model, learned, loss, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))
-    with torch.no_grad():
-        right = [(model(p.stack, p.siren).argmax(1) == p.labels).sum() for p in in_pieces(judged)]
-    return {"accuracy": float(sum(right)) / len(judged), "parameters": _size(model)}
+    return {"accuracy": share_right(model, judged), "parameters": _size(model)}
 
 
 def publish() -> None:
     """Write the table of everything that was measured."""
     lines = []
     for row, about in ROWS.items():
-        arms = {(r["arm"], r["steps"]): [] for r in _kept() if r["row"] == row}
+        arms: dict[tuple[str, int], list[dict[str, Any]]] = {}
         for r in _kept():
             if r["row"] == row:
-                arms[r["arm"], r["steps"]].append(r)
+                arms.setdefault((r["arm"], r["steps"]), []).append(r)
         if not arms:
             continue
         asked = f"; must {about.must}" if about.must else ""
         lines += [f"## {row}", "", f"Published: {about.anchor}{asked}. Ours, self-fitted INRs, one fit an image.", ""]
-        cells = [[arm, str(steps), str(len(found)), _interval([100 * r["accuracy"] for r in found]),
-                  _interval([100 * r["fine-tuned"] for r in found if "fine-tuned" in r]),
-                  _interval([r["drawn, dB"] for r in found if "drawn, dB" in r]),
+        cells = [[arm, str(steps), str(len(found)), over_seeds([100 * r["accuracy"] for r in found], 2),
+                  over_seeds([100 * r["fine-tuned"] for r in found if "fine-tuned" in r], 2),
+                  over_seeds([r["drawn, dB"] for r in found if "drawn, dB" in r], 2),
                   f"{found[0]['parameters'] / 1e3:.0f} k", f"{statistics.mean(r['seconds'] for r in found) / 60:.0f}"]
                  for (arm, steps), found in arms.items()]  # fmt: skip
         head = ["arm", "steps", "seeds", "accuracy, %", "fine-tuned, %", "decoded, dB", "encoder", "minutes"]
@@ -294,13 +303,6 @@ def _shelf() -> Shelf:
 
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def _interval(values: list[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else "–"
-    half = T95.get(len(values), 1.96) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.2f} ± {half:.2f}"
 
 
 if __name__ == "__main__":

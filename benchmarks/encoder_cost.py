@@ -10,14 +10,12 @@ one block at a time; what is equal for all sources is not computed edge by edge 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from harness import RESULTS, markdown, write
-from scoring_cost import SIZES, _resident, encoder_forward, medians
+from scoring_cost import SIZES, _resident, encoder_forward, in_fresh_process, medians
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +33,11 @@ def main() -> None:
     if len(sys.argv) == 3:
         print(json.dumps(measured(*sys.argv[1:])))
         return
-    found = {(way, size): in_fresh_process(way, size) for way, sizes in WAYS.items() for size in sizes}
+    found = {
+        (way, size): in_fresh_process(way, size, script=__file__, limit=LIMIT)
+        for way, sizes in WAYS.items()
+        for size in sizes
+    }
     cells = [
         [way, size, *(f"{r[k]:.2f}" for k in ("weights, M", "seconds", "CPU s", "extra, MiB", "peak / weights"))]
         if r else [way, size, *"–––––"]
@@ -50,18 +52,6 @@ def main() -> None:
     write("encoder_cost", "Cost of the encoder", [*markdown(head, cells), "", note])
     kept = [{"messages": way, "model": size, **r} for (way, size), r in found.items()]
     (RESULTS / "encoder_cost.json").write_text(json.dumps(kept, indent=1))
-
-
-def in_fresh_process(way: str, size: str) -> dict[str, float]:
-    """What one measurement prints; empty if it had to be stopped."""
-    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-    try:
-        done = subprocess.run([sys.executable, __file__, way, size], capture_output=True, text=True, timeout=LIMIT,
-                              env={**os.environ, "PYTHONPATH": paths}, check=True)  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return {}
-    print(f"{way} {size}: {done.stdout.strip()}", file=sys.stderr, flush=True)
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measured(way: str, size: str) -> dict[str, float]:

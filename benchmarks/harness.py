@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from scipy.stats import t as student
 from torch import nn
 
 from dnge_compress import scorers
@@ -145,6 +146,14 @@ def write(name: str, title: str, lines: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def over_seeds(values: Sequence[float], digits: int) -> str:
+    """Mean ± half of the 95 % interval over seeds (Student's t); one value as it is, and a dash for none."""
+    if len(values) < 2:
+        return f"{values[0]:.{digits}f}" if values else "–"
+    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
+    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
 
 
 def _cell(values: list[float]) -> str:

@@ -83,18 +83,20 @@ def measure(size: str) -> dict[str, float | None]:
     }
 
 
-def in_fresh_process(stage: str, size: str, **variables: str) -> dict[str, float]:
-    """What a stage of this file prints; empty if it had to be stopped."""
-    command = [sys.executable, __file__, stage, size]
+def in_fresh_process(
+    stage: str, size: str, *, script: str = __file__, limit: float = LIMIT, **variables: str
+) -> dict[str, float]:
+    """What a stage of `script` prints; empty if it had to be stopped."""
+    command = [sys.executable, script, stage, size]
     environment = {
         **os.environ,
         **variables,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
     }
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        print(f"{stage} {size}: stopped after {LIMIT} s", file=sys.stderr, flush=True)
+        print(f"{stage} {size}: stopped after {limit} s", file=sys.stderr, flush=True)
         return {}
     if done.returncode:
         raise RuntimeError(f"{stage} {size} failed:\n{done.stderr}")

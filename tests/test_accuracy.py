@@ -15,6 +15,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from accuracy_networks import splits  # noqa: E402
 
+from dnge_compress import parts  # noqa: E402
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig  # noqa: E402
 from dnge_compress.errors import CheckpointError, DataError  # noqa: E402
 from dnge_compress.images import Images  # noqa: E402
@@ -40,17 +41,17 @@ def one_by_one(jobs: int, action: Callable[..., Any], tasks: Iterable[tuple[Any,
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(small_cnns, "images", noise)
-    monkeypatch.setattr(small_cnns, "each_done", one_by_one)
+    monkeypatch.setattr(parts, "each_done", one_by_one)
     return monkeypatch
 
 
 def test_a_set_that_was_stopped_goes_on_and_comes_out_the_same(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
     whole = raise_set(ABOUT, tmp_path / "whole", shelf=SHELF)
-    quick.setattr(small_cnns, "each_done", lambda jobs, action, tasks: (stopped(action, task) for task in tasks[:1]))
+    quick.setattr(parts, "each_done", lambda jobs, action, tasks: (stopped(action, task) for task in tasks[:1]))
     with pytest.raises(KeyboardInterrupt):
         raise_set(ABOUT, tmp_path / "broken", shelf=SHELF)
     done: list[tuple[Any, ...]] = []
-    quick.setattr(small_cnns, "each_done", lambda jobs, action, tasks: (done.append(t) or action(*t) for t in tasks))
+    quick.setattr(parts, "each_done", lambda jobs, action, tasks: (done.append(t) or action(*t) for t in tasks))
     again = raise_set(ABOUT, tmp_path / "broken", shelf=SHELF)
     assert len(done) == 1 and len(again) == len(whole) == 2 * (PART + 2)
     assert all(torch.equal(again.stack[name], values) for name, values in whole.stack.items())
@@ -125,6 +126,6 @@ def test_splits_keep_the_networks_of_a_run_together() -> None:
     run = torch.arange(40).repeat_interleave(3)
     found = splits(run, seed=1)
     assert sorted(torch.cat([judged for _, _, judged in found]).tolist()) == list(range(120))
-    for parts in found:
-        runs = [set(run[part].tolist()) for part in parts]
+    for groups in found:
+        runs = [set(run[group].tolist()) for group in groups]
         assert all(runs) and not (runs[0] & runs[1] or runs[0] & runs[2] or runs[1] & runs[2])

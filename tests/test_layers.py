@@ -31,6 +31,7 @@ LAYERS = (
         "shelf",
         "images",
         "workers",
+        "parts",
     },
     {"families", "encoder", "scorers", "placers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},

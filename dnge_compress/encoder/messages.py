@@ -10,9 +10,12 @@ Letters: S source rows, D destination rows, K basis functions, H hidden size.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from dnge_compress.errors import UnknownNameError
 
 CHUNK_ELEMENTS = 1 << 19  # elements of φ_k(W) that exist at a time
 
@@ -29,13 +32,15 @@ def random_fourier(features: int = 256, scale: float = 3.0, seed: int = 0) -> tu
     return tuple(f"{wave}{frequency:.6f}" for frequency in drawn.tolist() for wave in ("sin", "cos"))
 
 
-def is_known(name: str) -> bool:
-    """Whether `name` is that of a basis function."""
-    return name in (*RAW, *MAGNITUDE) or re.fullmatch(r"(sin|cos)~?-?\d+(\.\d+)?", name) is not None
+def refuse_unknown(functions: Iterable[str]) -> None:
+    """Raise UnknownNameError on a name that is none of a basis function."""
+    for name in functions:
+        if name not in (*RAW, *MAGNITUDE) and not re.fullmatch(r"(sin|cos)~?-?\d+(\.\d+)?", name):
+            raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE, *WAVES))
 
 
-def basis(name: str, w: Tensor) -> Tensor:
-    """φ_k, elementwise: "identity", "abs", "square", or "sin<f>"/"cos<f>" at frequency f."""
+def basis(name: str, w: Tensor, frequency: Tensor | None = None) -> Tensor:
+    """φ_k, elementwise: "identity", "abs", "square", or "sin<f>"/"cos<f>" at frequency f, or at the one given."""
     if name == "identity":
         return w
     if name == "abs":
@@ -43,7 +48,7 @@ def basis(name: str, w: Tensor) -> Tensor:
     if name == "square":
         return w.square()
     if name[:3] in ("sin", "cos"):
-        phase = 2 * torch.pi * float(name[3:]) * w
+        phase = 2 * torch.pi * (float(name[3:]) if frequency is None else frequency) * w
         return phase.sin() if name.startswith("sin") else phase.cos()
     raise ValueError(f"unknown basis function '{name}'")
 
@@ -108,10 +113,8 @@ class Message(nn.Module):
         return [self._basis(name, block).mean(-1) for name in self.functions]
 
     def _basis(self, name: str, w: Tensor) -> Tensor:
-        if name not in self._learned:
-            return basis(name, w)
-        phase = 2 * torch.pi * self.frequency[self._learned[name]] * w
-        return phase.sin() if name.startswith("sin") else phase.cos()
+        learned = self._learned.get(name)
+        return basis(name, w, None if learned is None else self.frequency[learned])
 
     def diagonal(self, gain: Tensor, states: Tensor) -> Tensor:
         """Messages `[U, H]` along a norm's gains `[U]`: each unit to itself."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder import hub
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, WAVES, is_known
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, refuse_unknown
 from dnge_compress.encoder.pooling import segment_mean
 from dnge_compress.encoder.sweeps import States, Sweep
 from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
@@ -51,9 +51,7 @@ class EncoderConfig:
         ):
             if value not in known:
                 raise UnknownNameError(what, value, known)
-        for name in self.magnitude:
-            if not is_known(name):
-                raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE, *WAVES))
+        refuse_unknown(self.magnitude)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from dnge_compress.encoder.messages import MAGNITUDE, RAW, is_known
+from dnge_compress.encoder.messages import MAGNITUDE, RAW, refuse_unknown
 from dnge_compress.encoder.sweeps import UPDATES, States, Sweep
 from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
 from dnge_compress.errors import UnknownNameError
@@ -56,9 +56,8 @@ class NetworkEncoderConfig:
         ):
             if value not in known:
                 raise UnknownNameError(what, value, known)
-        for name in (name for stream in self.streams for name in stream):
-            if not is_known(name):
-                raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE))
+        for stream in self.streams:
+            refuse_unknown(stream)
 
 
 class NetworkEncoder(nn.Module):

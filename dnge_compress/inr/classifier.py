@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.inr.learning import Batch, TrainSettings, in_pieces, train
+from dnge_compress.inr.learning import Batch, TrainSettings, share_right, train
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
@@ -39,11 +39,9 @@ class InrClassifier(nn.Module):
 
         return train(self, inrs, loss, settings)
 
-    @torch.no_grad()
     def accuracy(self, inrs: InrSet) -> float:
         """Share of the set's networks whose class is found."""
-        right = [(self(part.stack, part.siren).argmax(1) == part.labels).sum() for part in in_pieces(inrs)]
-        return float(sum(right)) / len(inrs)
+        return share_right(self, inrs)
 
 
 def fast_products() -> torch.autocast:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dnge_compress.errors import DataError
 from dnge_compress.inr.classifier import SMOOTHING, fast_products
-from dnge_compress.inr.learning import Batch, TrainSettings, in_pieces, train
+from dnge_compress.inr.learning import Batch, TrainSettings, share_right, train
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
@@ -135,11 +135,9 @@ class INR2JLS(nn.Module):
         latents = self.encode(stack, siren)
         return self._per_view(latents).unflatten(0, latents.shape[:2]).sum(1)
 
-    @torch.no_grad()
     def accuracy(self, inrs: InrSet) -> float:
         """Share of the set's networks whose class is found."""
-        right = [(self.classify(part.stack, part.siren).argmax(1) == part.labels).sum() for part in in_pieces(inrs)]
-        return float(sum(right)) / len(inrs)
+        return share_right(self.classify, inrs)
 
     def _some_views(self, chance: torch.Generator) -> list[int]:
         return torch.randperm(VIEWS, generator=chance)[: self.config.views].tolist()

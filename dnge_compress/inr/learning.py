@@ -70,6 +70,13 @@ def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], sett
     return losses
 
 
+@torch.no_grad()
+def share_right(answers: Callable[[dict[str, Tensor], Siren], Tensor], inrs: InrSet) -> float:
+    """Share of the set's networks whose class has the largest of the logits `[N, classes]`."""
+    right = [(answers(part.stack, part.siren).argmax(1) == part.labels).sum() for part in in_pieces(inrs)]
+    return float(sum(right)) / len(inrs)
+
+
 def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
     """The set in order, a piece at a time."""
     for first in range(0, len(inrs), size):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.errors import CheckpointError, DataError, DngeError, first_line
@@ -27,8 +25,8 @@ from dnge_compress.images import IMAGES, Images, images
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
+from dnge_compress.parts import drop_parts, make_parts, read_tensors, refuse_other, write_tensors
 from dnge_compress.shelf import Shelf, Split
-from dnge_compress.workers import each_done
 
 PART = 250  # networks that are fitted together
 STEPS = {"mnist": 300, "cifar10": 400}
@@ -58,22 +56,13 @@ class InrSet:
         """Write one file, whole or not at all. Raises CheckpointError."""
         header = {"siren": json.dumps(asdict(self.siren)), "about": json.dumps(self.about)}
         tensors = self.stack | {"labels": self.labels, "image": self.image, "psnr": self.psnr}
-        half = path.with_name(f".{path.name}.half")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: t.contiguous() for name, t in tensors.items()}, half, header)
-            half.chmod(0o644)  # safetensors leaves it to its owner alone
-            half.replace(path)
-        except (OSError, SafetensorError) as e:
-            raise CheckpointError(f"can't write '{path}' ({first_line(e)}); choose another place") from e
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> InrSet:
         """Read a file that `save` wrote. Raises CheckpointError."""
         try:
-            with safe_open(path, "pt") as f:
-                header = f.metadata() or {}
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+            tensors, header = read_tensors(path)
             shape = json.loads(header["siren"])
             siren = Siren(tuple(shape["widths"]), shape["omega"])
             labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
@@ -112,25 +101,18 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
     """
     if out.is_file():
-        return _same(InrSet.load(out), about, out)
-    parts = out.with_name(f"{out.name}.parts")
-    told = parts / "about.json"
-    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != about:
-        raise CheckpointError(f"{parts} is the half of another set; delete it, or choose another output")
-    parts.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(about), encoding="utf-8")
+        found = InrSet.load(out)
+        refuse_other(found.about, about, out)
+        return found
     count = min(about["count"], len(images(about["data"], about["split"], shelf=shelf).labels))
-    wanted = [(about, parts, fits, first, min(first + PART, count), shelf)
-              for fits in range(about["fits"]) for first in range(0, count, PART)]  # fmt: skip
-    missing = [task for task in wanted if not _file(*task[1:4]).is_file()]
-    for done, quality in enumerate(each_done(jobs, _raise_part, missing), start=1):
-        print(f"[{done}/{len(missing)}] {out.name}: {quality:.1f} dB", file=sys.stderr, flush=True)
-    made = [InrSet.load(_file(*task[1:4])) for task in wanted]
+    tasks = {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), shelf)
+             for fits in range(about["fits"]) for first in range(0, count, PART)}  # fmt: skip
+    made = [InrSet.load(file) for file in make_parts(about, out, tasks, _raise_part, jobs=jobs)]
     stack = {name: torch.cat([m.stack[name] for m in made]) for name in made[0].stack}
     labels, image, quality = (torch.cat([getattr(m, name) for m in made]) for name in ("labels", "image", "psnr"))
     whole = InrSet(made[0].siren, stack, labels, image, quality, about)
     whole.save(out)
-    shutil.rmtree(parts)
+    drop_parts(out)
     return whole
 
 
@@ -153,25 +135,15 @@ def pictures(found: Images, index: Tensor | slice) -> Tensor:
     return torch.from_numpy(np.array(found.pixels[where])).float() / 127.5 - 1
 
 
-def _raise_part(about: dict[str, Any], parts: Path, fits: int, first: int, last: int, shelf: Shelf) -> float:
+def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, shelf: Shelf) -> str:
     found = images(about["data"], about["split"], shelf=shelf)
     x = pictures(found, slice(first, last))
     siren = Siren((2, *about["hidden"], x.shape[1]))
     seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
     stack, quality = fit(x, siren, FitSettings(**about["fit"]), seed)
     part = InrSet(siren, stack, found.labels[first:last], torch.arange(first, last), quality, about)
-    part.save(_file(parts, fits, first))
-    return float(quality.mean())
-
-
-def _file(parts: Path, fits: int, first: int) -> Path:
-    return parts / f"{fits:02d}-{first:06d}.safetensors"
-
-
-def _same(found: InrSet, about: dict[str, Any], out: Path) -> InrSet:
-    if found.about != about:
-        raise CheckpointError(f"'{out}' holds another set; choose another output, or delete it")
-    return found
+    part.save(file)
+    return f"{quality.mean():.1f} dB"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

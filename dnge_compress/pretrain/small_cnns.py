@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,17 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dnge_compress.errors import CheckpointError, DataError, DngeError, first_line
 from dnge_compress.graph import GraphBuilder
 from dnge_compress.images import images
+from dnge_compress.parts import drop_parts, make_parts, read_tensors, refuse_other, write_tensors
 from dnge_compress.pretrain.grouped_training import CLASSES, CONVOLUTIONS, WIDTH, draw, small_cnn, train_together
 from dnge_compress.shelf import Shelf, Split
 from dnge_compress.types import ModelGraph
-from dnge_compress.workers import each_done
 
 KEPT = (100, 300, 800, 2000)  # steps after which a network is kept
 PART = 20  # runs that are trained together; they share an activation
@@ -64,21 +62,14 @@ class CnnSet:
         """Write one file, whole or not at all. Raises CheckpointError."""
         tensors = {f"stack/{k}": v for k, v in self.stack.items()} | {f"hyper/{k}": v for k, v in self.hyper.items()}
         tensors |= {name: getattr(self, name) for name in ("run", "step", "is_relu", "accuracy")}
-        half = path.with_name(f".{path.name}.half")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({k: v.contiguous() for k, v in tensors.items()}, half, {"about": json.dumps(self.about)})
-            half.replace(path)
-        except (OSError, SafetensorError) as e:
-            raise CheckpointError(f"can't write '{path}' ({first_line(e)}); choose another place") from e
+        write_tensors(path, tensors, {"about": json.dumps(self.about)})
 
     @classmethod
     def load(cls, path: Path | str) -> CnnSet:
         """Read a file that `save` wrote. Raises CheckpointError."""
         try:
-            with safe_open(path, "pt") as f:
-                about = json.loads((f.metadata() or {})["about"])
-                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+            tensors, header = read_tensors(path)
+            about = json.loads(header["about"])
             parts: dict[str, dict[str, Tensor]] = {"stack": {}, "hyper": {}, "": {}}
             for name, values in tensors.items():
                 part, _, rest = name.rpartition("/")
@@ -109,20 +100,13 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
     """
     if out.is_file():
-        return _same(CnnSet.load(out), about, out)
-    parts = out.with_name(f"{out.name}.parts")
-    told = parts / "about.json"
-    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != about:
-        raise CheckpointError(f"{parts} is the half of another set; delete it, or choose another output")
-    parts.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(about), encoding="utf-8")
-    wanted = [(about, parts, first, shelf) for first in range(0, about["runs"], PART)]
-    missing = [task for task in wanted if not _file(*task[1:3]).is_file()]
-    for done, accuracy in enumerate(each_done(jobs, _raise_part, missing), start=1):
-        print(f"[{done}/{len(missing)}] {out.name}: accuracy {accuracy:.3f}", file=sys.stderr, flush=True)
-    whole = _joined([CnnSet.load(_file(*task[1:3])) for task in wanted], about)
+        found = CnnSet.load(out)
+        refuse_other(found.about, about, out)
+        return found
+    tasks = {f"{first:04d}": (about, first, shelf) for first in range(0, about["runs"], PART)}
+    whole = _joined([CnnSet.load(file) for file in make_parts(about, out, tasks, _raise_part, jobs=jobs)], about)
     whole.save(out)
-    shutil.rmtree(parts)
+    drop_parts(out)
     return whole
 
 
@@ -147,7 +131,7 @@ def accuracy_of(net: nn.Module, x: Tensor, labels: Tensor) -> float:
     return float((answers == labels).double().mean())
 
 
-def _raise_part(about: dict[str, Any], parts: Path, first: int, shelf: Shelf) -> float:
+def _raise_part(file: Path, about: dict[str, Any], first: int, shelf: Shelf) -> str:
     runs = range(first, min(first + PART, about["runs"]))
     generator = torch.Generator().manual_seed(about["seed"] * 1_000_003 + first)
     activation = ACTIVE[first // PART % len(ACTIVE)]
@@ -161,8 +145,8 @@ def _raise_part(about: dict[str, Any], parts: Path, first: int, shelf: Shelf) ->
         accuracy = torch.tensor([accuracy_of(part.module(i), *held_out) for i in range(len(runs))])
         made.append(replace(part, accuracy=accuracy))
     whole = _joined(made, about)
-    whole.save(_file(parts, first))
-    return float(whole.accuracy.mean())
+    whole.save(file)
+    return f"accuracy {whole.accuracy.mean():.3f}"
 
 
 def _joined(sets: Sequence[CnnSet], about: dict[str, Any]) -> CnnSet:
@@ -174,16 +158,6 @@ def _joined(sets: Sequence[CnnSet], about: dict[str, Any]) -> CnnSet:
         {key: cat("stack", key) for key in sets[0].stack}, cat("run"), cat("step"), cat("is_relu"), cat("accuracy"),
         {key: cat("hyper", key) for key in sets[0].hyper}, about,
     )  # fmt: skip
-
-
-def _file(parts: Path, first: int) -> Path:
-    return parts / f"{first:04d}.safetensors"
-
-
-def _same(found: CnnSet, about: dict[str, Any], out: Path) -> CnnSet:
-    if found.about != about:
-        raise CheckpointError(f"'{out}' holds another set; choose another output, or delete it")
-    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
