@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accuracy_networks import CLASSES, Herd, Subjects, small_cnn_subjects, splits, zoo_subjects
-from accuracy_readers import ENCODER, ReaderSettings, agreement, fitted_scores, inside, tau
+from accuracy_networks import BOTH, CLASSES, Herd, Subjects, small_cnn_subjects, splits, zoo_subjects
+from accuracy_readers import ENCODER, PROBING, ReaderSettings, agreement, fitted_scores, inside, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
 from harness import RESULTS, markdown, over_seeds, write
 from torch import Tensor
@@ -37,9 +37,11 @@ READERS = {
     "DNG": DNG,
     "DNG, static graph": replace(DNG, encoder=replace(ENCODER, order="static")),
     "DNG + statistics": replace(DNG, table="statistics"),
+    "DNG with probes": replace(DNG, encoder=PROBING, table="answers"),
+    "DNG with probes + statistics": replace(DNG, encoder=PROBING, table=BOTH),
 }
-TABLES = {"hand statistics": "statistics", "hyper-parameters and epoch": "hyper", "epoch only": "epoch",
-          "weight norm": "norm"}  # fmt: skip
+TABLES = {"hand statistics": "statistics", "answers to probes": "answers", "hand statistics and answers": BOTH,
+          "hyper-parameters and epoch": "hyper", "epoch only": "epoch", "weight norm": "norm"}  # fmt: skip
 ROWS: dict[str, tuple[str, str, Callable[[argparse.Namespace], Subjects]]] = {
     "cnn": ("zoo CNN, grey CIFAR-10", "DNG .936, hand statistics .915", lambda o: small_cnn_subjects(o.cnns)),
     "mixed": ("mixed architectures (MLP, CNN, ResNet)", "DNG .874, NG-T .817, with probes .933",

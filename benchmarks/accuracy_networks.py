@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accuracy_probes import asked, pictures
 from torch import Tensor
 
 from dnge_compress.families import build_graph
@@ -18,9 +19,10 @@ from dnge_compress.pretrain.zoo import finished, load, record
 from dnge_compress.types import ModelGraph, Slot
 
 CLASSES = "classes"
+BOTH = "statistics and answers"
 ACTIVATIONS = ("relu", "tanh", "gelu", "silu")
 LAYOUTS = ("pool", "flatten", "bottleneck")
-FEATURES = 6 + len(ACTIVATIONS)
+FEATURES = 6 + len(ACTIVATIONS)  # of a unit, from the weights; what it answers to probes follows them
 FLOOR = 1e-8
 PARTS = 4  # of the runs; one is judged
 CHOOSING = 5  # every fifth learning run is there to choose by
@@ -32,7 +34,7 @@ class Herd:
 
     graph: ModelGraph
     stack: dict[str, Tensor]  # [N, …]
-    features: dict[str, Tensor]  # [N, U, F] per space
+    features: dict[str, Tensor]  # [N, U, F] per space, F = FEATURES + PROBED
     places: Tensor  # int64 [N]
 
 
@@ -90,16 +92,26 @@ def unit_features(graph: ModelGraph, weights: Mapping[str, Tensor]) -> dict[str,
     return found
 
 
+def beside(own: Mapping[str, Tensor], heard: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Features of units, and after them what the units answer to probes: space → `[U, FEATURES + PROBED]`."""
+    return {name: torch.cat([values, heard[name]], 1) for name, values in own.items()}
+
+
 def small_cnn_subjects(file: Path) -> Subjects:
-    """The set of small CNNs. Tables: statistics, epoch (training steps), hyper (and steps)."""
+    """The set of small CNNs. Tables: statistics, epoch (training steps), hyper (and steps), answers to probes."""
     found = CnnSet.load(file)
     graph = readable(small_cnns.graph())
     features: dict[str, list[Tensor]] = {}
+    answers: list[Tensor] = []
+    shown = pictures(1, 32, is_photograph=True)
     for i in range(len(found)):
         own = unit_features(graph, {name: values[i] for name, values in found.stack.items()})
         for name, values in own.items():
             if name != CLASSES:
                 values[:, -len(ACTIVATIONS) + (0 if found.is_relu[i] else 1)] = 1
+        heard, row = asked(found.module(i), graph, shown, CLASSES)
+        answers.append(row)
+        for name, values in beside(own, heard).items():
             features.setdefault(name, []).append(values)
     herd = Herd(graph, found.stack, {k: torch.stack(v) for k, v in features.items()}, torch.arange(len(found)))
     step, is_relu = found.step.float().log(), found.is_relu.float()
@@ -109,12 +121,15 @@ def small_cnn_subjects(file: Path) -> Subjects:
         "statistics": torch.cat([*statistics, is_relu[:, None]], 1),
         "epoch": step[:, None],
         "hyper": torch.stack([*logs, step, is_relu], 1),
+        "answers": torch.stack(answers),
     }
+    tables[BOTH] = torch.cat([tables["statistics"], tables["answers"]], 1)
     return Subjects((herd,), found.accuracy, found.run, torch.zeros_like(found.run), tables)
 
 
 def zoo_subjects(zoo: Path, families: Sequence[str]) -> Subjects:
-    """Networks of the pretraining zoo. Tables: statistics, epoch (share of the schedule, steps), hyper, norm."""
+    """Networks of the pretraining zoo. Tables: statistics, epoch (share of the schedule, steps), hyper, norm,
+    answers to probes."""
     runs: dict[str, list[Path]] = {}
     for folder in finished(zoo):
         if folder.name.partition("-")[0] in families:
@@ -126,7 +141,9 @@ def zoo_subjects(zoo: Path, families: Sequence[str]) -> Subjects:
         rows += [row | {"run": number} for row in own]
     accuracy, run, data = (torch.tensor([row[key] for row in rows]) for key in ("accuracy", "run", "data"))
     names = [key for key in rows[0] if key not in ("accuracy", "run", "data")]
-    return Subjects(tuple(herds), accuracy, run, data, {n: torch.stack([row[n] for row in rows]) for n in names})
+    tables = {n: torch.stack([row[n] for row in rows]) for n in names}
+    tables[BOTH] = torch.cat([tables["statistics"], tables["answers"]], 1)
+    return Subjects(tuple(herds), accuracy, run, data, tables)
 
 
 def splits(run: Tensor, seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -153,22 +170,24 @@ def summary(values: Tensor) -> Tensor:
 
 def _run(folders: Sequence[Path], first: int) -> tuple[Herd, list[dict]]:
     """The networks of one run: as a herd, and a row about each."""
-    weights, rows = [], []
+    weights, features, rows = [], [], []
     for folder in folders:
         model, blueprint = load(folder)
         channels, side = IMAGE[blueprint.data]
         graph = readable(build_graph(model, torch.zeros(2, channels, side, side)))
         weights.append({k: v for k, v in model.state_dict().items() if v.is_floating_point()})
+        heard, answers = asked(model, graph, pictures(channels, side), CLASSES)
+        features.append(beside(unit_features(graph, weights[-1]), heard))
         rows.append({
             "accuracy": record(folder)["quality"]["accuracy"],
             "data": sorted(IMAGE).index(blueprint.data),
             "statistics": _statistics(graph, weights[-1], channels),
             "epoch": torch.tensor([blueprint.stop / blueprint.steps, blueprint.stop]),
             "hyper": _hyper(blueprint),
+            "answers": answers,
             "norm": torch.stack([_log(sum(v.square().sum() for v in weights[-1].values())),
                                  _log(torch.cat([v.flatten() for v in weights[-1].values()]).square().mean())]),
         })  # fmt: skip
-    features = [unit_features(graph, w) for w in weights]
     stack, about = ({k: torch.stack([p[k] for p in parts]) for k in parts[0]} for parts in (weights, features))
     return Herd(graph, stack, about, torch.arange(first, first + len(folders))), rows
 

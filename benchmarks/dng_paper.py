@@ -17,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,9 @@ from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.shelf import Shelf
 
 SIDE = {"mnist": 28, "cifar10": 32}
+COLOURS = {"mnist": 1, "cifar10": 3}
 BATCH = 128
+PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 
 
 @dataclass(frozen=True)
@@ -88,8 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=12000, help="of 128 networks each; INR2JLS: to draw, then half")
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
-    parser.add_argument("--encoders", nargs="*", default=None, help="of INR2JLS, by the beginnings of their names")
-    parser.add_argument("--twins", action="store_true", help="DNG only: see inr/symmetry.py; twice the time")
+    parser.add_argument("--arms", nargs="*", choices=tuple(ARMS), default=list(ARMS))
     options = parser.parse_args()
     torch.set_num_threads(1)
     for part in options.only:
@@ -98,25 +100,20 @@ def main() -> None:
 
 
 def direct(data: str, options: argparse.Namespace) -> None:
-    """Classes from the weights alone, by the encoder and a head."""
-    network = replace(NETWORK, hidden=HIDDEN[data])
-    arm = "DNG, neurons beside their negative twins" if options.twins else "DNG"
+    """Classes by the encoder and a head: from the weights alone, and with probes."""
     for seed in range(options.seeds):
-        _measure(
-            f"{data}, DNG only",
-            arm,
-            options.steps,
-            seed,
-            lambda s: _classified(data, network, options, s, data, is_lifted=options.twins),
-        )
+        for arm in (a for a in ("dng", "twins", "probes") if a in options.arms):
+            _measure(f"{data}, DNG only", ARMS[arm], options.steps, seed,
+                     lambda s, a=arm: _classified(data, _config(a, data), options, s, data))  # fmt: skip
 
 
 def ablations(options: argparse.Namespace) -> None:
     """One choice at a time, at equal steps, without moves of the pictures."""
     for seed in range(options.seeds):
         for name, network in ABLATIONS.items():
+            config = InrEncoderConfig(network=network)
             _measure("mnist, ablations", name, options.steps, seed,
-                     lambda s, n=network: _classified("mnist", n, options, s, "none"))  # fmt: skip
+                     lambda s, c=config: _classified("mnist", c, options, s, "none"))  # fmt: skip
 
 
 def widths(options: argparse.Namespace) -> None:
@@ -131,20 +128,23 @@ def widths(options: argparse.Namespace) -> None:
 
 def jls(data: str, options: argparse.Namespace) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
-    wanted = options.encoders or ["DNG", "static", "flat", "rendered"]
     for seed in range(options.seeds):
-        for name in ("DNG", "static graph", "flat perceptron"):
-            if any(name.startswith(w) for w in wanted):
-                _measure(f"{data}, INR2JLS", name, options.steps, seed,
-                         lambda s, n=name: _drawn_then_classified(data, n, options, s))  # fmt: skip
-        if any("rendered".startswith(w) for w in wanted):
-            _measure(f"{data}, INR2JLS", "rendered, then classified", options.steps, seed,
-                     lambda s: _rendered(data, options, s))  # fmt: skip
+        for arm in (a for a in ("dng", "probes", "static", "flat", "rendered") if a in options.arms):
+            found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
+            _measure(f"{data}, INR2JLS", ARMS[arm], options.steps, seed,
+                     lambda s, f=found: f(data, options, s))  # fmt: skip
 
 
 WIDTHS = (32, 64, 128, 256, 512)
 JUDGED_WIDE = 1000  # images
-HIDDEN = {"mnist": 64, "cifar10": 64}
+ARMS = {
+    "dng": "DNG",
+    "twins": "DNG, neurons beside their negative twins",
+    "probes": "DNG with probes",
+    "static": "static graph",
+    "flat": "flat perceptron",
+    "rendered": "rendered, then classified",
+}
 PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
     "mnist": lambda o: direct("mnist", o),
     "cifar10": lambda o: direct("cifar10", o),
@@ -155,22 +155,25 @@ PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
+def _config(arm: str, data: str) -> InrEncoderConfig:
+    """The encoder of an arm, for networks of these pictures."""
+    return InrEncoderConfig(
+        outputs=COLOURS[data],
+        is_lifted=arm == "twins",
+        probes=PROBES[data] if arm == "probes" else 0,
+        network=replace(NETWORK, order="static" if arm == "static" else "inference"),
+    )
+
+
 def _classified(
-    data: str,
-    network: NetworkEncoderConfig,
-    options: argparse.Namespace,
-    seed: int,
-    jitter: str,
-    *,
-    is_lifted: bool = False,
+    data: str, config: InrEncoderConfig, options: argparse.Namespace, seed: int, jitter: str
 ) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
-    encoder = InrEncoder(InrEncoderConfig(outputs=learned.siren.widths[-1], is_lifted=is_lifted,
-                                           network=network))  # fmt: skip
+    encoder = InrEncoder(config)
     classifier = InrClassifier(encoder)
     classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
-    if jitter == data and not is_lifted and network == replace(NETWORK, hidden=HIDDEN[data]):
+    if jitter == data and config == _config("dng", data):
         _model(options, data, seed).parent.mkdir(exist_ok=True)
         save_model(classifier, str(_model(options, data, seed)))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
@@ -182,24 +185,17 @@ def _model(options: argparse.Namespace, data: str, seed: int) -> Path:
 
 
 def _judged_elsewhere(file: Path, options: argparse.Namespace, seed: int) -> dict[str, float]:
-    network = replace(NETWORK, hidden=HIDDEN["mnist"])
-    classifier = InrClassifier(InrEncoder(InrEncoderConfig(network=network))).eval()
+    classifier = InrClassifier(InrEncoder(_config("dng", "mnist"))).eval()
     load_model(classifier, str(_model(options, "mnist", seed)))
     judged = InrSet.load(file).select(slice(0, JUDGED_WIDE))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(classifier.encoder)}
 
 
-def _drawn_then_classified(data: str, name: str, options: argparse.Namespace, seed: int) -> dict[str, float]:
+def _drawn_then_classified(arm: str, data: str, options: argparse.Namespace, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
-    colours = learned.siren.widths[-1]
-    encoder: nn.Module
-    if name.startswith("flat"):
-        encoder = FlatEncoder(learned.siren, NETWORK.embedding)
-    else:
-        network = replace(NETWORK, hidden=HIDDEN[data], order="static" if name.startswith("static") else "inference")
-        encoder = InrEncoder(InrEncoderConfig(outputs=colours, network=network))
-    model = INR2JLS(encoder, JlsConfig(SIDE[data]), colours)
+    encoder = FlatEncoder(learned.siren, NETWORK.embedding) if arm == "flat" else InrEncoder(_config(arm, data))
+    model = INR2JLS(encoder, JlsConfig(SIDE[data]), COLOURS[data])
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     model.fit(learned, shown, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))
     model.fit_classifier(learned, TrainSettings(max(1, options.steps // 2), BATCH, jitter=data, seed=seed))

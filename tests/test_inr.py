@@ -119,6 +119,28 @@ def test_an_embedding_does_not_change_when_neurons_are_permuted_or_negated(choic
     assert (there[0] - there[1]).abs().max() > 1e-3  # it isn't constant
 
 
+@pytest.mark.parametrize("order", ["shuffled", "static"])
+@pytest.mark.parametrize("width", [7, 32])  # 32: the draw is the order of inference itself
+def test_another_order_of_the_layers_is_another_embedding(order: str, width: int) -> None:
+    siren = Siren((2, width, width, 3))
+    stack = networks(siren=siren)
+    own, other = (encoder(order=o)(stack, siren) for o in ("inference", order))
+    assert (own - other).abs().max() > 1e-3
+
+
+def test_probes_are_what_the_nodes_answer_and_learned() -> None:
+    torch.manual_seed(0)
+    config = InrEncoderConfig(outputs=3, is_lifted=True, probes=9, network=NetworkEncoderConfig(hidden=8))
+    reader = InrEncoder(config).double()
+    stack = networks()
+    changed = rewrite(stack, SIREN, torch.Generator().manual_seed(1))
+    moved = stack | {"2.bias": stack["2.bias"] + 1}  # another colour everywhere
+    assert (reader(stack, SIREN) - reader(moved, SIREN)).abs().max() > 1e-3
+    torch.testing.assert_close(reader(changed, SIREN), reader(stack, SIREN), rtol=0, atol=1e-8)
+    reader(changed, SIREN).square().sum().backward()
+    assert reader.points is not None and reader.points.shape == (9, 2) and reader.points.grad.abs().max() > 0
+
+
 def test_an_embedding_knows_inputs_and_outputs_apart() -> None:
     stack, read = networks(), encoder()
     turned = dict(stack) | {"0.weight": stack["0.weight"].flip(-1)}

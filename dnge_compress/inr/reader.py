@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,12 +29,15 @@ class InrEncoderConfig:
     """An encoder for SIRENs of some inputs and outputs.
 
     `is_lifted`: every neuron stands beside its negative twin, so that the embedding doesn't change when neurons are
-    negated (see symmetry.py); twice the cost.
+    negated (see symmetry.py); twice the cost. `probes` points, learned, are sent through the network, and every node
+    hears what it answers there: probe features (Kofinas et al. 2024, arXiv 2403.12143). They know the function, not
+    the weights alone.
     """
 
     inputs: int = 2
     outputs: int = 1
     is_lifted: bool = False
+    probes: int = 0
     network: NetworkEncoderConfig = NETWORK
 
 
@@ -44,8 +48,9 @@ class InrEncoder(nn.Module):
         super().__init__()
         self.config = config
         nodes = {INPUT: config.inputs, OUTPUT: config.outputs}
-        self.network = NetworkEncoder(replace(config.network, nodes=nodes, features=FEATURES))
+        self.network = NetworkEncoder(replace(config.network, nodes=nodes, features=FEATURES + config.probes))
         self.embedding = config.network.embedding
+        self.points = nn.Parameter(_spread(config.probes, config.inputs)) if config.probes else None
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""
@@ -56,6 +61,8 @@ class InrEncoder(nn.Module):
         if self.config.is_lifted:
             stack, siren = lift(stack, siren)
         features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
+        if self.points is not None:
+            features = _probed(features, stack, siren, self.points)
         return self.network.embed(chain(siren.widths), stack, features)
 
 
@@ -91,6 +98,22 @@ def _features(stack: Stack, siren: Siren, layer: int) -> Tensor:
     places = grid(PLACES).to(phase)
     waves = phase[..., None] + siren.omega * stack["0.weight"] @ places.T  # [N, U, places]
     return torch.cat([own, waves.sin(), waves.cos()], -1)
+
+
+def _probed(features: dict[str, Tensor], stack: Stack, siren: Siren, points: Tensor) -> dict[str, Tensor]:
+    """Features, and after them what every node answers at the points: `[N, U, F + P]`, the outputs' too."""
+    answers = siren.answers(stack, points)
+    names = [*(f"hidden{i}" for i in range(1, siren.depth)), OUTPUT]
+    blank = answers[-1].new_zeros(*answers[-1].shape[:1], siren.widths[-1], FEATURES)
+    return {n: torch.cat([features.get(n, blank), a.mT], -1) for n, a in zip(names, answers, strict=True)}
+
+
+def _spread(count: int, inputs: int) -> Tensor:
+    """Points `[count, inputs]` in −1 … 1: of the plane, the centres of a grid's cells, as many as there is room for."""
+    side = math.isqrt(count)
+    if inputs == 2 and side**2 == count:
+        return grid(side)
+    return torch.quasirandom.SobolEngine(inputs, scramble=True, seed=0).draw(count) * 2 - 1
 
 
 def _unit(name: str, siren: Siren) -> float:

@@ -41,12 +41,18 @@ class Siren:
 
     def render(self, stack: Stack, points: Tensor) -> Tensor:
         """Colours `[N, P, C]` of every network at the points `[P, 2]`."""
+        return self.answers(stack, points)[-1]
+
+    def answers(self, stack: Stack, points: Tensor) -> list[Tensor]:
+        """What every layer answers at the points `[P, 2]`: `[N, P, U]` each, the last one's the colours."""
+        found = []
         x = points.expand(len(stack["0.weight"]), -1, -1)
         for layer in range(self.depth):
             x = torch.baddbmm(stack[f"{layer}.bias"][:, None], x, stack[f"{layer}.weight"].mT)
             if layer < self.depth - 1:
                 x = torch.sin(self.omega * x)
-        return x
+            found.append(x)
+        return found
 
     def images(self, stack: Stack, side: int) -> Tensor:
         """The networks as images `[N, C, side, side]`, colours clamped to −1 … 1."""
