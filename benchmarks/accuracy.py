@@ -30,7 +30,7 @@ from torch import Tensor
 
 MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
 FOLDS = {"cnn": 1, "mixed": 1, "vit": 4}  # how many of the parts are, each in its turn
-REDUCED_EPOCHS, REDUCED_BATCH = 10, 8
+REDUCED_EPOCHS, REDUCED_BATCH = 30, 12
 REDUCED = f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, one quarter of the runs judged"
 DNG = ReaderSettings(encoder=ENCODER)
 READERS = {
