@@ -12,20 +12,18 @@ Published cells are anchors: their networks are others.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accuracy_networks import BOTH, CLASSES, Herd, Subjects, small_cnn_subjects, splits, zoo_subjects
 from accuracy_readers import ENCODER, PROBING, ReaderSettings, agreement, fitted_scores, inside, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
-from harness import RESULTS, markdown, over_seeds, write
+from harness import keep_rows, kept_rows, markdown, over_seeds, write
 from torch import Tensor
 
 MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
@@ -73,7 +71,7 @@ def main() -> None:
 def measure(row: str, arm: str, seed: int, subjects: Subjects, *, is_reduced: bool = False) -> None:
     """One arm with one seed, unless it is there; the mean over the folds."""
     key = {"row": row, "arm": arm, "note": REDUCED if is_reduced else ""}
-    if any(seed in entry["seeds"] for entry in _kept() if key.items() <= entry.items()):
+    if any(seed in entry["seeds"] for entry in kept_rows("accuracy") if key.items() <= entry.items()):
         return
     started = time.perf_counter()
     found = []
@@ -81,17 +79,15 @@ def measure(row: str, arm: str, seed: int, subjects: Subjects, *, is_reduced: bo
         scores = _scores(arm, subjects, fit, choose, seed, is_reduced)[judge]
         found.append((tau(scores, subjects.accuracy[judge]), inside(scores, subjects, judge)))
     overall, within = (statistics.mean(v) for v in zip(*found, strict=True))
-    kept = _kept()
-    entry = next((e for e in kept if key.items() <= e.items()), None)
+    rows = kept_rows("accuracy")
+    entry = next((e for e in rows if key.items() <= e.items()), None)
     if entry is None:
         entry = key | {"anchor": ROWS[row][1], "networks": len(subjects), **{name: [] for name in MEASURED}}
-        kept.append(entry)
+        rows.append(entry)
     seconds = round(time.perf_counter() - started)
     for name, value in zip(MEASURED, (seed, overall, within, seconds), strict=True):
         entry[name].append(value)
-    half = RESULTS / ".accuracy.half"
-    half.write_text(json.dumps(kept, indent=1) + "\n")
-    half.replace(RESULTS / "accuracy.json")
+    keep_rows("accuracy", rows)
     print(f"{row} · {arm} · seed {seed}: {overall:.3f}, within {within:.3f}", file=sys.stderr, flush=True)
 
 
@@ -118,7 +114,7 @@ def publish() -> None:
     lines: list[str] = []
     for name, (title, anchor, _) in ROWS.items():
         for note in ("", REDUCED):
-            kept = [e for arm in (*READERS, *TABLES) for e in _kept()
+            kept = [e for arm in (*READERS, *TABLES) for e in kept_rows("accuracy")
                     if (e["row"], e["note"], e["arm"]) == (name, note, arm)]  # fmt: skip
             if kept:
                 cells = [[e["arm"], str(len(e["seeds"])), *(over_seeds(e[v], 3) for v in MEASURED[1:3])] for e in kept]
@@ -131,11 +127,6 @@ def publish() -> None:
         "Regressors on tables: the better of trees and perceptrons by the runs to choose by."
     )
     write("accuracy", "Accuracy read from weights", lines)
-
-
-def _kept() -> list[dict[str, Any]]:
-    path = RESULTS / "accuracy.json"
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 if __name__ == "__main__":

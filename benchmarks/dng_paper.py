@@ -12,7 +12,6 @@ JPEG copy. Nothing is chosen by the held-out split, which is looked at once, at 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from harness import DATA, RESULTS, markdown, over_seeds, write
+from harness import DATA, keep_rows, kept_rows, markdown, over_seeds, write
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -247,7 +246,7 @@ def publish() -> None:
     lines = []
     for row, about in ROWS.items():
         arms: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for r in _kept():
+        for r in kept_rows("dng_paper"):
             if r["row"] == row:
                 arms.setdefault((r["arm"], r["steps"]), []).append(r)
         if not arms:
@@ -273,20 +272,15 @@ NOTES = [
 ]
 
 
-def _measure(row: str, arm: str, steps: int, seed: int, found: Callable[[int], dict[str, float]]) -> None:
-    if any((r["row"], r["arm"], r["steps"], r["seed"]) == (row, arm, steps, seed) for r in _kept()):
+def _measure(row: str, arm: str, steps: int, seed: int, measured: Callable[[int], dict[str, float]]) -> None:
+    if any((r["row"], r["arm"], r["steps"], r["seed"]) == (row, arm, steps, seed) for r in kept_rows("dng_paper")):
         return
     started = time.perf_counter()
-    values = found(seed)
+    values = measured(seed)
     seconds = round(time.perf_counter() - started)
-    kept = [*_kept(), {"row": row, "arm": arm, "steps": steps, "seed": seed, "seconds": seconds, **values}]
-    (RESULTS / "dng_paper.json").write_text(json.dumps(kept, indent=1))
+    found = {"row": row, "arm": arm, "steps": steps, "seed": seed, "seconds": seconds, **values}
+    keep_rows("dng_paper", [*kept_rows("dng_paper"), found])
     print(f"{row} · {arm} · seed {seed}: {values}, {seconds} s", flush=True)
-
-
-def _kept() -> list[dict[str, Any]]:
-    path = RESULTS / "dng_paper.json"
-    return json.loads(path.read_text()) if path.is_file() else []
 
 
 def _sets(data: str, folder: Path) -> tuple[InrSet, InrSet]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import t as student
@@ -138,6 +139,19 @@ class Table:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a table."""
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def kept_rows(name: str) -> list[dict[str, Any]]:
+    """What an earlier run of a benchmark measured already."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else []
+
+
+def keep_rows(name: str, rows: list[dict[str, Any]]) -> None:
+    """Write everything measured until now, whole or not at all."""
+    half = RESULTS / f".{name}.half"
+    half.write_text(json.dumps(rows, indent=1) + "\n")
+    half.replace(RESULTS / f"{name}.json")
 
 
 def write(name: str, title: str, lines: Sequence[str]) -> None:
