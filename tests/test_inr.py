@@ -104,6 +104,7 @@ def test_images_move_as_their_networks_do() -> None:
 def test_six_views_are_the_image_its_flips_and_its_turns() -> None:
     image = torch.arange(16.0).view(1, 1, 4, 4)
     views = six_views(image)[0, :, 0]
+    assert torch.equal(six_views(image, [4, 1]), six_views(image)[:, [4, 1]])
     assert len({tuple(v.flatten().tolist()) for v in views}) == 6
     assert torch.equal(views[1], image[0, 0].flip(1)) and torch.equal(views[5], image[0, 0].flip(0, 1))
 

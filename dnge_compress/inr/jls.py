@@ -89,7 +89,7 @@ class INR2JLS(nn.Module):
 
         def loss(batch: Batch) -> Tensor:
             views = self._some_views(chance)
-            wanted = six_views(batch.moves.of_images(images[inrs.image[batch.index]]))[:, views]
+            wanted = six_views(batch.moves.of_images(images[inrs.image[batch.index]]), views)
             return nnf.mse_loss(self.decode(self.encode(batch.stack, batch.siren, views)), wanted)
 
         return train(self, inrs, loss, settings)

@@ -6,6 +6,7 @@ A move of the coordinates is exact on a SIREN's weights: its first layer takes i
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,11 @@ from dnge_compress.inr.symmetry import move, recolour
 VIEWS = 6
 
 
-def six_views(images: Tensor) -> Tensor:
-    """Images `[N, C, S, S]` as they are, flipped left to right and upside down, turned by 90°, −90° and 180°:
-    `[N, 6, C, S, S]`."""
-    turned = [torch.rot90(images, quarter, (-2, -1)) for quarter in (1, -1, 2)]
-    return torch.stack([images, images.flip(-1), images.flip(-2), *turned], 1)
+def six_views(images: Tensor, views: Sequence[int] = range(VIEWS)) -> Tensor:
+    """Images `[N, C, S, S]` as they are, flipped left to right and upside down, turned by 90°, −90° and 180°, or those
+    of the six that are asked for: `[N, V, C, S, S]`."""
+    flips, turns = ((), (-1,), (-2,), (), (), ()), (0, 0, 0, 1, -1, 2)
+    return torch.stack([torch.rot90(images.flip(flips[v]), turns[v], (-2, -1)) for v in views], 1)
 
 
 @dataclass(frozen=True)
