@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -42,7 +44,7 @@ def asked(model: nn.Module, graph: ModelGraph, shown: Tensor, classes: str) -> t
     return found, _row(logits)
 
 
-def _listener(said: dict[str, Tensor], name: str):  # noqa: ANN202
+def _listener(said: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def listen(module: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> None:
         rows = answer.movedim(1 if isinstance(module, nn.Conv2d) else -1, 0).flatten(1)
         said[name] = torch.stack([rows.mean(1), rows.std(1).clamp_min(FLOOR).log(), (rows > 0).float().mean(1)], 1)
