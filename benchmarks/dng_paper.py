@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,11 @@ def ablations(options: argparse.Namespace) -> None:
 def widths(options: argparse.Namespace) -> None:
     """The classifiers of width 32, judged on networks of other widths; `dnge inr mnist --split held-out --hidden …`."""
     for seed in range(options.seeds):
-        for width in WIDTHS:
+        for arm, width in product(WIDENED, WIDTHS):
             file = options.inrs / ("mnist-test.safetensors" if width == 32 else f"mnist-test-{width}.safetensors")
-            if file.is_file() and _model(options, "mnist", seed).is_file():
-                _measure("mnist, width transfer", f"judged at {width}", options.steps, seed,
-                         lambda s, f=file: _judged_elsewhere(f, options, s))  # fmt: skip
+            if file.is_file() and _model(options, arm, "mnist", seed).is_file():
+                _measure("mnist, width transfer", f"{ARMS[arm]}, judged at {width}", options.steps, seed,
+                         lambda s, a=arm, f=file: _judged_elsewhere(a, f, options, s))  # fmt: skip
 
 
 def jls(data: str, options: argparse.Namespace) -> None:
@@ -135,6 +136,7 @@ def jls(data: str, options: argparse.Namespace) -> None:
 
 
 WIDTHS = (32, 64, 128, 256, 512)
+WIDENED = ("dng", "probes")  # arms
 JUDGED_WIDE = 1000  # images
 ARMS = {
     "dng": "DNG",
@@ -172,20 +174,21 @@ def _classified(
     encoder = InrEncoder(config)
     classifier = InrClassifier(encoder)
     classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
-    if jitter == data and config == _config("dng", data):
-        _model(options, data, seed).parent.mkdir(exist_ok=True)
-        save_model(classifier, str(_model(options, data, seed)))
+    for arm in WIDENED:
+        if jitter == data and config == _config(arm, data):
+            _model(options, arm, data, seed).parent.mkdir(exist_ok=True)
+            save_model(classifier, str(_model(options, arm, data, seed)))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
 
 
-def _model(options: argparse.Namespace, data: str, seed: int) -> Path:
+def _model(options: argparse.Namespace, arm: str, data: str, seed: int) -> Path:
     """Where the classifier of "DNG only" is kept, for the widths."""
-    return options.inrs / "models" / f"{data}-{options.steps}-{seed}.safetensors"
+    return options.inrs / "models" / f"{data}-{arm}-{options.steps}-{seed}.safetensors"
 
 
-def _judged_elsewhere(file: Path, options: argparse.Namespace, seed: int) -> dict[str, float]:
-    classifier = InrClassifier(InrEncoder(_config("dng", "mnist"))).eval()
-    load_model(classifier, str(_model(options, "mnist", seed)))
+def _judged_elsewhere(arm: str, file: Path, options: argparse.Namespace, seed: int) -> dict[str, float]:
+    classifier = InrClassifier(InrEncoder(_config(arm, "mnist"))).eval()
+    load_model(classifier, str(_model(options, arm, "mnist", seed)))
     judged = InrSet.load(file).select(slice(0, JUDGED_WIDE))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(classifier.encoder)}
 
