@@ -29,14 +29,17 @@ from torch import Tensor
 MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
 FOLDS = {"cnn": 1, "mixed": 1, "vit": 4}  # how many of the parts are, each in its turn
 REDUCED_EPOCHS, REDUCED_BATCH = 30, 12
-REDUCED = f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, one quarter of the runs judged"
+REDUCED = (
+    f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, in batches of {REDUCED_BATCH}, "
+    "one quarter of the runs judged"
+)
 DNG = ReaderSettings(encoder=ENCODER)
 READERS = {
     "DNG": DNG,
     "DNG, static graph": replace(DNG, encoder=replace(ENCODER, order="static")),
     "DNG + statistics": replace(DNG, table="statistics"),
-    "DNG with probes": replace(DNG, encoder=PROBING, table="answers"),
-    "DNG with probes + statistics": replace(DNG, encoder=PROBING, table=BOTH),
+    "DNG with probes + answers": replace(DNG, encoder=PROBING, table="answers"),
+    "DNG with probes + statistics and answers": replace(DNG, encoder=PROBING, table=BOTH),
 }
 TABLES = {"hand statistics": "statistics", "answers to probes": "answers", "hand statistics and answers": BOTH,
           "hyper-parameters and epoch": "hyper", "epoch only": "epoch", "weight norm": "norm"}  # fmt: skip
@@ -124,7 +127,9 @@ def publish() -> None:
     lines.append(
         "Kendall's tau-b on a quarter of the runs (ViTs, where not reduced: on each quarter in turn, and the mean); ± "
         "half of the 95 % interval over the seeds (Student's t), each with a split and initial weights of its own. "
-        "Regressors on tables: the better of trees and perceptrons by the runs to choose by."
+        "Regressors on tables: the better of trees and perceptrons by the runs to choose by. "
+        "Answers are what a network says to painted pictures: its function is asked. Early trials of directions and "
+        "losses (dev/LOG.md) saw some of the small CNNs' judged runs."
     )
     write("accuracy", "Accuracy read from weights", lines)
 

@@ -138,8 +138,8 @@ def test_probes_are_what_the_nodes_answer_and_learned() -> None:
     moved = stack | {"2.bias": stack["2.bias"] + 1}  # another colour everywhere
     assert (reader(stack, SIREN) - reader(moved, SIREN)).abs().max() > 1e-3
     torch.testing.assert_close(reader(changed, SIREN), reader(stack, SIREN), rtol=0, atol=1e-8)
-    reader(changed, SIREN).square().sum().backward()
-    assert reader.points is not None and reader.points.shape == (9, 2) and reader.points.grad.abs().max() > 0
+    reader(changed, SIREN)[:, :3].square().sum().backward()  # of all, the norm at the end is constant
+    assert reader.points is not None and reader.points.shape == (9, 2) and reader.points.grad.abs().max() > 1e-3
 
 
 def test_an_embedding_knows_inputs_and_outputs_apart() -> None:
@@ -161,10 +161,10 @@ def test_many_networks_are_read_as_each_alone_and_width_and_depth_are_free() -> 
 @pytest.mark.parametrize("function", [random_fourier(16), (*RAW, *MAGNITUDE, "sin~0.3", "cos~0.3")])
 def test_other_bases_read_networks_too(function) -> None:
     read = encoder(streams=(function,), is_relative=False)
-    read(networks(), SIREN).sum().backward()
+    read(networks(), SIREN)[:, :3].square().sum().backward()  # of all, the norm at the end is constant
     learned = [p for name, p in read.named_parameters() if name.endswith("frequency")]
     assert len(learned) == (2 if "sin~0.3" in function else 0)
-    assert all(p.grad.abs().sum() > 0 for p in learned)
+    assert all(p.grad.abs().sum() > 1e-3 for p in learned)
 
 
 def test_unknown_choices_are_told() -> None:
@@ -285,10 +285,29 @@ def test_a_frozen_encoder_stays_as_it_is_and_a_fine_tuned_one_does_not() -> None
     assert not all(torch.equal(p, q) for p, q in zip(before, jls.encoder.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 11])
+def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int) -> None:
+    inrs, jls = a_set(6), small_jls()
+    assert len(jls.fit_classifier(inrs, TrainSettings(steps=steps, batch=3))) == steps
+    for model in (jls.classify, small_jls().classify, InrClassifier(encoder().float())):
+        assert torch.equal(model(inrs.stack, inrs.siren), model(inrs.stack, inrs.siren))
+
+
+def unlabelled() -> InrSet:
+    return gather([{name: values[0] for name, values in networks().items()}] * 2)
+
+
 def test_wrong_sets_and_images_are_told() -> None:
     with pytest.raises(DataError, match="is empty"):
         InrClassifier(encoder().float()).fit(a_set(6).select(slice(0, 0)), TrainSettings(steps=1))
-    with pytest.raises(DataError, match="give one of 8 pixels a side"):
-        small_jls().fit(a_set(6), torch.zeros(2, 3, 8, 8), TrainSettings(steps=1))
+    for shape in ((2, 3, 8, 8), (6, 1, 8, 8), (6, 3, 8, 4)):
+        with pytest.raises(DataError, match=r"give one \[3, 8, 8\] for each number up to 5"):
+            small_jls().fit(a_set(6), torch.zeros(shape), TrainSettings(steps=1))
+    with pytest.raises(DataError, match="is empty"):
+        small_jls().fit(a_set(6).select(slice(0, 0)), torch.zeros(6, 3, 8, 8), TrainSettings(steps=1))
+    with pytest.raises(DataError, match="label 2, and there are 2 classes"):
+        InrClassifier(encoder().float(), classes=2).fit(a_set(6), TrainSettings(steps=1))
+    with pytest.raises(DataError, match="no label"):
+        small_jls().fit_classifier(unlabelled(), TrainSettings(steps=1))
     with pytest.raises(DataError, match="at least one"):
         fit(torch.zeros(0, 1, 8, 8), Siren(), FitSettings(), 0)

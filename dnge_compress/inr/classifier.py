@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.inr.learning import Batch, TrainSettings, share_right, train
+from dnge_compress.inr.learning import Batch, TrainSettings, refuse_labels, share_right, train
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
@@ -24,6 +24,7 @@ class InrClassifier(nn.Module):
         self.head = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(size, size), nn.SiLU(), nn.Dropout(dropout), nn.Linear(size, classes)
         )
+        self.eval()
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Logits `[N, classes]`."""
@@ -31,7 +32,8 @@ class InrClassifier(nn.Module):
             return self.head(self.encoder(stack, siren)).float()
 
     def fit(self, inrs: InrSet, settings: TrainSettings) -> list[float]:
-        """Learn the labels of a set; returns the loss of every step."""
+        """Learn the labels of a set; returns the loss of every step. Raises DataError."""
+        refuse_labels(inrs, self.head[-1].out_features)
 
         def loss(batch: Batch) -> Tensor:
             labels = inrs.labels[batch.index]

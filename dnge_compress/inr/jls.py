@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dnge_compress.errors import DataError
 from dnge_compress.inr.classifier import SMOOTHING, fast_products
-from dnge_compress.inr.learning import Batch, TrainSettings, share_right, train
+from dnge_compress.inr.learning import Batch, TrainSettings, refuse_empty, refuse_labels, share_right, train
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
@@ -58,7 +58,7 @@ class INR2JLS(nn.Module):
 
     def __init__(self, encoder: InrEncoder | FlatEncoder, config: JlsConfig, colours: int = 1) -> None:
         super().__init__()
-        self.encoder, self.config = encoder, config
+        self.encoder, self.config, self.colours = encoder, config, colours
         latent, c = config.side // 4, config.channels
         self.cells = nn.Parameter(torch.randn(VIEWS * latent**2, config.place))
         self.place = nn.Linear(config.place, config.hidden)
@@ -72,6 +72,7 @@ class INR2JLS(nn.Module):
             nn.Conv2d(64, 96, 3, 2, 1), nn.BatchNorm2d(96), nn.ReLU(), nn.Flatten(), nn.Dropout(config.dropout),
             nn.LazyLinear(config.classes),
         )  # fmt: skip
+        self.eval()
         self.recognise(torch.zeros(2, c, latent, latent))  # gives the last layer its size
 
     def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings) -> list[float]:
@@ -79,10 +80,12 @@ class INR2JLS(nn.Module):
 
         Returns the mean squared error of every step. Raises DataError.
         """
-        if images.dim() != 4 or images.shape[-1] != self.config.side or int(inrs.image.max()) >= len(images):
+        refuse_empty(inrs)
+        side, last = self.config.side, int(inrs.image.max())
+        if images.shape[1:] != (self.colours, side, side) or last >= len(images) or int(inrs.image.min()) < 0:
             raise DataError(
-                f"images have shape {tuple(images.shape)}; give one of {self.config.side} pixels a side for each "
-                f"number up to {int(inrs.image.max())}"
+                f"images have shape {tuple(images.shape)}; give one [{self.colours}, {side}, {side}] for each number "
+                f"up to {last}"
             )
 
         chance = torch.Generator().manual_seed(settings.seed)
@@ -96,8 +99,10 @@ class INR2JLS(nn.Module):
 
     def fit_classifier(self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False) -> list[float]:
         """Learn the set's labels from the latents; the encoder learns too if `fine_tune`. Returns every step's loss."""
+        refuse_labels(inrs, self.config.classes)
         frozen = [] if fine_tune else [self.encoder, self.place, self.content, self.generate]
         kept = [p for part in frozen for p in part.parameters()] + ([] if fine_tune else [self.cells])
+        kept = [p for p in kept if p.requires_grad]  # what the caller froze stays frozen afterwards
         for p in kept:
             p.requires_grad_(False)
 

@@ -14,6 +14,7 @@ from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.inr.views import JITTERS, Moves
 
+RISE = 0.1  # share of the steps, and two at least
 CLIP = 1.0  # norm of a step's gradient
 TELL_EVERY = 200  # steps
 
@@ -48,10 +49,12 @@ class Batch:
 
 def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
     """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError."""
+    refuse_empty(inrs)
     learning = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=settings.weight_decay)
+    steps = max(3, settings.steps)  # fewer have no room for a rise and a fall
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=settings.steps, pct_start=0.1
+        optimiser, settings.learning_rate, total_steps=steps, pct_start=max(RISE, 2 / steps)
     )
     losses = []
     module.train()
@@ -72,9 +75,26 @@ def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], sett
 
 @torch.no_grad()
 def share_right(answers: Callable[[dict[str, Tensor], Siren], Tensor], inrs: InrSet) -> float:
-    """Share of the set's networks whose class has the largest of the logits `[N, classes]`."""
+    """Share of the set's networks whose class has the largest of the logits `[N, classes]`. Raises DataError."""
+    refuse_empty(inrs)
     right = [(answers(part.stack, part.siren).argmax(1) == part.labels).sum() for part in in_pieces(inrs)]
     return float(sum(right)) / len(inrs)
+
+
+def refuse_empty(inrs: InrSet) -> None:
+    """Raise DataError if there is nothing to learn from or to judge."""
+    if not len(inrs):
+        raise DataError("the set of networks is empty; make one with `dnge inr`")
+
+
+def refuse_labels(inrs: InrSet, classes: int) -> None:
+    """Raise DataError if the set is empty, or its networks have no labels or others than 0 … `classes` − 1."""
+    refuse_empty(inrs)
+    least, largest = int(inrs.labels.min()), int(inrs.labels.max())
+    if least < 0:
+        raise DataError("networks of the set have no label; pass `labels` to `gather`")
+    if largest >= classes:
+        raise DataError(f"a network has label {largest}, and there are {classes} classes, from 0; pass `classes`")
 
 
 def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
@@ -84,8 +104,6 @@ def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
 
 
 def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[Batch]:
-    if not len(inrs):
-        raise DataError("the set of networks is empty; make one with `dnge inr`")
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(inrs), generator=generator)
     at = 0

@@ -117,6 +117,5 @@ def _spread(count: int, inputs: int) -> Tensor:
 
 
 def _unit(name: str, siren: Siren) -> float:
-    """What brings a tensor near unit size: phases in radians, weights by their fan-in at initialisation."""
-    layer = int(name.split(".")[0])
-    return siren.omega if layer else siren.widths[0] * 2.0
+    """What brings a tensor near unit size: phases in radians, weights of the first layer by their fan-in."""
+    return siren.widths[0] * 2.0 if name == "0.weight" else siren.omega

@@ -73,13 +73,16 @@ class InrSet:
             ) from e
 
 
-def gather(networks: Sequence[Mapping[str, Tensor]], labels: Sequence[int] = (), *, omega: float = 30.0) -> InrSet:
-    """A set of networks that were fitted elsewhere, from their state dicts: chains of linear layers with sines.
+def gather(
+    networks: Sequence[Mapping[str, Tensor]], labels: Sequence[int] | Tensor = (), *, omega: float = 30.0
+) -> InrSet:
+    """A set of networks that were fitted elsewhere, from their state dicts: chains of linear layers with sines, in
+    float32. Without labels, all are −1.
 
     Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
     """
     chains = [read_chain(weights) for weights in networks]
-    if not chains or (labels and len(labels) != len(chains)):
+    if not chains or len(labels) not in (0, len(chains)):
         raise DataError(
             f"there are {len(chains)} networks and {len(labels)} labels; give at least one, as many of both"
         )
@@ -89,9 +92,12 @@ def gather(networks: Sequence[Mapping[str, Tensor]], labels: Sequence[int] = (),
             raise DataError(
                 f"network {number} has widths {widths_of(found)}, the first {widths}; gather each shape alone"
             )
-    stack = {name: torch.stack([found[name] for found in chains]) for name in chains[0]}
+    stack = {name: torch.stack([found[name] for found in chains]).float() for name in chains[0]}
+    if any(values.dim() != (3 if name.endswith("weight") else 2) for name, values in stack.items()):
+        raise DataError("every network must be one chain of matrices [out, in]; stacked ones go into `InrSet`")
     count = len(chains)
-    return InrSet(Siren(widths, omega), stack, torch.tensor(labels or [0] * count), torch.arange(count),
+    known = torch.as_tensor(labels if len(labels) else [-1] * count)
+    return InrSet(Siren(widths, omega), stack, known, torch.arange(count),
                   torch.full((count,), torch.nan), {})  # fmt: skip
 
 

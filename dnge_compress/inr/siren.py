@@ -56,7 +56,7 @@ class Siren:
 
     def images(self, stack: Stack, side: int) -> Tensor:
         """The networks as images `[N, C, side, side]`, colours clamped to −1 … 1."""
-        colours = self.render(stack, grid(side))
+        colours = self.render(stack, grid(side).to(stack["0.weight"]))
         return colours.clamp(-1, 1).mT.unflatten(-1, (side, side))
 
 
