@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,12 +119,17 @@ def ablations(options: argparse.Namespace) -> None:
 
 
 def widths(options: argparse.Namespace) -> None:
-    """The classifiers of width 32, judged on networks of other widths; `dnge inr mnist --split held-out --hidden …`."""
+    """The classifiers of width 32, judged on networks of other widths, fitted at Adam's usual rate, and ("slow") at one
+    that falls as the width grows: `dnge inr mnist --split held-out --count 1000 --hidden W W --learning-rate R`."""
     for seed in range(options.seeds):
-        for arm, width in product(WIDENED, WIDTHS):
-            file = options.inrs / ("mnist-test.safetensors" if width == 32 else f"mnist-test-{width}.safetensors")
-            if file.is_file() and _model(options, arm, "mnist", seed).is_file():
-                _measure("mnist, width transfer", f"{ARMS[arm]}, judged at {width}", options.steps, seed,
+        for arm, width, pace in product(WIDENED, WIDTHS, ("", "-slow")):
+            file = options.inrs / ("mnist-test.safetensors" if width == 32 else f"mnist-test-{width}{pace}.safetensors")
+            if not file.is_file() or not _model(options, arm, "mnist", seed).is_file():
+                print(f"no {file}, or no model of '{arm}' with seed {seed}: left out", file=sys.stderr)
+                continue
+            name = f"{ARMS[arm]}, judged at {width}{', fitted at rate 3e-3 · 32 / width' if pace else ''}"
+            if width > 32 or not pace:
+                _measure("mnist, width transfer", name, options.steps, seed,
                          lambda s, a=arm, f=file: _judged_elsewhere(a, f, options, s))  # fmt: skip
 
 

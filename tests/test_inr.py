@@ -179,7 +179,7 @@ def test_unknown_choices_are_told() -> None:
 def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dnge_compress.inr.sets.PART", 3)
     monkeypatch.setattr("dnge_compress.parts.each_done", lambda jobs, action, tasks: (action(*t) for t in tasks))
-    wanted, out = about("mnist", "train", count=7, fits=2, steps=2), tmp_path / "set.safetensors"
+    wanted, out = about("mnist", "train", count=7, fits=2, settings=FitSettings(steps=2)), tmp_path / "set.safetensors"
     whole = raise_set(wanted, out, shelf=shelf)
     assert len(whole) == 14 and whole.image.tolist() == [*range(7)] * 2
     assert not torch.equal(whole.stack["0.weight"][0], whole.stack["0.weight"][7])  # the second fit starts elsewhere

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +122,22 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
     return whole
 
 
+def usual(data: str) -> FitSettings:
+    """How networks of a data set's images are fitted where nothing else is asked for."""
+    return FitSettings(STEPS.get(data, FitSettings().steps))
+
+
 def about(
-    data: str, split: Split, *, count: int, fits: int = 1, steps: int = 0, hidden: Sequence[int] = HIDDEN, seed: int = 0
-) -> dict[str, Any]:
-    """What identifies a set; `steps` of 0 are the data set's own. Raises DataError."""
+    data: str, split: Split, *, count: int, fits: int = 1, hidden: Sequence[int] = HIDDEN, seed: int = 0,
+    settings: FitSettings | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What identifies a set; without settings, with the data set's usual ones. Raises DataError."""
     if count < 1 or fits < 1:
         raise DataError("a set needs at least one image and one fit of each")
     if not hidden or min(hidden) < 1:
         raise DataError(f"hidden widths are {list(hidden)}; give at least one, each above 0")
-    settings = FitSettings(steps or STEPS.get(data, FitSettings().steps))
     return {"data": data, "split": split, "count": count, "fits": fits, "hidden": list(hidden), "seed": seed,
-            "fit": asdict(settings)}  # fmt: skip
+            "fit": asdict(settings or usual(data))}  # fmt: skip
 
 
 def pictures(found: Images, index: Tensor | slice) -> Tensor:
@@ -160,15 +165,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=("train", "held-out"), default="train")
     parser.add_argument("--count", type=int, default=60_000, help="images, from the first (default: all)")
     parser.add_argument("--fits", type=int, default=1, help="networks per image, each from its own initialisation")
-    parser.add_argument("--steps", type=int, default=0, help=f"Adam's steps per network (default: {STEPS})")
+    parser.add_argument("--steps", type=int, help=f"Adam's steps per network (default: {STEPS})")
+    parser.add_argument("--learning-rate", type=float, help="Adam's; wide networks want less (default: 3e-3)")
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="widths (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
     parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
-        wanted = about(options.data, options.split, count=options.count, fits=options.fits, steps=options.steps,
-                       hidden=options.hidden, seed=options.seed)  # fmt: skip
+        given = {"steps": options.steps, "learning_rate": options.learning_rate}
+        settings = replace(usual(options.data), **{k: v for k, v in given.items() if v is not None})
+        wanted = about(options.data, options.split, count=options.count, fits=options.fits,
+                       hidden=options.hidden, seed=options.seed, settings=settings)  # fmt: skip
         shelf = Shelf.find(options.data_folder)
         made = raise_set(wanted, options.output, shelf=shelf, jobs=max(1, options.jobs))
     except DngeError as error:
