@@ -135,6 +135,8 @@ def inside(scores: Tensor, subjects: Subjects, who: Tensor) -> float:
 
 def tau(a: Tensor, b: Tensor) -> float:
     """Kendall's tau-b; 0 where a constant has no ranks."""
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise ValueError("scores or accuracies are not finite numbers")
     found = float(kendalltau(a.numpy(), b.numpy()).statistic)
     return 0.0 if found != found else found
 
@@ -180,5 +182,5 @@ def _loss(scores: Tensor, wanted: Tensor, kind: str) -> Tensor:
     if kind == "value":
         return value
     better = wanted[:, None] > wanted
-    pairs = nn.functional.softplus(scores - scores[:, None])[better].mean()
+    pairs = nn.functional.softplus(scores - scores[:, None])[better].sum() / better.sum().clamp_min(1)
     return pairs if kind == "rank" else value + pairs

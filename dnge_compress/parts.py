@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dnge_compress.checkpoint.folder import write_whole
 from dnge_compress.errors import CheckpointError, first_line
 from dnge_compress.workers import each_done
 
@@ -23,14 +24,20 @@ def make_parts(
     """One file beside `out` for each named task, in their order; those that are there already are kept.
 
     `make(file, *task)` writes a file and returns what to tell of it. Raises CheckpointError if the parts that lie there
-    belong to a set that is something else than `about`.
+    belong to a set that is something else than `about`, or if nothing can be written there.
     """
     folder = _folder(out)
     told = folder / "about.json"
-    if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != about:
-        raise CheckpointError(f"{folder} is the half of another set; delete it, or choose another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    told.write_text(json.dumps(about), encoding="utf-8")
+    if out.is_dir():
+        raise CheckpointError(f"'{out}' is a folder; name a file")
+    try:
+        if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != about:
+            raise CheckpointError(f"{folder} is the half of another set; delete it, or choose another output")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not told.is_file():
+            write_whole(told, json.dumps(about))
+    except (OSError, json.JSONDecodeError) as e:
+        raise CheckpointError(f"can't write the parts of '{out}' ({first_line(e)}); choose another place") from e
     files = {name: folder / f"{name}.safetensors" for name in tasks}
     missing = [(file, *tasks[name]) for name, file in files.items() if not file.is_file()]
     for done, line in enumerate(each_done(jobs, make, missing), start=1):

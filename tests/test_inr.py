@@ -201,6 +201,15 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tm
         raise_set(wanted | {"seed": 1}, out, shelf=shelf)
 
 
+def test_a_place_that_cannot_be_written_is_told(shelf: Shelf, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    wanted = about("mnist", "train", count=7)
+    with pytest.raises(CheckpointError, match="can't write the parts of .*choose another place"):
+        raise_set(wanted, tmp_path / "file" / "set.safetensors", shelf=shelf)
+    with pytest.raises(CheckpointError, match="is a folder; name a file"):
+        raise_set(wanted, tmp_path, shelf=shelf)
+
+
 def test_the_command_tells_what_is_wrong(tmp_path: Path, capsys) -> None:
     assert main(["mnist", "-o", str(tmp_path / "x.safetensors"), "--data-folder", str(tmp_path / "nowhere")]) == 2
     assert "no data folder" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.parts import drop_parts, make_parts, read_tensors, refuse_other, write_tensors
 from dnge_compress.shelf import Shelf, Split
+from dnge_compress.workers import positive
 
 PART = 250  # networks that are fitted together
 STEPS = {"mnist": 300, "cifar10": 400}
@@ -169,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--learning-rate", type=float, help="Adam's; wide networks want less (default: 3e-3)")
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="widths (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
     parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
@@ -178,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         wanted = about(options.data, options.split, count=options.count, fits=options.fits,
                        hidden=options.hidden, seed=options.seed, settings=settings)  # fmt: skip
         shelf = Shelf.find(options.data_folder)
-        made = raise_set(wanted, options.output, shelf=shelf, jobs=max(1, options.jobs))
+        made = raise_set(wanted, options.output, shelf=shelf, jobs=options.jobs)
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -33,7 +33,7 @@ from dnge_compress.pretrain.blueprint import FAMILIES, Blueprint, blueprints
 from dnge_compress.pretrain.corpora import tokenizer_folder, tokens
 from dnge_compress.pretrain.training import measure, train, train_through
 from dnge_compress.shelf import Shelf
-from dnge_compress.workers import each_done
+from dnge_compress.workers import each_done, positive
 
 __all__ = [
     "FAMILIES",
@@ -135,14 +135,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def positive(text: str) -> int:
-    """A command-line number of at least one."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
 
 
 def _make(plans: list[Blueprint], out: Path, shelf: Shelf, jobs: int) -> None:
