@@ -13,10 +13,11 @@ from torch import nn
 from dnge_compress import api, plan_tables, tables
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.files import read_json
-from dnge_compress.checkpoint.folder import standing, write_whole
+from dnge_compress.checkpoint.folder import standing
 from dnge_compress.checkpoint.loading import PLAN, REPORT
 from dnge_compress.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.families import build_graph
+from dnge_compress.files import write_whole
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report import JobReport, finished
 from dnge_compress.lora_plan import LoraPlan

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dnge_compress.checkpoint.folder import write_whole
 from dnge_compress.errors import CheckpointError, first_line
+from dnge_compress.files import write_whole
 from dnge_compress.workers import each_done
 
 

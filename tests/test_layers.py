@@ -32,6 +32,7 @@ LAYERS = (
         "images",
         "workers",
         "parts",
+        "files",
     },
     {"families", "encoder", "scorers", "placers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},

@@ -43,17 +43,6 @@ def standing(target: Path) -> Path:
     return aside if aside.is_dir() else target
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill or a full disk leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def is_alive(pid: int) -> bool:
     """Whether there is a process of that number."""
     try:

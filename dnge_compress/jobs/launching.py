@@ -17,8 +17,9 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dnge_compress.checkpoint.folder import is_alive, write_whole
+from dnge_compress.checkpoint.folder import is_alive
 from dnge_compress.errors import DngeError, LaunchError
+from dnge_compress.files import write_whole
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.progress import Tell

@@ -15,10 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dnge_compress import api
-from dnge_compress.checkpoint.folder import staged, write_whole
+from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import CheckpointError
 from dnge_compress.executors.lora_model import merged
+from dnge_compress.files import write_whole
 from dnge_compress.jobs import models
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, split_rows

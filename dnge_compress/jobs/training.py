@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dnge_compress.checkpoint.folder import staged, write_whole
+from dnge_compress.checkpoint.folder import staged
 from dnge_compress.checkpoint.reading import quiet
 from dnge_compress.errors import LaunchError, first_line
 from dnge_compress.executors.lora_model import attach
+from dnge_compress.files import write_whole
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder
