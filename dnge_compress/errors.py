@@ -71,6 +71,13 @@ class ExactnessError(DngeError, RuntimeError):
     """Surgery whose result differs from the dense model with the same units masked."""
 
 
+def refuse_below(least: int, **settings: float) -> None:
+    """Raise DataError on a setting below `least`, or on one that is no number, by its name."""
+    for name, value in settings.items():
+        if not value >= least:
+            raise DataError(f"{name} is {value}; it must be at least {least}")
+
+
 def first_line(error: BaseException) -> str:
     """An error's message, often another package's, cut to one line."""
     lines = str(error).strip().splitlines()

@@ -18,7 +18,7 @@ from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.sets import InrSet, about, main, raise_set
 from dnge_compress.inr.siren import Siren, grid
-from dnge_compress.inr.symmetry import canonical, lift, move, recolour, rewrite
+from dnge_compress.inr.symmetry import canonical, lift, move, recolour
 from dnge_compress.inr.views import JITTERS, Moves, six_views
 from dnge_compress.shelf import Shelf
 
@@ -30,10 +30,26 @@ def networks(count: int = 4, siren: Siren = SIREN, dtype: torch.dtype = torch.fl
     return {name: (3 * values).to(dtype) for name, values in stack.items()}  # far from initial, with phases beyond π
 
 
-def encoder(siren: Siren = SIREN, **choices: object) -> InrEncoder:
+def encoder(siren: Siren = SIREN, *, is_lifted: bool = True, **choices: object) -> InrEncoder:
     torch.manual_seed(0)
     network = NetworkEncoderConfig(hidden=8, embedding=12, **choices)  # type: ignore[arg-type]
-    return InrEncoder(InrEncoderConfig(outputs=siren.widths[-1], is_lifted=True, network=network)).double().eval()
+    return InrEncoder(InrEncoderConfig(outputs=siren.widths[-1], is_lifted=is_lifted, network=network)).double().eval()
+
+
+def rewrite(
+    stack: dict[str, Tensor], siren: Siren, generator: torch.Generator, *, negated: bool = True
+) -> dict[str, Tensor]:
+    """Networks of the same function, their hidden neurons permuted and negated at random."""
+    found = dict(stack)
+    for layer in range(siren.depth - 1):
+        width = siren.widths[layer + 1]
+        order = torch.randperm(width, generator=generator)
+        sign = torch.randint(2, (width,), generator=generator) * 2.0 - 1 if negated else torch.ones(width)
+        sign = sign.to(found[f"{layer}.weight"].dtype)
+        found[f"{layer}.weight"] = found[f"{layer}.weight"][:, order] * sign[:, None]
+        found[f"{layer}.bias"] = found[f"{layer}.bias"][:, order] * sign
+        found[f"{layer + 1}.weight"] = found[f"{layer + 1}.weight"][:, :, order] * sign
+    return found
 
 
 def a_set(count: int = 8, siren: Siren = SIREN) -> InrSet:
@@ -57,6 +73,20 @@ def test_rendering_is_what_plain_torch_computes() -> None:
     x = grid(6).double()
     wanted = layers[2](torch.sin(30 * layers[1](torch.sin(30 * layers[0](x)))))
     torch.testing.assert_close(SIREN.render(stack, x)[2], wanted)
+
+
+def test_rates_of_wide_matrices_fall_as_maximal_update_parametrisation_says() -> None:
+    settings = FitSettings(learning_rate=0.1, base_width=32)
+    rates = {
+        name: settings.rate_of(name, torch.zeros(1, *shape)) for name, shape in Siren((2, 64, 128, 1)).shapes().items()
+    }
+    assert rates == {"0.weight": 0.1, "0.bias": 0.1, "1.weight": 0.05, "1.bias": 0.1, "2.weight": 0.025, "2.bias": 0.1}
+    wide, images = Siren((2, 64, 64, 1)), torch.zeros(1, 1, 8, 8)
+    first = wide.initial(1, torch.Generator().manual_seed(0))
+    for base, largest in ((0, 1.0), (32, 0.5)):  # Adam's first step is the rate, nearly
+        found, _ = fit(images, wide, FitSettings(steps=1, base_width=base), 0)
+        moved = (found["1.weight"] - first["1.weight"]).abs().max() / (found["1.bias"] - first["1.bias"]).abs().max()
+        assert float(moved) == pytest.approx(largest, rel=0.05)
 
 
 def test_a_fit_comes_close_to_its_images_and_repeats() -> None:
@@ -118,6 +148,14 @@ def test_an_embedding_does_not_change_when_neurons_are_permuted_or_negated(choic
         other = read(rewrite(stack, SIREN, torch.Generator().manual_seed(seed)), SIREN)
         torch.testing.assert_close(other, there, rtol=0, atol=1e-8)
     assert (there[0] - there[1]).abs().max() > 1e-3  # it isn't constant
+
+
+def test_without_twins_an_embedding_still_does_not_change_when_neurons_are_permuted() -> None:
+    stack, read = networks(), encoder(is_lifted=False)
+    permuted = rewrite(stack, SIREN, torch.Generator().manual_seed(0), negated=False)
+    negated = rewrite(stack, SIREN, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(read(permuted, SIREN), read(stack, SIREN), rtol=0, atol=1e-8)
+    assert (read(negated, SIREN) - read(stack, SIREN)).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("order", ["shuffled", "static"])
@@ -269,9 +307,11 @@ def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
     assert classifier.accuracy(inrs) == 1.0
 
 
-def small_jls() -> INR2JLS:
+def small_jls(read: InrEncoder | FlatEncoder | None = None) -> INR2JLS:
     torch.manual_seed(0)
-    return INR2JLS(encoder().float(), JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6), colours=3)
+    return INR2JLS(
+        read or encoder().float(), JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6), colours=3
+    )
 
 
 def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
@@ -283,6 +323,22 @@ def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
     assert latents.shape == (6, 6, 4, 2, 2)
     assert jls.decode(latents).shape == (6, 6, 3, 8, 8)
     assert jls.classify(inrs.stack, inrs.siren).shape == (6, 3)
+
+
+def test_a_latent_space_can_be_read_by_a_flat_encoder() -> None:
+    inrs, jls = a_set(6), small_jls(FlatEncoder(SIREN, 8))
+    losses = jls.fit(inrs, torch.rand(6, 3, 8, 8), TrainSettings(steps=30, batch=6, learning_rate=1e-2))
+    assert losses[-1] < losses[0]
+    assert jls.classify(inrs.stack, inrs.siren).shape == (6, 3)
+
+
+def test_products_are_exact_when_a_model_answers() -> None:
+    """bfloat16 is for training alone: the same weights in float64 answer the same."""
+    inrs, read = a_set(6), encoder().float()
+    classifier = InrClassifier(read)
+    answers = classifier(inrs.stack, inrs.siren)
+    exact = classifier.double()({name: values.double() for name, values in inrs.stack.items()}, SIREN)
+    torch.testing.assert_close(answers, exact.float(), rtol=0, atol=1e-4)
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_a_fine_tuned_one_does_not() -> None:
@@ -300,6 +356,32 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     assert len(jls.fit_classifier(inrs, TrainSettings(steps=steps, batch=3))) == steps
     for model in (jls.classify, small_jls().classify, InrClassifier(encoder().float())):
         assert torch.equal(model(inrs.stack, inrs.siren), model(inrs.stack, inrs.siren))
+
+
+@pytest.mark.parametrize(("make", "told"), [
+    (lambda: Siren((2,)), "layers is 1"),
+    (lambda: Siren((2, 0, 1)), "width is 0"),
+    (lambda: Siren(omega=float("nan")), "omega is nan"),
+    (lambda: FitSettings(steps=0), "steps is 0"),
+    (lambda: FitSettings(learning_rate=0.0), "learning_rate is 0.0"),
+    (lambda: FitSettings(base_width=-1), "base_width is -1"),
+    (lambda: InrEncoderConfig(probes=-1), "probes is -1"),
+    (lambda: NetworkEncoderConfig(rounds=0), "rounds is 0"),
+    (lambda: NetworkEncoderConfig(streams=()), "streams is 0"),
+    (lambda: JlsConfig(side=0), "side is 0"),
+    (lambda: InrSet(SIREN, networks(3), torch.zeros(2), torch.zeros(2), torch.zeros(2), {}), r"'0.bias' of 2 networks"),
+])  # fmt: skip
+def test_wrong_settings_are_told_where_they_are_made(make, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        make()
+
+
+def test_a_set_of_broken_networks_is_told_by_its_file(tmp_path: Path) -> None:
+    inrs = a_set(2)
+    inrs.stack["1.bias"][1, 0] = torch.nan
+    inrs.save(tmp_path / "set.safetensors")
+    with pytest.raises(WeightError, match=r"'1\.bias' of the networks in '.*set\.safetensors'"):
+        InrSet.load(tmp_path / "set.safetensors")
 
 
 def unlabelled() -> InrSet:

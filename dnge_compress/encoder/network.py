@@ -18,7 +18,7 @@ from torch.func import vmap
 from dnge_compress.encoder.messages import MAGNITUDE, RAW, refuse_unknown
 from dnge_compress.encoder.sweeps import UPDATES, States, Sweep
 from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
-from dnge_compress.errors import UnknownNameError
+from dnge_compress.errors import UnknownNameError, refuse_below
 from dnge_compress.types import ModelGraph
 
 DIRECTIONS = ("both", "forward")
@@ -29,13 +29,15 @@ class NetworkEncoderConfig:
     """Sizes of an encoder of whole networks, and the choices that its ablations vary.
 
     `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
-    `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages;
-    `is_relative` takes weights relative to their block's root mean square. `order`, `update`, `gain` and `is_rooted`
-    are those of `walk` and `Sweep`.
+    `ends` units of the space that is written last are read side by side, each by weights of its own; 0 takes the mean
+    of however many there are. `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each
+    stream of messages; `is_relative` takes weights relative to their block's root mean square. `order`, `update`,
+    `gain` and `is_rooted` are those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
     features: int = 1
+    ends: int = 0
     hidden: int = 64
     embedding: int = 256
     rounds: int = 1
@@ -49,6 +51,9 @@ class NetworkEncoderConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "streams", tuple(tuple(s) for s in self.streams))  # JSON knows lists only
+        refuse_below(1, features=self.features, hidden=self.hidden, embedding=self.embedding, rounds=self.rounds,
+                     streams=len(self.streams))  # fmt: skip
+        refuse_below(0, ends=self.ends)
         for what, value, known in (
             ("directions", self.directions, DIRECTIONS),
             ("order", self.order, ORDERS),
@@ -75,6 +80,7 @@ class NetworkEncoder(nn.Module):
         )  # fmt: skip
         size = len(self.sweeps) * h
         self.pooled = nn.Sequential(nn.Linear(size, 2 * h), nn.SiLU())
+        self.beside = nn.Sequential(nn.Linear(config.ends * size, 2 * h), nn.SiLU()) if config.ends else None
         self.joined = nn.Sequential(nn.Linear(4 * 2 * h, config.embedding), nn.SiLU(), nn.LayerNorm(config.embedding))
 
     def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
@@ -91,7 +97,8 @@ class NetworkEncoder(nn.Module):
         inner = [name for name in written if graph.space(name).kind != "fixed"] or written
         means = {name: self.pooled(states[name]).mean(0) for name in written}
         everything = torch.stack([means[name] for name in inner]).mean(0)
-        return self.joined(torch.cat([means[inner[0]], means[inner[-1]], everything, means[written[-1]]]))
+        last = self.beside(states[written[-1]].flatten()) if self.beside else means[written[-1]]
+        return self.joined(torch.cat([means[inner[0]], means[inner[-1]], everything, last]))
 
     def embed(self, graph: ModelGraph, stack: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
         """Embeddings `[N, E]` of N networks of one shape: stacked weights `[N, …]`, features `[N, U, F]`."""

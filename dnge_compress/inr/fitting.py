@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnge_compress.errors import DataError
+from dnge_compress.errors import DataError, refuse_below
 from dnge_compress.inr.siren import Siren, grid
 
 WARM_UP = 20  # steps
@@ -19,17 +19,26 @@ BETAS = (0.9, 0.99)  # Adam's
 class FitSettings:
     """Adam's steps, its largest learning rate, and the stride of the pixels that one step looks at.
 
-    With stride s a step sees every s-th pixel of every s-th row; s² consecutive steps see each pixel once.
+    With stride s a step sees every s-th pixel of every s-th row; s² consecutive steps see each pixel once. Above 0,
+    `base_width` makes the rate of a matrix that reads hidden neurons fall as base_width / fan-in, as Adam's does under
+    maximal update parametrisation (Yang et al. 2021): wide networks then learn as those of that width do.
     """
 
     steps: int = 300
     learning_rate: float = 3e-3
     stride: int = 4
+    base_width: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("steps", self.steps), ("learning_rate", self.learning_rate), ("stride", self.stride)):
-            if value <= 0:
-                raise DataError(f"{name} is {value}; it must be above 0")
+        refuse_below(1, steps=self.steps, stride=self.stride)
+        refuse_below(0, base_width=self.base_width)
+        if not self.learning_rate > 0:
+            raise DataError(f"learning_rate is {self.learning_rate}; it must be above 0")
+
+    def rate_of(self, name: str, values: Tensor) -> float:
+        """Adam's largest rate for a stacked tensor, `"1.weight"` `[N, out, in]` for one."""
+        inner = self.base_width and name.endswith("weight") and name != "0.weight"
+        return self.learning_rate * (self.base_width / values.shape[-1] if inner else 1.0)
 
 
 def fit(images: Tensor, siren: Siren, settings: FitSettings, seed: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -43,7 +52,8 @@ def fit(images: Tensor, siren: Siren, settings: FitSettings, seed: int) -> tuple
         raise DataError(f"images have {images.shape[1]} channels, the network {siren.widths[-1]}; they must agree")
     generator = torch.Generator().manual_seed(seed)
     stack = {name: values.requires_grad_() for name, values in siren.initial(len(images), generator).items()}
-    optimiser = torch.optim.Adam(stack.values(), settings.learning_rate, betas=BETAS)
+    rates = [{"params": [values], "lr": settings.rate_of(name, values)} for name, values in stack.items()]
+    optimiser = torch.optim.Adam(rates, settings.learning_rate, betas=BETAS)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     colours = images.flatten(2).mT.contiguous()  # [N, S², C]
     parts = _interleaved(images.shape[-1], settings.stride)

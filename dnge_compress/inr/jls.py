@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError
+from dnge_compress.errors import DataError, refuse_below
 from dnge_compress.inr.classifier import SMOOTHING, fast_products
 from dnge_compress.inr.learning import Batch, TrainSettings, refuse_empty, refuse_labels, share_right, train
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder
@@ -40,6 +40,8 @@ class JlsConfig:
     views: int = 2
 
     def __post_init__(self) -> None:
+        refuse_below(1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place,
+                     classes=self.classes)  # fmt: skip
         if self.side % 4:
             raise DataError(f"images of {self.side} pixels can't be drawn; the side must be a multiple of 4")
         if not 1 <= self.views <= VIEWS:
@@ -124,14 +126,14 @@ class INR2JLS(nn.Module):
         """Latents `[N, V, C, L, L]` of stacked networks, for these of the six views."""
         latent = self.config.side // 4
         cells = self.cells.unflatten(0, (VIEWS, -1))[list(views)]  # [V, L², place]
-        with fast_products():
+        with fast_products(self.training):
             content = self.content(self.encoder(stack, siren))[:, None, None]
             found = self.generate(torch.relu(self.place(cells) + content))  # [N, V, L², C]
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures `[N, V, colours, S, S]` in −1 … 1, in the order of `six_views`, from latents `[N, V, C, L, L]`."""
-        with fast_products():
+        with fast_products(self.training):
             drawn = self.draw(latents.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return drawn.float().unflatten(0, latents.shape[:2])
 
@@ -148,5 +150,5 @@ class INR2JLS(nn.Module):
         return torch.randperm(VIEWS, generator=chance)[: self.config.views].tolist()
 
     def _per_view(self, latents: Tensor) -> Tensor:
-        with fast_products():
+        with fast_products(self.training):
             return self.recognise(latents.flatten(0, 1)).float()

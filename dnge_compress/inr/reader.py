@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import RAW
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
-from dnge_compress.errors import DataError
+from dnge_compress.errors import DataError, refuse_below
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.siren import Siren, Stack, grid
 from dnge_compress.inr.symmetry import canonical, lift
@@ -40,6 +40,10 @@ class InrEncoderConfig:
     probes: int = 0
     network: NetworkEncoderConfig = NETWORK
 
+    def __post_init__(self) -> None:
+        refuse_below(1, inputs=self.inputs, outputs=self.outputs)
+        refuse_below(0, probes=self.probes)
+
 
 class InrEncoder(nn.Module):
     """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons or shifting their phase changes nothing."""
@@ -48,7 +52,9 @@ class InrEncoder(nn.Module):
         super().__init__()
         self.config = config
         nodes = {INPUT: config.inputs, OUTPUT: config.outputs}
-        self.network = NetworkEncoder(replace(config.network, nodes=nodes, features=FEATURES + config.probes))
+        ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
+        known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
+        self.network = NetworkEncoder(known)
         self.embedding = config.network.embedding
         self.points = nn.Parameter(_spread(config.probes, config.inputs)) if config.probes else None
 

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dnge_compress.errors import CheckpointError, DataError, DngeError, first_line
+from dnge_compress.errors import CheckpointError, DataError, DngeError, WeightError, first_line
 from dnge_compress.images import IMAGES, Images, images
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
@@ -45,6 +45,18 @@ class InrSet:
     psnr: Tensor  # [N], decibels; NaN where nobody measured it
     about: dict[str, Any]  # data, split, fits, seed, settings
 
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        wanted = {name: (count, *shape) for name, shape in self.siren.shapes().items()}
+        wanted |= dict.fromkeys(("labels", "image", "psnr"), (count,))
+        given = self.stack | {"labels": self.labels, "image": self.image, "psnr": self.psnr}
+        for name in sorted(wanted.keys() | given.keys()):
+            shape = tuple(given[name].shape) if name in given else None
+            if shape != wanted.get(name):
+                raise DataError(
+                    f"'{name}' of {count} networks {self.siren.widths} has shape {shape}; it must be {wanted.get(name)}"
+                )
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -61,17 +73,20 @@ class InrSet:
 
     @classmethod
     def load(cls, path: Path | str) -> InrSet:
-        """Read a file that `save` wrote. Raises CheckpointError."""
+        """Read a file that `save` wrote. Raises CheckpointError, WeightError on values that aren't finite."""
         try:
             tensors, header = read_tensors(path)
             shape = json.loads(header["siren"])
             siren = Siren(tuple(shape["widths"]), shape["omega"])
             labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
-            return cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
+            found = cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(
                 f"'{path}' is no set of fitted networks ({first_line(e)}); make one with `dnge inr`"
             ) from e
+        if bad := [name for name, values in tensors.items() if not values.isfinite().all()]:
+            raise WeightError(f"'{bad[0]}' of the networks in '{path}' are not all finite; fit them again")
+        return found
 
 
 def gather(
@@ -168,13 +183,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--fits", type=int, default=1, help="networks per image, each from its own initialisation")
     parser.add_argument("--steps", type=int, help=f"Adam's steps per network (default: {STEPS})")
     parser.add_argument("--learning-rate", type=float, help="Adam's; wide networks want less (default: 3e-3)")
+    parser.add_argument("--base-width", type=positive, help="let matrices' rates fall as this width / fan-in")
     parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="widths (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
     parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
-        given = {"steps": options.steps, "learning_rate": options.learning_rate}
+        given = {"steps": options.steps, "learning_rate": options.learning_rate, "base_width": options.base_width}
         settings = replace(usual(options.data), **{k: v for k, v in given.items() if v is not None})
         wanted = about(options.data, options.split, count=options.count, fits=options.fits,
                        hidden=options.hidden, seed=options.seed, settings=settings)  # fmt: skip

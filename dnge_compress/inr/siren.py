@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dnge_compress.errors import DataError, refuse_below
+
 Stack = Mapping[str, Tensor]
 
 
@@ -25,18 +27,31 @@ class Siren:
     widths: tuple[int, ...] = (2, 32, 32, 1)
     omega: float = 30.0
 
+    def __post_init__(self) -> None:
+        refuse_below(2, layers=len(self.widths))
+        refuse_below(1, width=min(self.widths))
+        if not self.omega > 0:
+            raise DataError(f"omega is {self.omega}; it must be above 0")
+
     @property
     def depth(self) -> int:
         """Number of linear layers."""
         return len(self.widths) - 1
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor of one network, by name, in order."""
+        found: dict[str, tuple[int, ...]] = {}
+        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+            found |= {f"{layer}.weight": (fan_out, fan_in), f"{layer}.bias": (fan_out,)}
+        return found
+
     def initial(self, count: int, generator: torch.Generator) -> dict[str, Tensor]:
         """`count` networks with initial weights of their own: uniform, ±1/fan-in first and ±√(6/fan-in)/ω after it."""
         stack = {}
-        for layer, (fan_in, fan_out) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
+        for name, shape in self.shapes().items():
+            fan_in = self.widths[layer := int(name.split(".")[0])]
             bound = 1 / fan_in if layer == 0 else (6 / fan_in) ** 0.5 / self.omega
-            for name, shape in (("weight", (fan_out, fan_in)), ("bias", (fan_out,))):
-                stack[f"{layer}.{name}"] = (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound
+            stack[name] = (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound
         return stack
 
     def render(self, stack: Stack, points: Tensor) -> Tensor:

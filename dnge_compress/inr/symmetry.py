@@ -57,17 +57,3 @@ def recolour(stack: Stack, siren: Siren, matrix: Tensor, shift: Tensor) -> dict[
         f"{last}.weight": matrix @ weight,
         f"{last}.bias": torch.einsum("nij,nj->ni", matrix, bias) + shift,
     }
-
-
-def rewrite(stack: Stack, siren: Siren, generator: torch.Generator) -> dict[str, Tensor]:
-    """Networks of the same function, their hidden neurons permuted and negated at random: for tests."""
-    found = dict(stack)
-    for layer in range(siren.depth - 1):
-        width = siren.widths[layer + 1]
-        order = torch.randperm(width, generator=generator)
-        sign = torch.randint(2, (width,), generator=generator) * 2.0 - 1
-        sign = sign.to(found[f"{layer}.weight"].dtype)
-        found[f"{layer}.weight"] = found[f"{layer}.weight"][:, order] * sign[:, None]
-        found[f"{layer}.bias"] = found[f"{layer}.bias"][:, order] * sign
-        found[f"{layer + 1}.weight"] = found[f"{layer + 1}.weight"][:, :, order] * sign
-    return found
