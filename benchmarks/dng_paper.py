@@ -143,7 +143,7 @@ def jls(data: str, options: argparse.Namespace) -> None:
 
 
 WIDTHS = (32, 64, 128, 256, 512)
-WIDENED = ("dng", "probes")  # arms
+WIDENED = ("dng", "twins", "probes")  # arms
 JUDGED_WIDE = 1000  # images
 ARMS = {
     "dng": "DNG",
