@@ -12,19 +12,18 @@ JPEG copy. Nothing is chosen by the held-out split, which is looked at once, at 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as nnf
-from harness import DATA, keep_rows, kept_rows, markdown, over_seeds, write
+from dng_tables import publish
+from harness import DATA, keep_rows, kept_rows
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
@@ -50,27 +49,18 @@ from dnge_compress.shelf import Shelf
 SIDE = {"mnist": 28, "cifar10": 32}
 COLOURS = {"mnist": 1, "cifar10": 3}
 BATCH = 128
-PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
-
-
-@dataclass(frozen=True)
-class Row:
-    """What one arm is compared with: published cells that are anchors, and what the issue asks."""
-
-    anchor: str
-    must: str = ""
-
-
-ROWS = {
-    "mnist, DNG only": Row("DNG 96.60 (ten fits an image), GMN 96.06, ScaleGMN 97.5", "94"),
-    "cifar10, DNG only": Row("DNG 54.00 (ten fits an image), ScaleGMN-B 38.8, phase reader 44.2", "38"),
-    "mnist, INR2JLS": Row("98.6 (ten fits an image)", "97.5"),
-    "cifar10, INR2JLS": Row("73.2 (ten fits an image)", "55"),
-    "mnist, ablations": Row("none"),
-    "mnist, width transfer": Row(
-        "plain 48.0, raw-weight products 85.2 (Fashion, muP)", "5 points below width 32 at most"
-    ),
+WIDTHS = (32, 64, 128, 256, 512)
+WIDENED = ("dng", "twins", "probes")  # arms
+JUDGED_WIDE = 1000  # images
+ARMS = {
+    "dng": "DNG",
+    "twins": "DNG, neurons beside their negative twins",
+    "probes": "DNG with probes",
+    "static": "static graph",
+    "flat": "flat perceptron",
+    "rendered": "rendered, then classified",
 }
+PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 ABLATIONS: dict[str, NetworkEncoderConfig] = {
     "as it is: forward, raw weights, sine candidates": NETWORK,
     "order shuffled": replace(NETWORK, order="shuffled"),
@@ -80,6 +70,7 @@ ABLATIONS: dict[str, NetworkEncoderConfig] = {
     "both sweeps": replace(NETWORK, directions="both"),
     "φ = {W}, {|W|, W²}": replace(NETWORK, streams=(RAW, MAGNITUDE)),
     "φ = {W}, learned sines and cosines": replace(NETWORK, streams=(RAW, LEARNED)),
+    "φ = {W} as it is, means over sources": replace(NETWORK, is_relative=False, is_rooted=False),
     "φ = 256 random Fourier features of W as it is, means over sources": replace(
         NETWORK, streams=(random_fourier(256),), is_relative=False
     ),
@@ -140,27 +131,6 @@ def jls(data: str, options: argparse.Namespace) -> None:
             found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
             _measure(f"{data}, INR2JLS", ARMS[arm], options.steps, seed,
                      lambda s, f=found: f(data, options, s))  # fmt: skip
-
-
-WIDTHS = (32, 64, 128, 256, 512)
-WIDENED = ("dng", "twins", "probes")  # arms
-JUDGED_WIDE = 1000  # images
-ARMS = {
-    "dng": "DNG",
-    "twins": "DNG, neurons beside their negative twins",
-    "probes": "DNG with probes",
-    "static": "static graph",
-    "flat": "flat perceptron",
-    "rendered": "rendered, then classified",
-}
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "mnist": lambda o: direct("mnist", o),
-    "cifar10": lambda o: direct("cifar10", o),
-    "jls-mnist": lambda o: jls("mnist", o),
-    "jls-cifar10": lambda o: jls("cifar10", o),
-    "ablations": ablations,
-    "width": widths,
-}
 
 
 def _config(arm: str, data: str) -> InrEncoderConfig:
@@ -247,46 +217,9 @@ def _rendered(data: str, options: argparse.Namespace, seed: int) -> dict[str, fl
     def loss(batch: Batch) -> Tensor:
         return nnf.cross_entropy(model(batch.stack, batch.siren), learned.labels[batch.index], label_smoothing=0.05)
 
-    train(model, learned, loss, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))
+    steps = options.steps + max(1, options.steps // 2) + max(1, options.steps // 4)  # as many as INR2JLS in all
+    train(model, learned, loss, TrainSettings(steps, BATCH, jitter=data, seed=seed))
     return {"accuracy": share_right(model, judged), "parameters": _size(model)}
-
-
-def publish() -> None:
-    """Write the table of everything that was measured."""
-    lines = []
-    for row, about in ROWS.items():
-        arms: dict[tuple[str, int], list[dict[str, Any]]] = {}
-        for r in kept_rows("dng_paper"):
-            if r["row"] == row:
-                arms.setdefault((r["arm"], r["steps"]), []).append(r)
-        if not arms:
-            continue
-        asked = f"; must {about.must}" if about.must else ""
-        lines += [f"## {row}", "", f"Published: {about.anchor}{asked}. Ours, self-fitted INRs, one fit an image.", ""]
-        cells = [[arm, str(steps), str(len(found)), over_seeds([100 * r["accuracy"] for r in found], 2),
-                  over_seeds([100 * r["fine-tuned"] for r in found if "fine-tuned" in r], 2),
-                  over_seeds([r["drawn, dB"] for r in found if "drawn, dB" in r], 2),
-                  f"{found[0]['parameters'] / 1e3:.0f} k", f"{statistics.mean(r['seconds'] for r in found) / 60:.0f}"]
-                 for (arm, steps), found in arms.items()]  # fmt: skip
-        head = ["arm", "steps", "seeds", "accuracy, %", "fine-tuned, %", "decoded, dB", "encoder", "minutes"]
-        lines += [*markdown(head, cells), ""]
-    write("dng_paper", "The paper's rows, on self-fitted networks", [*lines, *NOTES])
-
-
-NOTES = [
-    "Accuracy on the networks of all 10,000 held-out images (width transfer: the first 1,000; decoded: the first "
-    "2,048), mean ± half of the 95 % interval over the seeds (by Student's t; none with one seed). SIRENs [2, 32, "
-    "32, c], every one from a random initialisation of its own; CIFAR-10 is a JPEG copy. A step is 128 networks. "
-    "While learning, pictures are moved at random (not in the ablations), which is exact on the weights; the "
-    "paper's augmentation is ten more fits of each image. Minutes of one core, other jobs beside it.",
-    "",
-    "*With probes* the network's function is asked at learned points, a square grid at first, and the output node "
-    "hears the picture there: not the weights alone, and near to *rendered, then classified*. INR2JLS takes its "
-    "steps to draw, half as many to classify and a quarter to fine-tune; the rendered rival takes the steps once, "
-    "knows one view, and its whole size is given, of the others the encoder's. The shuffled order is one order "
-    "for all seeds. The arm of random Fourier features differs in more than φ: weights are not relative, and "
-    "messages are not rooted.",
-]
 
 
 def _measure(row: str, arm: str, steps: int, seed: int, measured: Callable[[int], dict[str, float]]) -> None:
@@ -311,6 +244,15 @@ def _shelf() -> Shelf:
 def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
+
+PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "mnist": lambda o: direct("mnist", o),
+    "cifar10": lambda o: direct("cifar10", o),
+    "jls-mnist": lambda o: jls("mnist", o),
+    "jls-cifar10": lambda o: jls("cifar10", o),
+    "ablations": ablations,
+    "width": widths,
+}
 
 if __name__ == "__main__":
     main()

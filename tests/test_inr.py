@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import MAGNITUDE, RAW, random_fourier
@@ -237,6 +239,16 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tm
     assert torch.equal(loaded.psnr, whole.psnr) and loaded.siren == whole.siren and loaded.about == wanted
     with pytest.raises(CheckpointError, match="holds another set"):
         raise_set(wanted | {"seed": 1}, out, shelf=shelf)
+
+
+def test_the_example_draws_its_picture(shelf: Shelf, tmp_path: Path, monkeypatch, capsys) -> None:
+    example = Path(__file__).resolve().parents[1] / "examples" / "inr2jls_mnist.py"
+    monkeypatch.setenv("DNGE_DATA", str(shelf.data))
+    monkeypatch.setattr("sys.argv", [str(example), "--out", str(tmp_path / "out"), "--count", "7", "--steps", "2"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(example), run_name="__main__")
+    assert "of 7 unseen digits" in capsys.readouterr().out
+    assert Image.open(tmp_path / "out" / "digits.png").size == (7 * 28 * 3, 3 * 28 * 3)
 
 
 def test_a_place_that_cannot_be_written_is_told(shelf: Shelf, tmp_path: Path) -> None:
