@@ -16,6 +16,7 @@ from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.errors import CheckpointError, DataError, UnknownNameError, UnsupportedModelError, WeightError
 from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
+from dnge_compress.inr.classifier import fast_products, has_bfloat16
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.sets import InrSet, about, main, raise_set
@@ -351,6 +352,17 @@ def test_products_are_exact_when_a_model_answers() -> None:
     answers = classifier(inrs.stack, inrs.siren)
     exact = classifier.double()({name: values.double() for name, values in inrs.stack.items()}, SIREN)
     torch.testing.assert_close(answers, exact.float(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("known", "fast"), [({"amx_bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False)])
+def test_bfloat16_is_for_cpus_that_have_it(known, fast: bool, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    has_bfloat16.cache_clear()
+    with fast_products(training=True):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)
+    with fast_products(training=False):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    has_bfloat16.cache_clear()
 
 
 def test_a_frozen_encoder_stays_as_it_is_and_a_fine_tuned_one_does_not() -> None:
