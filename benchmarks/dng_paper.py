@@ -55,12 +55,14 @@ PACES = {  # how wide networks were fitted: the end of a set's name, and what th
     "-slow": ", fitted at rate 3e-3 · 32 / width",  # --learning-rate 3e-3 · 32 / W
     "-mup": ", fitted at rates of maximal update parametrisation",  # --base-width 32
 }
-WIDENED = ("dng", "twins", "probes")  # arms
+WIDENED = ("dng", "signed", "probes", "both")  # arms
 JUDGED_WIDE = 1000  # images
 ARMS = {
     "dng": "DNG",
+    "signed": "DNG, canonical signs",
     "twins": "DNG, neurons beside their negative twins",
     "probes": "DNG with probes",
+    "both": "DNG, canonical signs, with probes",
     "static": "static graph",
     "flat": "flat perceptron",
     "rendered": "rendered, then classified",
@@ -100,7 +102,7 @@ def main() -> None:
 def direct(data: str, options: argparse.Namespace) -> None:
     """Classes by the encoder and a head: from the weights alone, and with probes."""
     for seed in range(options.seeds):
-        for arm in (a for a in ("dng", "twins", "probes") if a in options.arms):
+        for arm in (a for a in ("dng", "signed", "twins", "probes", "both") if a in options.arms):
             _measure(f"{data}, DNG only", ARMS[arm], options.steps, seed,
                      lambda s, a=arm: _classified(data, _config(a, data), options, s, data))  # fmt: skip
 
@@ -109,7 +111,7 @@ def ablations(options: argparse.Namespace) -> None:
     """One choice at a time, at equal steps, without moves of the pictures."""
     for seed in range(options.seeds):
         for name, network in ABLATIONS.items():
-            config = InrEncoderConfig(network=network)
+            config = InrEncoderConfig(signs="free", network=network)
             _measure("mnist, ablations", name, options.steps, seed,
                      lambda s, c=config: _classified("mnist", c, options, s, "none"))  # fmt: skip
 
@@ -132,7 +134,7 @@ def widths(options: argparse.Namespace) -> None:
 def jls(data: str, options: argparse.Namespace) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
     for seed in range(options.seeds):
-        for arm in (a for a in ("dng", "probes", "static", "flat", "rendered") if a in options.arms):
+        for arm in (a for a in ("dng", "signed", "probes", "both", "static", "flat", "rendered") if a in options.arms):
             found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
             _measure(f"{data}, INR2JLS", ARMS[arm], options.steps, seed,
                      lambda s, f=found: f(data, options, s))  # fmt: skip
@@ -142,8 +144,8 @@ def _config(arm: str, data: str) -> InrEncoderConfig:
     """The encoder of an arm, for networks of these pictures."""
     return InrEncoderConfig(
         outputs=COLOURS[data],
-        is_lifted=arm == "twins",
-        probes=PROBES[data] if arm == "probes" else 0,
+        signs={"signed": "canonical", "both": "canonical", "twins": "twins"}.get(arm, "free"),
+        probes=PROBES[data] if arm in ("probes", "both") else 0,
         network=replace(NETWORK, order="static" if arm == "static" else "inference"),
     )
 

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import RAW
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
-from dnge_compress.errors import DataError, refuse_below
+from dnge_compress.errors import DataError, UnknownNameError, refuse_below
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.siren import Siren, Stack, grid
 from dnge_compress.inr.symmetry import canonical, lift
 
 PLACES = 5  # a side of the grid of points at which first-layer neurons are looked at
+SIGNS = ("canonical", "twins", "free")
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
 
@@ -28,25 +29,28 @@ NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sin
 class InrEncoderConfig:
     """An encoder for SIRENs of some inputs and outputs.
 
-    `is_lifted`: every neuron stands beside its negative twin, so that the embedding doesn't change when neurons are
-    negated (see symmetry.py); twice the cost. `probes` points, learned, are sent through the network, and every node
+    `signs`, of neurons and of all their weights, say nothing of the function. "canonical" makes every phase positive;
+    "twins" puts each neuron beside its negative, which no small change of a weight flips, at twice the cost; "free"
+    leaves them as they are. `probes` points, learned, are sent through the network, and every node
     hears what it answers there: probe features (Kofinas et al. 2024, arXiv 2403.12143). They know the function, not
     the weights alone.
     """
 
     inputs: int = 2
     outputs: int = 1
-    is_lifted: bool = False
+    signs: str = "canonical"
     probes: int = 0
     network: NetworkEncoderConfig = NETWORK
 
     def __post_init__(self) -> None:
         refuse_below(1, inputs=self.inputs, outputs=self.outputs)
         refuse_below(0, probes=self.probes)
+        if self.signs not in SIGNS:
+            raise UnknownNameError("signs", self.signs, SIGNS)
 
 
 class InrEncoder(nn.Module):
-    """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons or shifting their phase changes nothing."""
+    """SIRENs of any width and depth as vectors `[N, E]`; permuting, negating or shifting neurons changes nothing."""
 
     def __init__(self, config: InrEncoderConfig) -> None:
         super().__init__()
@@ -63,8 +67,8 @@ class InrEncoder(nn.Module):
         ends = (self.config.inputs, self.config.outputs)
         if (siren.widths[0], siren.widths[-1]) != ends:
             raise DataError(f"networks {siren.widths} don't have the encoder's inputs and outputs {ends}")
-        stack = canonical(stack, siren)
-        if self.config.is_lifted:
+        stack = canonical(stack, siren, signed=self.config.signs == "canonical")
+        if self.config.signs == "twins":
             stack, siren = lift(stack, siren)
         features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
         if self.points is not None:
@@ -73,7 +77,7 @@ class InrEncoder(nn.Module):
 
 
 class FlatEncoder(nn.Module):
-    """A rival: a perceptron on all weights in a row. It knows one shape only, and no symmetry but the phases."""
+    """A rival: a perceptron on all weights in a row, of one shape, its phases and signs canonical."""
 
     def __init__(self, siren: Siren, embedding: int, hidden: int = 512) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """What leaves a SIREN's function as it is, and what moves its picture: both exact, both on the weights alone.
 
 A hidden neuron v·sin(ω(wx + b)) is the same with (w, b, v) all negated, and with b shifted by π/ω and v negated. An
-encoder that is equivariant to permutations sees neither. `lift` makes the first a permutation: every neuron stands
-beside its negative twin, at half weight. `canonical` takes the second away: phases ωb lie in ±π/2.
+encoder that is equivariant to permutations sees neither. `canonical` takes both away: phases ωb lie in 0 … π/2, or in
+±π/2 where signs stay as they are. `lift` makes the first a permutation, which has no edge that a phase could cross:
+every neuron stands beside its negative twin, at half weight.
 """
 
 from __future__ import annotations
@@ -31,15 +32,27 @@ def lift(stack: Stack, siren: Siren) -> tuple[dict[str, Tensor], Siren]:
     return lifted, Siren((siren.widths[0], *inner, siren.widths[-1]), siren.omega)
 
 
-def canonical(stack: Stack, siren: Siren) -> dict[str, Tensor]:
-    """Networks of the same function whose hidden phases ωb lie in ±π/2."""
+def canonical(stack: Stack, siren: Siren, *, signed: bool = True) -> dict[str, Tensor]:
+    """Networks of the same function whose hidden phases ωb lie in 0 … π/2, or in ±π/2 if they are not `signed`.
+
+    Where a phase is 0, the sum of the neuron's incoming weights is above 0 instead.
+    """
     found = dict(stack)
     for layer in range(siren.depth - 1):
-        turns = (found[f"{layer}.bias"] * siren.omega / math.pi).round()
-        found[f"{layer}.bias"] = found[f"{layer}.bias"] - turns * math.pi / siren.omega
-        sign = 1 - 2 * turns.remainder(2)  # −1 after an odd number of half turns
-        found[f"{layer + 1}.weight"] = found[f"{layer + 1}.weight"] * sign[..., None, :]
+        weight, bias, after = (found[name] for name in (f"{layer}.weight", f"{layer}.bias", f"{layer + 1}.weight"))
+        turns = (bias * siren.omega / math.pi).round()
+        bias = bias - turns * math.pi / siren.omega
+        after = after * (1 - 2 * turns.remainder(2))[..., None, :]  # −1 after an odd number of half turns
+        if signed:
+            sign = _sign(torch.where(bias == 0, weight.sum(-1), bias))
+            weight, bias, after = weight * sign[..., None], bias * sign, after * sign[..., None, :]
+        found |= {f"{layer}.weight": weight, f"{layer}.bias": bias, f"{layer + 1}.weight": after}
     return found
+
+
+def _sign(values: Tensor) -> Tensor:
+    """−1 or 1, never 0."""
+    return torch.where(values < 0, -1.0, 1.0).to(values)
 
 
 def move(stack: Stack, matrix: Tensor, shift: Tensor) -> dict[str, Tensor]:
