@@ -2,7 +2,8 @@
 
 DNG's message is m_i = Σ_j (Σ_k φ_k(w_ij) E_k) ⊙ (N h_j + d) (arXiv 2607.02166, eqs. 4 and 6). With φ fixed and
 elementwise this is exactly Σ_k φ_k(W) @ (E_k ⊙ (H N + d)): K matrix products, and no edge tensor. Weights are taken
-relative to their root mean square and messages are means over the source, so that neither scale nor width matters.
+relative to their root mean square and messages are means over the source, so that a message's size depends on neither
+scale nor width.
 
 Letters: S source rows, D destination rows, K basis functions, H hidden size.
 """

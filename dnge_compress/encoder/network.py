@@ -1,7 +1,8 @@
 """NetworkEncoder: whole networks as vectors, by the same sweeps that score the units of one.
 
 After the DNG-Encoder (arXiv 2607.02166), with parameters shared over time, and a readout that pools the states of all
-nodes: width and depth are free.
+nodes: any width and depth can be read (how far what was learned at one carries to another is measured:
+benchmarks/results/dng_paper.md).
 
 Letters: U units, H hidden size, F node features, E size of the embedding.
 """
