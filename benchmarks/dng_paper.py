@@ -56,6 +56,7 @@ PACES = {  # how wide networks were fitted: the end of a set's name, and what th
     "-mup": ", fitted at rates of maximal update parametrisation",  # --base-width 32
 }
 WIDENED = ("dng", "signed", "probes", "both")  # arms
+TAUGHT = 3000  # steps of DNG only
 JUDGED_WIDE = 1000  # images
 ARMS = {
     "dng": "DNG",
@@ -63,6 +64,7 @@ ARMS = {
     "twins": "DNG, neurons beside their negative twins",
     "probes": "DNG with probes",
     "both": "DNG, canonical signs, with probes",
+    "taught": "DNG, canonical signs, with probes, taught classes for 3,000 steps before",
     "static": "static graph",
     "flat": "flat perceptron",
     "rendered": "rendered, then classified",
@@ -124,7 +126,7 @@ def widths(options: argparse.Namespace) -> None:
     files += [(f"mnist-test-{w}{pace}", f"{w}{told}") for pace, told in PACES.items() for w in WIDTHS]
     for seed, arm, (file, told) in product(range(options.seeds), WIDENED, files):
         judged = options.inrs / f"{file}.safetensors"
-        if not judged.is_file() or not _model(options, arm, "mnist", seed).is_file():
+        if not judged.is_file() or not _model(options.steps, arm, "mnist", seed, options.inrs).is_file():
             print(f"no {judged}, or no model of '{arm}' with seed {seed}: left out", file=sys.stderr)
             continue
         _measure("mnist, width transfer", f"{ARMS[arm]}, judged at {told}", options.steps, seed,
@@ -134,7 +136,9 @@ def widths(options: argparse.Namespace) -> None:
 def jls(data: str, options: argparse.Namespace) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
     for seed in range(options.seeds):
-        for arm in (a for a in ("dng", "signed", "probes", "both", "static", "flat", "rendered") if a in options.arms):
+        for arm in (
+            a for a in ("dng", "signed", "probes", "both", "taught", "static", "flat", "rendered") if a in options.arms
+        ):
             found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
             _measure(f"{data}, INR2JLS", ARMS[arm], options.steps, seed,
                      lambda s, f=found: f(data, options, s))  # fmt: skip
@@ -144,8 +148,8 @@ def _config(arm: str, data: str) -> InrEncoderConfig:
     """The encoder of an arm, for networks of these pictures."""
     return InrEncoderConfig(
         outputs=COLOURS[data],
-        signs={"signed": "canonical", "both": "canonical", "twins": "twins"}.get(arm, "free"),
-        probes=PROBES[data] if arm in ("probes", "both") else 0,
+        signs="canonical" if arm in ("signed", "both", "taught") else "twins" if arm == "twins" else "free",
+        probes=PROBES[data] if arm in ("probes", "both", "taught") else 0,
         network=replace(NETWORK, order="static" if arm == "static" else "inference"),
     )
 
@@ -160,19 +164,20 @@ def _classified(
     classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
     for arm in WIDENED:
         if jitter == data and config == _config(arm, data):
-            _model(options, arm, data, seed).parent.mkdir(exist_ok=True)
-            save_model(classifier, str(_model(options, arm, data, seed)))
+            file = _model(options.steps, arm, data, seed, options.inrs)
+            file.parent.mkdir(exist_ok=True)
+            save_model(classifier, str(file))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
 
 
-def _model(options: argparse.Namespace, arm: str, data: str, seed: int) -> Path:
-    """Where the classifier of "DNG only" is kept, for the widths."""
-    return options.inrs / "models" / f"{data}-{arm}-{options.steps}-{seed}.safetensors"
+def _model(steps: int, arm: str, data: str, seed: int, folder: Path) -> Path:
+    """Where the classifier of "DNG only" is kept, for the widths and for what begins with its encoder."""
+    return folder / "models" / f"{data}-{arm}-{steps}-{seed}.safetensors"
 
 
 def _judged_elsewhere(arm: str, file: Path, options: argparse.Namespace, seed: int) -> dict[str, float]:
     classifier = InrClassifier(InrEncoder(_config(arm, "mnist"))).eval()
-    load_model(classifier, str(_model(options, arm, "mnist", seed)))
+    load_model(classifier, str(_model(options.steps, arm, "mnist", seed, options.inrs)))
     judged = InrSet.load(file).select(slice(0, JUDGED_WIDE))
     return {"accuracy": classifier.accuracy(judged), "parameters": _size(classifier.encoder)}
 
@@ -181,6 +186,8 @@ def _drawn_then_classified(arm: str, data: str, options: argparse.Namespace, see
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
     encoder = FlatEncoder(learned.siren, NETWORK.embedding) if arm == "flat" else InrEncoder(_config(arm, data))
+    if arm == "taught":
+        load_model(InrClassifier(encoder), str(_model(TAUGHT, "both", data, seed, options.inrs)))
     model = INR2JLS(encoder, JlsConfig(SIDE[data]), COLOURS[data])
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     model.fit(learned, shown, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))
