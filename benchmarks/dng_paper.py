@@ -72,6 +72,8 @@ ARMS = {
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 ABLATIONS: dict[str, NetworkEncoderConfig] = {
     "as it is: forward, raw weights, sine candidates": NETWORK,
+    "canonical signs": NETWORK,
+    "neurons beside their negative twins": NETWORK,
     "order shuffled": replace(NETWORK, order="shuffled"),
     "static graph, three rounds": replace(NETWORK, order="static"),
     "GRU (tanh candidates)": replace(NETWORK, update="gru"),
@@ -84,6 +86,7 @@ ABLATIONS: dict[str, NetworkEncoderConfig] = {
         NETWORK, streams=(random_fourier(256),), is_relative=False
     ),
 }  # fmt: skip
+SIGNED = {"canonical signs": "canonical", "neurons beside their negative twins": "twins"}
 
 
 def main() -> None:
@@ -113,7 +116,7 @@ def ablations(options: argparse.Namespace) -> None:
     """One choice at a time, at equal steps, without moves of the pictures."""
     for seed in range(options.seeds):
         for name, network in ABLATIONS.items():
-            config = InrEncoderConfig(signs="free", network=network)
+            config = InrEncoderConfig(signs=SIGNED.get(name, "free"), network=network)
             _measure("mnist, ablations", name, options.steps, seed,
                      lambda s, c=config: _classified("mnist", c, options, s, "none"))  # fmt: skip
 
