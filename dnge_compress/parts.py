@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,7 +18,46 @@ from dnge_compress.files import write_whole
 from dnge_compress.workers import each_done
 
 
-def make_parts(
+class Whole(Protocol):
+    """A set that knows what it is and can be written."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What identifies it."""
+
+    def save(self, path: Path) -> None:
+        """Write one file."""
+
+
+W = TypeVar("W", bound=Whole)
+
+
+def make_whole(
+    about: Mapping[str, Any],
+    out: Path,
+    tasks: Callable[[], Mapping[str, tuple[Any, ...]]],
+    make: Callable[..., str],
+    *,
+    load: Callable[[Path], W],
+    join: Callable[[list[W]], W],
+    jobs: int,
+) -> W:
+    """The set in `out`, or made in parts by `tasks`, joined and written there; then the parts are removed.
+
+    Raises CheckpointError if `out` holds another set.
+    """
+    if out.is_file():
+        found = load(out)
+        if found.about != about:
+            raise CheckpointError(f"'{out}' holds another set; choose another output, or delete it")
+        return found
+    whole = join([load(file) for file in _make_parts(about, out, tasks(), make, jobs=jobs)])
+    whole.save(out)
+    shutil.rmtree(_folder(out))
+    return whole
+
+
+def _make_parts(
     about: Mapping[str, Any], out: Path, tasks: Mapping[str, tuple[Any, ...]], make: Callable[..., str], *, jobs: int
 ) -> list[Path]:
     """One file beside `out` for each named task, in their order; those that are there already are kept.
@@ -43,17 +82,6 @@ def make_parts(
     for done, line in enumerate(each_done(jobs, make, missing), start=1):
         print(f"[{done}/{len(missing)}] {out.name}: {line}", file=sys.stderr, flush=True)
     return list(files.values())
-
-
-def drop_parts(out: Path) -> None:
-    """Remove the parts of a set that is whole."""
-    shutil.rmtree(_folder(out))
-
-
-def refuse_other(found: Mapping[str, Any], about: Mapping[str, Any], out: Path) -> None:
-    """Raise CheckpointError if what was `found` in `out` is another set than `about`."""
-    if found != about:
-        raise CheckpointError(f"'{out}' holds another set; choose another output, or delete it")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:

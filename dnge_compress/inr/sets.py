@@ -25,7 +25,7 @@ from dnge_compress.images import IMAGES, Images, images
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
-from dnge_compress.parts import drop_parts, make_parts, read_tensors, refuse_other, write_tensors
+from dnge_compress.parts import make_whole, read_tensors, write_tensors
 from dnge_compress.shelf import Shelf, Split
 from dnge_compress.workers import positive
 
@@ -122,20 +122,13 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
     """
-    if out.is_file():
-        found = InrSet.load(out)
-        refuse_other(found.about, about, out)
-        return found
-    count = min(about["count"], len(images(about["data"], about["split"], shelf=shelf).labels))
-    tasks = {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), shelf)
-             for fits in range(about["fits"]) for first in range(0, count, PART)}  # fmt: skip
-    made = [InrSet.load(file) for file in make_parts(about, out, tasks, _raise_part, jobs=jobs)]
-    stack = {name: torch.cat([m.stack[name] for m in made]) for name in made[0].stack}
-    labels, image, quality = (torch.cat([getattr(m, name) for m in made]) for name in ("labels", "image", "psnr"))
-    whole = InrSet(made[0].siren, stack, labels, image, quality, about)
-    whole.save(out)
-    drop_parts(out)
-    return whole
+
+    def tasks() -> dict[str, tuple[Any, ...]]:
+        count = min(about["count"], len(images(about["data"], about["split"], shelf=shelf).labels))
+        return {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), shelf)
+                for fits in range(about["fits"]) for first in range(0, count, PART)}  # fmt: skip
+
+    return make_whole(about, out, tasks, _raise_part, load=InrSet.load, join=_joined, jobs=jobs)
 
 
 def usual(data: str) -> FitSettings:
@@ -160,6 +153,12 @@ def pictures(found: Images, index: Tensor | slice) -> Tensor:
     """Images in −1 … 1, float32 `[N, C, S, S]`: what the networks were fitted to."""
     where = index.numpy() if isinstance(index, Tensor) else index
     return torch.from_numpy(np.array(found.pixels[where])).float() / 127.5 - 1
+
+
+def _joined(made: Sequence[InrSet]) -> InrSet:
+    stack = {name: torch.cat([m.stack[name] for m in made]) for name in made[0].stack}
+    labels, image, quality = (torch.cat([getattr(m, name) for m in made]) for name in ("labels", "image", "psnr"))
+    return InrSet(made[0].siren, stack, labels, image, quality, made[0].about)
 
 
 def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, shelf: Shelf) -> str:

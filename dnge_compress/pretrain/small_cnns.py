@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dnge_compress.errors import CheckpointError, DataError, DngeError, first_line
 from dnge_compress.graph import GraphBuilder
 from dnge_compress.images import images
-from dnge_compress.parts import drop_parts, make_parts, read_tensors, refuse_other, write_tensors
+from dnge_compress.parts import make_whole, read_tensors, write_tensors
 from dnge_compress.pretrain.grouped_training import CLASSES, CONVOLUTIONS, WIDTH, draw, small_cnn, train_together
 from dnge_compress.shelf import Shelf, Split
 from dnge_compress.types import ModelGraph
@@ -99,15 +99,12 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
     """
-    if out.is_file():
-        found = CnnSet.load(out)
-        refuse_other(found.about, about, out)
-        return found
-    tasks = {f"{first:04d}": (about, first, shelf) for first in range(0, about["runs"], PART)}
-    whole = _joined([CnnSet.load(file) for file in make_parts(about, out, tasks, _raise_part, jobs=jobs)], about)
-    whole.save(out)
-    drop_parts(out)
-    return whole
+
+    def tasks() -> dict[str, tuple[Any, ...]]:
+        return {f"{first:04d}": (about, first, shelf) for first in range(0, about["runs"], PART)}
+
+    return make_whole(about, out, tasks, _raise_part, load=CnnSet.load, join=lambda made: _joined(made, about),
+                      jobs=jobs)  # fmt: skip
 
 
 def about(runs: int, *, seed: int = 0, kept: Sequence[int] = KEPT, count: int = 50_000) -> dict[str, Any]:
