@@ -21,11 +21,7 @@ JUDGED = 256  # networks at a time
 
 @dataclass(frozen=True)
 class ReaderSettings:
-    """An encoder (or none), the table that the head reads as well (or none), and how both are trained.
-
-    `loss` is "value" (cross-entropy of the accuracy's rank), "rank" (pairs) or "both". `members` are fitted from other
-    initial weights, and their scores' mean is taken.
-    """
+    """An encoder (or none), the table that the head reads as well (or none), and how both are trained."""
 
     encoder: NetworkEncoderConfig | None = None
     table: str = ""
@@ -35,9 +31,7 @@ class ReaderSettings:
     weight_decay: float = 1e-2
     dropout: float = 0.1
     hidden: int = 64
-    loss: str = "both"
     seed: int = 0
-    members: int = 1
 
 
 ENCODER = NetworkEncoderConfig({CLASSES: 10}, FEATURES, hidden=48, embedding=96)
@@ -71,14 +65,9 @@ class Reader(nn.Module):
 
 
 def fitted_scores(subjects: Subjects, settings: ReaderSettings, fit: Tensor, choose: Tensor) -> Tensor:
-    """Scores `[N]` of all subjects, mean over the members, each at its epoch that is best on `choose`."""
+    """Scores `[N]` of all subjects, by the reader as it is after the epoch that is best on `choose`."""
     subjects = _standardised(subjects, fit)
-    seeds = range(1000 * settings.seed, 1000 * settings.seed + settings.members)
-    return torch.stack([_member(subjects, replace(settings, seed=s), fit, choose) for s in seeds]).mean(0)
-
-
-def _member(subjects: Subjects, settings: ReaderSettings, fit: Tensor, choose: Tensor) -> Tensor:
-    torch.manual_seed(settings.seed)
+    torch.manual_seed(1000 * settings.seed)
     table = subjects.tables[settings.table] if settings.table else torch.zeros(len(subjects), 0)
     reader = Reader(settings, table.shape[1])
     mean = copy.deepcopy(reader)
@@ -91,7 +80,7 @@ def _member(subjects: Subjects, settings: ReaderSettings, fit: Tensor, choose: T
         for batch in _batches(subjects, fit, settings.batch):
             herds = _taken(subjects, batch)
             order = torch.cat([h.places for h in herds])
-            loss = _loss(reader(herds, table[order]), wanted[order], settings.loss)
+            loss = _loss(reader(herds, table[order]), wanted[order])
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
@@ -177,10 +166,9 @@ def _standardised(subjects: Subjects, fit: Tensor) -> Subjects:
     return replace(subjects, herds=tuple(herds), tables=tables)
 
 
-def _loss(scores: Tensor, wanted: Tensor, kind: str) -> Tensor:
+def _loss(scores: Tensor, wanted: Tensor) -> Tensor:
+    """Cross-entropy of the accuracies' ranks, and of who is better in every pair."""
     value = nn.functional.binary_cross_entropy_with_logits(scores, wanted)
-    if kind == "value":
-        return value
     better = wanted[:, None] > wanted
     pairs = nn.functional.softplus(scores - scores[:, None])[better].sum() / better.sum().clamp_min(1)
-    return pairs if kind == "rank" else value + pairs
+    return value + pairs

@@ -4,9 +4,10 @@
     python benchmarks/dng_paper.py --only mnist --seeds 3 --steps 12000  # writes results/dng_paper.{json,md}
 
 Every arm and seed is kept when it is done, with its steps and seconds; a run that was stopped goes on with those that
-are missing. Arms that were trained with fewer steps are other arms. Published cells (arXiv 2607.02166 and its rivals,
-read second-hand: research notes) are anchors, never like for like: those networks were fitted by others. CIFAR-10 is a
-JPEG copy. Nothing is chosen by the held-out split, which is looked at once, at the end of an arm.
+are missing; so do classifiers that other rows begin with (runs/inr/models). Arms of fewer steps are other arms.
+Published cells (arXiv 2607.02166 and its rivals, read second-hand: research notes) are anchors, never like for like:
+those networks were fitted by others. CIFAR-10 is a JPEG copy. Choices were made on the end of the train split
+(dev/LOG.md); the held-out split is looked at once per row.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -55,23 +56,38 @@ PACES = {  # how wide networks were fitted: the end of a set's name, and what th
     "-slow": ", fitted at rate 3e-3 · 32 / width",  # --learning-rate 3e-3 · 32 / W
     "-mup": ", fitted at rates of maximal update parametrisation",  # --base-width 32
 }
-WIDENED = ("dng", "signed", "probes", "both")  # arms
-TAUGHT = 3000  # steps of DNG only
+TAUGHT = 3000  # steps of classes before INR2JLS, where an encoder is taught
 JUDGED_WIDE = 1000  # images
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Who reads the networks: what the tables call it, and the choices of its encoder."""
+
+    told: str
+    signs: str = "free"
+    is_probing: bool = False
+    order: str = "inference"
+
+
 ARMS = {
-    "dng": "DNG",
-    "signed": "DNG, canonical signs",
-    "twins": "DNG, neurons beside their negative twins",
-    "probes": "DNG with probes",
-    "both": "DNG, canonical signs, with probes",
-    "taught": "DNG, canonical signs, with probes, taught classes for 3,000 steps before",
-    "static": "static graph",
-    "flat": "flat perceptron",
-    "rendered": "rendered, then classified",
+    "dng": Arm("DNG"),
+    "signed": Arm("DNG, canonical signs", "canonical"),
+    "twins": Arm("DNG, neurons beside their negative twins", "twins"),
+    "probes": Arm("DNG with probes", is_probing=True),
+    "both": Arm("DNG, canonical signs, with probes", "canonical", True),
+    "taught": Arm("DNG, canonical signs, with probes, taught classes for 3,000 steps before", "canonical", True),
+    "static": Arm("static graph", order="static"),
+    "static-signed": Arm("static graph, canonical signs", "canonical", order="static"),
+    "flat": Arm("flat perceptron"),
+    "rendered": Arm("rendered, then classified"),
 }
+DIRECT = ("dng", "signed", "twins", "probes", "both")
+LATENT = ("dng", "signed", "probes", "both", "taught", "static", "static-signed", "flat", "rendered")
+WIDENED = ("dng", "signed", "probes", "both")
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 ABLATIONS: dict[str, NetworkEncoderConfig] = {
-    "as it is: forward, raw weights, sine candidates": NETWORK,
+    "free signs, forward, raw weights, sine candidates": NETWORK,
     "canonical signs": NETWORK,
     "neurons beside their negative twins": NETWORK,
     "order shuffled": replace(NETWORK, order="shuffled"),
@@ -106,10 +122,10 @@ def main() -> None:
 
 def direct(data: str, options: argparse.Namespace) -> None:
     """Classes by the encoder and a head: from the weights alone, and with probes."""
-    for seed in range(options.seeds):
-        for arm in (a for a in ("dng", "signed", "twins", "probes", "both") if a in options.arms):
-            _measure(f"{data}, DNG only", ARMS[arm], options.steps, seed,
-                     lambda s, a=arm: _classified(data, _config(a, data), options, s, data))  # fmt: skip
+    for seed, arm in product(range(options.seeds), _asked(DIRECT, options)):
+        _measure(f"{data}, DNG only", ARMS[arm].told, options.steps, seed,
+                 lambda s, a=arm: _judged(_classifier(a, data, options.steps, s, options.inrs),
+                                          options.inrs / f"{data}-test.safetensors"))  # fmt: skip
 
 
 def ablations(options: argparse.Namespace) -> None:
@@ -118,7 +134,8 @@ def ablations(options: argparse.Namespace) -> None:
         for name, network in ABLATIONS.items():
             config = InrEncoderConfig(signs=SIGNED.get(name, "free"), network=network)
             _measure("mnist, ablations", name, options.steps, seed,
-                     lambda s, c=config: _classified("mnist", c, options, s, "none"))  # fmt: skip
+                     lambda s, c=config: _judged(_taught(c, "mnist", options.steps, s, options.inrs, jitter="none"),
+                                                 options.inrs / "mnist-test.safetensors"))  # fmt: skip
 
 
 def widths(options: argparse.Namespace) -> None:
@@ -127,62 +144,62 @@ def widths(options: argparse.Namespace) -> None:
     """
     files = [("mnist-test", "32")]
     files += [(f"mnist-test-{w}{pace}", f"{w}{told}") for pace, told in PACES.items() for w in WIDTHS]
-    for seed, arm, (file, told) in product(range(options.seeds), WIDENED, files):
-        judged = options.inrs / f"{file}.safetensors"
-        if not judged.is_file() or not _model(options.steps, arm, "mnist", seed, options.inrs).is_file():
-            print(f"no {judged}, or no model of '{arm}' with seed {seed}: left out", file=sys.stderr)
+    for seed, arm, (file, told) in product(range(options.seeds), _asked(WIDENED, options), files):
+        networks = options.inrs / f"{file}.safetensors"
+        if not networks.is_file():
+            print(f"no {networks}: left out; see the docstring of `widths`", file=sys.stderr)
             continue
-        _measure("mnist, width transfer", f"{ARMS[arm]}, judged at {told}", options.steps, seed,
-                 lambda s, a=arm, f=judged: _judged_elsewhere(a, f, options, s))  # fmt: skip
+        _measure("mnist, width transfer", f"{ARMS[arm].told}, judged at {told}", options.steps, seed,
+                 lambda s, a=arm, f=networks: _judged(_classifier(a, "mnist", options.steps, s, options.inrs), f,
+                                                      JUDGED_WIDE))  # fmt: skip
 
 
 def jls(data: str, options: argparse.Namespace) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
-    for seed in range(options.seeds):
-        for arm in (
-            a for a in ("dng", "signed", "probes", "both", "taught", "static", "flat", "rendered") if a in options.arms
-        ):
-            found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
-            _measure(f"{data}, INR2JLS", ARMS[arm], options.steps, seed,
-                     lambda s, f=found: f(data, options, s))  # fmt: skip
+    for seed, arm in product(range(options.seeds), _asked(LATENT, options)):
+        found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
+        _measure(f"{data}, INR2JLS", ARMS[arm].told, options.steps, seed,
+                 lambda s, f=found: f(data, options, s))  # fmt: skip
+
+
+def _asked(arms: Sequence[str], options: argparse.Namespace) -> list[str]:
+    return [arm for arm in arms if arm in options.arms]
 
 
 def _config(arm: str, data: str) -> InrEncoderConfig:
     """The encoder of an arm, for networks of these pictures."""
     return InrEncoderConfig(
         outputs=COLOURS[data],
-        signs="canonical" if arm in ("signed", "both", "taught") else "twins" if arm == "twins" else "free",
-        probes=PROBES[data] if arm in ("probes", "both", "taught") else 0,
-        network=replace(NETWORK, order="static" if arm == "static" else "inference"),
+        signs=ARMS[arm].signs,
+        probes=PROBES[data] if ARMS[arm].is_probing else 0,
+        network=replace(NETWORK, order=ARMS[arm].order),
     )
 
 
-def _classified(
-    data: str, config: InrEncoderConfig, options: argparse.Namespace, seed: int, jitter: str
-) -> dict[str, float]:
+def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> InrClassifier:
+    """The classifier of "DNG only": kept once it is trained, since other rows begin with it or judge it elsewhere."""
+    file = folder / "models" / f"{data}-{arm}-{steps}-{seed}.safetensors"
+    if file.is_file():
+        classifier = InrClassifier(InrEncoder(_config(arm, data)))
+        load_model(classifier, str(file))
+        return classifier
+    classifier = _taught(_config(arm, data), data, steps, seed, folder, jitter=data)
+    file.parent.mkdir(exist_ok=True)
+    save_model(classifier, str(file))
+    return classifier
+
+
+def _taught(config: InrEncoderConfig, data: str, steps: int, seed: int, folder: Path, *, jitter: str) -> InrClassifier:
     torch.manual_seed(seed)
-    learned, judged = _sets(data, options.inrs)
-    encoder = InrEncoder(config)
-    classifier = InrClassifier(encoder)
-    classifier.fit(learned, TrainSettings(options.steps, BATCH, jitter=jitter, seed=seed))
-    for arm in WIDENED:
-        if jitter == data and config == _config(arm, data):
-            file = _model(options.steps, arm, data, seed, options.inrs)
-            file.parent.mkdir(exist_ok=True)
-            save_model(classifier, str(file))
-    return {"accuracy": classifier.accuracy(judged), "parameters": _size(encoder)}
+    classifier = InrClassifier(InrEncoder(config))
+    learned = InrSet.load(folder / f"{data}-train.safetensors")
+    classifier.fit(learned, TrainSettings(steps, BATCH, jitter=jitter, seed=seed))
+    return classifier
 
 
-def _model(steps: int, arm: str, data: str, seed: int, folder: Path) -> Path:
-    """Where the classifier of "DNG only" is kept, for the widths and for what begins with its encoder."""
-    return folder / "models" / f"{data}-{arm}-{steps}-{seed}.safetensors"
-
-
-def _judged_elsewhere(arm: str, file: Path, options: argparse.Namespace, seed: int) -> dict[str, float]:
-    classifier = InrClassifier(InrEncoder(_config(arm, "mnist"))).eval()
-    load_model(classifier, str(_model(options.steps, arm, "mnist", seed, options.inrs)))
-    judged = InrSet.load(file).select(slice(0, JUDGED_WIDE))
-    return {"accuracy": classifier.accuracy(judged), "parameters": _size(classifier.encoder)}
+def _judged(classifier: InrClassifier, file: Path, count: int | None = None) -> dict[str, float]:
+    networks = InrSet.load(file).select(slice(0, count))
+    return {"accuracy": classifier.accuracy(networks), "parameters": _size(classifier.encoder)}
 
 
 def _drawn_then_classified(arm: str, data: str, options: argparse.Namespace, seed: int) -> dict[str, float]:
@@ -190,7 +207,7 @@ def _drawn_then_classified(arm: str, data: str, options: argparse.Namespace, see
     learned, judged = _sets(data, options.inrs)
     encoder = FlatEncoder(learned.siren, NETWORK.embedding) if arm == "flat" else InrEncoder(_config(arm, data))
     if arm == "taught":
-        load_model(InrClassifier(encoder), str(_model(TAUGHT, "both", data, seed, options.inrs)))
+        encoder = _classifier("both", data, TAUGHT, seed, options.inrs).encoder
     model = INR2JLS(encoder, JlsConfig(SIDE[data]), COLOURS[data])
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     model.fit(learned, shown, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))

@@ -78,6 +78,12 @@ def refuse_below(least: int, **settings: float) -> None:
             raise DataError(f"{name} is {value}; it must be at least {least}")
 
 
+def refuse_rate(rate: float) -> None:
+    """Raise DataError on a learning rate that isn't a finite number above 0."""
+    if not 0 < rate < float("inf"):
+        raise DataError(f"learning_rate is {rate}; it must be a number above 0")
+
+
 def first_line(error: BaseException) -> str:
     """An error's message, often another package's, cut to one line."""
     lines = str(error).strip().splitlines()

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.errors import UnknownNameError
+from dnge_compress.errors import DataError, UnknownNameError
 
 CHUNK_ELEMENTS = 1 << 19  # elements of φ_k(W) that exist at a time
 
@@ -28,7 +28,9 @@ LEARNED = tuple(f"{wave}~{frequency}" for frequency in (0.1, 0.2, 0.4, 0.8) for 
 
 def random_fourier(features: int = 256, scale: float = 3.0, seed: int = 0) -> tuple[str, ...]:
     """The paper's φ: sines and cosines at `features` / 2 fixed frequencies from N(0, scale²), meant for weights as they
-    are (`Sweep(is_relative=False)`)."""
+    are (`Sweep(is_relative=False)`). Raises DataError on an odd number."""
+    if features < 2 or features % 2:
+        raise DataError(f"there can't be {features} features; give an even number of sines and cosines, 2 at least")
     drawn = torch.randn(features // 2, generator=torch.Generator().manual_seed(seed)) * scale
     return tuple(f"{wave}{frequency:.6f}" for frequency in drawn.tolist() for wave in ("sin", "cos"))
 
@@ -51,7 +53,7 @@ def basis(name: str, w: Tensor, frequency: Tensor | None = None) -> Tensor:
     if name[:3] in ("sin", "cos"):
         phase = 2 * torch.pi * (float(name[3:]) if frequency is None else frequency) * w
         return phase.sin() if name.startswith("sin") else phase.cos()
-    raise ValueError(f"unknown basis function '{name}'")
+    raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE, *WAVES))
 
 
 class Message(nn.Module):

@@ -63,6 +63,7 @@ class NetworkEncoderConfig:
             if value not in known:
                 raise UnknownNameError(what, value, known)
         for stream in self.streams:
+            refuse_below(1, functions_of_a_stream=len(stream))
             refuse_unknown(stream)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnge_compress.errors import DataError, refuse_below
+from dnge_compress.errors import DataError, refuse_below, refuse_rate
 from dnge_compress.inr.siren import Siren, grid
 
 WARM_UP = 20  # steps
@@ -32,8 +32,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         refuse_below(1, steps=self.steps, stride=self.stride)
         refuse_below(0, base_width=self.base_width)
-        if not self.learning_rate > 0:
-            raise DataError(f"learning_rate is {self.learning_rate}; it must be above 0")
+        refuse_rate(self.learning_rate)
 
     def rate_of(self, name: str, values: Tensor) -> float:
         """Adam's largest rate for a stacked tensor, `"1.weight"` `[N, out, in]` for one."""
@@ -50,6 +49,8 @@ def fit(images: Tensor, siren: Siren, settings: FitSettings, seed: int) -> tuple
         raise DataError(f"images have shape {tuple(images.shape)}; give at least one, [N, C, S, S]")
     if images.shape[1] != siren.widths[-1]:
         raise DataError(f"images have {images.shape[1]} channels, the network {siren.widths[-1]}; they must agree")
+    if not images.isfinite().all():
+        raise DataError("images hold values that are not finite numbers")
     generator = torch.Generator().manual_seed(seed)
     stack = {name: values.requires_grad_() for name, values in siren.initial(len(images), generator).items()}
     rates = [{"params": [values], "lr": settings.rate_of(name, values)} for name, values in stack.items()]

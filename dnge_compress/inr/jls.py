@@ -42,6 +42,8 @@ class JlsConfig:
     def __post_init__(self) -> None:
         refuse_below(1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place,
                      classes=self.classes)  # fmt: skip
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.side % 4:
             raise DataError(f"images of {self.side} pixels can't be drawn; the side must be a multiple of 4")
         if not 1 <= self.views <= VIEWS:
@@ -132,7 +134,8 @@ class INR2JLS(nn.Module):
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `[N, V, colours, S, S]` in −1 … 1, in the order of `six_views`, from latents `[N, V, C, L, L]`."""
+        """Pictures `[N, V, colours, S, S]` from latents `[N, V, C, L, L]`, views as of `six_views`; near −1 … 1, not
+        clamped."""
         with fast_products(self.training):
             drawn = self.draw(latents.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return drawn.float().unflatten(0, latents.shape[:2])

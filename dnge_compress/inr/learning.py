@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError
+from dnge_compress.errors import DataError, UnknownNameError, refuse_below, refuse_rate
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.inr.views import JITTERS, Moves
@@ -32,9 +32,10 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         if self.jitter not in JITTERS:
-            raise DataError(f"unknown jitter '{self.jitter}'; known: {', '.join(JITTERS)}")
-        if self.steps < 1 or self.batch < 1:
-            raise DataError("training needs at least one step and one network in a batch")
+            raise UnknownNameError("jitter", self.jitter, JITTERS)
+        refuse_below(1, steps=self.steps, batch=self.batch)
+        refuse_below(0, weight_decay=self.weight_decay)
+        refuse_rate(self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,17 @@ class Batch:
 
 
 def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
-    """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError."""
+    """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError.
+
+    The same module, set and settings give the same result; torch's global random generator is left as it was.
+    """
     refuse_empty(inrs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)  # dropout
+        return _trained(module, inrs, loss, settings)
+
+
+def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
     learning = [p for p in module.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=settings.weight_decay)
     steps = max(3, settings.steps)  # fewer have no room for a rise and a fall

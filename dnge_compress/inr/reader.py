@@ -17,6 +17,7 @@ from dnge_compress.inr.siren import Siren, Stack, grid
 from dnge_compress.inr.symmetry import canonical, lift
 
 PLACES = 5  # a side of the grid of points at which first-layer neurons are looked at
+AXES = 2  # inputs: row and column
 SIGNS = ("canonical", "twins", "free")
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
@@ -27,7 +28,7 @@ NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sin
 
 @dataclass(frozen=True)
 class InrEncoderConfig:
-    """An encoder for SIRENs of some inputs and outputs.
+    """An encoder for SIRENs of the plane, with some number of outputs.
 
     `signs`, of neurons and of all their weights, say nothing of the function. "canonical" makes every phase positive;
     "twins" puts each neuron beside its negative, which no small change of a weight flips, at twice the cost; "free"
@@ -36,35 +37,37 @@ class InrEncoderConfig:
     the weights alone.
     """
 
-    inputs: int = 2
     outputs: int = 1
     signs: str = "canonical"
     probes: int = 0
     network: NetworkEncoderConfig = NETWORK
 
     def __post_init__(self) -> None:
-        refuse_below(1, inputs=self.inputs, outputs=self.outputs)
+        refuse_below(1, outputs=self.outputs)
         refuse_below(0, probes=self.probes)
         if self.signs not in SIGNS:
             raise UnknownNameError("signs", self.signs, SIGNS)
+        if (self.network.nodes, self.network.features, self.network.ends) != ({}, 1, 0):
+            raise DataError("nodes, features and ends of `network` follow from the SIRENs; leave them as they are")
 
 
 class InrEncoder(nn.Module):
-    """SIRENs of any width and depth as vectors `[N, E]`; permuting, negating or shifting neurons changes nothing."""
+    """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons, shifting their phases and, unless signs
+    are free, negating them changes nothing."""
 
     def __init__(self, config: InrEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        nodes = {INPUT: config.inputs, OUTPUT: config.outputs}
+        nodes = {INPUT: AXES, OUTPUT: config.outputs}
         ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
         known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
         self.network = NetworkEncoder(known)
         self.embedding = config.network.embedding
-        self.points = nn.Parameter(_spread(config.probes, config.inputs)) if config.probes else None
+        self.points = nn.Parameter(_spread(config.probes)) if config.probes else None
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""
-        ends = (self.config.inputs, self.config.outputs)
+        ends = (AXES, self.config.outputs)
         if (siren.widths[0], siren.widths[-1]) != ends:
             raise DataError(f"networks {siren.widths} don't have the encoder's inputs and outputs {ends}")
         stack = canonical(stack, siren, signed=self.config.signs == "canonical")
@@ -118,12 +121,12 @@ def _probed(features: dict[str, Tensor], stack: Stack, siren: Siren, points: Ten
     return {n: torch.cat([features.get(n, blank), a.mT], -1) for n, a in zip(names, answers, strict=True)}
 
 
-def _spread(count: int, inputs: int) -> Tensor:
-    """Points `[count, inputs]` in −1 … 1: of the plane, the centres of a grid's cells, as many as there is room for."""
+def _spread(count: int) -> Tensor:
+    """Points `[count, 2]` in −1 … 1: the centres of a grid's cells where the number is a square, else spread evenly."""
     side = math.isqrt(count)
-    if inputs == 2 and side**2 == count:
+    if side**2 == count:
         return grid(side)
-    return torch.quasirandom.SobolEngine(inputs, scramble=True, seed=0).draw(count) * 2 - 1
+    return torch.quasirandom.SobolEngine(AXES, scramble=True, seed=0).draw(count) * 2 - 1
 
 
 def _unit(name: str, siren: Siren) -> float:

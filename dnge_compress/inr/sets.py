@@ -56,6 +56,13 @@ class InrSet:
                 raise DataError(
                     f"'{name}' of {count} networks {self.siren.widths} has shape {shape}; it must be {wanted.get(name)}"
                 )
+        dtypes = dict.fromkeys(self.stack, torch.float32) | {"labels": torch.int64, "image": torch.int64}
+        for name, dtype in dtypes.items():
+            if given[name].dtype != dtype:
+                raise DataError(f"'{name}' is {given[name].dtype}; it must be {dtype}")
+        for name, values in self.stack.items():
+            if not values.isfinite().all():
+                raise WeightError(f"'{name}' holds values that are not finite numbers; fit those networks again")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -73,27 +80,24 @@ class InrSet:
 
     @classmethod
     def load(cls, path: Path | str) -> InrSet:
-        """Read a file that `save` wrote. Raises CheckpointError, WeightError on values that aren't finite."""
+        """Read a file that `save` wrote. Raises CheckpointError."""
         try:
             tensors, header = read_tensors(path)
             shape = json.loads(header["siren"])
             siren = Siren(tuple(shape["widths"]), shape["omega"])
             labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
-            found = cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
+            return cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(
                 f"'{path}' is no set of fitted networks ({first_line(e)}); make one with `dnge inr`"
             ) from e
-        if bad := [name for name, values in tensors.items() if not values.isfinite().all()]:
-            raise WeightError(f"'{bad[0]}' of the networks in '{path}' are not all finite; fit them again")
-        return found
 
 
 def gather(
     networks: Sequence[Mapping[str, Tensor]], labels: Sequence[int] | Tensor = (), *, omega: float = 30.0
 ) -> InrSet:
     """A set of networks that were fitted elsewhere, from their state dicts: chains of linear layers with sines, in
-    float32. Without labels, all are −1.
+    float32, of points (row, column) at the pixels' centres in −1 … 1 and colours −1 … 1. Without labels, all are −1.
 
     Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
     """
@@ -113,7 +117,9 @@ def gather(
         raise DataError("every network must be one chain of matrices [out, in]; stacked ones go into `InrSet`")
     count = len(chains)
     known = torch.as_tensor(labels if len(labels) else [-1] * count)
-    return InrSet(Siren(widths, omega), stack, known, torch.arange(count),
+    if known.is_floating_point():
+        raise DataError("labels must be whole numbers, from 0")
+    return InrSet(Siren(widths, omega), stack, known.long(), torch.arange(count),
                   torch.full((count,), torch.nan), {})  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from dnge_compress.parts import make_whole, read_tensors, write_tensors
 from dnge_compress.pretrain.grouped_training import CLASSES, CONVOLUTIONS, WIDTH, draw, small_cnn, train_together
 from dnge_compress.shelf import Shelf, Split
 from dnge_compress.types import ModelGraph
+from dnge_compress.workers import positive
 
 KEPT = (100, 300, 800, 2000)  # steps after which a network is kept
 PART = 20  # runs that are trained together; they share an activation
@@ -165,12 +166,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--runs", type=int, default=280, help=f"training runs; each gives {len(KEPT)} networks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="processes, one thread each")
+    parser.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
     parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
         shelf = Shelf.find(options.data_folder)
-        made = raise_set(about(options.runs, seed=options.seed), options.out, shelf=shelf, jobs=max(1, options.jobs))
+        made = raise_set(about(options.runs, seed=options.seed), options.out, shelf=shelf, jobs=options.jobs)
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
