@@ -4,7 +4,7 @@
     python benchmarks/dng_paper.py --only mnist --seeds 3 --steps 12000  # writes results/dng_paper.{json,md}
 
 Every arm and seed is kept when it is done, with its steps and seconds; a run that was stopped goes on with those that
-are missing; so do classifiers that other rows begin with (runs/inr/models). Arms of fewer steps are other arms.
+are missing; classifiers that are judged on other widths are kept (runs/inr/models). Arms of fewer steps are other arms.
 Published cells (arXiv 2607.02166 and its rivals, read second-hand: research notes) are anchors, never like for like:
 those networks were fitted by others. CIFAR-10 is a JPEG copy. Choices were made on the end of the train split
 (dev/LOG.md); the held-out split is looked at once per row.
@@ -56,7 +56,6 @@ PACES = {  # how wide networks were fitted: the end of a set's name, and what th
     "-slow": ", fitted at rate 3e-3 · 32 / width",  # --learning-rate 3e-3 · 32 / W
     "-mup": ", fitted at rates of maximal update parametrisation",  # --base-width 32
 }
-TAUGHT = 3000  # steps of classes before INR2JLS, where an encoder is taught
 JUDGED_WIDE = 1000  # images
 
 
@@ -76,14 +75,13 @@ ARMS = {
     "twins": Arm("DNG, neurons beside their negative twins", "twins"),
     "probes": Arm("DNG with probes", is_probing=True),
     "both": Arm("DNG, canonical signs, with probes", "canonical", True),
-    "taught": Arm("DNG, canonical signs, with probes, taught classes for 3,000 steps before", "canonical", True),
     "static": Arm("static graph", order="static"),
     "static-signed": Arm("static graph, canonical signs", "canonical", order="static"),
     "flat": Arm("flat perceptron"),
     "rendered": Arm("rendered, then classified"),
 }
 DIRECT = ("dng", "signed", "twins", "probes", "both")
-LATENT = ("dng", "signed", "probes", "both", "taught", "static", "static-signed", "flat", "rendered")
+LATENT = ("dng", "signed", "probes", "both", "static", "static-signed", "flat", "rendered")
 WIDENED = ("dng", "signed", "probes", "both")
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 ABLATIONS: dict[str, NetworkEncoderConfig] = {
@@ -177,7 +175,7 @@ def _config(arm: str, data: str) -> InrEncoderConfig:
 
 
 def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> InrClassifier:
-    """The classifier of "DNG only": kept once it is trained, since other rows begin with it or judge it elsewhere."""
+    """The classifier of "DNG only": kept once it is trained, since another row judges it on other widths."""
     file = folder / "models" / f"{data}-{arm}-{steps}-{seed}.safetensors"
     if file.is_file():
         classifier = InrClassifier(InrEncoder(_config(arm, data)))
@@ -206,8 +204,6 @@ def _drawn_then_classified(arm: str, data: str, options: argparse.Namespace, see
     torch.manual_seed(seed)
     learned, judged = _sets(data, options.inrs)
     encoder = FlatEncoder(learned.siren, NETWORK.embedding) if arm == "flat" else InrEncoder(_config(arm, data))
-    if arm == "taught":
-        encoder = _classifier("both", data, TAUGHT, seed, options.inrs).encoder
     model = INR2JLS(encoder, JlsConfig(SIDE[data]), COLOURS[data])
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     model.fit(learned, shown, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))
