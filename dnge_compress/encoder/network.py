@@ -32,8 +32,8 @@ class NetworkEncoderConfig:
     `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
     `ends` units of the space that is written last are read side by side, each by weights of its own; 0 takes the mean
     of however many there are. `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each
-    stream of messages; `is_relative` takes weights relative to their block's root mean square. `order`, `update`,
-    `gain` and `is_rooted` are those of `walk` and `Sweep`.
+    stream of messages; `is_relative` takes weights relative to their block's root mean square, and `hears_scale`
+    tells updates its log. `order`, `update`, `gain` and `is_rooted` are those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
@@ -47,6 +47,7 @@ class NetworkEncoderConfig:
     update: str = "gru"
     streams: tuple[tuple[str, ...], ...] = (RAW, MAGNITUDE)
     is_relative: bool = True
+    hears_scale: bool = True
     gain: float = 1.5
     is_rooted: bool = True
 
@@ -77,7 +78,8 @@ class NetworkEncoder(nn.Module):
         directions = (False, True) if config.directions == "both" else (False,)
         self.sweeps = nn.ModuleList(
             Sweep(h, f + (h if i else 0), config.streams, backward=backward, nodes=config.nodes,
-                  is_relative=config.is_relative, update=config.update, gain=config.gain, is_rooted=config.is_rooted)
+                  is_relative=config.is_relative, hears_scale=config.hears_scale, update=config.update,
+                  gain=config.gain, is_rooted=config.is_rooted)
             for i, backward in enumerate(directions * config.rounds)
         )  # fmt: skip
         size = len(self.sweeps) * h

@@ -67,9 +67,10 @@ class Sweep(nn.Module):
     Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
     `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
-    are. `update` is "gru", "sine" (a GRU with a sine for its tanh, as SIRENs compute) or "mlp"; `gain` is what messages
-    are multiplied by at first. Messages are means over the sources; `is_rooted` makes those over raw weights sums over
-    the root of their number, which doesn't shrink with width where weights are independent.
+    are; `hears_scale` tells an update the log of its blocks' scales. `update` is "gru", "sine" (a GRU with a sine for
+    its tanh, as SIRENs compute) or "mlp"; `gain` is what messages are multiplied by at first. Messages are means over
+    the sources; `is_rooted` makes those over raw weights sums over the root of their number, which doesn't shrink with
+    width where weights are independent.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Sweep(nn.Module):
         backward: bool = False,
         nodes: Mapping[str, int] | None = None,
         is_relative: bool = True,
+        hears_scale: bool = True,
         update: str = "gru",
         gain: float = 1.0,
         is_rooted: bool = False,
@@ -88,6 +90,7 @@ class Sweep(nn.Module):
         super().__init__()
         self.backward_in_time = backward
         self.is_relative = is_relative
+        self.hears_scale = hears_scale
         self.is_rooted = is_rooted
         self.streams = nn.ModuleList(Message(hidden, f) for f in streams if f)
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
@@ -195,7 +198,7 @@ class Sweep(nn.Module):
     def _about(self, graph: ModelGraph, snapshot: Snapshot, edge: Edge) -> Tensor:
         """What an update hears about a block besides its messages: role, scale, and the bias where one is added."""
         target = self._target(edge)
-        _, log_scale = edge.scales
+        log_scale = edge.scales[1] if self.hears_scale else edge.weight.new_zeros(())
         units = graph.space(target).units
         bias = snapshot.biases.get(target)
         if bias is None or self.backward_in_time:

@@ -32,13 +32,15 @@ class InrEncoderConfig:
 
     `signs`, of neurons and of all their weights, say nothing of the function. "canonical" makes every phase positive;
     "twins" puts each neuron beside its negative, which no small change of a weight flips, at twice the cost; "free"
-    leaves them as they are. `probes` points, learned, are sent through the network, and every node
-    hears what it answers there: probe features (Kofinas et al. 2024, arXiv 2403.12143). They know the function, not
-    the weights alone.
+    leaves them as they are. `is_absolute` takes weights at the scale that inference gives them, and not relative to
+    their block's: what neurons hear then doesn't change with a network's width, if it was fitted by maximal update
+    parametrisation. `probes` points, learned, are sent through the network, and every node hears what it answers there:
+    probe features (Kofinas et al. 2024, arXiv 2403.12143). They know the function, not the weights alone.
     """
 
     outputs: int = 1
     signs: str = "canonical"
+    is_absolute: bool = False
     probes: int = 0
     network: NetworkEncoderConfig = NETWORK
 
@@ -60,7 +62,10 @@ class InrEncoder(nn.Module):
         self.config = config
         nodes = {INPUT: AXES, OUTPUT: config.outputs}
         ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
-        known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
+        choices = (
+            replace(config.network, is_relative=False, hears_scale=False) if config.is_absolute else config.network
+        )
+        known = replace(choices, nodes=nodes, features=FEATURES + config.probes, ends=ends)
         self.network = NetworkEncoder(known)
         self.embedding = config.network.embedding
         self.points = nn.Parameter(_spread(config.probes)) if config.probes else None
@@ -76,6 +81,8 @@ class InrEncoder(nn.Module):
         features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
         if self.points is not None:
             features = _probed(features, stack, siren, self.points)
+        if self.config.is_absolute:
+            stack = _absolute(stack, siren)
         return self.network.embed(chain(siren.widths), stack, features)
 
 
@@ -119,6 +126,12 @@ def _probed(features: dict[str, Tensor], stack: Stack, siren: Siren, points: Ten
     names = [*(f"hidden{i}" for i in range(1, siren.depth)), OUTPUT]
     blank = answers[-1].new_zeros(*answers[-1].shape[:1], siren.widths[-1], FEATURES)
     return {n: torch.cat([features.get(n, blank), a.mT], -1) for n, a in zip(names, answers, strict=True)}
+
+
+def _absolute(stack: Stack, siren: Siren) -> dict[str, Tensor]:
+    """Weights of which sums over the root of their number are what inference adds, of size one in new networks."""
+    root = {f"{layer}.weight": siren.widths[layer] ** 0.5 for layer in range(siren.depth)}
+    return {name: t * root[name] * _unit(name, siren) if name in root else t for name, t in stack.items()}
 
 
 def _spread(count: int) -> Tensor:
