@@ -67,11 +67,13 @@ class Arm:
     signs: str = "free"
     is_probing: bool = False
     order: str = "inference"
+    is_absolute: bool = False
 
 
 ARMS = {
     "dng": Arm("DNG"),
     "signed": Arm("DNG, canonical signs", "canonical"),
+    "absolute": Arm("DNG, canonical signs, weights at inference's scale", "canonical", is_absolute=True),
     "twins": Arm("DNG, neurons beside their negative twins", "twins"),
     "probes": Arm("DNG with probes", is_probing=True),
     "both": Arm("DNG, canonical signs, with probes", "canonical", True),
@@ -80,9 +82,9 @@ ARMS = {
     "flat": Arm("flat perceptron"),
     "rendered": Arm("rendered, then classified"),
 }
-DIRECT = ("dng", "signed", "twins", "probes", "both")
+DIRECT = ("dng", "signed", "absolute", "twins", "probes", "both")
 LATENT = ("dng", "signed", "probes", "both", "static", "static-signed", "flat", "rendered")
-WIDENED = ("dng", "signed", "probes", "both")
+WIDENED = ("dng", "signed", "absolute", "probes", "both")
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 ABLATIONS: dict[str, NetworkEncoderConfig] = {
     "free signs, forward, raw weights, sine candidates": NETWORK,
@@ -169,6 +171,7 @@ def _config(arm: str, data: str) -> InrEncoderConfig:
     return InrEncoderConfig(
         outputs=COLOURS[data],
         signs=ARMS[arm].signs,
+        is_absolute=ARMS[arm].is_absolute,
         probes=PROBES[data] if ARMS[arm].is_probing else 0,
         network=replace(NETWORK, order=ARMS[arm].order),
     )
