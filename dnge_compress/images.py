@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,12 +37,12 @@ class Images:
 def images(name: str, split: Split, *, shelf: Shelf) -> Images:
     """Load the images of `name` ("mnist" or "cifar10", the JPEG copy).
 
-    Raises: DataError if the file, pyarrow or pillow is missing.
+    Raises: DataError if the file, pyarrow or pillow is missing, or the file is damaged; UnknownNameError.
     """
+    if split not in get_args(Split):
+        raise UnknownNameError("split", split, get_args(Split))
     if name == "mnist":
-        part = "train" if split == "train" else "test"
-        with np.load(shelf.file("mnist.npz")) as file:
-            pixels, labels = file[f"x_{part}"][:, None], file[f"y_{part}"]
+        pixels, labels = _mnist(shelf.file("mnist.npz"), "train" if split == "train" else "test")
         return Images(pixels, torch.from_numpy(labels).long(), (0.1307,), (0.3081,))
     if name == "cifar10":
         pixels = cached(shelf.cache / f"cifar10-{split}.npy", lambda: _decode_cifar10(split, shelf))
@@ -50,6 +52,14 @@ def images(name: str, split: Split, *, shelf: Shelf) -> Images:
             pixels, torch.from_numpy(labels.copy()).long(), (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606)
         )
     raise UnknownNameError("image data set", name, IMAGES)
+
+
+def _mnist(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file[f"x_{part}"][:, None], file[f"y_{part}"]
+    except (OSError, KeyError, ValueError, TypeError, BadZipFile) as e:
+        raise DataError(f"'{path}' is no MNIST as Keras ships it, or damaged; copy it there again") from e
 
 
 def _cifar10(split: Split, shelf: Shelf) -> Any:

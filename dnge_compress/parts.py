@@ -70,10 +70,11 @@ def _make_parts(
     if out.is_dir():
         raise CheckpointError(f"'{out}' is a folder; name a file")
     try:
-        if told.is_file() and json.loads(told.read_text(encoding="utf-8")) != about:
+        is_started = told.is_file() and any(folder.glob("*.safetensors"))
+        if is_started and json.loads(told.read_text(encoding="utf-8")) != about:
             raise CheckpointError(f"{folder} is the half of another set; delete it, or choose another output")
         folder.mkdir(parents=True, exist_ok=True)
-        if not told.is_file():
+        if not is_started:
             write_whole(told, json.dumps(about))
     except (OSError, json.JSONDecodeError) as e:
         raise CheckpointError(f"can't write the parts of '{out}' ({first_line(e)}); choose another place") from e

@@ -44,13 +44,14 @@ def main() -> int:
 
 def run(out: Path, count: int, steps: int) -> None:
     """The whole example; leaves the sets, so that a second run fits nothing again."""
+    drawing = TrainSettings(steps, 64, jitter="mnist")
     torch.manual_seed(0)
     shelf = Shelf.find()
     seen = raise_set(about("mnist", "train", count=count), out / "seen.safetensors", shelf=shelf, jobs=2)
     unseen = raise_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", shelf=shelf, jobs=2)
     jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig(SIDE))
     digits = pictures(images("mnist", "train", shelf=shelf), slice(0, count))
-    jls.fit(seen, digits, TrainSettings(steps, 64, jitter="mnist"))
+    jls.fit(seen, digits, drawing)
     jls.fit_classifier(seen, TrainSettings(max(1, steps // 3), 64, jitter="mnist"))
     draw(jls, unseen, pictures(images("mnist", "held-out", shelf=shelf), slice(0, SHOWN))).save(out / "digits.png")
     print(f"{out / 'digits.png'}; {jls.accuracy(unseen):.1%} of {len(unseen)} unseen digits classified rightly")

@@ -322,7 +322,7 @@ def test_a_state_dict_of_linear_layers_is_read_as_a_chain() -> None:
     [
         ({}, UnsupportedModelError, "no linear layer"),
         ({"a.weight": torch.ones(3, 2), "b.weight": torch.ones(2, 4)}, UnsupportedModelError, "no chain"),
-        ({"conv.weight": torch.ones(3, 2, 3, 3)}, UnsupportedModelError, "'conv.weight' is no weight or bias"),
+        ({"conv.weight": torch.ones(3, 2, 3, 3)}, UnsupportedModelError, r"'conv.weight' \[3, 2, 3, 3\] is no weight"),
         ({"a.weight": torch.ones(3, 2), "a.bias": torch.ones(2)}, UnsupportedModelError, "'a.bias' has shape"),
         ({"a.weight": torch.full((3, 2), float("nan"))}, WeightError, "'a.weight' holds values"),
     ],
@@ -448,6 +448,15 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: replace(a_set(3), stack=networks(3)), "is torch.float64"),
     (lambda: replace(a_set(3), stack={k: v * torch.nan for k, v in a_set(3).stack.items()}), "not finite"),
     (lambda: gather([{k: v[0] for k, v in networks().items()}], torch.tensor([0.5])), "labels must be whole numbers"),
+    (lambda: gather([{k: v[0] for k, v in networks().items()}], [-2]), "labels must be whole numbers"),
+    (lambda: gather([nn.Linear(2, 3).state_dict(), {"weight": torch.tensor([[torch.nan]])}]), "network 1: 'weight'"),
+    (lambda: read_chain(nn.Conv2d(1, 2, 3).state_dict()), r"'weight' \[2, 1, 3, 3\] is no weight"),
+    (lambda: read_chain({"0.weight": torch.ones(3, 2).long()}), "'0.weight' is torch.int64"),
+    (lambda: INR2JLS(encoder(), JlsConfig(side=8)), "networks of 3 colours and 1 shall be drawn"),
+    (lambda: small_jls().fit(a_set(6), torch.full((6, 3, 8, 8), 255.0), TrainSettings(steps=1)), "in −1 … 1"),
+    (lambda: small_jls().fit(a_set(6), torch.full((6, 3, 8, 8), torch.nan), TrainSettings(steps=1)), "in −1 … 1"),
+    (lambda: fit(torch.zeros(1, 1, 8, 8), Siren(), FitSettings(30, 1e30), 0), "diverged at a learning rate"),
+    (lambda: InrClassifier(encoder().float()).fit(a_set(6), TrainSettings(9, 6, 1e30)), "lower the learning rate"),
     (lambda: fit(torch.full((1, 1, 8, 8), torch.nan), Siren(), FitSettings(), 0), "images hold values"),
 ])  # fmt: skip
 def test_wrong_settings_are_told_where_they_are_made(make, told: str) -> None:

@@ -41,12 +41,13 @@ def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     matrices = sorted((n for n, t in weights.items() if t.dim() in (2, 3) and n.endswith("weight")), key=_natural)
     biases = {n: n.removesuffix("weight") + "bias" for n in matrices}
-    others = sorted(weights.keys() - set(matrices) - set(biases.values()))
+    others = sorted(weights.keys() - set(matrices) - set(biases.values()), key=lambda n: (-weights[n].dim(), n))
     if others or not matrices:
         raise UnsupportedModelError(
-            f"'{others[0]}' is no weight or bias of a linear layer; give a chain of linear layers" if others
+            f"'{others[0]}' {list(weights[others[0]].shape)} is no weight or bias of a linear layer; give only those"
+            if others
             else "there is no linear layer; give a state dict of a chain of them"
-        )  # fmt: skip
+        )
     found: dict[str, Tensor] = {}
     for i, name in enumerate(matrices):
         weight = weights[name]
@@ -61,7 +62,9 @@ def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"'{biases[name]}' has shape {tuple(bias.shape)}, and '{name}' needs {tuple(weight.shape[:-1])}"
             )
         for key, value in ((name, weight), (biases[name], bias)):
-            if not value.is_floating_point() or not torch.isfinite(value).all():
+            if not value.is_floating_point():
+                raise WeightError(f"'{key}' is {value.dtype}; give floating-point weights")
+            if not torch.isfinite(value).all():
                 raise WeightError(f"'{key}' holds values that are not finite numbers; fit that network again")
         found |= {f"{i}.weight": weight, f"{i}.bias": bias}
     return found

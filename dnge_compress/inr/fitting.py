@@ -69,6 +69,8 @@ def fit(images: Tensor, siren: Siren, settings: FitSettings, seed: int) -> tuple
         optimiser.step()
         schedule.step()
     fitted = {name: values.detach() for name, values in stack.items()}
+    if not all(values.isfinite().all() for values in fitted.values()):
+        raise DataError(f"networks diverged at a learning rate of {settings.learning_rate}; lower it")
     return fitted, psnr(siren.images(fitted, images.shape[-1]), images)
 
 

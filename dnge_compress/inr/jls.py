@@ -62,6 +62,11 @@ class INR2JLS(nn.Module):
 
     def __init__(self, encoder: InrEncoder | FlatEncoder, config: JlsConfig, colours: int = 1) -> None:
         super().__init__()
+        known = encoder.config.outputs if isinstance(encoder, InrEncoder) else encoder.siren.widths[-1]
+        if known != colours:
+            raise DataError(
+                f"the encoder reads networks of {known} colours and {colours} shall be drawn; pass `colours`"
+            )
         self.encoder, self.config, self.colours = encoder, config, colours
         latent, c = config.side // 4, config.channels
         self.cells = nn.Parameter(torch.randn(VIEWS * latent**2, config.place))
@@ -92,6 +97,8 @@ class INR2JLS(nn.Module):
                 f"up to {last}"
             )
 
+        if not images.is_floating_point() or not images.abs().max() <= 1:
+            raise DataError("images must be floating-point numbers in −1 … 1; see `dnge_compress.inr.sets.pictures`")
         chance = torch.Generator().manual_seed(settings.seed)
 
         def loss(batch: Batch) -> Tensor:

@@ -70,6 +70,8 @@ def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], s
     module.train()
     for step, batch in enumerate(_batches(inrs, settings)):
         value = loss(batch)
+        if not value.isfinite():
+            raise DataError(f"the loss is not a finite number after {step} steps; lower the learning rate")
         optimiser.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(learning, CLIP)
@@ -104,7 +106,9 @@ def refuse_labels(inrs: InrSet, classes: int) -> None:
     if least < 0:
         raise DataError("networks of the set have no label; pass `labels` to `gather`")
     if largest >= classes:
-        raise DataError(f"a network has label {largest}, and there are {classes} classes, from 0; pass `classes`")
+        raise DataError(
+            f"a network has label {largest}, and there are {classes} classes, from 0; give the model more `classes`"
+        )
 
 
 def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dnge_compress.errors import CheckpointError, DataError, DngeError, WeightError, first_line
+from dnge_compress.errors import CheckpointError, DataError, DngeError, UnsupportedModelError, WeightError, first_line
 from dnge_compress.images import IMAGES, Images, images
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
@@ -72,11 +72,11 @@ class InrSet:
         return replace(self, stack=take(self.stack, index), labels=self.labels[index], image=self.image[index],
                        psnr=self.psnr[index])  # fmt: skip
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path | str) -> None:
         """Write one file, whole or not at all. Raises CheckpointError."""
         header = {"siren": json.dumps(asdict(self.siren)), "about": json.dumps(self.about)}
         tensors = self.stack | {"labels": self.labels, "image": self.image, "psnr": self.psnr}
-        write_tensors(path, tensors, header)
+        write_tensors(Path(path), tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> InrSet:
@@ -101,7 +101,7 @@ def gather(
 
     Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
     """
-    chains = [read_chain(weights) for weights in networks]
+    chains = [_read(number, weights) for number, weights in enumerate(networks)]
     if not chains or len(labels) not in (0, len(chains)):
         raise DataError(
             f"there are {len(chains)} networks and {len(labels)} labels; give at least one, as many of both"
@@ -117,10 +117,17 @@ def gather(
         raise DataError("every network must be one chain of matrices [out, in]; stacked ones go into `InrSet`")
     count = len(chains)
     known = torch.as_tensor(labels if len(labels) else [-1] * count)
-    if known.is_floating_point():
+    if known.is_floating_point() or (len(labels) and known.min() < 0):
         raise DataError("labels must be whole numbers, from 0")
     return InrSet(Siren(widths, omega), stack, known.long(), torch.arange(count),
                   torch.full((count,), torch.nan), {})  # fmt: skip
+
+
+def _read(number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    try:
+        return read_chain(weights)
+    except (UnsupportedModelError, WeightError) as e:
+        raise type(e)(f"network {number}: {e}") from e
 
 
 def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) -> InrSet:
