@@ -177,6 +177,24 @@ def test_an_encoder_as_it_ships_does_not_change_when_neurons_are_permuted_negate
     assert (there[0] - there[1]).abs().max() > 1e-3
 
 
+def widened(stack: dict[str, Tensor], siren: Siren) -> tuple[dict[str, Tensor], Siren]:
+    """Networks of the same function with every hidden neuron twice, at half weight."""
+    found = dict(stack)
+    for layer in range(siren.depth - 1):
+        found[f"{layer}.weight"] = torch.cat([found[f"{layer}.weight"]] * 2, -2)
+        found[f"{layer}.bias"] = torch.cat([found[f"{layer}.bias"]] * 2, -1)
+        found[f"{layer + 1}.weight"] = torch.cat([found[f"{layer + 1}.weight"] / 2] * 2, -1)
+    return found, Siren((siren.widths[0], *(2 * w for w in siren.widths[1:-1]), siren.widths[-1]), siren.omega)
+
+
+@pytest.mark.parametrize("is_absolute", [True, False])
+def test_only_weights_at_inferences_scale_are_read_alike_in_a_wider_network_of_the_same_function(is_absolute) -> None:
+    torch.manual_seed(0)
+    stack, read = networks(), InrEncoder(InrEncoderConfig(outputs=3, is_absolute=is_absolute)).double()
+    change = (read(*widened(stack, SIREN)) - read(stack, SIREN)).abs().max()
+    assert change < 1e-8 if is_absolute else change > 1e-3
+
+
 def test_the_same_seed_teaches_the_same_whatever_was_drawn_before() -> None:
     first, inrs = InrClassifier(encoder().float(), classes=3), a_set(6)
     second = copy.deepcopy(first)
