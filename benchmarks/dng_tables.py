@@ -33,14 +33,19 @@ NOTES = [
     "2,048), mean ± half of the 95 % interval over the seeds (by Student's t; none with one seed). SIRENs [2, 32, "
     "32, c], every one from a random initialisation of its own; CIFAR-10 is a JPEG copy. A step is 128 networks. "
     "While learning, pictures are moved at random (not in the ablations), which is exact on the weights; the "
-    "paper's augmentation is ten more fits of each image. Minutes of one core, other jobs beside it.",
+    "paper's augmentation is ten more fits of each image. Minutes of one core, other jobs beside it; machines "
+    "differ, and some have no bfloat16.",
     "",
-    "*With probes* the network's function is asked at learned points, a square grid at first, and the output node "
-    "hears the picture there: not the weights alone, and near to *rendered, then classified*. INR2JLS takes its "
-    "steps to draw, half as many to classify and a quarter to fine-tune; the rendered rival takes all of them to "
-    "classify, knows one view, and its whole size is given, of the others the encoder's. The shuffled order is one "
-    "order for all seeds. The arm of random Fourier features differs in more than φ: weights are not relative, and "
-    "messages are not rooted; the arm above it differs in the same two and keeps φ.",
+    "Signs of neurons are as fitting left them unless an arm says otherwise. *Colours averaged* are rows of an "
+    "older readout, which took the mean of the three outputs. The flat perceptron learned next to nothing at the "
+    "rate and steps of the others, and was not tuned. Wide networks that were fitted by maximal update "
+    "parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *With probes* the "
+    "network's function is asked at learned points, a square grid at first, and the output node hears the picture "
+    "there: not the weights alone, and near to *rendered, then classified*. INR2JLS takes its steps to draw, half "
+    "as many to classify and a quarter to fine-tune; the rendered rival takes all of them to classify, knows one "
+    "view, and its whole size is given, of the others the encoder's. The shuffled order is one order for all seeds. "
+    "The arm of random Fourier features differs in more than φ: weights are not relative, and messages are not "
+    "rooted.",
 ]
 
 
