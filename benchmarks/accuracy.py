@@ -127,7 +127,8 @@ def publish() -> None:
     lines.append(
         "Kendall's tau-b on a quarter of the runs (ViTs, where not reduced: on each quarter in turn, and the mean); ± "
         "half of the 95 % interval over the seeds (Student's t), each with a split and initial weights of its own. "
-        "Regressors on tables: the better of trees and perceptrons by the runs to choose by. "
+        "Regressors on tables: the better of trees and perceptrons, in 28 settings, by the runs to choose by; they are "
+        "not reduced where encoders are, which have one setting each. "
         "Answers are what a network says to painted pictures: its function is asked. Early trials of directions and "
         "losses (dev/LOG.md) saw some of the small CNNs' judged runs."
     )
