@@ -25,13 +25,13 @@ from dnge_compress.errors import (
 )
 from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
-from dnge_compress.inr.classifier import fast_products, has_bfloat16
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.sets import InrSet, about, main, raise_set
 from dnge_compress.inr.siren import Siren, grid
 from dnge_compress.inr.symmetry import canonical, lift, move, recolour
 from dnge_compress.inr.views import JITTERS, Moves, six_views
+from dnge_compress.precision import fast_products, has_bfloat16
 from dnge_compress.shelf import Shelf
 
 SIREN = Siren((2, 7, 5, 3))
@@ -406,7 +406,7 @@ def test_a_latent_space_can_be_read_by_a_flat_encoder() -> None:
 
 def test_products_are_exact_when_a_model_answers(monkeypatch) -> None:
     """bfloat16 is for training alone: the same weights in float64 answer the same."""
-    monkeypatch.setattr("dnge_compress.inr.classifier.has_bfloat16", lambda: True)
+    monkeypatch.setattr("dnge_compress.precision.has_bfloat16", lambda: True)
     inrs, read = a_set(6), encoder().float()
     classifier = InrClassifier(read)
     answers = classifier(inrs.stack, inrs.siren)

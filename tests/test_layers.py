@@ -33,6 +33,7 @@ LAYERS = (
         "workers",
         "parts",
         "files",
+        "precision",
     },
     {"families", "encoder", "scorers", "placers"},
     {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},

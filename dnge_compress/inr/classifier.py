@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
@@ -12,6 +9,7 @@ from dnge_compress.inr.learning import Batch, TrainSettings, refuse_labels, shar
 from dnge_compress.inr.reader import FlatEncoder, InrEncoder
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
+from dnge_compress.precision import fast_products
 
 SMOOTHING = 0.05  # of the labels
 
@@ -46,16 +44,3 @@ class InrClassifier(nn.Module):
     def accuracy(self, inrs: InrSet) -> float:
         """Share of the set's networks whose class is found."""
         return share_right(self, inrs)
-
-
-def fast_products(training: bool) -> torch.autocast:
-    """While training, matrix products in bfloat16 where the CPU has instructions for them: several times as fast there,
-    and on others twenty times as slow."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=training and has_bfloat16())
-
-
-@cache
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies matrices in bfloat16 by instructions of its own."""
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(known.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

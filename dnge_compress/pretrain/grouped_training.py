@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.precision import has_bfloat16
 from dnge_compress.pretrain.networks import ACTIVATIONS, CNN
 
 SIDE, WIDTH, DEPTH, CLASSES = 32, 16, 3, 10
@@ -54,11 +55,12 @@ def train_together(
     kept: Sequence[int],
     generator: torch.Generator,
 ) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Stacked weights `[R, …]` of all runs after each of the ascending steps `kept`; products are in bfloat16.
+    """Stacked weights `[R, …]` of all runs after each of the ascending steps `kept`; products run in
+    bfloat16 where the CPU has it.
 
     `shown` are images `[N, 1, 32, 32]` and their classes `[N]`, `hyper` what `draw` gave.
     """
-    x, labels = shown[0].bfloat16().flatten(1), shown[1]
+    x, labels = shown[0].to(_fast()).flatten(1), shown[1]
     runs = len(hyper["init"])
     own = torch.stack([torch.randperm(len(x), generator=generator) for _ in range(runs)])  # [R, N]
     seen = (hyper["share"] * len(x)).ceil().long()
@@ -77,6 +79,10 @@ def train_together(
             yield step, {name: t.detach().clone() for name, t in stack.items()}
 
 
+def _fast() -> torch.dtype:
+    return torch.bfloat16 if has_bfloat16() else torch.float32
+
+
 def _log_uniform(u: Tensor, low: float, high: float) -> Tensor:
     return low * (high / low) ** u
 
@@ -87,7 +93,7 @@ def _answers(stack: dict[str, Tensor], batch: Tensor, activation: str, stays: Te
     here = batch.contiguous(memory_format=torch.channels_last)
     act = ACTIVATIONS[activation]()
     for name in CONVOLUTIONS:
-        weight, bias = (stack[f"{name}.{leaf}"].flatten(0, 1).bfloat16() for leaf in ("weight", "bias"))
+        weight, bias = (stack[f"{name}.{leaf}"].flatten(0, 1).to(_fast()) for leaf in ("weight", "bias"))
         here = act(nn.functional.conv2d(here, weight, bias, stride=2, padding=1, groups=runs))
     pooled = here.float().mean((2, 3)).view(len(batch), runs, WIDTH).transpose(0, 1) * stays
     return torch.baddbmm(stack["head.bias"][:, None], pooled, stack["head.weight"].mT)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from dnge_compress.precision import fast_products
 from dnge_compress.pretrain.architectures import build
 from dnge_compress.pretrain.batches import (
     IGNORED,
@@ -39,7 +40,8 @@ _TEXT_EVALUATION = (16, 32)  # batches, sequences per batch
 def train(blueprint: Blueprint, *, shelf: Shelf | None = None) -> nn.Module:
     """Build the network and train it until `blueprint.stop`; returned in evaluation mode, float32.
 
-    Matrix products run in bfloat16, weights stay float32; warm-up, cosine schedule, gradient norm at most 1.
+    Matrix products run in bfloat16 where the CPU has it, weights stay float32; warm-up, cosine schedule, gradient norm
+    at most 1.
     """
     for model in train_through(blueprint, [blueprint.stop], shelf=shelf):
         return model
@@ -98,7 +100,7 @@ def _learn(
     batch: Batch,
     compute: Callable[[nn.Module, Batch], Tensor],
 ) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with fast_products(training=True):
         value = compute(model, batch)
     value.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
