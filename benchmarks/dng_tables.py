@@ -34,7 +34,8 @@ NOTES = [
     "32, c], every one from a random initialisation of its own; CIFAR-10 is a JPEG copy. A step is 128 networks. "
     "While learning, pictures are moved at random (not in the ablations), which is exact on the weights; the "
     "paper's augmentation is ten more fits of each image. Minutes of one core, other jobs beside it; machines "
-    "differ, and some have no bfloat16.",
+    "differ, and some have no bfloat16. *Reduced*, for want of a GPU: rows of fewer than three seeds, and all of "
+    "INR2JLS (the paper takes 400,000 steps).",
     "",
     "Signs of neurons are as fitting left them unless an arm says otherwise. *Colours averaged* are rows of an "
     "older readout, which took the mean of the three outputs. The flat perceptron learned next to nothing at the "
