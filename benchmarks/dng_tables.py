@@ -38,7 +38,7 @@ NOTES = [
     "INR2JLS (the paper takes 400,000 steps).",
     "",
     "Signs of neurons are as fitting left them unless an arm says otherwise. *Colours averaged* are rows of an "
-    "older readout, which took the mean of the three outputs. The flat perceptron learned next to nothing at the "
+    "older readout, which took the mean of the three outputs. The flat perceptron learned little at the "
     "rate and steps of the others, and was not tuned. Wide networks that were fitted by maximal update "
     "parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *With probes* the "
     "network's function is asked at learned points, a square grid at first, and the output node hears the picture "
