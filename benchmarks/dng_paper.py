@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -29,7 +30,6 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import LEARNED, MAGNITUDE, RAW, random_fourier
-from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.images import images
 from dnge_compress.inr import (
     INR2JLS,
@@ -86,23 +86,28 @@ DIRECT = ("dng", "signed", "absolute", "twins", "probes", "both")
 LATENT = ("dng", "signed", "probes", "both", "static", "static-signed", "flat", "rendered")
 WIDENED = ("dng", "signed", "absolute", "probes", "both")
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
-ABLATIONS: dict[str, NetworkEncoderConfig] = {
-    "free signs, forward, raw weights, sine candidates": NETWORK,
-    "canonical signs": NETWORK,
-    "neurons beside their negative twins": NETWORK,
-    "order shuffled": replace(NETWORK, order="shuffled"),
-    "static graph, three rounds": replace(NETWORK, order="static"),
-    "GRU (tanh candidates)": replace(NETWORK, update="gru"),
-    "MLP for the GRU": replace(NETWORK, update="mlp"),
-    "both sweeps": replace(NETWORK, directions="both"),
-    "φ = {W}, {|W|, W²}": replace(NETWORK, streams=(RAW, MAGNITUDE)),
-    "φ = {W}, learned sines and cosines": replace(NETWORK, streams=(RAW, LEARNED)),
-    "φ = {W} as it is, means over sources": replace(NETWORK, is_relative=False, is_rooted=False),
-    "φ = 256 random Fourier features of W as it is, means over sources": replace(
-        NETWORK, streams=(random_fourier(256),), is_relative=False
+
+
+def _varied(signs: str = "free", **choices: Any) -> InrEncoderConfig:
+    return InrEncoderConfig(signs=signs, network=replace(NETWORK, **choices))
+
+
+ABLATIONS = {
+    "free signs, forward, raw weights, sine candidates": _varied(),
+    "canonical signs": _varied("canonical"),
+    "neurons beside their negative twins": _varied("twins"),
+    "order shuffled": _varied(order="shuffled"),
+    "static graph, three rounds": _varied(order="static"),
+    "GRU (tanh candidates)": _varied(update="gru"),
+    "MLP for the GRU": _varied(update="mlp"),
+    "both sweeps": _varied(directions="both"),
+    "φ = {W}, {|W|, W²}": _varied(streams=(RAW, MAGNITUDE)),
+    "φ = {W}, learned sines and cosines": _varied(streams=(RAW, LEARNED)),
+    "φ = {W} as it is, means over sources": _varied(is_relative=False, is_rooted=False),
+    "φ = 256 random Fourier features of W as it is, means over sources": _varied(
+        streams=(random_fourier(256),), is_relative=False
     ),
 }  # fmt: skip
-SIGNED = {"canonical signs": "canonical", "neurons beside their negative twins": "twins"}
 
 
 def main() -> None:
@@ -131,8 +136,7 @@ def direct(data: str, options: argparse.Namespace) -> None:
 def ablations(options: argparse.Namespace) -> None:
     """One choice at a time, at equal steps, without moves of the pictures."""
     for seed in range(options.seeds):
-        for name, network in ABLATIONS.items():
-            config = InrEncoderConfig(signs=SIGNED.get(name, "free"), network=network)
+        for name, config in ABLATIONS.items():
             _measure("mnist, ablations", name, options.steps, seed,
                      lambda s, c=config: _judged(_taught(c, "mnist", options.steps, s, options.inrs, jitter="none"),
                                                  options.inrs / "mnist-test.safetensors"))  # fmt: skip

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassifica
 from transformers import ViTForImageClassification as ViT
 
 from dnge_compress.images import Images, images
+from dnge_compress.precision import fast_products
 from dnge_compress.pretrain.training import float32_attention
 from dnge_compress.shelf import Shelf
 
@@ -175,7 +176,7 @@ class Run:
             progress = self.seconds / self.budget
             window = recipe.window if progress < recipe.window_share else 0
             x = inputs_of(augmented(data.batch(index), recipe.shift, self.generator), model)
-            with torch.autocast("cpu", dtype=torch.bfloat16), part_seen(model, window, self.generator):
+            with fast_products(training=True), part_seen(model, window, self.generator):
                 predicted = model(pixel_values=x).logits
             loss = nn.functional.cross_entropy(predicted.float(), data.labels[index], label_smoothing=recipe.smoothing)
             loss.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -16,6 +16,7 @@ from dnge_compress.errors import DataError, UnknownNameError
 from dnge_compress.shelf import Shelf, Split, cached, table
 
 IMAGES = ("mnist", "cifar10")
+_STORED: dict[Split, str] = {"train": "train", "held-out": "test"}  # what the files call our splits
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ def images(name: str, split: Split, *, shelf: Shelf) -> Images:
 
     Raises: DataError if the file, pyarrow or pillow is missing, or the file is damaged; UnknownNameError.
     """
-    if split not in get_args(Split):
-        raise UnknownNameError("split", split, get_args(Split))
+    if split not in _STORED:
+        raise UnknownNameError("split", split, _STORED)
     if name == "mnist":
-        pixels, labels = _mnist(shelf.file("mnist.npz"), "train" if split == "train" else "test")
+        pixels, labels = _mnist(shelf.file("mnist.npz"), _STORED[split])
         return Images(pixels, torch.from_numpy(labels).long(), (0.1307,), (0.3081,))
     if name == "cifar10":
         pixels = cached(shelf.cache / f"cifar10-{split}.npy", lambda: _decode_cifar10(split, shelf))
@@ -64,8 +65,7 @@ def _mnist(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _cifar10(split: Split, shelf: Shelf) -> Any:
     rows = table("cifar10.parquet", shelf)
-    part = "train" if split == "train" else "test"
-    return rows.filter(np.array([s == part for s in rows["split"].to_pylist()]))
+    return rows.filter(np.array([s == _STORED[split] for s in rows["split"].to_pylist()]))
 
 
 def _decode_cifar10(split: Split, shelf: Shelf) -> np.ndarray:

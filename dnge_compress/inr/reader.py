@@ -62,10 +62,9 @@ class InrEncoder(nn.Module):
         self.config = config
         nodes = {INPUT: AXES, OUTPUT: config.outputs}
         ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
-        choices = (
-            replace(config.network, is_relative=False, hears_scale=False) if config.is_absolute else config.network
-        )
-        known = replace(choices, nodes=nodes, features=FEATURES + config.probes, ends=ends)
+        known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
+        if config.is_absolute:
+            known = replace(known, is_relative=False, hears_scale=False)
         self.network = NetworkEncoder(known)
         self.embedding = config.network.embedding
         self.points = nn.Parameter(_spread(config.probes)) if config.probes else None

@@ -104,8 +104,7 @@ def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) 
     def tasks() -> dict[str, tuple[Any, ...]]:
         return {f"{first:04d}": (about, first, shelf) for first in range(0, about["runs"], PART)}
 
-    return make_whole(about, out, tasks, _raise_part, load=CnnSet.load, join=lambda made: _joined(made, about),
-                      jobs=jobs)  # fmt: skip
+    return make_whole(about, out, tasks, _raise_part, load=CnnSet.load, join=_joined, jobs=jobs)
 
 
 def about(runs: int, *, seed: int = 0, kept: Sequence[int] = KEPT, count: int = 50_000) -> dict[str, Any]:
@@ -142,19 +141,19 @@ def _raise_part(file: Path, about: dict[str, Any], first: int, shelf: Shelf) -> 
                       about)  # fmt: skip
         accuracy = torch.tensor([accuracy_of(part.module(i), *held_out) for i in range(len(runs))])
         made.append(replace(part, accuracy=accuracy))
-    whole = _joined(made, about)
+    whole = _joined(made)
     whole.save(file)
     return f"accuracy {whole.accuracy.mean():.3f}"
 
 
-def _joined(sets: Sequence[CnnSet], about: dict[str, Any]) -> CnnSet:
+def _joined(sets: Sequence[CnnSet]) -> CnnSet:
     def cat(name: str, key: str = "") -> Tensor:
         values = [getattr(s, name) for s in sets]
         return torch.cat([v[key] for v in values] if key else values)
 
     return CnnSet(
         {key: cat("stack", key) for key in sets[0].stack}, cat("run"), cat("step"), cat("is_relu"), cat("accuracy"),
-        {key: cat("hyper", key) for key in sets[0].hyper}, about,
+        {key: cat("hyper", key) for key in sets[0].hyper}, sets[0].about,
     )  # fmt: skip
 
 
