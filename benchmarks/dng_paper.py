@@ -41,6 +41,7 @@ from dnge_compress.inr import (
     JlsConfig,
     TrainSettings,
 )
+from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
 from dnge_compress.inr.reader import NETWORK
 from dnge_compress.inr.sets import pictures
@@ -50,6 +51,7 @@ from dnge_compress.shelf import Shelf
 SIDE = {"mnist": 28, "cifar10": 32}
 COLOURS = {"mnist": 1, "cifar10": 3}
 BATCH = 128
+TUNED = 5e-4  # rate of fine-tuning
 WIDTHS = (64, 128, 256, 512)
 PACES = {  # how wide networks were fitted: the end of a set's name, and what the table says
     "": "",
@@ -61,30 +63,30 @@ JUDGED_WIDE = 1000  # images
 
 @dataclass(frozen=True)
 class Arm:
-    """Who reads the networks: what the tables call it, and the choices of its encoder."""
+    """Who reads the networks: what the tables call it, and how its encoder and its latent differ from ours."""
 
     told: str
-    signs: str = "free"
+    encoder: str = "dynamic"
     is_probing: bool = False
-    order: str = "inference"
     is_absolute: bool = False
+    is_asking: bool = False
 
 
 ARMS = {
     "dng": Arm("DNG"),
-    "signed": Arm("DNG, canonical signs", "canonical"),
-    "absolute": Arm("DNG, canonical signs, weights at inference's scale", "canonical", is_absolute=True),
-    "twins": Arm("DNG, neurons beside their negative twins", "twins"),
+    "absolute": Arm("DNG, absolute weights", is_absolute=True),
     "probes": Arm("DNG with probes", is_probing=True),
-    "both": Arm("DNG, canonical signs, with probes", "canonical", True),
-    "static": Arm("static graph", order="static"),
-    "static-signed": Arm("static graph, canonical signs", "canonical", order="static"),
-    "flat": Arm("flat perceptron"),
+    "absolute-probes": Arm("DNG with probes, absolute weights", is_probing=True, is_absolute=True),
+    "asking": Arm("DNG, cells ask", is_asking=True),
+    "static": Arm("static graph", "static"),
+    "static-asking": Arm("static graph, cells ask", "static", is_asking=True),
+    "none-asking": Arm("no encoder, cells ask", "none", is_asking=True),
+    "flat": Arm("flat perceptron", "flat"),
     "rendered": Arm("rendered, then classified"),
 }
-DIRECT = ("dng", "signed", "absolute", "twins", "probes", "both")
-LATENT = ("dng", "signed", "probes", "both", "static", "static-signed", "flat", "rendered")
-WIDENED = ("dng", "signed", "absolute", "probes", "both")
+DIRECT = ("dng", "absolute", "probes", "absolute-probes")
+LATENT = ("dng", "static", "flat", "probes", "asking", "static-asking", "none-asking", "rendered")
+WIDENED = ("dng", "absolute", "absolute-probes")
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 
 
@@ -110,12 +112,26 @@ ABLATIONS = {
 }  # fmt: skip
 
 
+class Silent(nn.Module):
+    """For a control: an encoder that says the same of every network."""
+
+    def __init__(self, siren: Siren) -> None:
+        super().__init__()
+        self.siren, self.embedding = siren, 1
+
+    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+        """Zeros `[N, 1]`."""
+        return stack["0.bias"].new_zeros(len(stack["0.bias"]), 1)
+
+
 def main() -> None:
     """Run the arms asked for that are missing, and write the table of all there are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=tuple(PARTS), default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12000, help="of 128 networks each; INR2JLS: to draw, then half")
+    parser.add_argument("--steps", type=int, default=12000, help="of 128 networks each; INR2JLS: to draw")
+    parser.add_argument("--then", type=int, nargs=2, metavar=("CLASSIFY", "TUNE"),
+                        help="steps of INR2JLS after drawing: half and a quarter as many by default")  # fmt: skip
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
     parser.add_argument("--arms", nargs="*", choices=tuple(ARMS), default=list(ARMS))
     options = parser.parse_args()
@@ -135,11 +151,15 @@ def direct(data: str, options: argparse.Namespace) -> None:
 
 def ablations(options: argparse.Namespace) -> None:
     """One choice at a time, at equal steps, without moves of the pictures."""
-    for seed in range(options.seeds):
-        for name, config in ABLATIONS.items():
-            _measure("mnist, ablations", name, options.steps, seed,
-                     lambda s, c=config: _judged(_taught(c, "mnist", options.steps, s, options.inrs, jitter="none"),
-                                                 options.inrs / "mnist-test.safetensors"))  # fmt: skip
+
+    def measured(config: InrEncoderConfig, seed: int) -> dict[str, float]:
+        torch.manual_seed(seed)
+        classifier = InrClassifier(InrEncoder(config))
+        _taught(classifier, "mnist", options.steps, seed, options.inrs, jitter="none")
+        return _judged(classifier, options.inrs / "mnist-test.safetensors")
+
+    for seed, (name, config) in product(range(options.seeds), ABLATIONS.items()):
+        _measure("mnist, ablations", name, options.steps, seed, partial(measured, config))
 
 
 def widths(options: argparse.Namespace) -> None:
@@ -160,43 +180,49 @@ def widths(options: argparse.Namespace) -> None:
 
 def jls(data: str, options: argparse.Namespace) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
+    then = options.then or (options.steps // 2, options.steps // 4)
+    steps = [options.steps, *(max(1, count) for count in then)]
     for seed, arm in product(range(options.seeds), _asked(LATENT, options)):
-        found = _rendered if arm == "rendered" else partial(_drawn_then_classified, arm)
-        _measure(f"{data}, INR2JLS", ARMS[arm].told, options.steps, seed,
-                 lambda s, f=found: f(data, options, s))  # fmt: skip
+        if arm == "rendered":  # as many steps as INR2JLS takes in all
+            found, taken = partial(_rendered, data, sum(steps), options.inrs), sum(steps)
+        else:
+            found, taken = partial(_drawn_then_classified, arm, data, steps, options.inrs), steps
+        _measure(f"{data}, INR2JLS", ARMS[arm].told, taken, seed, found)
 
 
 def _asked(arms: Sequence[str], options: argparse.Namespace) -> list[str]:
     return [arm for arm in arms if arm in options.arms]
 
 
-def _config(arm: str, data: str) -> InrEncoderConfig:
-    """The encoder of an arm, for networks of these pictures."""
-    return InrEncoderConfig(
-        outputs=COLOURS[data],
-        signs=ARMS[arm].signs,
-        is_absolute=ARMS[arm].is_absolute,
-        probes=PROBES[data] if ARMS[arm].is_probing else 0,
-        network=replace(NETWORK, order=ARMS[arm].order),
-    )
+def _reader(arm: str, data: str) -> InrEncoder:
+    """The graph encoder of an arm, for networks of these pictures."""
+    asked = ARMS[arm]
+    network = replace(NETWORK, order="static" if asked.encoder == "static" else "inference")
+    probes = PROBES[data] if asked.is_probing else 0
+    return InrEncoder(InrEncoderConfig(COLOURS[data], is_absolute=asked.is_absolute, probes=probes, network=network))
+
+
+def _encoder(arm: str, data: str, siren: Siren) -> InrEncoder | FlatEncoder | Silent:
+    if ARMS[arm].encoder == "flat":
+        return FlatEncoder(siren, NETWORK.embedding)
+    return Silent(siren) if ARMS[arm].encoder == "none" else _reader(arm, data)
 
 
 def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> InrClassifier:
     """The classifier of "DNG only": kept once it is trained, since another row judges it on other widths."""
     file = folder / "models" / f"{data}-{arm}-{steps}-{seed}.safetensors"
     if file.is_file():
-        classifier = InrClassifier(InrEncoder(_config(arm, data)))
+        classifier = InrClassifier(_reader(arm, data))
         load_model(classifier, str(file))
         return classifier
-    classifier = _taught(_config(arm, data), data, steps, seed, folder, jitter=data)
+    torch.manual_seed(seed)
+    classifier = _taught(InrClassifier(_reader(arm, data)), data, steps, seed, folder, jitter=data)
     file.parent.mkdir(exist_ok=True)
     save_model(classifier, str(file))
     return classifier
 
 
-def _taught(config: InrEncoderConfig, data: str, steps: int, seed: int, folder: Path, *, jitter: str) -> InrClassifier:
-    torch.manual_seed(seed)
-    classifier = InrClassifier(InrEncoder(config))
+def _taught(classifier: InrClassifier, data: str, steps: int, seed: int, folder: Path, *, jitter: str) -> InrClassifier:
     learned = InrSet.load(folder / f"{data}-train.safetensors")
     classifier.fit(learned, TrainSettings(steps, BATCH, jitter=jitter, seed=seed))
     return classifier
@@ -207,22 +233,22 @@ def _judged(classifier: InrClassifier, file: Path, count: int | None = None) -> 
     return {"accuracy": classifier.accuracy(networks), "parameters": _size(classifier.encoder)}
 
 
-def _drawn_then_classified(arm: str, data: str, options: argparse.Namespace, seed: int) -> dict[str, float]:
+def _drawn_then_classified(arm: str, data: str, steps: list[int], folder: Path, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
-    learned, judged = _sets(data, options.inrs)
-    encoder = FlatEncoder(learned.siren, NETWORK.embedding) if arm == "flat" else InrEncoder(_config(arm, data))
-    model = INR2JLS(encoder, JlsConfig(SIDE[data]), COLOURS[data])
+    learned, judged = _sets(data, folder)
+    encoder = _encoder(arm, data, learned.siren)
+    model = INR2JLS(encoder, JlsConfig(SIDE[data], is_asking=ARMS[arm].is_asking), COLOURS[data])
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
-    model.fit(learned, shown, TrainSettings(options.steps, BATCH, jitter=data, seed=seed))
-    model.fit_classifier(learned, TrainSettings(max(1, options.steps // 2), BATCH, jitter=data, seed=seed))
-    frozen = model.accuracy(judged)
+    drawing, classifying, tuning = (TrainSettings(count, BATCH, jitter=data, seed=seed) for count in steps)
+    model.fit(learned, shown, drawing)
     seen = pictures(images(data, "held-out", shelf=_shelf()), slice(None))
     error = [
         (model.decode(model.encode(part.stack, part.siren))[:, 0] - seen[part.image]).square().mean().detach()
         for part in in_pieces(judged.select(slice(0, 2048)))
     ]
-    model.fit_classifier(learned, TrainSettings(max(1, options.steps // 4), BATCH, 5e-4, jitter=data, seed=seed),
-                         fine_tune=True)  # fmt: skip
+    model.fit_classifier(learned, classifying)
+    frozen = model.accuracy(judged)
+    model.fit_classifier(learned, replace(tuning, learning_rate=TUNED), fine_tune=True)
     drawn = float(-10 * (sum(error) / len(error) / 4).log10())
     return {"accuracy": frozen, "fine-tuned": model.accuracy(judged), "drawn, dB": drawn, "parameters": _size(encoder)}
 
@@ -246,20 +272,23 @@ class Rendered(nn.Module):
         return self.layers(siren.images(stack, self.side))
 
 
-def _rendered(data: str, options: argparse.Namespace, seed: int) -> dict[str, float]:
+def _rendered(data: str, steps: int, folder: Path, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
-    learned, judged = _sets(data, options.inrs)
+    learned, judged = _sets(data, folder)
     model = Rendered(SIDE[data], learned.siren.widths[-1])
 
     def loss(batch: Batch) -> Tensor:
-        return nnf.cross_entropy(model(batch.stack, batch.siren), learned.labels[batch.index], label_smoothing=0.05)
+        return nnf.cross_entropy(
+            model(batch.stack, batch.siren), learned.labels[batch.index], label_smoothing=SMOOTHING
+        )
 
-    steps = options.steps + max(1, options.steps // 2) + max(1, options.steps // 4)  # as many as INR2JLS in all
     train(model, learned, loss, TrainSettings(steps, BATCH, jitter=data, seed=seed))
     return {"accuracy": share_right(model, judged), "parameters": _size(model)}
 
 
-def _measure(row: str, arm: str, steps: int, seed: int, measured: Callable[[int], dict[str, float]]) -> None:
+def _measure(
+    row: str, arm: str, steps: int | list[int], seed: int, measured: Callable[[int], dict[str, float]]
+) -> None:
     if any((r["row"], r["arm"], r["steps"], r["seed"]) == (row, arm, steps, seed) for r in kept_rows("dng_paper")):
         return
     started = time.perf_counter()

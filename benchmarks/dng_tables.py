@@ -37,16 +37,16 @@ NOTES = [
     "differ, and some have no bfloat16. *Reduced*, for want of a GPU: rows of fewer than three seeds, and all of "
     "INR2JLS (the paper takes 400,000 steps).",
     "",
-    "Signs of neurons are as fitting left them unless an arm says otherwise. *Colours averaged* are rows of an "
-    "older readout, which took the mean of the three outputs. The flat perceptron learned little at the "
-    "rate and steps of the others, and was not tuned. Wide networks that were fitted by maximal update "
-    "parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *With probes* the "
-    "network's function is asked at learned points, a square grid at first, and the output node hears the picture "
-    "there: not the weights alone, and near to *rendered, then classified*. INR2JLS takes its steps to draw, half "
-    "as many to classify and a quarter to fine-tune; the rendered rival takes all of them to classify, knows one "
-    "view, and its whole size is given, of the others the encoder's. The shuffled order is one order for all seeds. "
-    "The arm of random Fourier features differs in more than φ: weights are not relative, and messages are not "
-    "rooted.",
+    "Signs of neurons are canonical unless an arm says otherwise. The flat perceptron learned little at the rate and "
+    "steps of the others, and was not tuned. Wide networks that were fitted by maximal update parametrisation have "
+    "matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *Absolute weights* are taken at inference's "
+    "scale. *With probes* the network's function is asked at learned points, a square grid at first, and every node "
+    "hears its own answers there. Where *cells ask*, every cell of the latent hears the picture's pixels that it "
+    "draws. Neither is the weights alone, and both are near to *rendered, then classified*; *no encoder* is the "
+    "control that says what the encoder adds. INR2JLS takes steps to draw, to classify and to fine-tune; the "
+    "rendered rival takes them all to classify, knows one view, and its whole size is given, of the others the "
+    "encoder's. The shuffled order is one order for all seeds. The arm of random Fourier features "
+    "differs in more than φ: weights are not relative, and messages are not rooted.",
 ]
 
 
@@ -54,15 +54,16 @@ def publish() -> None:
     """Write the table of everything that was measured."""
     lines = []
     for row, about in ROWS.items():
-        arms: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        arms: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for r in kept_rows("dng_paper"):
             if r["row"] == row:
-                arms.setdefault((r["arm"], r["steps"]), []).append(r)
+                steps = r["steps"] if isinstance(r["steps"], list) else [r["steps"]]
+                arms.setdefault((r["arm"], " + ".join(map(str, steps))), []).append(r)
         if not arms:
             continue
         asked = f"; must {about.must}" if about.must else ""
         lines += [f"## {row}", "", f"Published: {about.anchor}{asked}. Ours, self-fitted INRs, one fit an image.", ""]
-        cells = [[arm, str(steps), str(len(found)), over_seeds([100 * r["accuracy"] for r in found], 2),
+        cells = [[arm, steps, str(len(found)), over_seeds([100 * r["accuracy"] for r in found], 2),
                   over_seeds([100 * r["fine-tuned"] for r in found if "fine-tuned" in r], 2),
                   over_seeds([r["drawn, dB"] for r in found if "drawn, dB" in r], 2),
                   f"{found[0]['parameters'] / 1e3:.0f} k", f"{statistics.mean(r['seconds'] for r in found) / 60:.0f}"]

@@ -379,11 +379,10 @@ def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
     assert classifier.accuracy(inrs) == 1.0
 
 
-def small_jls(read: InrEncoder | FlatEncoder | None = None) -> INR2JLS:
+def small_jls(read: InrEncoder | FlatEncoder | None = None, *, is_asking: bool = False) -> INR2JLS:
     torch.manual_seed(0)
-    return INR2JLS(
-        read or encoder().float(), JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6), colours=3
-    )
+    config = JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6, is_asking=is_asking)
+    return INR2JLS(read or encoder().float(), config, colours=3)
 
 
 def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
@@ -402,6 +401,27 @@ def test_a_latent_space_can_be_read_by_a_flat_encoder() -> None:
     losses = jls.fit(inrs, torch.rand(6, 3, 8, 8), TrainSettings(steps=30, batch=6, learning_rate=1e-2))
     assert losses[-1] < losses[0]
     assert jls.classify(inrs.stack, inrs.siren).shape == (6, 3)
+
+
+@pytest.mark.parametrize(("view", "turn"), [(1, (1.0, -1.0)), (2, (-1.0, 1.0)), (5, (-1.0, -1.0))])
+def test_cells_that_ask_hear_the_turned_picture_in_its_view(view: int, turn: tuple[float, float]) -> None:
+    inrs, jls = a_set(2), small_jls(is_asking=True)
+    jls.content.weight.data.zero_()  # what is left is heard
+    jls.cells.data[:] = jls.cells.data[0]
+    turned = move(inrs.stack, torch.diag(torch.tensor(turn)).expand(2, 2, 2), torch.zeros(2, 2))
+    heard = jls.encode(inrs.stack, inrs.siren, [view])
+    torch.testing.assert_close(heard, jls.encode(turned, inrs.siren, [0]), rtol=0, atol=1e-4)
+    assert not torch.allclose(heard, jls.encode(inrs.stack, inrs.siren, [0]), rtol=0, atol=1e-2)
+
+
+def test_cells_that_ask_learn_to_draw_and_to_classify() -> None:
+    inrs, jls = a_set(6), small_jls(is_asking=True)
+    pictures = inrs.siren.images(inrs.stack, 8)
+    losses = jls.fit(inrs, pictures, TrainSettings(steps=100, batch=6, learning_rate=1e-2))
+    assert losses[-1] < 0.3 * losses[0]
+    before = [p.clone() for p in jls.heard.parameters()]
+    jls.fit_classifier(inrs, TrainSettings(steps=3, batch=3))
+    assert all(torch.equal(p, q) for p, q in zip(before, jls.heard.parameters(), strict=True))
 
 
 def test_products_are_exact_when_a_model_answers(monkeypatch) -> None:

@@ -1,7 +1,8 @@
 """INR2JLS: a latent space that a network's weights and its image share (arXiv 2607.02166), learned by decoding.
 
 The encoder reads the weights; every cell of the latent (one per view and place) makes its own channels of the
-embedding; a small decoder draws the image and its five flips and turns. A classifier reads the latents.
+embedding; a small decoder draws the image and its five flips and turns. A classifier reads the latents. Cells may ask
+the function as well, each at the pixels of its own part of the picture: probe features by place.
 
 Letters: N networks, V views, C latent channels, L side of the latent, S side of the image, E size of the embedding.
 """
@@ -24,12 +25,16 @@ from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.views import VIEWS, six_views
 from dnge_compress.precision import fast_products
 
+CELL = 4  # pixels of a cell's side, by the decoder's two doublings
+
 
 @dataclass(frozen=True)
 class JlsConfig:
     """Sizes: side of the square images (a multiple of 4), latent channels, width of the latent generator, classes.
 
     `views` of the six, drawn anew, are learned from in one step; the others cost as much and teach little more.
+    `is_asking` lets every cell hear what the network answers at the pixels that the cell draws: the latent then knows
+    the function, not the weights alone.
     """
 
     side: int = 28
@@ -39,14 +44,15 @@ class JlsConfig:
     classes: int = 10
     dropout: float = 0.2
     views: int = 2
+    is_asking: bool = False
 
     def __post_init__(self) -> None:
         refuse_below(1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place,
                      classes=self.classes)  # fmt: skip
         if not 0 <= self.dropout < 1:
             raise DataError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
-        if self.side % 4:
-            raise DataError(f"images of {self.side} pixels can't be drawn; the side must be a multiple of 4")
+        if self.side % CELL:
+            raise DataError(f"images of {self.side} pixels can't be drawn; the side must be a multiple of {CELL}")
         if not 1 <= self.views <= VIEWS:
             raise DataError(f"a step can't learn from {self.views} views; there are {VIEWS}")
 
@@ -69,10 +75,11 @@ class INR2JLS(nn.Module):
                 f"the encoder reads networks of {known} colours and {colours} shall be drawn; pass `colours`"
             )
         self.encoder, self.config, self.colours = encoder, config, colours
-        latent, c = config.side // 4, config.channels
+        latent, c = config.side // CELL, config.channels
         self.cells = nn.Parameter(torch.randn(VIEWS * latent**2, config.place))
         self.place = nn.Linear(config.place, config.hidden)
         self.content = nn.Linear(encoder.embedding, config.hidden)
+        self.heard = nn.Conv2d(colours, config.hidden, CELL, CELL) if config.is_asking else None
         self.generate = nn.Linear(config.hidden, c)
         self.draw = nn.Sequential(
             nn.ConvTranspose2d(c, 2 * c, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2 * c, colours, 4, 2, 1)
@@ -112,32 +119,26 @@ class INR2JLS(nn.Module):
     def fit_classifier(self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False) -> list[float]:
         """Learn the set's labels from the latents; the encoder learns too if `fine_tune`. Returns every step's loss."""
         refuse_labels(inrs, self.config.classes)
-        frozen = [] if fine_tune else [self.encoder, self.place, self.content, self.generate]
-        kept = [p for part in frozen for p in part.parameters()] + ([] if fine_tune else [self.cells])
-        kept = [p for p in kept if p.requires_grad]  # what the caller froze stays frozen afterwards
-        for p in kept:
-            p.requires_grad_(False)
-
         chance = torch.Generator().manual_seed(settings.seed)
 
         def loss(batch: Batch) -> Tensor:
-            with torch.set_grad_enabled(fine_tune):
+            with torch.set_grad_enabled(fine_tune):  # what has no gradient stays as it is
                 latents = self.encode(batch.stack, batch.siren, self._some_views(chance))
             labels = inrs.labels[batch.index].repeat_interleave(self.config.views)
             return nnf.cross_entropy(self._per_view(latents), labels, label_smoothing=SMOOTHING)
 
-        try:
-            return train(self, inrs, loss, settings)
-        finally:
-            for p in kept:
-                p.requires_grad_(True)
+        return train(self, inrs, loss, settings)
 
     def encode(self, stack: Stack, siren: Siren, views: Sequence[int] = range(VIEWS)) -> Tensor:
         """Latents `[N, V, C, L, L]` of stacked networks, for these of the six views."""
-        latent = self.config.side // 4
+        latent = self.config.side // CELL
         cells = self.cells.unflatten(0, (VIEWS, -1))[list(views)]  # [V, L², place]
         with fast_products(self.training):
             content = self.content(self.encoder(stack, siren))[:, None, None]
+            if self.heard is not None:
+                seen = six_views(siren.images(stack, self.config.side), views)
+                heard = self.heard(seen.flatten(0, 1)).flatten(2).mT
+                content = content + heard.unflatten(0, seen.shape[:2])  # [N, V, L², hidden]
             found = self.generate(torch.relu(self.place(cells) + content))  # [N, V, L², C]
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 
