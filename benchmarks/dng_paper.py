@@ -43,7 +43,7 @@ from dnge_compress.inr import (
 )
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
-from dnge_compress.inr.reader import NETWORK
+from dnge_compress.inr.reader import NETWORK, Reader
 from dnge_compress.inr.sets import pictures
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.shelf import Shelf
@@ -112,12 +112,12 @@ ABLATIONS = {
 }  # fmt: skip
 
 
-class Silent(nn.Module):
+class Silent(Reader):
     """For a control: an encoder that says the same of every network."""
 
-    def __init__(self, siren: Siren) -> None:
+    def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.siren, self.embedding = siren, 1
+        self.outputs, self.embedding = outputs, 1
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Zeros `[N, 1]`."""
@@ -202,10 +202,10 @@ def _reader(arm: str, data: str) -> InrEncoder:
     return InrEncoder(InrEncoderConfig(COLOURS[data], is_absolute=asked.is_absolute, probes=probes, network=network))
 
 
-def _encoder(arm: str, data: str, siren: Siren) -> InrEncoder | FlatEncoder | Silent:
+def _encoder(arm: str, data: str, siren: Siren) -> Reader:
     if ARMS[arm].encoder == "flat":
         return FlatEncoder(siren, NETWORK.embedding)
-    return Silent(siren) if ARMS[arm].encoder == "none" else _reader(arm, data)
+    return Silent(COLOURS[data]) if ARMS[arm].encoder == "none" else _reader(arm, data)
 
 
 def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> InrClassifier:
@@ -237,7 +237,7 @@ def _drawn_then_classified(arm: str, data: str, steps: list[int], folder: Path, 
     torch.manual_seed(seed)
     learned, judged = _sets(data, folder)
     encoder = _encoder(arm, data, learned.siren)
-    model = INR2JLS(encoder, JlsConfig(SIDE[data], is_asking=ARMS[arm].is_asking), COLOURS[data])
+    model = INR2JLS(encoder, JlsConfig(SIDE[data], is_asking=ARMS[arm].is_asking))
     shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     drawing, classifying, tuning = (TrainSettings(count, BATCH, jitter=data, seed=seed) for count in steps)
     model.fit(learned, shown, drawing)

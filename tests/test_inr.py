@@ -27,6 +27,7 @@ from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, I
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
+from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet, about, main, raise_set
 from dnge_compress.inr.siren import Siren, grid
 from dnge_compress.inr.symmetry import canonical, lift, move, recolour
@@ -379,10 +380,10 @@ def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
     assert classifier.accuracy(inrs) == 1.0
 
 
-def small_jls(read: InrEncoder | FlatEncoder | None = None, *, is_asking: bool = False) -> INR2JLS:
+def small_jls(read: Reader | None = None, *, is_asking: bool = False) -> INR2JLS:
     torch.manual_seed(0)
     config = JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6, is_asking=is_asking)
-    return INR2JLS(read or encoder().float(), config, colours=3)
+    return INR2JLS(read or encoder().float(), config)
 
 
 def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
@@ -490,7 +491,6 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: gather([nn.Linear(2, 3).state_dict(), {"weight": torch.tensor([[torch.nan]])}]), "network 1: 'weight'"),
     (lambda: read_chain(nn.Conv2d(1, 2, 3).state_dict()), r"'weight' \[2, 1, 3, 3\] is no weight"),
     (lambda: read_chain({"0.weight": torch.ones(3, 2).long()}), "'0.weight' is torch.int64"),
-    (lambda: INR2JLS(encoder(), JlsConfig(side=8)), "networks of 3 colours and 1 shall be drawn"),
     (lambda: small_jls().fit(a_set(6), torch.full((6, 3, 8, 8), 255.0), TrainSettings(steps=1)), "in −1 … 1"),
     (lambda: small_jls().fit(a_set(6), torch.full((6, 3, 8, 8), torch.nan), TrainSettings(steps=1)), "in −1 … 1"),
     (lambda: fit(torch.zeros(1, 1, 8, 8), Siren(), FitSettings(30, 1e30), 0), "diverged at a learning rate"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dnge_compress.errors import DataError, refuse_below
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, TrainSettings, refuse_empty, refuse_labels, share_right, train
-from dnge_compress.inr.reader import FlatEncoder, InrEncoder
+from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.views import VIEWS, six_views
@@ -58,7 +58,7 @@ class JlsConfig:
 
 
 class INR2JLS(nn.Module):
-    """Encoder, latent generator, decoder and classifier.
+    """Encoder, latent generator, decoder and classifier; as many colours are drawn as the encoder reads outputs.
 
     jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig())
     jls.fit(inrs, images, TrainSettings(steps=2000))
@@ -67,15 +67,10 @@ class INR2JLS(nn.Module):
     classes = jls.classify(inrs.stack, inrs.siren).argmax(1)
     """
 
-    def __init__(self, encoder: InrEncoder | FlatEncoder, config: JlsConfig, colours: int = 1) -> None:
+    def __init__(self, encoder: Reader, config: JlsConfig) -> None:
         super().__init__()
-        known = encoder.config.outputs if isinstance(encoder, InrEncoder) else encoder.siren.widths[-1]
-        if known != colours:
-            raise DataError(
-                f"the encoder reads networks of {known} colours and {colours} shall be drawn; pass `colours`"
-            )
-        self.encoder, self.config, self.colours = encoder, config, colours
-        latent, c = config.side // CELL, config.channels
+        self.encoder, self.config = encoder, config
+        latent, c, colours = config.side // CELL, config.channels, encoder.outputs
         self.cells = nn.Parameter(torch.randn(VIEWS * latent**2, config.place))
         self.place = nn.Linear(config.place, config.hidden)
         self.content = nn.Linear(encoder.embedding, config.hidden)
@@ -98,13 +93,9 @@ class INR2JLS(nn.Module):
         Returns the mean squared error of every step. Raises DataError.
         """
         refuse_empty(inrs)
-        side, last = self.config.side, int(inrs.image.max())
-        if images.shape[1:] != (self.colours, side, side) or last >= len(images) or int(inrs.image.min()) < 0:
-            raise DataError(
-                f"images have shape {tuple(images.shape)}; give one [{self.colours}, {side}, {side}] for each number "
-                f"up to {last}"
-            )
-
+        shape, last = [self.encoder.outputs, self.config.side, self.config.side], int(inrs.image.max())
+        if list(images.shape[1:]) != shape or last >= len(images) or int(inrs.image.min()) < 0:
+            raise DataError(f"images have shape {tuple(images.shape)}; give one {shape} for each number up to {last}")
         if not images.is_floating_point() or not images.abs().max() <= 1:
             raise DataError("images must be floating-point numbers in −1 … 1; see `dnge_compress.inr.sets.pictures`")
         chance = torch.Generator().manual_seed(settings.seed)

@@ -53,20 +53,27 @@ class InrEncoderConfig:
             raise DataError("nodes, features and ends of `network` follow from the SIRENs; leave them as they are")
 
 
-class InrEncoder(nn.Module):
+class Reader(nn.Module):
+    """What turns stacked SIRENs with so many outputs into vectors `[N, embedding]`: `read(stack, siren)`."""
+
+    outputs: int
+    embedding: int
+
+
+class InrEncoder(Reader):
     """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons, shifting their phases and, unless signs
     are free, negating them changes nothing."""
 
     def __init__(self, config: InrEncoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.outputs, self.embedding = config.outputs, config.network.embedding
         nodes = {INPUT: AXES, OUTPUT: config.outputs}
         ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
         known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
         if config.is_absolute:
             known = replace(known, is_relative=False, hears_scale=False)
         self.network = NetworkEncoder(known)
-        self.embedding = config.network.embedding
         self.points = nn.Parameter(_spread(config.probes)) if config.probes else None
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
@@ -85,14 +92,14 @@ class InrEncoder(nn.Module):
         return self.network.embed(chain(siren.widths), stack, features)
 
 
-class FlatEncoder(nn.Module):
+class FlatEncoder(Reader):
     """A rival: a perceptron on all weights in a row, of one shape, its phases and signs canonical."""
 
     def __init__(self, siren: Siren, embedding: int, hidden: int = 512) -> None:
         super().__init__()
         self.siren = siren
+        self.outputs, self.embedding = siren.widths[-1], embedding
         sizes = zip(siren.widths, siren.widths[1:], strict=False)
-        self.embedding = embedding
         self.layers = nn.Sequential(
             nn.LayerNorm(inputs := sum(i * o + o for i, o in sizes)),
             nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
