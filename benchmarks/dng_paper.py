@@ -1,7 +1,8 @@
 """The paper's rows, on networks that we fitted ourselves: SIRENs classified, INR2JLS beside other encoders, ablations.
 
-    dnge inr mnist -o runs/inr/mnist-train.safetensors --jobs 2          # and --split held-out, and cifar10: 20 minutes
-    python benchmarks/dng_paper.py --only mnist --seeds 3 --steps 12000  # writes results/dng_paper.{json,md}
+    dnge inr mnist -o runs/inr/mnist-train.safetensors --jobs 2  # and --split held-out, and cifar10: an hour
+    python benchmarks/dng_paper.py                # all of RUNS: half a day of one core; results/dng_paper.{json,md}
+    python benchmarks/dng_paper.py --only mnist --arms dng --steps 3000
 
 Every arm and seed is kept when it is done, with its steps and seconds; a run that was stopped goes on with those that
 are missing; classifiers that are judged on other widths are kept (runs/inr/models). Arms of fewer steps are other arms.
@@ -55,7 +56,6 @@ TUNED = 5e-4  # rate of fine-tuning
 WIDTHS = (64, 128, 256, 512)
 PACES = {  # how wide networks were fitted: the end of a set's name, and what the table says
     "": "",
-    "-slow": ", fitted at rate 3e-3 · 32 / width",  # --learning-rate 3e-3 · 32 / W
     "-mup": ", fitted at rates of maximal update parametrisation",  # --base-width 32
 }
 JUDGED_WIDE = 1000  # images
@@ -79,14 +79,10 @@ ARMS = {
     "absolute-probes": Arm("DNG with probes, absolute weights", is_probing=True, is_absolute=True),
     "asking": Arm("DNG, cells ask", is_asking=True),
     "static": Arm("static graph", "static"),
-    "static-asking": Arm("static graph, cells ask", "static", is_asking=True),
     "none-asking": Arm("no encoder, cells ask", "none", is_asking=True),
     "flat": Arm("flat perceptron", "flat"),
     "rendered": Arm("rendered, then classified"),
 }
-DIRECT = ("dng", "absolute", "probes", "absolute-probes")
-LATENT = ("dng", "static", "flat", "probes", "asking", "static-asking", "none-asking", "rendered")
-WIDENED = ("dng", "absolute", "absolute-probes")
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
 
 
@@ -112,6 +108,29 @@ ABLATIONS = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Run:
+    """Some arms of a part of the table, and steps of 128 networks; of INR2JLS to draw, to classify and to fine-tune."""
+
+    part: str
+    arms: tuple[str, ...]
+    steps: tuple[int, ...]
+
+
+RUNS = (
+    Run("mnist", ("dng",), (12000,)),
+    Run("mnist", ("absolute", "absolute-probes"), (3000,)),
+    Run("cifar10", ("dng", "probes"), (3000,)),
+    Run("jls-mnist", ("dng", "static", "flat", "rendered"), (600, 300, 150)),
+    Run("jls-mnist", ("asking", "none-asking"), (300, 300, 300)),
+    Run("jls-cifar10", ("dng", "static", "flat", "probes", "rendered"), (600, 300, 150)),
+    Run("jls-cifar10", ("asking", "none-asking", "rendered"), (300, 900, 1800)),
+    Run("ablations", tuple(ABLATIONS), (1000,)),
+    Run("width", ("dng",), (12000,)),
+    Run("width", ("absolute", "absolute-probes"), (3000,)),
+)
+
+
 class Silent(Reader):
     """For a control: an encoder that says the same of every network."""
 
@@ -128,70 +147,73 @@ def main() -> None:
     """Run the arms asked for that are missing, and write the table of all there are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=tuple(PARTS), default=list(PARTS))
+    parser.add_argument("--arms", nargs="*", choices=(*ARMS, *ABLATIONS), default=[*ARMS, *ABLATIONS])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=12000, help="of 128 networks each; INR2JLS: to draw")
-    parser.add_argument("--then", type=int, nargs=2, metavar=("CLASSIFY", "TUNE"),
-                        help="steps of INR2JLS after drawing: half and a quarter as many by default")  # fmt: skip
+    parser.add_argument("--steps", type=int, nargs="+", help="in place of those of RUNS; three of INR2JLS")
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
-    parser.add_argument("--arms", nargs="*", choices=tuple(ARMS), default=list(ARMS))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for part in options.only:
-        PARTS[part](options)
+    for run in RUNS:
+        arms = tuple(arm for arm in run.arms if arm in options.arms)
+        if run.part in options.only and arms:
+            PARTS[run.part](Run(run.part, arms, tuple(options.steps or run.steps)), options.seeds, options.inrs)
     publish()
 
 
-def direct(data: str, options: argparse.Namespace) -> None:
+def direct(data: str, run: Run, seeds: int, folder: Path) -> None:
     """Classes by the encoder and a head: from the weights alone, and with probes."""
-    for seed, arm in product(range(options.seeds), _asked(DIRECT, options)):
-        _measure(f"{data}, DNG only", ARMS[arm].told, options.steps, seed,
-                 lambda s, a=arm: _judged(_classifier(a, data, options.steps, s, options.inrs),
-                                          options.inrs / f"{data}-test.safetensors"))  # fmt: skip
+    (steps,) = run.steps
+
+    def measured(arm: str, seed: int) -> dict[str, float]:
+        return _judged(_classifier(arm, data, steps, seed, folder), folder / f"{data}-test.safetensors")
+
+    for seed, arm in product(range(seeds), run.arms):
+        _measure(f"{data}, DNG only", ARMS[arm].told, steps, seed, partial(measured, arm))
 
 
-def ablations(options: argparse.Namespace) -> None:
+def ablations(run: Run, seeds: int, folder: Path) -> None:
     """One choice at a time, at equal steps, without moves of the pictures."""
+    (steps,) = run.steps
 
-    def measured(config: InrEncoderConfig, seed: int) -> dict[str, float]:
+    def measured(name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
-        classifier = InrClassifier(InrEncoder(config))
-        _taught(classifier, "mnist", options.steps, seed, options.inrs, jitter="none")
-        return _judged(classifier, options.inrs / "mnist-test.safetensors")
+        classifier = InrClassifier(InrEncoder(ABLATIONS[name]))
+        _taught(classifier, "mnist", steps, seed, folder, jitter="none")
+        return _judged(classifier, folder / "mnist-test.safetensors")
 
-    for seed, (name, config) in product(range(options.seeds), ABLATIONS.items()):
-        _measure("mnist, ablations", name, options.steps, seed, partial(measured, config))
+    for seed, name in product(range(seeds), run.arms):
+        _measure("mnist, ablations", name, steps, seed, partial(measured, name))
 
 
-def widths(options: argparse.Namespace) -> None:
+def widths(run: Run, seeds: int, folder: Path) -> None:
     """The classifiers of width 32, judged on networks of other widths, fitted as PACES say: 1,000 each, by
     `dnge inr mnist --split held-out --count 1000 --hidden W W -o runs/inr/mnist-test-WPACE.safetensors` and the option.
     """
-    files = [("mnist-test", "32")]
-    files += [(f"mnist-test-{w}{pace}", f"{w}{told}") for pace, told in PACES.items() for w in WIDTHS]
-    for seed, arm, (file, told) in product(range(options.seeds), _asked(WIDENED, options), files):
-        networks = options.inrs / f"{file}.safetensors"
-        if not networks.is_file():
-            print(f"no {networks}: left out; see the docstring of `widths`", file=sys.stderr)
-            continue
-        _measure("mnist, width transfer", f"{ARMS[arm].told}, judged at {told}", options.steps, seed,
-                 lambda s, a=arm, f=networks: _judged(_classifier(a, "mnist", options.steps, s, options.inrs), f,
-                                                      JUDGED_WIDE))  # fmt: skip
+    (steps,) = run.steps
+
+    def measured(arm: str, file: Path, seed: int) -> dict[str, float]:
+        return _judged(_classifier(arm, "mnist", steps, seed, folder), file, JUDGED_WIDE)
+
+    files = {"32": folder / "mnist-test.safetensors"}
+    files |= {
+        f"{w}{told}": folder / f"mnist-test-{w}{pace}.safetensors" for pace, told in PACES.items() for w in WIDTHS
+    }
+    for missing in sorted(file for file in files.values() if not file.is_file()):
+        print(f"no {missing}: left out; see the docstring of `widths`", file=sys.stderr)
+    for seed, arm, (told, file) in product(range(seeds), run.arms, files.items()):
+        if file.is_file():
+            _measure("mnist, width transfer", f"{ARMS[arm].told}, judged at {told}", steps, seed,
+                     partial(measured, arm, file))  # fmt: skip
 
 
-def jls(data: str, options: argparse.Namespace) -> None:
+def jls(data: str, run: Run, seeds: int, folder: Path) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
-    then = options.then or (options.steps // 2, options.steps // 4)
-    steps = [options.steps, *(max(1, count) for count in then)]
-    for seed, arm in product(range(options.seeds), _asked(LATENT, options)):
+    for seed, arm in product(range(seeds), run.arms):
         if arm == "rendered":  # as many steps as INR2JLS takes in all
-            found, taken = partial(_rendered, data, sum(steps), options.inrs), sum(steps)
+            found, taken = partial(_rendered, data, sum(run.steps), folder), sum(run.steps)
         else:
-            found, taken = partial(_drawn_then_classified, arm, data, steps, options.inrs), steps
+            found, taken = partial(_drawn_then_classified, arm, data, run.steps, folder), list(run.steps)
         _measure(f"{data}, INR2JLS", ARMS[arm].told, taken, seed, found)
-
-
-def _asked(arms: Sequence[str], options: argparse.Namespace) -> list[str]:
-    return [arm for arm in arms if arm in options.arms]
 
 
 def _reader(arm: str, data: str) -> InrEncoder:
@@ -233,7 +255,7 @@ def _judged(classifier: InrClassifier, file: Path, count: int | None = None) -> 
     return {"accuracy": classifier.accuracy(networks), "parameters": _size(classifier.encoder)}
 
 
-def _drawn_then_classified(arm: str, data: str, steps: list[int], folder: Path, seed: int) -> dict[str, float]:
+def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Path, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, folder)
     encoder = _encoder(arm, data, learned.siren)
@@ -311,11 +333,11 @@ def _size(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], None]] = {
-    "mnist": lambda o: direct("mnist", o),
-    "cifar10": lambda o: direct("cifar10", o),
-    "jls-mnist": lambda o: jls("mnist", o),
-    "jls-cifar10": lambda o: jls("cifar10", o),
+PARTS: dict[str, Callable[[Run, int, Path], None]] = {
+    "mnist": partial(direct, "mnist"),
+    "cifar10": partial(direct, "cifar10"),
+    "jls-mnist": partial(jls, "mnist"),
+    "jls-cifar10": partial(jls, "cifar10"),
     "ablations": ablations,
     "width": widths,
 }
