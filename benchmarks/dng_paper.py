@@ -1,6 +1,7 @@
 """The paper's rows, on networks that we fitted ourselves: SIRENs classified, INR2JLS beside other encoders, ablations.
 
-    dnge inr mnist -o runs/inr/mnist-train.safetensors --jobs 2  # and --split held-out, and cifar10: an hour
+    dnge inr mnist -o runs/inr/mnist-train.safetensors --jobs 2                   # an hour for these and cifar10's
+    dnge inr mnist --split held-out -o runs/inr/mnist-test.safetensors --jobs 2
     python benchmarks/dng_paper.py                # all of RUNS: half a day of one core; results/dng_paper.{json,md}
     python benchmarks/dng_paper.py --only mnist --arms dng --steps 3000
 
@@ -14,43 +15,31 @@ those networks were fitted by others. CIFAR-10 is a JPEG copy. Choices were made
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as nnf
+from dng_arms import ABLATIONS, ARMS, COLOURS, RUNS, SIDE, Rendered, Run, graph_encoder, reader
 from dng_tables import publish
 from harness import DATA, keep_rows, kept_rows
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from dnge_compress.encoder.messages import LEARNED, MAGNITUDE, RAW, random_fourier
+from dnge_compress.errors import DataError
 from dnge_compress.images import images
-from dnge_compress.inr import (
-    INR2JLS,
-    FlatEncoder,
-    InrClassifier,
-    InrEncoder,
-    InrEncoderConfig,
-    InrSet,
-    JlsConfig,
-    TrainSettings,
-)
+from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
-from dnge_compress.inr.reader import NETWORK, Reader
 from dnge_compress.inr.sets import pictures
-from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.shelf import Shelf
 
-SIDE = {"mnist": 28, "cifar10": 32}
-COLOURS = {"mnist": 1, "cifar10": 3}
 BATCH = 128
 TUNED = 5e-4  # rate of fine-tuning
 WIDTHS = (64, 128, 256, 512)
@@ -59,88 +48,7 @@ PACES = {  # how wide networks were fitted: the end of a set's name, and what th
     "-mup": ", fitted at rates of maximal update parametrisation",  # --base-width 32
 }
 JUDGED_WIDE = 1000  # images
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Who reads the networks: what the tables call it, and how its encoder and its latent differ from ours."""
-
-    told: str
-    encoder: str = "dynamic"
-    is_probing: bool = False
-    is_absolute: bool = False
-    is_asking: bool = False
-
-
-ARMS = {
-    "dng": Arm("DNG"),
-    "absolute": Arm("DNG, absolute weights", is_absolute=True),
-    "probes": Arm("DNG with probes", is_probing=True),
-    "absolute-probes": Arm("DNG with probes, absolute weights", is_probing=True, is_absolute=True),
-    "asking": Arm("DNG, cells ask", is_asking=True),
-    "static": Arm("static graph", "static"),
-    "none-asking": Arm("no encoder, cells ask", "none", is_asking=True),
-    "flat": Arm("flat perceptron", "flat"),
-    "rendered": Arm("rendered, then classified"),
-}
-PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
-
-
-def _varied(signs: str = "free", **choices: Any) -> InrEncoderConfig:
-    return InrEncoderConfig(signs=signs, network=replace(NETWORK, **choices))
-
-
-ABLATIONS = {
-    "free signs, forward, raw weights, sine candidates": _varied(),
-    "canonical signs": _varied("canonical"),
-    "neurons beside their negative twins": _varied("twins"),
-    "order shuffled": _varied(order="shuffled"),
-    "static graph, three rounds": _varied(order="static"),
-    "GRU (tanh candidates)": _varied(update="gru"),
-    "MLP for the GRU": _varied(update="mlp"),
-    "both sweeps": _varied(directions="both"),
-    "φ = {W}, {|W|, W²}": _varied(streams=(RAW, MAGNITUDE)),
-    "φ = {W}, learned sines and cosines": _varied(streams=(RAW, LEARNED)),
-    "φ = {W} as it is, means over sources": _varied(is_relative=False, is_rooted=False),
-    "φ = 256 random Fourier features of W as it is, means over sources": _varied(
-        streams=(random_fourier(256),), is_relative=False
-    ),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Run:
-    """Some arms of a part of the table, and steps of 128 networks; of INR2JLS to draw, to classify and to fine-tune."""
-
-    part: str
-    arms: tuple[str, ...]
-    steps: tuple[int, ...]
-
-
-RUNS = (
-    Run("mnist", ("dng",), (12000,)),
-    Run("mnist", ("absolute", "absolute-probes"), (3000,)),
-    Run("cifar10", ("dng", "probes"), (3000,)),
-    Run("jls-mnist", ("dng", "static", "flat", "rendered"), (600, 300, 150)),
-    Run("jls-mnist", ("asking", "none-asking"), (300, 300, 300)),
-    Run("jls-cifar10", ("dng", "static", "flat", "probes", "rendered"), (600, 300, 150)),
-    Run("jls-cifar10", ("asking", "none-asking", "rendered"), (300, 900, 1800)),
-    Run("ablations", tuple(ABLATIONS), (1000,)),
-    Run("width", ("dng",), (12000,)),
-    Run("width", ("absolute", "absolute-probes"), (3000,)),
-)
-
-
-class Silent(Reader):
-    """For a control: an encoder that says the same of every network."""
-
-    def __init__(self, outputs: int) -> None:
-        super().__init__()
-        self.outputs, self.embedding = outputs, 1
-
-    def forward(self, stack: Stack, siren: Siren) -> Tensor:
-        """Zeros `[N, 1]`."""
-        return stack["0.bias"].new_zeros(len(stack["0.bias"]), 1)
+DRAWN = 2048  # images
 
 
 def main() -> None:
@@ -153,56 +61,58 @@ def main() -> None:
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for run in RUNS:
-        arms = tuple(arm for arm in run.arms if arm in options.arms)
-        if run.part in options.only and arms:
-            PARTS[run.part](Run(run.part, arms, tuple(options.steps or run.steps)), options.seeds, options.inrs)
+    try:
+        runs = [_asked(run, options.arms, options.steps) for run in RUNS if run.part in options.only]
+    except DataError as e:
+        parser.error(str(e))
+    for run in runs:
+        PARTS[run.part](run, options.seeds, options.inrs)
     publish()
+
+
+def _asked(run: Run, arms: Sequence[str], steps: Sequence[int] | None) -> Run:
+    return Run(run.part, tuple(arm for arm in run.arms if arm in arms), tuple(steps or run.steps))
 
 
 def direct(data: str, run: Run, seeds: int, folder: Path) -> None:
     """Classes by the encoder and a head: from the weights alone, and with probes."""
-    (steps,) = run.steps
 
     def measured(arm: str, seed: int) -> dict[str, float]:
-        return _judged(_classifier(arm, data, steps, seed, folder), folder / f"{data}-test.safetensors")
+        return _judged(_classifier(arm, data, run.steps[0], seed, folder), folder / f"{data}-test.safetensors")
 
     for seed, arm in product(range(seeds), run.arms):
-        _measure(f"{data}, DNG only", ARMS[arm].told, steps, seed, partial(measured, arm))
+        _measure(f"{data}, DNG only", ARMS[arm].told, run.steps, seed, partial(measured, arm))
 
 
 def ablations(run: Run, seeds: int, folder: Path) -> None:
-    """One choice at a time, at equal steps, without moves of the pictures."""
-    (steps,) = run.steps
+    """One choice at a time, or as many as a name says, at equal steps, without moves of the pictures."""
 
     def measured(name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         classifier = InrClassifier(InrEncoder(ABLATIONS[name]))
-        _taught(classifier, "mnist", steps, seed, folder, jitter="none")
+        _teach(classifier, "mnist", TrainSettings(run.steps[0], BATCH, seed=seed), folder)
         return _judged(classifier, folder / "mnist-test.safetensors")
 
     for seed, name in product(range(seeds), run.arms):
-        _measure("mnist, ablations", name, steps, seed, partial(measured, name))
+        _measure("mnist, ablations", name, run.steps, seed, partial(measured, name))
 
 
 def widths(run: Run, seeds: int, folder: Path) -> None:
     """The classifiers of width 32, judged on networks of other widths, fitted as PACES say: 1,000 each, by
     `dnge inr mnist --split held-out --count 1000 --hidden W W -o runs/inr/mnist-test-WPACE.safetensors` and the option.
     """
-    (steps,) = run.steps
 
     def measured(arm: str, file: Path, seed: int) -> dict[str, float]:
-        return _judged(_classifier(arm, "mnist", steps, seed, folder), file, JUDGED_WIDE)
+        return _judged(_classifier(arm, "mnist", run.steps[0], seed, folder), file, JUDGED_WIDE)
 
     files = {"32": folder / "mnist-test.safetensors"}
-    files |= {
-        f"{w}{told}": folder / f"mnist-test-{w}{pace}.safetensors" for pace, told in PACES.items() for w in WIDTHS
-    }
+    for (pace, told), width in product(PACES.items(), WIDTHS):
+        files[f"{width}{told}"] = folder / f"mnist-test-{width}{pace}.safetensors"
     for missing in sorted(file for file in files.values() if not file.is_file()):
         print(f"no {missing}: left out; see the docstring of `widths`", file=sys.stderr)
     for seed, arm, (told, file) in product(range(seeds), run.arms, files.items()):
         if file.is_file():
-            _measure("mnist, width transfer", f"{ARMS[arm].told}, judged at {told}", steps, seed,
+            _measure("mnist, width transfer", f"{ARMS[arm].told}, judged at {told}", run.steps, seed,
                      partial(measured, arm, file))  # fmt: skip
 
 
@@ -210,44 +120,31 @@ def jls(data: str, run: Run, seeds: int, folder: Path) -> None:
     """INR2JLS with the DNG encoder and with others, and convolutions on the rendered pictures."""
     for seed, arm in product(range(seeds), run.arms):
         if arm == "rendered":  # as many steps as INR2JLS takes in all
-            found, taken = partial(_rendered, data, sum(run.steps), folder), sum(run.steps)
+            steps: tuple[int, ...] = (sum(run.steps),)
+            measured = partial(_rendered, data, steps[0], folder)
         else:
-            found, taken = partial(_drawn_then_classified, arm, data, run.steps, folder), list(run.steps)
-        _measure(f"{data}, INR2JLS", ARMS[arm].told, taken, seed, found)
-
-
-def _reader(arm: str, data: str) -> InrEncoder:
-    """The graph encoder of an arm, for networks of these pictures."""
-    asked = ARMS[arm]
-    network = replace(NETWORK, order="static" if asked.encoder == "static" else "inference")
-    probes = PROBES[data] if asked.is_probing else 0
-    return InrEncoder(InrEncoderConfig(COLOURS[data], is_absolute=asked.is_absolute, probes=probes, network=network))
-
-
-def _encoder(arm: str, data: str, siren: Siren) -> Reader:
-    if ARMS[arm].encoder == "flat":
-        return FlatEncoder(siren, NETWORK.embedding)
-    return Silent(COLOURS[data]) if ARMS[arm].encoder == "none" else _reader(arm, data)
+            steps, measured = run.steps, partial(_drawn_then_classified, arm, data, run.steps, folder)
+        _measure(f"{data}, INR2JLS", ARMS[arm].told, steps, seed, measured)
 
 
 def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> InrClassifier:
     """The classifier of "DNG only": kept once it is trained, since another row judges it on other widths."""
-    file = folder / "models" / f"{data}-{arm}-{steps}-{seed}.safetensors"
+    torch.manual_seed(seed)
+    encoder = graph_encoder(ARMS[arm], data)
+    classifier = InrClassifier(encoder)
+    known = hashlib.sha256(repr(encoder.config).encode()).hexdigest()[:8]
+    file = folder / "models" / f"{data}-{arm}-{known}-{steps}-{seed}.safetensors"
     if file.is_file():
-        classifier = InrClassifier(_reader(arm, data))
         load_model(classifier, str(file))
         return classifier
-    torch.manual_seed(seed)
-    classifier = _taught(InrClassifier(_reader(arm, data)), data, steps, seed, folder, jitter=data)
+    _teach(classifier, data, TrainSettings(steps, BATCH, jitter=data, seed=seed), folder)
     file.parent.mkdir(exist_ok=True)
     save_model(classifier, str(file))
     return classifier
 
 
-def _taught(classifier: InrClassifier, data: str, steps: int, seed: int, folder: Path, *, jitter: str) -> InrClassifier:
-    learned = InrSet.load(folder / f"{data}-train.safetensors")
-    classifier.fit(learned, TrainSettings(steps, BATCH, jitter=jitter, seed=seed))
-    return classifier
+def _teach(classifier: InrClassifier, data: str, settings: TrainSettings, folder: Path) -> None:
+    classifier.fit(InrSet.load(folder / f"{data}-train.safetensors"), settings)
 
 
 def _judged(classifier: InrClassifier, file: Path, count: int | None = None) -> dict[str, float]:
@@ -258,66 +155,50 @@ def _judged(classifier: InrClassifier, file: Path, count: int | None = None) -> 
 def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Path, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, folder)
-    encoder = _encoder(arm, data, learned.siren)
+    encoder = reader(ARMS[arm], data, learned.siren)
     model = INR2JLS(encoder, JlsConfig(SIDE[data], is_asking=ARMS[arm].is_asking))
-    shown = pictures(images(data, "train", shelf=_shelf()), slice(None))
     drawing, classifying, tuning = (TrainSettings(count, BATCH, jitter=data, seed=seed) for count in steps)
-    model.fit(learned, shown, drawing)
-    seen = pictures(images(data, "held-out", shelf=_shelf()), slice(None))
-    error = [
-        (model.decode(model.encode(part.stack, part.siren))[:, 0] - seen[part.image]).square().mean().detach()
-        for part in in_pieces(judged.select(slice(0, 2048)))
-    ]
+    model.fit(learned, pictures(images(data, "train", shelf=_shelf()), slice(None)), drawing)
+    drawn = _decibels(model, data, judged.select(slice(0, DRAWN)))
     model.fit_classifier(learned, classifying)
     frozen = model.accuracy(judged)
     model.fit_classifier(learned, replace(tuning, learning_rate=TUNED), fine_tune=True)
-    drawn = float(-10 * (sum(error) / len(error) / 4).log10())
     return {"accuracy": frozen, "fine-tuned": model.accuracy(judged), "drawn, dB": drawn, "parameters": _size(encoder)}
 
 
-class Rendered(nn.Module):
-    """The rival that has the function itself: the networks rendered on the grid of pixels, and convolutions."""
-
-    def __init__(self, side: int, colours: int) -> None:
-        super().__init__()
-        self.side = side
-        self.layers = nn.Sequential(
-            nn.Conv2d(colours, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Dropout2d(0.2),
-            nn.Conv2d(64, 96, 3, 2, 1), nn.BatchNorm2d(96), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2),
-            nn.LazyLinear(10),
-        )  # fmt: skip
-        self.layers(torch.zeros(2, colours, side, side))
-
-    def forward(self, stack: Stack, siren: Siren) -> Tensor:
-        """Logits `[N, 10]`."""
-        return self.layers(siren.images(stack, self.side))
+@torch.no_grad()
+def _decibels(model: INR2JLS, data: str, inrs: InrSet) -> float:
+    """Peak signal to noise of the drawn pictures, by the mean of their squared errors."""
+    wanted = pictures(images(data, "held-out", shelf=_shelf()), slice(None))
+    errors = [
+        nnf.mse_loss(model.decode(model.encode(part.stack, part.siren, [0]))[:, 0], wanted[part.image])
+        for part in in_pieces(inrs)
+    ]
+    return float(-10 * (torch.stack(errors).mean() / 4).log10())
 
 
 def _rendered(data: str, steps: int, folder: Path, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
     learned, judged = _sets(data, folder)
-    model = Rendered(SIDE[data], learned.siren.widths[-1])
+    model = Rendered(SIDE[data], COLOURS[data])
 
     def loss(batch: Batch) -> Tensor:
-        return nnf.cross_entropy(
-            model(batch.stack, batch.siren), learned.labels[batch.index], label_smoothing=SMOOTHING
-        )
+        labels = learned.labels[batch.index]
+        return nnf.cross_entropy(model(batch.stack, batch.siren), labels, label_smoothing=SMOOTHING)
 
     train(model, learned, loss, TrainSettings(steps, BATCH, jitter=data, seed=seed))
     return {"accuracy": share_right(model, judged), "parameters": _size(model)}
 
 
-def _measure(
-    row: str, arm: str, steps: int | list[int], seed: int, measured: Callable[[int], dict[str, float]]
-) -> None:
-    if any((r["row"], r["arm"], r["steps"], r["seed"]) == (row, arm, steps, seed) for r in kept_rows("dng_paper")):
+def _measure(row: str, arm: str, steps: Sequence[int], seed: int, measured: Callable[[int], dict[str, float]]) -> None:
+    """Measure one arm and seed, unless that is done, and keep it."""
+    known = {"row": row, "arm": arm, "steps": list(steps), "seed": seed}
+    if any(known.items() <= kept.items() for kept in kept_rows("dng_paper")):
         return
     started = time.perf_counter()
     values = measured(seed)
     seconds = round(time.perf_counter() - started)
-    found = {"row": row, "arm": arm, "steps": steps, "seed": seed, "seconds": seconds, **values}
-    keep_rows("dng_paper", [*kept_rows("dng_paper"), found])
+    keep_rows("dng_paper", [*kept_rows("dng_paper"), known | {"seconds": seconds} | values])
     print(f"{row} · {arm} · seed {seed}: {values}, {seconds} s", flush=True)
 
 

@@ -11,7 +11,7 @@ from harness import kept_rows, markdown, over_seeds, write
 
 @dataclass(frozen=True)
 class Row:
-    """What one arm is compared with: published cells that are anchors, and what the issue asks."""
+    """What a table's arms are compared with: published cells that are anchors, and the least accuracy asked for, %."""
 
     anchor: str
     must: str = ""
@@ -28,26 +28,24 @@ ROWS = {
         "5 points below width 32 at most",
     ),
 }
-NOTES = [
-    "Accuracy on the networks of all 10,000 held-out images (width transfer: the first 1,000; decoded: the first "
-    "2,048), mean ± half of the 95 % interval over the seeds (by Student's t; none with one seed). SIRENs [2, 32, "
-    "32, c], every one from a random initialisation of its own; CIFAR-10 is a JPEG copy. A step is 128 networks. "
-    "While learning, pictures are moved at random (not in the ablations), which is exact on the weights; the "
-    "paper's augmentation is ten more fits of each image. Minutes of one core, other jobs beside it; machines "
-    "differ, and some have no bfloat16. *Reduced*, for want of a GPU: rows of fewer than three seeds, and all of "
-    "INR2JLS (the paper takes 400,000 steps).",
-    "",
-    "Signs of neurons are canonical unless an arm says otherwise. The flat perceptron learned little at the rate and "
-    "steps of the others, and was not tuned. Wide networks that were fitted by maximal update parametrisation have "
-    "matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *Absolute weights* are taken at inference's "
-    "scale. *With probes* the network's function is asked at learned points, a square grid at first, and every node "
-    "hears its own answers there. Where *cells ask*, every cell of the latent hears the picture's pixels that it "
-    "draws. Neither is the weights alone, and both are near to *rendered, then classified*; *no encoder* is the "
-    "control that says what the encoder adds. INR2JLS takes steps to draw, to classify and to fine-tune; the "
-    "rendered rival takes them all to classify, knows one view, and its whole size is given, of the others the "
-    "encoder's. The shuffled order is one order for all seeds. The arm of random Fourier features "
-    "differs in more than φ: weights are not relative, and messages are not rooted.",
-]
+NOTES = """\
+Accuracy on the networks of all 10,000 held-out images (width transfer: the first 1,000; drawn: the first 2,048), mean
+± half of the 95 % interval over the seeds (by Student's t; none with one seed). SIRENs [2, 32, 32, c], every one from
+a random initialisation of its own; CIFAR-10 is a JPEG copy. A step is 128 networks. While learning, pictures are
+moved at random (not in the ablations), which is exact on the weights; the paper's augmentation is ten more fits of
+each image. Minutes of one core, other jobs beside it; machines differ, and some have no bfloat16. *Reduced*, for want
+of a GPU: rows of fewer than three seeds, and all of INR2JLS (the paper takes 400,000 steps).
+
+Signs of neurons are canonical, in the ablations free, unless an arm says otherwise. The flat perceptron learned
+little at the rate and steps of the others, and was not tuned. Wide networks that were fitted by maximal update
+parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *Absolute weights* are taken
+at inference's scale. *With probes* the network's function is asked at learned points, a square grid at first, and
+every hidden and output node hears its own answers there. Where *cells ask*, every cell of the latent hears the
+network's pixels that it draws. Neither is the weights alone, and both are near to *rendered, then classified*; *no
+encoder* is the control that says what the encoder adds. INR2JLS takes steps to draw, to classify with the encoder
+frozen (*accuracy*) and to fine-tune; the rendered rival takes them all to classify, knows one view, and its whole
+size is given, of the others the encoder's alone. The shuffled order is one order for all seeds. The arm of random
+Fourier features differs in more than φ: weights are not relative, and messages are not rooted."""
 
 
 def publish() -> None:
@@ -57,8 +55,7 @@ def publish() -> None:
         arms: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for r in kept_rows("dng_paper"):
             if r["row"] == row:
-                steps = r["steps"] if isinstance(r["steps"], list) else [r["steps"]]
-                arms.setdefault((r["arm"], " + ".join(map(str, steps))), []).append(r)
+                arms.setdefault((r["arm"], " + ".join(map(str, r["steps"]))), []).append(r)
         if not arms:
             continue
         asked = f"; must {about.must}" if about.must else ""
@@ -68,6 +65,6 @@ def publish() -> None:
                   over_seeds([r["drawn, dB"] for r in found if "drawn, dB" in r], 2),
                   f"{found[0]['parameters'] / 1e3:.0f} k", f"{statistics.mean(r['seconds'] for r in found) / 60:.0f}"]
                  for (arm, steps), found in arms.items()]  # fmt: skip
-        head = ["arm", "steps", "seeds", "accuracy, %", "fine-tuned, %", "decoded, dB", "encoder", "minutes"]
+        head = ["arm", "steps", "seeds", "accuracy, %", "fine-tuned, %", "drawn, dB", "encoder", "minutes"]
         lines += [*markdown(head, cells), ""]
-    write("dng_paper", "The paper's rows, on self-fitted networks", [*lines, *NOTES])
+    write("dng_paper", "The paper's rows, on self-fitted networks", [*lines, NOTES])

@@ -3,7 +3,7 @@
 from dnge_compress.inr.classifier import InrClassifier
 from dnge_compress.inr.jls import INR2JLS, JlsConfig
 from dnge_compress.inr.learning import TrainSettings
-from dnge_compress.inr.reader import FlatEncoder, InrEncoder, InrEncoderConfig
+from dnge_compress.inr.reader import FlatEncoder, InrEncoder, InrEncoderConfig, Reader
 from dnge_compress.inr.sets import InrSet, gather
 from dnge_compress.inr.siren import Siren
 
@@ -15,6 +15,7 @@ __all__ = [
     "InrEncoderConfig",
     "InrSet",
     "JlsConfig",
+    "Reader",
     "Siren",
     "TrainSettings",
     "gather",

@@ -1,4 +1,4 @@
-"""Classes of pictures from the weights of their networks alone: an encoder and a small head."""
+"""Classes of pictures from their networks: an encoder and a small head."""
 
 from __future__ import annotations
 

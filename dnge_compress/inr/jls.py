@@ -30,11 +30,12 @@ CELL = 4  # pixels of a cell's side, by the decoder's two doublings
 
 @dataclass(frozen=True)
 class JlsConfig:
-    """Sizes: side of the square images (a multiple of 4), latent channels, width of the latent generator, classes.
+    """Sizes: side of the square images (a multiple of 4), latent channels, width of the latent generator, size of a
+    cell's learned vector (`place`), classes; and the share of the classifier's inputs that is dropped while it learns.
 
     `views` of the six, drawn anew, are learned from in one step; the others cost as much and teach little more.
-    `is_asking` lets every cell hear what the network answers at the pixels that the cell draws: the latent then knows
-    the function, not the weights alone.
+    `is_asking` lets every cell hear the network's picture, clamped to −1 … 1, at the pixels that the cell draws: the
+    latent then knows the function, not the weights alone.
     """
 
     side: int = 28
@@ -88,7 +89,7 @@ class INR2JLS(nn.Module):
         self.recognise(torch.zeros(2, c, latent, latent))  # gives the last layer its size
 
     def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings) -> list[float]:
-        """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from the weights alone.
+        """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from their networks.
 
         Returns the mean squared error of every step. Raises DataError.
         """
@@ -108,7 +109,10 @@ class INR2JLS(nn.Module):
         return train(self, inrs, loss, settings)
 
     def fit_classifier(self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False) -> list[float]:
-        """Learn the set's labels from the latents; the encoder learns too if `fine_tune`. Returns every step's loss."""
+        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`.
+
+        Returns the loss of every step. Raises DataError.
+        """
         refuse_labels(inrs, self.config.classes)
         chance = torch.Generator().manual_seed(settings.seed)
 

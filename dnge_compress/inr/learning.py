@@ -51,12 +51,16 @@ class Batch:
 def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
     """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError.
 
-    The same module, set and settings give the same result; torch's global random generator is left as it was.
+    The same module, set and settings give the same result; torch's global random generator is left as it was. The
+    module is ready to answer afterwards, whatever happened.
     """
     refuse_empty(inrs)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)  # dropout
-        return _trained(module, inrs, loss, settings)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)  # dropout
+            return _trained(module, inrs, loss, settings)
+    finally:
+        module.eval()
 
 
 def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
@@ -81,7 +85,6 @@ def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], s
         if (step + 1) % TELL_EVERY == 0:
             recent = sum(losses[-TELL_EVERY:]) / TELL_EVERY
             print(f"step {step + 1}/{settings.steps}, loss {recent:.4f}", file=sys.stderr, flush=True)
-    module.eval()
     return losses
 
 

@@ -54,15 +54,20 @@ class InrEncoderConfig:
 
 
 class Reader(nn.Module):
-    """What turns stacked SIRENs with so many outputs into vectors `[N, embedding]`: `read(stack, siren)`."""
+    """What `INR2JLS` and `InrClassifier` read networks with: vectors of size `embedding`, of networks of `outputs`
+    colours."""
 
     outputs: int
     embedding: int
 
+    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+        """Vectors `[N, embedding]` of stacked networks. Raises DataError on networks that it can't read."""
+        raise NotImplementedError
+
 
 class InrEncoder(Reader):
-    """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons, shifting their phases and, unless signs
-    are free, negating them changes nothing."""
+    """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons, shifting their phases by half turns and,
+    unless signs are free, negating them changes nothing."""
 
     def __init__(self, config: InrEncoderConfig) -> None:
         super().__init__()
@@ -135,7 +140,7 @@ def _probed(features: dict[str, Tensor], stack: Stack, siren: Siren, points: Ten
 
 
 def _absolute(stack: Stack, siren: Siren) -> dict[str, Tensor]:
-    """Weights of which sums over the root of their number are what inference adds, of size one in new networks."""
+    """Weights times the root of their fan-in, near unit size in new networks: sums over that root are inference's."""
     root = {f"{layer}.weight": siren.widths[layer] ** 0.5 for layer in range(siren.depth)}
     return {name: t * root[name] * _unit(name, siren) if name in root else t for name, t in stack.items()}
 

@@ -43,7 +43,7 @@ class InrSet:
     labels: Tensor  # int64 [N]
     image: Tensor  # int64 [N], number of the image within its split
     psnr: Tensor  # [N], decibels; NaN where nobody measured it
-    about: dict[str, Any]  # data, split, fits, seed, settings
+    about: dict[str, Any]  # how they were made (`about`); nothing of gathered ones
 
     def __post_init__(self) -> None:
         count = len(self.labels)

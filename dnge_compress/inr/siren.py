@@ -62,11 +62,12 @@ class Siren:
         """What every layer answers at the points `[P, 2]`: `[N, P, U]` each, the last one's the colours."""
         found = []
         x = points.expand(len(stack["0.weight"]), -1, -1)
-        for layer in range(self.depth):
-            x = torch.baddbmm(stack[f"{layer}.bias"][:, None], x, stack[f"{layer}.weight"].mT)
-            if layer < self.depth - 1:
-                x = torch.sin(self.omega * x)
-            found.append(x)
+        with torch.autocast("cpu", enabled=False):  # sines of ω times bfloat16 would be others'
+            for layer in range(self.depth):
+                x = torch.baddbmm(stack[f"{layer}.bias"][:, None], x, stack[f"{layer}.weight"].mT)
+                if layer < self.depth - 1:
+                    x = torch.sin(self.omega * x)
+                found.append(x)
         return found
 
     def images(self, stack: Stack, side: int) -> Tensor:
