@@ -87,6 +87,7 @@ RUNS = (
     Run("mnist", ("absolute", "absolute-probes"), (3000,)),
     Run("cifar10", ("dng", "probes"), (3000,)),
     Run("jls-mnist", ("dng", "static", "flat", "rendered"), (600, 300, 150)),
+    Run("jls-mnist", ("dng",), (960, 480, 240)),  # as many minutes as the static graph takes for 600
     Run("jls-mnist", ("asking", "silent-asking"), (300, 300, 300)),
     Run("jls-cifar10", ("dng", "static", "flat", "probes", "rendered"), (600, 300, 150)),
     Run("jls-cifar10", ("asking", "silent-asking", "rendered"), (300, 900, 1800)),
