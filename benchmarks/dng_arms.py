@@ -26,6 +26,7 @@ class Arm:
 
     told: str
     encoder: str = "dynamic"
+    signs: str = "canonical"
     is_probing: bool = False
     is_absolute: bool = False
     is_asking: bool = False
@@ -35,9 +36,9 @@ ARMS = {
     "dng": Arm("DNG"),
     "absolute": Arm("DNG, absolute weights", is_absolute=True),
     "probes": Arm("DNG with probes", is_probing=True),
-    "absolute-probes": Arm("DNG with probes, absolute weights", is_probing=True, is_absolute=True),
     "asking": Arm("DNG, cells ask", is_asking=True),
     "silent-asking": Arm("no encoder, cells ask", "silent", is_asking=True),
+    "free-probes": Arm("DNG with probes, signs as fitting left them", signs="free", is_probing=True),
     "static": Arm("static graph", "static"),
     "flat": Arm("flat perceptron", "flat"),
     "rendered": Arm("rendered, then classified", "none"),
@@ -84,16 +85,16 @@ class Run:
 
 RUNS = (
     Run("mnist", ("dng",), (12000,)),
-    Run("mnist", ("absolute", "absolute-probes"), (3000,)),
+    Run("mnist", ("absolute", "free-probes"), (3000,)),
     Run("cifar10", ("dng", "probes"), (3000,)),
     Run("jls-mnist", ("dng", "static", "flat", "rendered"), (600, 300, 150)),
     Run("jls-mnist", ("dng",), (960, 480, 240)),  # as many minutes as the static graph takes for 600
     Run("jls-mnist", ("asking", "silent-asking"), (300, 300, 300)),
     Run("jls-cifar10", ("dng", "static", "flat", "probes", "rendered"), (600, 300, 150)),
-    Run("jls-cifar10", ("asking", "silent-asking", "rendered"), (300, 900, 1800)),
+    Run("jls-cifar10", ("probes", "asking", "silent-asking", "rendered"), (300, 900, 1800)),
     Run("ablations", tuple(ABLATIONS), (1000,)),
     Run("width", ("dng",), (12000,)),
-    Run("width", ("absolute", "absolute-probes"), (3000,)),
+    Run("width", ("absolute",), (3000,)),
 )
 
 
@@ -101,7 +102,7 @@ def graph_encoder(arm: Arm, data: str) -> InrEncoder:
     """The dynamic or static encoder of an arm, for networks of these pictures."""
     network = replace(NETWORK, order="static" if arm.encoder == "static" else "inference")
     probes = PROBES[data] if arm.is_probing else 0
-    return InrEncoder(InrEncoderConfig(COLOURS[data], is_absolute=arm.is_absolute, probes=probes, network=network))
+    return InrEncoder(InrEncoderConfig(COLOURS[data], arm.signs, arm.is_absolute, probes, network))
 
 
 def reader(arm: Arm, data: str, siren: Siren) -> Reader:
