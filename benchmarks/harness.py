@@ -137,8 +137,9 @@ class Table:
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    """The lines of a table; bars within cells are escaped."""
+    escaped = [[cell.replace("|", "\\|") for cell in cells] for cells in (head, ["---"] * len(head), *rows)]
+    return [f"| {' | '.join(cells)} |" for cells in escaped]
 
 
 def kept_rows(name: str) -> list[dict[str, Any]]:
