@@ -156,7 +156,7 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     torch.manual_seed(seed)
     learned, judged = _sets(data, folder)
     encoder = reader(ARMS[arm], data, learned.siren)
-    model = INR2JLS(encoder, JlsConfig(SIDE[data], is_asking=ARMS[arm].is_asking))
+    model = INR2JLS(encoder, JlsConfig(SIDE[data]))
     drawing, classifying, tuning = (TrainSettings(count, BATCH, jitter=data, seed=seed) for count in steps)
     model.fit(learned, pictures(images(data, "train", shelf=_shelf()), slice(None)), drawing)
     drawn = _decibels(model, data, judged.select(slice(0, DRAWN)))

@@ -33,7 +33,7 @@ class NetworkEncoderConfig:
     `ends` units of the space that is written last are read side by side, each by weights of its own; 0 takes the mean
     of however many there are. `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each
     stream of messages; `is_relative` takes weights relative to their block's root mean square, and `hears_scale`
-    tells updates its log. `order`, `update`, `gain` and `is_rooted` are those of `walk` and `Sweep`.
+    tells updates its log. `order`, `update`, `gain`, `is_rooted` and `is_normed` are those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
@@ -50,6 +50,7 @@ class NetworkEncoderConfig:
     hears_scale: bool = True
     gain: float = 1.5
     is_rooted: bool = True
+    is_normed: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "streams", tuple(tuple(s) for s in self.streams))  # JSON knows lists only
@@ -79,7 +80,7 @@ class NetworkEncoder(nn.Module):
         self.sweeps = nn.ModuleList(
             Sweep(h, f + (h if i else 0), config.streams, backward=backward, nodes=config.nodes,
                   is_relative=config.is_relative, hears_scale=config.hears_scale, update=config.update,
-                  gain=config.gain, is_rooted=config.is_rooted)
+                  gain=config.gain, is_rooted=config.is_rooted, is_normed=config.is_normed)
             for i, backward in enumerate(directions * config.rounds)
         )  # fmt: skip
         size = len(self.sweeps) * h

@@ -70,7 +70,7 @@ class Sweep(nn.Module):
     are; `hears_scale` tells an update the log of its blocks' scales. `update` is "gru", "sine" (a GRU with a sine for
     its tanh, as SIRENs compute) or "mlp"; `gain` is what messages are multiplied by at first. Messages are means over
     the sources; `is_rooted` makes those over raw weights sums over the root of their number, which doesn't shrink with
-    width where weights are independent.
+    width where weights are independent. `is_normed` False leaves the LayerNorm of new states out.
     """
 
     def __init__(
@@ -86,6 +86,7 @@ class Sweep(nn.Module):
         update: str = "gru",
         gain: float = 1.0,
         is_rooted: bool = False,
+        is_normed: bool = True,
     ) -> None:
         super().__init__()
         self.backward_in_time = backward
@@ -100,7 +101,7 @@ class Sweep(nn.Module):
         self.scale = nn.Linear(2, hidden)  # log scale of the block, bias
         self.features = nn.Linear(features, hidden)
         self.update = UPDATES[update](hidden)
-        self.norm = nn.LayerNorm(hidden)
+        self.norm = nn.LayerNorm(hidden) if is_normed else nn.Identity()
         self.nodes = nn.ParameterDict({name: torch.randn(units, hidden) for name, units in (nodes or {}).items()})
 
     def forward(
@@ -122,7 +123,7 @@ class Sweep(nn.Module):
 
     def alone(self, graph: ModelGraph, features: Mapping[str, Tensor]) -> States:
         """For ablation: states from each unit's own features, as if no message ever came."""
-        empty = self.norm.weight.new_zeros(1, len(self.norm.weight))
+        empty = self.mix.bias.new_zeros(1, len(self.mix.bias))
         own = {s.name: self._own(graph, s.name, features) for s in graph.spaces}
         return {name: self.norm(self.update(x, empty.expand(len(x), -1))) for name, x in own.items()}
 

@@ -47,7 +47,7 @@ def _moments(
     graph: ModelGraph, weights: Mapping[str, Tensor], sweep: Sweep, order: str
 ) -> Iterable[Sequence[Snapshot]]:
     """Which snapshots act together: each by itself, or all of them, a few times."""
-    dtype, backward = sweep.norm.weight.dtype, sweep.backward_in_time
+    dtype, backward = sweep.mix.weight.dtype, sweep.backward_in_time
     if order == "inference":
         return ([step] for step in snapshots(graph, weights, dtype, backward=backward))
     steps = list(snapshots(graph, weights, dtype))

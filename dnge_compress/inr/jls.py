@@ -1,8 +1,7 @@
 """INR2JLS: a latent space that a network's weights and its image share (arXiv 2607.02166), learned by decoding.
 
 The encoder reads the weights; every cell of the latent (one per view and place) makes its own channels of the
-embedding; a small decoder draws the image and its five flips and turns. A classifier reads the latents. Cells may ask
-the function as well, each at the pixels of its own part of the picture: probe features by place.
+embedding; a small decoder draws the image and its five flips and turns. A classifier reads the latents.
 
 Letters: N networks, V views, C latent channels, L side of the latent, S side of the image, E size of the embedding.
 """
@@ -34,8 +33,6 @@ class JlsConfig:
     cell's learned vector (`place`), classes; and the share of the classifier's inputs that is dropped while it learns.
 
     `views` of the six, drawn anew, are learned from in one step; the others cost as much and teach little more.
-    `is_asking` lets every cell hear the network's picture, clamped to −1 … 1, at the pixels that the cell draws: the
-    latent then knows the function, not the weights alone.
     """
 
     side: int = 28
@@ -45,7 +42,6 @@ class JlsConfig:
     classes: int = 10
     dropout: float = 0.2
     views: int = 2
-    is_asking: bool = False
 
     def __post_init__(self) -> None:
         refuse_below(1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place,
@@ -75,7 +71,6 @@ class INR2JLS(nn.Module):
         self.cells = nn.Parameter(torch.randn(VIEWS * latent**2, config.place))
         self.place = nn.Linear(config.place, config.hidden)
         self.content = nn.Linear(encoder.embedding, config.hidden)
-        self.heard = nn.Conv2d(colours, config.hidden, CELL, CELL) if config.is_asking else None
         self.generate = nn.Linear(config.hidden, c)
         self.draw = nn.Sequential(
             nn.ConvTranspose2d(c, 2 * c, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2 * c, colours, 4, 2, 1)
@@ -130,10 +125,6 @@ class INR2JLS(nn.Module):
         cells = self.cells.unflatten(0, (VIEWS, -1))[list(views)]  # [V, L², place]
         with fast_products(self.training):
             content = self.content(self.encoder(stack, siren))[:, None, None]
-            if self.heard is not None:
-                seen = six_views(siren.images(stack, self.config.side), views)
-                heard = self.heard(seen.flatten(0, 1)).flatten(2).mT
-                content = content + heard.unflatten(0, seen.shape[:2])  # [N, V, L², hidden]
             found = self.generate(torch.relu(self.place(cells) + content))  # [N, V, L², C]
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 

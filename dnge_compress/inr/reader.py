@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from torch.func import vmap
 
 from dnge_compress.encoder.messages import RAW
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
+from dnge_compress.encoder.sweeps import States
 from dnge_compress.errors import DataError, UnknownNameError, refuse_below
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
+from dnge_compress.inr.initial import AXES, begin_as_inference, spread
 from dnge_compress.inr.siren import Siren, Stack, grid
 from dnge_compress.inr.symmetry import canonical, lift
+from dnge_compress.types import ModelGraph
 
 PLACES = 5  # a side of the grid of points at which first-layer neurons are looked at
-AXES = 2  # inputs: row and column
 SIGNS = ("canonical", "twins", "free")
+INITIAL = ("inference", "random")
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
 
@@ -32,15 +35,17 @@ class InrEncoderConfig:
 
     `signs`, of neurons and of all their weights, say nothing of the function. "canonical" makes every phase positive;
     "twins" puts each neuron beside its negative, which no small change of a weight flips, at twice the cost; "free"
-    leaves them as they are. `is_absolute` takes weights at the scale that inference gives them, and not relative to
-    their block's: what neurons hear then doesn't change with a network's width, if it was fitted by maximal update
-    parametrisation. `probes` points, learned, are sent through the network, and every node hears what it answers there:
-    probe features (Kofinas et al. 2024, arXiv 2403.12143). They know the function, not the weights alone.
+    leaves them as they are. `initial` values of "inference" make the walk the network's own inference before anything
+    is learned, at as many points as states have channels; weights are then taken at the scale that inference gives
+    them, so that what neurons hear doesn't change with a network's width, if it was fitted by maximal update
+    parametrisation. "random" ones know nothing, and weights are relative to their block's. `probes` points, learned,
+    are sent through the network, and every node hears what it answers there: probe features (Kofinas et al. 2024,
+    arXiv 2403.12143). They ask the function, not the weights alone.
     """
 
     outputs: int = 1
     signs: str = "canonical"
-    is_absolute: bool = False
+    initial: str = "inference"
     probes: int = 0
     network: NetworkEncoderConfig = NETWORK
 
@@ -49,8 +54,13 @@ class InrEncoderConfig:
         refuse_below(0, probes=self.probes)
         if self.signs not in SIGNS:
             raise UnknownNameError("signs", self.signs, SIGNS)
+        if self.initial not in INITIAL:
+            raise UnknownNameError("initial", self.initial, INITIAL)
         if (self.network.nodes, self.network.features, self.network.ends) != ({}, 1, 0):
             raise DataError("nodes, features and ends of `network` follow from the SIRENs; leave them as they are")
+        chosen = (self.network.streams, self.network.directions, self.network.update)
+        if self.initial == "inference" and chosen != (NETWORK.streams, NETWORK.directions, NETWORK.update):
+            raise DataError("a walk begins as inference over raw weights, forward and with sines; use initial='random'")
 
 
 class Reader(nn.Module):
@@ -76,13 +86,25 @@ class InrEncoder(Reader):
         nodes = {INPUT: AXES, OUTPUT: config.outputs}
         ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
         known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
-        if config.is_absolute:
-            known = replace(known, is_relative=False, hears_scale=False)
+        begins = config.initial == "inference"
+        if begins:
+            known = replace(known, is_relative=False, hears_scale=False, is_rooted=True, is_normed=False)
         self.network = NetworkEncoder(known)
-        self.points = nn.Parameter(_spread(config.probes)) if config.probes else None
+        if begins:
+            begin_as_inference(self.network.sweeps[0])
+        self.points = nn.Parameter(spread(config.probes)) if config.probes else None
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""
+        return self.network.embed(*self._heard(stack, siren))
+
+    def states(self, stack: Stack, siren: Siren) -> States:
+        """Readout per node: space ("input", "hidden1", …, "output") → `[N, U, H]`. Raises DataError as `forward`."""
+        graph, weights, features = self._heard(stack, siren)
+        return vmap(lambda w, f: self.network.states(graph, w, f))(weights, features)
+
+    def _heard(self, stack: Stack, siren: Siren) -> tuple[ModelGraph, dict[str, Tensor], dict[str, Tensor]]:
+        """The graph of the networks, and stacked weights and node features as the walk hears them."""
         ends = (AXES, self.config.outputs)
         if (siren.widths[0], siren.widths[-1]) != ends:
             raise DataError(f"networks {siren.widths} don't have the encoder's inputs and outputs {ends}")
@@ -92,9 +114,9 @@ class InrEncoder(Reader):
         features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
         if self.points is not None:
             features = _probed(features, stack, siren, self.points)
-        if self.config.is_absolute:
-            stack = _absolute(stack, siren)
-        return self.network.embed(chain(siren.widths), stack, features)
+        if self.config.initial == "inference":
+            stack = _at_scale(stack, siren)
+        return chain(siren.widths), stack, features
 
 
 class FlatEncoder(Reader):
@@ -139,18 +161,14 @@ def _probed(features: dict[str, Tensor], stack: Stack, siren: Siren, points: Ten
     return {n: torch.cat([features.get(n, blank), a.mT], -1) for n, a in zip(names, answers, strict=True)}
 
 
-def _absolute(stack: Stack, siren: Siren) -> dict[str, Tensor]:
-    """Weights times the root of their fan-in, near unit size in new networks: sums over that root are inference's."""
-    root = {f"{layer}.weight": siren.widths[layer] ** 0.5 for layer in range(siren.depth)}
-    return {name: t * root[name] * _unit(name, siren) if name in root else t for name, t in stack.items()}
-
-
-def _spread(count: int) -> Tensor:
-    """Points `[count, 2]` in −1 … 1: the centres of a grid's cells where the number is a square, else spread evenly."""
-    side = math.isqrt(count)
-    if side**2 == count:
-        return grid(side)
-    return torch.quasirandom.SobolEngine(AXES, scramble=True, seed=0).draw(count) * 2 - 1
+def _at_scale(stack: Stack, siren: Siren) -> dict[str, Tensor]:
+    """Phases and colours as inference adds them up; weights times the root of their number, as messages are over it."""
+    found = {}
+    for layer in range(siren.depth):
+        scale = siren.omega if layer < siren.depth - 1 else 1.0
+        found[f"{layer}.weight"] = stack[f"{layer}.weight"] * (scale * siren.widths[layer] ** 0.5)
+        found[f"{layer}.bias"] = stack[f"{layer}.bias"] * scale
+    return found
 
 
 def _unit(name: str, siren: Siren) -> float:
