@@ -87,6 +87,7 @@ RUNS = (
     Run("mnist", ("random",), (12000,)),
     Run("cifar10", ("dng", "random", "random-probes"), (3000,)),
     Run("jls-mnist", ("dng", "static", "random", "random-static", "flat", "rendered"), (600, 300, 150)),
+    Run("jls-mnist", ("dng",), (2400, 1200, 600)),
     Run("jls-mnist", ("random",), (960, 480, 240)),  # as many minutes as the static graph takes for 600
     Run("jls-cifar10", ("dng", "random", "random-static", "random-probes", "flat", "rendered"), (600, 300, 150)),
     Run("jls-cifar10", ("random-probes",), (1800, 900, 450)),
