@@ -1,4 +1,4 @@
-"""Who takes part in the tables of the paper's rows: encoders, rivals and controls, and how many steps they learn."""
+"""Who takes part in the tables of the paper's rows: encoders and rivals, and how many steps they learn."""
 
 from __future__ import annotations
 

@@ -66,7 +66,8 @@ def main() -> None:
     except DataError as e:
         parser.error(str(e))
     for run in runs:
-        PARTS[run.part](run, options.seeds, options.inrs)
+        if run.arms:
+            PARTS[run.part](run, options.seeds, options.inrs)
     publish()
 
 

@@ -26,11 +26,10 @@ from dnge_compress.errors import (
 from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
-from dnge_compress.inr.initial import spread
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.reader import NETWORK, Reader
 from dnge_compress.inr.sets import InrSet, about, main, raise_set
-from dnge_compress.inr.siren import Siren, grid
+from dnge_compress.inr.siren import Siren, grid, spread
 from dnge_compress.inr.symmetry import canonical, lift, move, recolour
 from dnge_compress.inr.views import JITTERS, Moves, six_views
 from dnge_compress.precision import fast_products, has_bfloat16
@@ -462,6 +461,16 @@ def test_functions_are_asked_in_full_precision_while_products_are_fast() -> None
     with torch.autocast("cpu", torch.bfloat16):
         asked = inrs.siren.images(inrs.stack, 8)
     torch.testing.assert_close(asked, inrs.siren.images(inrs.stack, 8), rtol=0, atol=0)
+
+
+def test_features_are_made_in_full_precision_while_products_are_fast(monkeypatch) -> None:
+    inrs, read, heard = a_set(2), encoder().float(), []
+    monkeypatch.setattr(read.network, "embed", lambda graph, stack, features: heard.append(features))
+    with torch.autocast("cpu", torch.bfloat16):
+        read(inrs.stack, inrs.siren)
+    read(inrs.stack, inrs.siren)
+    for name, fast in heard[0].items():
+        torch.testing.assert_close(fast, heard[1][name], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 11])

@@ -7,16 +7,12 @@ channels: what probe features are (Kofinas et al. 2024, arXiv 2403.12143), by th
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor
 
 from dnge_compress.encoder.sweeps import GRU, Sweep
 from dnge_compress.inr.chain import INPUT
-from dnge_compress.inr.siren import grid
+from dnge_compress.inr.siren import spread
 
-AXES = 2  # inputs: row and column
 SHUT = 4.0  # of a gate's logit, at first
 
 
@@ -37,11 +33,3 @@ def begin_as_inference(sweep: Sweep) -> None:
         layer.weight[2 * size :] = torch.eye(size)
     update.from_input.bias[:size] = SHUT  # the candidate hears the whole message
     update.from_input.bias[size : 2 * size] = -SHUT  # and takes its place
-
-
-def spread(count: int) -> Tensor:
-    """Points `[count, 2]` in −1 … 1: the centres of a grid's cells where the number is a square, else spread evenly."""
-    side = math.isqrt(count)
-    if side**2 == count:
-        return grid(side)
-    return torch.quasirandom.SobolEngine(AXES, scramble=True, seed=0).draw(count) * 2 - 1

@@ -14,8 +14,8 @@ from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
 from dnge_compress.encoder.sweeps import States
 from dnge_compress.errors import DataError, UnknownNameError, refuse_below
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
-from dnge_compress.inr.initial import AXES, begin_as_inference, spread
-from dnge_compress.inr.siren import Siren, Stack, grid
+from dnge_compress.inr.initial import begin_as_inference
+from dnge_compress.inr.siren import AXES, Siren, Stack, grid, spread
 from dnge_compress.inr.symmetry import canonical, lift
 from dnge_compress.types import ModelGraph
 
@@ -23,7 +23,6 @@ PLACES = 5  # a side of the grid of points at which first-layer neurons are look
 SIGNS = ("canonical", "twins", "free")
 INITIAL = ("inference", "random")
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
-
 
 # What reads SIRENs best in the time that it takes (dev/LOG.md): raw weights, forward, and sines as the networks have.
 NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine")
@@ -111,7 +110,8 @@ class InrEncoder(Reader):
         stack = canonical(stack, siren, signed=self.config.signs == "canonical")
         if self.config.signs == "twins":
             stack, siren = lift(stack, siren)
-        features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
+        with torch.autocast("cpu", enabled=False):  # as `Siren.answers`
+            features = {f"hidden{i}": _features(stack, siren, i - 1) for i in range(1, siren.depth)}
         if self.points is not None:
             features = _probed(features, stack, siren, self.points)
         if self.config.initial == "inference":

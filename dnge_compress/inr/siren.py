@@ -9,6 +9,7 @@ Letters: N networks, P points, C channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from dnge_compress.errors import DataError, refuse_below
 
 Stack = Mapping[str, Tensor]
+AXES = 2  # inputs: row and column
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ def grid(side: int) -> Tensor:
     """Centres of the pixels of a square image, row by row: `[side², 2]`."""
     line = (torch.arange(side) + 0.5) / side * 2 - 1
     return torch.cartesian_prod(line, line)
+
+
+def spread(count: int) -> Tensor:
+    """Points `[count, 2]` in −1 … 1: the centres of a grid's cells where the number is a square, else spread evenly."""
+    side = math.isqrt(count)
+    if side**2 == count:
+        return grid(side)
+    return torch.quasirandom.SobolEngine(AXES, scramble=True, seed=0).draw(count) * 2 - 1
 
 
 def take(stack: Stack, index: Tensor | slice) -> dict[str, Tensor]:
