@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import LEARNED, MAGNITUDE, RAW, random_fourier
+from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.errors import DataError
 from dnge_compress.inr import FlatEncoder, InrEncoder, InrEncoderConfig
 from dnge_compress.inr.reader import NETWORK, Reader
@@ -17,38 +18,45 @@ from dnge_compress.inr.siren import Siren, Stack
 SIDE = {"mnist": 28, "cifar10": 32}
 COLOURS = {"mnist": 1, "cifar10": 3}
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
+NARROW = replace(NETWORK, ends_hidden=0, embedding=256)
 
 
 @dataclass(frozen=True)
 class Arm:
     """Who reads the networks: what the tables call it, its encoder ("dynamic" or "static" graph, "flat" perceptron,
-    "none" where nothing encodes), its initial values, signs, and whether it probes."""
+    "none" where nothing encodes), its initial values, signs, whether it probes, and what else its network is."""
 
     told: str
     encoder: str = "dynamic"
     initial: str = "inference"
     signs: str = "canonical"
     is_probing: bool = False
+    network: NetworkEncoderConfig = NETWORK
 
 
 ARMS = {
     "dng": Arm("DNG"),
     "static": Arm("static graph", "static"),
-    "random": Arm("DNG, random initial values", initial="random"),
-    "random-static": Arm("static graph, random initial values", "static", initial="random"),
-    "random-probes": Arm("DNG with probes, random initial values", initial="random", is_probing=True),
+    "probes": Arm("DNG with probes", is_probing=True),
+    "random": Arm("DNG, random initial values", initial="random", network=NARROW),
+    "random-static": Arm("static graph, random initial values", "static", initial="random", network=NARROW),
+    "random-probes": Arm("DNG with probes, random initial values", initial="random", is_probing=True, network=NARROW),
     "free-probes": Arm("DNG with probes, random initial values, signs as fitting left them", initial="random",
-                       signs="free", is_probing=True),
-    "flat": Arm("flat perceptron", "flat"),
+                       signs="free", is_probing=True, network=NARROW),
+    "flat": Arm("flat perceptron", "flat", network=NARROW),
     "rendered": Arm("rendered, then classified", "none"),
 }  # fmt: skip
 
 
 def _varied(signs: str = "free", **choices: Any) -> InrEncoderConfig:
-    return InrEncoderConfig(signs=signs, initial="random", network=replace(NETWORK, **choices))
+    return InrEncoderConfig(signs=signs, initial="random", network=replace(NARROW, **choices))
 
 
 ABLATIONS = {
+    "begins as inference": InrEncoderConfig(),
+    "begins as inference, order shuffled": InrEncoderConfig(network=replace(NETWORK, order="shuffled")),
+    "begins as inference, static graph, three rounds": InrEncoderConfig(network=replace(NETWORK, order="static")),
+    "as large, random initial values": InrEncoderConfig(initial="random"),
     "free signs, forward, raw weights, sine candidates": _varied(),
     "canonical signs": _varied("canonical"),
     "neurons beside their negative twins": _varied("twins"),
@@ -83,23 +91,25 @@ class Run:
 
 
 RUNS = (
-    Run("mnist", ("dng", "free-probes"), (3000,)),
+    Run("mnist", ("dng", "probes", "free-probes"), (3000,)),
     Run("mnist", ("random",), (12000,)),
-    Run("cifar10", ("dng", "random", "random-probes"), (3000,)),
+    Run("cifar10", ("dng", "probes", "random", "random-probes"), (3000,)),
     Run("jls-mnist", ("dng", "static", "random", "random-static", "flat", "rendered"), (600, 300, 150)),
-    Run("jls-mnist", ("dng",), (2400, 1200, 600)),
+    Run("jls-mnist", ("dng",), (600, 300, 2400)),
     Run("jls-mnist", ("random",), (960, 480, 240)),  # as many minutes as the static graph takes for 600
-    Run("jls-cifar10", ("dng", "random", "random-static", "random-probes", "flat", "rendered"), (600, 300, 150)),
+    Run("jls-cifar10", ("dng", "static", "random", "random-static", "random-probes", "flat", "rendered"),
+        (600, 300, 150)),
+    Run("jls-cifar10", ("dng",), (600, 300, 4800)),
     Run("jls-cifar10", ("random-probes",), (1800, 900, 450)),
     Run("ablations", tuple(ABLATIONS), (1000,)),
     Run("width", ("dng",), (3000,)),
     Run("width", ("random",), (12000,)),
-)
+)  # fmt: skip
 
 
 def graph_encoder(arm: Arm, data: str) -> InrEncoder:
     """The dynamic or static encoder of an arm, for networks of these pictures."""
-    network = replace(NETWORK, order="static" if arm.encoder == "static" else "inference")
+    network = replace(arm.network, order="static" if arm.encoder == "static" else "inference")
     probes = PROBES[data] if arm.is_probing else 0
     return InrEncoder(InrEncoderConfig(COLOURS[data], arm.signs, arm.initial, probes, network))
 
@@ -107,7 +117,7 @@ def graph_encoder(arm: Arm, data: str) -> InrEncoder:
 def reader(arm: Arm, data: str, siren: Siren) -> Reader:
     """Whatever encodes an arm's networks for INR2JLS."""
     if arm.encoder == "flat":
-        return FlatEncoder(siren, NETWORK.embedding)
+        return FlatEncoder(siren, arm.network.embedding)
     return graph_encoder(arm, data)
 
 

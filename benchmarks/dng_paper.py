@@ -19,7 +19,6 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -41,7 +40,6 @@ from dnge_compress.inr.sets import pictures
 from dnge_compress.shelf import Shelf
 
 BATCH = 128
-TUNED = 5e-4  # rate of fine-tuning
 WIDTHS = (64, 128, 256, 512)
 PACES = {  # how wide networks were fitted: the end of a set's name, and what the table says
     "": "",
@@ -163,7 +161,7 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     drawn = _decibels(model, data, judged.select(slice(0, DRAWN)))
     model.fit_classifier(learned, classifying)
     frozen = model.accuracy(judged)
-    model.fit_classifier(learned, replace(tuning, learning_rate=TUNED), fine_tune=True)
+    model.fit_classifier(learned, tuning, fine_tune=True)
     return {"accuracy": frozen, "fine-tuned": model.accuracy(judged), "drawn, dB": drawn, "parameters": _size(encoder)}
 
 

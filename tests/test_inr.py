@@ -209,6 +209,32 @@ def test_a_walk_begins_as_the_inference_of_its_network(hidden: int, signs: str) 
     torch.testing.assert_close(read.states(stack, SIREN)["output"], shown.mT.sin(), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("initial", "share"), [("inference", 0.1), ("random", 1.0)])
+def test_a_walk_that_begins_as_inference_learns_at_a_share_of_the_rate(initial: str, share: float) -> None:
+    inrs, read = a_set(6), InrEncoder(InrEncoderConfig(3, initial=initial, network=replace(NETWORK, hidden=16)))
+    classifier = InrClassifier(read, classes=3)
+    before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
+    classifier.fit(inrs, TrainSettings(steps=3, batch=6, weight_decay=0, begun_rate=0.1))
+    change = {name: float((p.detach() - before[name]).abs().max()) for name, p in classifier.named_parameters()}
+    walk, head = (
+        change["encoder.network.sweeps.0.mix.bias"],
+        change["head.1.bias"],
+    )  # Adam's steps are of the rate's size
+    assert walk / head == pytest.approx(share, rel=0.2)
+
+
+def test_a_walk_can_stay_as_it_began() -> None:
+    inrs, read = a_set(6), InrEncoder(InrEncoderConfig(3, network=replace(NETWORK, hidden=16)))
+    before = [p.detach().clone() for p in read.begun()]
+    InrClassifier(read, classes=3).fit(inrs, TrainSettings(steps=3, batch=6, begun_rate=0))
+    assert all(torch.equal(p, old) for p, old in zip(read.begun(), before, strict=True))
+
+
+def test_outputs_are_read_by_as_many_units_as_asked_for() -> None:
+    sizes = [InrEncoder(InrEncoderConfig(1, network=replace(NETWORK, ends_hidden=e))).network.beside for e in (0, 24)]
+    assert sizes[0] is None and sizes[1] is not None and sizes[1][0].out_features == 24
+
+
 def test_the_same_seed_teaches_the_same_whatever_was_drawn_before() -> None:
     first, inrs = InrClassifier(encoder().float(), classes=3), a_set(6)
     second = copy.deepcopy(first)
@@ -500,6 +526,8 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: random_fourier(7), "7 features"),
     (lambda: TrainSettings(steps=0), "steps is 0"),
     (lambda: TrainSettings(learning_rate=float("nan")), "learning_rate is nan"),
+    (lambda: TrainSettings(begun_rate=-1), "begun_rate is -1"),
+    (lambda: NetworkEncoderConfig(ends_hidden=-1), "ends_hidden is -1"),
     (lambda: FitSettings(learning_rate=float("inf")), "learning_rate is inf"),
     (lambda: JlsConfig(dropout=2.0), "dropout is 2.0"),
     (lambda: replace(a_set(3), labels=torch.zeros(2).long()), r"'0.bias' of 2 networks"),

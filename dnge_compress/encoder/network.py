@@ -30,15 +30,17 @@ class NetworkEncoderConfig:
     """Sizes of an encoder of whole networks, and the choices that its ablations vary.
 
     `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
-    `ends` units of the space that is written last are read side by side, each by weights of its own; 0 takes the mean
-    of however many there are. `rounds` counts forward-and-backward pairs. `streams` are the basis functions φ of each
-    stream of messages; `is_relative` takes weights relative to their block's root mean square, and `hears_scale`
-    tells updates its log. `order`, `update`, `gain`, `is_rooted` and `is_normed` are those of `walk` and `Sweep`.
+    `ends` units of the space that is written last are read side by side, each by weights of its own, by `ends_hidden`
+    units (0: 2 · `hidden`); with `ends` 0 they are read by their mean, however many there are. `rounds` counts
+    forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages; `is_relative` takes
+    weights relative to their block's root mean square, and `hears_scale` tells updates its log. `order`, `update`,
+    `gain`, `is_rooted` and `is_normed` are those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
     features: int = 1
     ends: int = 0
+    ends_hidden: int = 0
     hidden: int = 64
     embedding: int = 256
     rounds: int = 1
@@ -56,7 +58,7 @@ class NetworkEncoderConfig:
         object.__setattr__(self, "streams", tuple(tuple(s) for s in self.streams))  # JSON knows lists only
         refuse_below(1, features=self.features, hidden=self.hidden, embedding=self.embedding, rounds=self.rounds,
                      streams=len(self.streams))  # fmt: skip
-        refuse_below(0, ends=self.ends)
+        refuse_below(0, ends=self.ends, ends_hidden=self.ends_hidden)
         for what, value, known in (
             ("directions", self.directions, DIRECTIONS),
             ("order", self.order, ORDERS),
@@ -83,10 +85,12 @@ class NetworkEncoder(nn.Module):
                   gain=config.gain, is_rooted=config.is_rooted, is_normed=config.is_normed)
             for i, backward in enumerate(directions * config.rounds)
         )  # fmt: skip
-        size = len(self.sweeps) * h
+        size, last = len(self.sweeps) * h, config.ends_hidden if config.ends and config.ends_hidden else 2 * h
         self.pooled = nn.Sequential(nn.Linear(size, 2 * h), nn.SiLU())
-        self.beside = nn.Sequential(nn.Linear(config.ends * size, 2 * h), nn.SiLU()) if config.ends else None
-        self.joined = nn.Sequential(nn.Linear(4 * 2 * h, config.embedding), nn.SiLU(), nn.LayerNorm(config.embedding))
+        self.beside = nn.Sequential(nn.Linear(config.ends * size, last), nn.SiLU()) if config.ends else None
+        self.joined = nn.Sequential(
+            nn.Linear(3 * 2 * h + last, config.embedding), nn.SiLU(), nn.LayerNorm(config.embedding)
+        )
 
     def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
         """The embedding `[E]` of one network, from node features per space `[U, F]`."""

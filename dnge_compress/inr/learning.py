@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.errors import DataError, UnknownNameError, refuse_below, refuse_rate
+from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.inr.views import JITTERS, Moves
@@ -21,11 +23,15 @@ TELL_EVERY = 200  # steps
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """AdamW with one rise and a cosine fall of the rate; `jitter` names the random moves of the pictures."""
+    """AdamW with one rise and a cosine fall of the rate; `jitter` names the random moves of the pictures.
+
+    What a `Reader` has `begun` with learns at `begun_rate` of the rate, as pretrained layers under a new head do.
+    """
 
     steps: int = 2000
     batch: int = 128
     learning_rate: float = 2e-3
+    begun_rate: float = 0.1
     weight_decay: float = 0.02
     jitter: str = "none"
     seed: int = 0
@@ -34,7 +40,7 @@ class TrainSettings:
         if self.jitter not in JITTERS:
             raise UnknownNameError("jitter", self.jitter, JITTERS)
         refuse_below(1, steps=self.steps, batch=self.batch)
-        refuse_below(0, weight_decay=self.weight_decay)
+        refuse_below(0, weight_decay=self.weight_decay, begun_rate=self.begun_rate)
         refuse_rate(self.learning_rate)
 
 
@@ -65,10 +71,11 @@ def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], sett
 
 def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
     learning = [p for p in module.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(learning, settings.learning_rate, weight_decay=settings.weight_decay)
+    groups = _groups(module, settings)
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     steps = max(3, settings.steps)  # fewer have no room for a rise and a fall
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=steps, pct_start=max(RISE, 2 / steps)
+        optimiser, [group["lr"] for group in groups], total_steps=steps, pct_start=max(RISE, 2 / steps)
     )
     losses = []
     module.train()
@@ -86,6 +93,16 @@ def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], s
             recent = sum(losses[-TELL_EVERY:]) / TELL_EVERY
             print(f"step {step + 1}/{settings.steps}, loss {recent:.4f}", file=sys.stderr, flush=True)
     return losses
+
+
+def _groups(module: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """The parameters that ask for gradients, by their rates; groups without any are left out."""
+    begun = {id(p) for reader in module.modules() if isinstance(reader, Reader) for p in reader.begun()}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in module.parameters() if p.requires_grad and (id(p) in begun) == is_begun], "lr": rate}
+        for is_begun, rate in ((True, settings.learning_rate * settings.begun_rate), (False, settings.learning_rate))
+    ]
+    return [group for group in groups if group["params"]]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,7 +26,7 @@ INITIAL = ("inference", "random")
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
 # What reads SIRENs best in the time that it takes (dev/LOG.md): raw weights, forward, and sines as the networks have.
-NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine")
+NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine", ends_hidden=768, embedding=512)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Reader(nn.Module):
         """Vectors `[N, embedding]` of stacked networks. Raises DataError on networks that it can't read."""
         raise NotImplementedError
 
+    def begun(self) -> Iterable[nn.Parameter]:
+        """The parameters whose initial values know something already; they learn slower (`TrainSettings`)."""
+        return ()
+
 
 class InrEncoder(Reader):
     """SIRENs of any width and depth as vectors `[N, E]`; permuting neurons, shifting their phases by half turns and,
@@ -83,7 +88,7 @@ class InrEncoder(Reader):
         self.config = config
         self.outputs, self.embedding = config.outputs, config.network.embedding
         nodes = {INPUT: AXES, OUTPUT: config.outputs}
-        ends = config.outputs if config.outputs > 1 else 0  # colours are not averaged
+        ends = config.outputs if config.outputs > 1 or config.network.ends_hidden else 0  # colours are not averaged
         known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
         begins = config.initial == "inference"
         if begins:
@@ -101,6 +106,10 @@ class InrEncoder(Reader):
         """Readout per node: space ("input", "hidden1", …, "output") → `[N, U, H]`. Raises DataError as `forward`."""
         graph, weights, features = self._heard(stack, siren)
         return vmap(lambda w, f: self.network.states(graph, w, f))(weights, features)
+
+    def begun(self) -> Iterable[nn.Parameter]:
+        """Those of the sweep that begins as inference."""
+        return self.network.sweeps[0].parameters() if self.config.initial == "inference" else ()
 
     def _heard(self, stack: Stack, siren: Siren) -> tuple[ModelGraph, dict[str, Tensor], dict[str, Tensor]]:
         """The graph of the networks, and stacked weights and node features as the walk hears them."""
