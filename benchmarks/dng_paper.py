@@ -19,6 +19,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -40,6 +41,7 @@ from dnge_compress.inr.sets import pictures
 from dnge_compress.shelf import Shelf
 
 BATCH = 128
+BRIEF = 5e-4  # rate of fine-tuning that is shorter than the rest
 WIDTHS = (64, 128, 256, 512)
 PACES = {  # how wide networks were fitted: the end of a set's name, and what the table says
     "": "",
@@ -157,6 +159,8 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     encoder = reader(ARMS[arm], data, learned.siren)
     model = INR2JLS(encoder, JlsConfig(SIDE[data]))
     drawing, classifying, tuning = (TrainSettings(count, BATCH, jitter=data, seed=seed) for count in steps)
+    if tuning.steps < drawing.steps + classifying.steps:
+        tuning = replace(tuning, learning_rate=BRIEF)
     model.fit(learned, pictures(images(data, "train", shelf=_shelf()), slice(None)), drawing)
     drawn = _decibels(model, data, judged.select(slice(0, DRAWN)))
     model.fit_classifier(learned, classifying)

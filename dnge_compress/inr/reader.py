@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as nnf
@@ -27,6 +28,8 @@ FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, a
 
 # What reads SIRENs best in the time that it takes (dev/LOG.md): raw weights, forward, and sines as the networks have.
 NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine", ends_hidden=768, embedding=512)
+INFERENCE: dict[str, Any] = {"is_relative": False, "hears_scale": False, "is_rooted": True, "is_normed": False}
+SETTLED = ("streams", "directions", "update", *INFERENCE)  # by a walk that begins as inference
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class InrEncoderConfig:
     leaves them as they are. `initial` values of "inference" make the walk the network's own inference before anything
     is learned, at as many points as states have channels; weights are then taken at the scale that inference gives
     them, so that what neurons hear doesn't change with a network's width, if it was fitted by maximal update
-    parametrisation. "random" ones know nothing, and weights are relative to their block's. `probes` points, learned,
-    are sent through the network, and every node hears what it answers there: probe features (Kofinas et al. 2024,
-    arXiv 2403.12143). They ask the function, not the weights alone.
+    parametrisation. They are set whatever the `order` of the walk is, but only in that of inference do they make one.
+    "random" ones know nothing, and weights are relative to their block's. `probes` points, learned, are sent through
+    the network, and every node hears what it answers there: probe features (Kofinas et al. 2024, arXiv 2403.12143).
+    They ask the function, not the weights alone.
     """
 
     outputs: int = 1
@@ -58,9 +62,9 @@ class InrEncoderConfig:
             raise UnknownNameError("initial", self.initial, INITIAL)
         if (self.network.nodes, self.network.features, self.network.ends) != ({}, 1, 0):
             raise DataError("nodes, features and ends of `network` follow from the SIRENs; leave them as they are")
-        chosen = (self.network.streams, self.network.directions, self.network.update)
-        if self.initial == "inference" and chosen != (NETWORK.streams, NETWORK.directions, NETWORK.update):
-            raise DataError("a walk begins as inference over raw weights, forward and with sines; use initial='random'")
+        varied = [name for name in SETTLED if getattr(self.network, name) != getattr(NETWORK, name)]
+        if self.initial == "inference" and varied:
+            raise DataError(f"a walk that begins as inference has a '{varied[0]}' of its own; use initial='random'")
 
 
 class Reader(nn.Module):
@@ -92,7 +96,7 @@ class InrEncoder(Reader):
         known = replace(config.network, nodes=nodes, features=FEATURES + config.probes, ends=ends)
         begins = config.initial == "inference"
         if begins:
-            known = replace(known, is_relative=False, hears_scale=False, is_rooted=True, is_normed=False)
+            known = replace(known, **INFERENCE)
         self.network = NetworkEncoder(known)
         if begins:
             begin_as_inference(self.network.sweeps[0])
