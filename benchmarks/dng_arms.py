@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnge_compress.encoder.messages import LEARNED, MAGNITUDE, RAW, random_fourier
 from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.errors import DataError
-from dnge_compress.inr import FlatEncoder, InrEncoder, InrEncoderConfig
+from dnge_compress.inr import FlatEncoder, InrEncoder, InrEncoderConfig, TrainSettings
 from dnge_compress.inr.reader import NETWORK, Reader
 from dnge_compress.inr.siren import Siren, Stack
 
@@ -24,7 +24,8 @@ NARROW = replace(NETWORK, ends_hidden=0, embedding=256)
 @dataclass(frozen=True)
 class Arm:
     """Who reads the networks: what the tables call it, its encoder ("dynamic" or "static" graph, "flat" perceptron,
-    "none" where nothing encodes), its initial values, signs, whether it probes, and what else its network is."""
+    "none" where nothing encodes), its initial values, signs, whether it probes, what else its network is, and the share
+    of the rate at which what begins as inference learns."""
 
     told: str
     encoder: str = "dynamic"
@@ -32,10 +33,12 @@ class Arm:
     signs: str = "canonical"
     is_probing: bool = False
     network: NetworkEncoderConfig = NETWORK
+    begun_rate: float = TrainSettings.begun_rate
 
 
 ARMS = {
     "dng": Arm("DNG"),
+    "fixed": Arm("DNG whose walk stays as it began", begun_rate=0.0),
     "static": Arm("static graph", "static"),
     "probes": Arm("DNG with probes", is_probing=True),
     "random": Arm("DNG, random initial values", initial="random", network=NARROW),
@@ -91,9 +94,9 @@ class Run:
 
 
 RUNS = (
-    Run("mnist", ("dng", "probes", "free-probes"), (3000,)),
+    Run("mnist", ("dng", "fixed", "probes", "free-probes"), (3000,)),
     Run("mnist", ("random",), (12000,)),
-    Run("cifar10", ("dng", "probes", "random", "random-probes"), (3000,)),
+    Run("cifar10", ("dng", "fixed", "probes", "random", "random-probes"), (3000,)),
     Run("jls-mnist", ("dng", "static", "random", "random-static", "flat", "rendered"), (600, 300, 150)),
     Run("jls-mnist", ("dng",), (600, 300, 2400)),
     Run("jls-mnist", ("random",), (960, 480, 240)),  # as many minutes as the static graph takes for 600

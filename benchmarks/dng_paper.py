@@ -138,10 +138,14 @@ def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> Inr
     if file.is_file():
         load_model(classifier, str(file))
         return classifier
-    _teach(classifier, data, TrainSettings(steps, BATCH, jitter=data, seed=seed), folder)
+    _teach(classifier, data, _settings(arm, data, steps, seed), folder)
     file.parent.mkdir(exist_ok=True)
     save_model(classifier, str(file))
     return classifier
+
+
+def _settings(arm: str, data: str, steps: int, seed: int) -> TrainSettings:
+    return TrainSettings(steps, BATCH, begun_rate=ARMS[arm].begun_rate, jitter=data, seed=seed)
 
 
 def _teach(classifier: InrClassifier, data: str, settings: TrainSettings, folder: Path) -> None:
@@ -158,7 +162,7 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     learned, judged = _sets(data, folder)
     encoder = reader(ARMS[arm], data, learned.siren)
     model = INR2JLS(encoder, JlsConfig(SIDE[data]))
-    drawing, classifying, tuning = (TrainSettings(count, BATCH, jitter=data, seed=seed) for count in steps)
+    drawing, classifying, tuning = (_settings(arm, data, count, seed) for count in steps)
     if tuning.steps < drawing.steps + classifying.steps:
         tuning = replace(tuning, learning_rate=BRIEF)
     model.fit(learned, pictures(images(data, "train", shelf=_shelf()), slice(None)), drawing)
