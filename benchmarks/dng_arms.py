@@ -18,7 +18,7 @@ from dnge_compress.inr.siren import Siren, Stack
 SIDE = {"mnist": 28, "cifar10": 32}
 COLOURS = {"mnist": 1, "cifar10": 3}
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
-NARROW = replace(NETWORK, ends_hidden=0, embedding=256)
+NARROW = replace(NETWORK, ends_hidden=0, embedding=256)  # the readout of arms of random initial values, and of rivals
 
 
 @dataclass(frozen=True)
