@@ -33,12 +33,12 @@ class Arm:
     signs: str = "canonical"
     is_probing: bool = False
     network: NetworkEncoderConfig = NETWORK
-    begun_rate: float = TrainSettings.begun_rate
+    begun_share: float = TrainSettings.begun_share
 
 
 ARMS = {
     "dng": Arm("DNG"),
-    "fixed": Arm("DNG whose walk stays as it began", begun_rate=0.0),
+    "fixed": Arm("DNG whose walk stays as it began", begun_share=0.0),
     "static": Arm("static graph", "static"),
     "probes": Arm("DNG with probes", is_probing=True),
     "random": Arm("DNG, random initial values", initial="random", network=NARROW),

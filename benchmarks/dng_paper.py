@@ -133,19 +133,20 @@ def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> Inr
     torch.manual_seed(seed)
     encoder = graph_encoder(ARMS[arm], data)
     classifier = InrClassifier(encoder)
-    known = hashlib.sha256(repr(encoder.config).encode()).hexdigest()[:8]
+    settings = _settings(arm, data, steps, seed)
+    known = hashlib.sha256(repr((encoder.config, settings)).encode()).hexdigest()[:8]
     file = folder / "models" / f"{data}-{arm}-{known}-{steps}-{seed}.safetensors"
     if file.is_file():
         load_model(classifier, str(file))
         return classifier
-    _teach(classifier, data, _settings(arm, data, steps, seed), folder)
+    _teach(classifier, data, settings, folder)
     file.parent.mkdir(exist_ok=True)
     save_model(classifier, str(file))
     return classifier
 
 
 def _settings(arm: str, data: str, steps: int, seed: int) -> TrainSettings:
-    return TrainSettings(steps, BATCH, begun_rate=ARMS[arm].begun_rate, jitter=data, seed=seed)
+    return TrainSettings(steps, BATCH, begun_share=ARMS[arm].begun_share, jitter=data, seed=seed)
 
 
 def _teach(classifier: InrClassifier, data: str, settings: TrainSettings, folder: Path) -> None:

@@ -38,19 +38,22 @@ of a GPU: rows of fewer than three seeds, and all of INR2JLS (the paper takes 40
 
 *DNG* begins as the inference of the network that it reads, at as many points as a state has channels (64), and goes
 on from there at a tenth of the rate of the layers that read it; 768 units read the outputs, and embeddings have 512
-numbers. Where *its walk stays as it began*, only the readout learns, and what it hears is the network's function at
-64 fixed points, by way of the weights. The *static graph* has the same initial values, which are no inference where
-all layers act at once. Arms of random initial values (and the ablations that don't say otherwise) have weights
-relative to their block's, norms, readouts of 128 units and embeddings of 256; they learn at one rate. Signs of
-neurons are canonical, unless an arm says otherwise; in the ablations free, but for those that begin as inference and
-the one as large as they. The flat perceptron learned little at the rate and steps of the others, and was not tuned.
-Wide networks that were fitted by maximal update parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the
-first 200 images). *With probes* the network's function is asked at learned points, a square grid at first, and every
-hidden and output node hears its own answers there: not the weights alone, and near to *rendered, then classified*.
-INR2JLS takes steps to draw, to classify with the encoder frozen (*accuracy*) and to fine-tune, the last at a quarter
-of the rate unless it is as long as the others together; the rendered rival takes them all to classify, knows one
-view, and its whole size is given, of the others the encoder's alone. The shuffled order is one order for all seeds.
-The arm of random Fourier features differs in more than φ: weights are not relative, and messages are not rooted."""
+numbers. Where *its walk stays as it began*, only the readout learns, and what it hears is nearly the network's
+function at 64 fixed points, and means over neurons. So *DNG* too is near to asking the function. The *static graph*
+that isn't of random initial values has the same ones and rates, but isn't inference at first: its three rounds add
+their memory to what they hear. So it doesn't say what the order is worth; the arms of random initial values do. Arms
+of random initial values (and the ablations that don't say otherwise) have weights relative to their block's, norms,
+readouts of 128 units and embeddings of 256; they learn at one rate. Signs of neurons are canonical, unless an arm
+says otherwise; in the ablations free, but for those that begin as inference and the one as large as they. Arms are
+compared at equal steps: the long runs of DNG have no rivals of as many (*rendered* is ahead with fewer). The flat
+perceptron learned little at the rate and steps of the others, and was not tuned. Wide networks that were fitted by
+maximal update parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *With probes*
+the network's function is asked at learned points, a square grid at first, and every hidden and output node hears its
+own answers there: not the weights alone, and near to *rendered, then classified*. INR2JLS takes steps to draw, to
+classify with the encoder frozen (*accuracy*) and to fine-tune, the last at a quarter of the rate unless it is as long
+as the others together; the rendered rival takes them all to classify, knows one view, and its whole size is given, of
+the others the encoder's alone. The shuffled order is one order for all seeds. The arm of random Fourier features
+differs in more than φ: weights are not relative, and messages are not rooted."""
 
 
 def publish() -> None:

@@ -214,7 +214,7 @@ def test_a_walk_that_begins_as_inference_learns_at_a_share_of_the_rate(initial: 
     inrs, read = a_set(6), InrEncoder(InrEncoderConfig(3, initial=initial, network=replace(NETWORK, hidden=16)))
     classifier = InrClassifier(read, classes=3)
     before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
-    classifier.fit(inrs, TrainSettings(steps=3, batch=6, weight_decay=0, begun_rate=0.1))
+    classifier.fit(inrs, TrainSettings(steps=3, batch=6, weight_decay=0, begun_share=0.1))
     change = {name: float((p.detach() - before[name]).abs().max()) for name, p in classifier.named_parameters()}
     walk, head = change["encoder.network.sweeps.0.mix.bias"], change["head.1.bias"]
     assert walk / head == pytest.approx(share, rel=0.2)  # Adam's first steps are of the rate's size
@@ -222,14 +222,23 @@ def test_a_walk_that_begins_as_inference_learns_at_a_share_of_the_rate(initial: 
 
 def test_a_walk_can_stay_as_it_began() -> None:
     inrs, read = a_set(6), InrEncoder(InrEncoderConfig(3, network=replace(NETWORK, hidden=16)))
-    before = [p.detach().clone() for p in read.begun()]
-    InrClassifier(read, classes=3).fit(inrs, TrainSettings(steps=3, batch=6, begun_rate=0))
-    assert all(torch.equal(p, old) for p, old in zip(read.begun(), before, strict=True))
+    before = copy.deepcopy(read)
+    InrClassifier(read, classes=3).fit(inrs, TrainSettings(steps=3, batch=6, begun_share=0))
+    changed = {
+        name
+        for (name, p), old in zip(read.named_parameters(), before.parameters(), strict=True)
+        if not torch.equal(p, old)
+    }
+    assert changed and not any(name.startswith("network.sweeps") for name in changed)
 
 
-def test_outputs_are_read_by_as_many_units_as_asked_for() -> None:
-    sizes = [InrEncoder(InrEncoderConfig(1, network=replace(NETWORK, ends_hidden=e))).network.beside for e in (0, 24)]
-    assert sizes[0] is None and sizes[1] is not None and sizes[1][0].out_features == 24
+@pytest.mark.parametrize(("outputs", "asked", "units"), [(1, 0, None), (1, 24, 24), (3, 0, 32), (3, 24, 24)])
+def test_outputs_are_read_by_as_many_units_as_asked_for(outputs: int, asked: int, units: int | None) -> None:
+    siren, network = Siren((2, 5, outputs)), replace(NETWORK, hidden=16, ends_hidden=asked, embedding=8)
+    read = InrEncoder(InrEncoderConfig(outputs, network=network)).double()
+    beside = read.network.beside
+    assert (beside[0].out_features if beside else None) == units
+    assert read(networks(siren=siren), siren).shape[1] == 8
 
 
 def test_the_same_seed_teaches_the_same_whatever_was_drawn_before() -> None:
@@ -514,8 +523,10 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: InrEncoderConfig(probes=-1), "probes is -1"),
     (lambda: InrEncoderConfig(signs="even"), "unknown signs 'even'"),
     (lambda: InrEncoderConfig(initial="zero"), "unknown initial 'zero'"),
-    (lambda: InrEncoderConfig(network=replace(NETWORK, update="mlp")), "'update' of its own; use initial='random'"),
-    (lambda: InrEncoderConfig(network=replace(NETWORK, is_normed=False)), "'is_normed' of its own"),
+    (lambda: InrEncoderConfig(network=replace(NETWORK, update="mlp")), "'update' follows .* use initial='random'"),
+    (lambda: InrEncoderConfig(network=replace(NETWORK, is_normed=False)), "'is_normed' follows"),
+    (lambda: InrEncoderConfig(network=replace(NETWORK, rounds=2)), "'rounds' follows"),
+    (lambda: InrEncoderConfig(network=replace(NETWORK, gain=8.0)), "'gain' follows"),
     (lambda: NetworkEncoderConfig(rounds=0), "rounds is 0"),
     (lambda: NetworkEncoderConfig(streams=()), "streams is 0"),
     (lambda: JlsConfig(side=0), "side is 0"),
@@ -524,7 +535,8 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: random_fourier(7), "7 features"),
     (lambda: TrainSettings(steps=0), "steps is 0"),
     (lambda: TrainSettings(learning_rate=float("nan")), "learning_rate is nan"),
-    (lambda: TrainSettings(begun_rate=-1), "begun_rate is -1"),
+    (lambda: TrainSettings(begun_share=-1), "begun_share is -1"),
+    (lambda: TrainSettings(begun_share=2), "begun_share is 2"),
     (lambda: NetworkEncoderConfig(ends_hidden=-1), "ends_hidden is -1"),
     (lambda: FitSettings(learning_rate=float("inf")), "learning_rate is inf"),
     (lambda: JlsConfig(dropout=2.0), "dropout is 2.0"),

@@ -25,13 +25,14 @@ TELL_EVERY = 200  # steps
 class TrainSettings:
     """AdamW with one rise and a cosine fall of the rate; `jitter` names the random moves of the pictures.
 
-    What a `Reader` has `begun` with learns at `begun_rate` of the rate, as pretrained layers under a new head do.
+    What a `Reader` has `begun` with learns at `begun_share`, 0 … 1, of the rate, as pretrained layers under a new head
+    do.
     """
 
     steps: int = 2000
     batch: int = 128
     learning_rate: float = 2e-3
-    begun_rate: float = 0.1
+    begun_share: float = 0.1
     weight_decay: float = 0.02
     jitter: str = "none"
     seed: int = 0
@@ -40,8 +41,10 @@ class TrainSettings:
         if self.jitter not in JITTERS:
             raise UnknownNameError("jitter", self.jitter, JITTERS)
         refuse_below(1, steps=self.steps, batch=self.batch)
-        refuse_below(0, weight_decay=self.weight_decay, begun_rate=self.begun_rate)
+        refuse_below(0, weight_decay=self.weight_decay, begun_share=self.begun_share)
         refuse_rate(self.learning_rate)
+        if self.begun_share > 1:
+            raise DataError(f"begun_share is {self.begun_share}; it must be at most 1")
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def _groups(module: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
     begun = {id(p) for reader in module.modules() if isinstance(reader, Reader) for p in reader.begun()}
     groups: list[dict[str, Any]] = [
         {"params": [p for p in module.parameters() if p.requires_grad and (id(p) in begun) == is_begun], "lr": rate}
-        for is_begun, rate in ((True, settings.learning_rate * settings.begun_rate), (False, settings.learning_rate))
+        for is_begun, rate in ((True, settings.learning_rate * settings.begun_share), (False, settings.learning_rate))
     ]
     return [group for group in groups if group["params"]]
 

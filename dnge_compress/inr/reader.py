@@ -29,7 +29,7 @@ FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, a
 # What reads SIRENs best in the time that it takes (dev/LOG.md): raw weights, forward, and sines as the networks have.
 NETWORK = NetworkEncoderConfig(streams=(RAW,), directions="forward", update="sine", ends_hidden=768, embedding=512)
 INFERENCE: dict[str, Any] = {"is_relative": False, "hears_scale": False, "is_rooted": True, "is_normed": False}
-SETTLED = ("streams", "directions", "update", *INFERENCE)  # by a walk that begins as inference
+SETTLED = ("streams", "directions", "update", "rounds", "gain", *INFERENCE)  # by a walk that begins as inference
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ class InrEncoderConfig:
             raise DataError("nodes, features and ends of `network` follow from the SIRENs; leave them as they are")
         varied = [name for name in SETTLED if getattr(self.network, name) != getattr(NETWORK, name)]
         if self.initial == "inference" and varied:
-            raise DataError(f"a walk that begins as inference has a '{varied[0]}' of its own; use initial='random'")
+            raise DataError(
+                f"'{varied[0]}' follows from beginning as inference; leave it as it is, or use initial='random'"
+            )
 
 
 class Reader(nn.Module):
@@ -79,7 +81,7 @@ class Reader(nn.Module):
         raise NotImplementedError
 
     def begun(self) -> Iterable[nn.Parameter]:
-        """The parameters whose initial values know something already; they learn slower (`TrainSettings`)."""
+        """The parameters of what knows something before it learns; they learn slower (`TrainSettings`)."""
         return ()
 
 
@@ -112,7 +114,7 @@ class InrEncoder(Reader):
         return vmap(lambda w, f: self.network.states(graph, w, f))(weights, features)
 
     def begun(self) -> Iterable[nn.Parameter]:
-        """Those of the sweep that begins as inference."""
+        """All of the sweep that begins with the values of inference, those of zero too."""
         return self.network.sweeps[0].parameters() if self.config.initial == "inference" else ()
 
     def _heard(self, stack: Stack, siren: Siren) -> tuple[ModelGraph, dict[str, Tensor], dict[str, Tensor]]:
