@@ -42,6 +42,7 @@ ARMS = {
     "static": Arm("static graph", "static"),
     "probes": Arm("DNG with probes", is_probing=True),
     "random": Arm("DNG, random initial values", initial="random", network=NARROW),
+    "random-wide": Arm("DNG, random initial values, as large", initial="random"),
     "random-static": Arm("static graph, random initial values", "static", initial="random", network=NARROW),
     "random-probes": Arm("DNG with probes, random initial values", initial="random", is_probing=True, network=NARROW),
     "free-probes": Arm("DNG with probes, random initial values, signs as fitting left them", initial="random",
@@ -96,7 +97,7 @@ class Run:
 RUNS = (
     Run("mnist", ("dng", "fixed", "probes", "free-probes"), (3000,)),
     Run("mnist", ("random",), (12000,)),
-    Run("cifar10", ("dng", "fixed", "probes", "random", "random-probes"), (3000,)),
+    Run("cifar10", ("dng", "fixed", "probes", "random", "random-wide", "random-probes"), (3000,)),
     Run("jls-mnist", ("dng", "static", "random", "random-static", "flat", "rendered"), (600, 300, 150)),
     Run("jls-mnist", ("dng",), (600, 300, 2400)),
     Run("jls-mnist", ("random",), (960, 480, 240)),  # as many minutes as the static graph takes for 600

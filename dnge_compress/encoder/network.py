@@ -32,9 +32,9 @@ class NetworkEncoderConfig:
     `nodes` are the spaces whose units are known apart (inputs, outputs) and have learned vectors, space → units.
     `ends` units of the space that is written last are read side by side, each by weights of its own, by `ends_hidden`
     units (0: 2 · `hidden`); with `ends` 0 their mean is read as other spaces' are, however many there are. `rounds`
-    counts forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages; `is_relative` takes
-    weights relative to their block's root mean square, and `hears_scale` tells updates its log. `order`, `update`,
-    `gain`, `is_rooted` and `is_normed` are those of `walk` and `Sweep`.
+    counts forward-and-backward pairs. `streams` are the basis functions φ of each stream of messages; `is_relative`
+    takes weights relative to their block's root mean square, and `hears_scale` tells updates its log. `order`,
+    `update`, `gain`, `is_rooted` and `is_normed` are those of `walk` and `Sweep`.
     """
 
     nodes: Mapping[str, int] = field(default_factory=dict)
