@@ -1,7 +1,7 @@
 """INR2JLS in minutes: fit a small network to each of some digits, learn to draw the digits from the weights alone, and
 read their classes from the latents.
 
-    python examples/inr2jls_mnist.py --out runs/inr2jls      # three minutes of two cores; writes digits.png
+    python examples/inr2jls_mnist.py --out runs/inr2jls      # 3 to 5 minutes of two cores; writes digits.png
 
 The picture has three rows: digits that the encoder never saw, their networks rendered, and what the decoder draws from
 the weights. With so few networks and steps the drawing is coarse; benchmarks/dng_paper.py has the measured rows.
