@@ -79,14 +79,17 @@ def damping(moments: Tensor, ridge: float) -> float:
 
 
 def factor(moments: Tensor) -> Tensor:
-    """Cholesky factor of damped moments. Where a mean far above the deviation has cost the digits that make them
-    positive, their negative eigenvalues count as what the damping leaves at least."""
+    """Cholesky factors `[…, F, F]` of damped moments, or of blocks of their inverse.
+
+    Where rounding has cost the digits that make a matrix positive definite, its negative eigenvalues count as what the
+    damping leaves at least. Cholesky, not LU: batched LU solves never return in torch 2.13 with several CPU threads.
+    """
     lower, failed = torch.linalg.cholesky_ex(moments)
-    if not int(failed):
+    if not bool(failed.any()):
         return lower
     values, vectors = torch.linalg.eigh(moments.double())
-    values = values.clamp_min(1e-6 * float(values[-1]))
-    return torch.linalg.cholesky((vectors * values) @ vectors.T).to(moments.dtype)
+    values = torch.maximum(values, 1e-6 * values[..., -1:])
+    return torch.linalg.cholesky((vectors * values[..., None, :]) @ vectors.mT).to(moments.dtype)
 
 
 def features_of(units: Tensor, width: int) -> Tensor:
@@ -112,15 +115,14 @@ class _State:
         alive = self.weight.shape[1] // self.width
         own = self.inverse.view(alive, self.width, alive, self.width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         columns = self.weight.view(-1, alive, self.width).permute(1, 2, 0)  # [U, W, D]
-        return (columns * torch.linalg.solve(own, columns)).sum((1, 2))
+        return torch.linalg.solve_triangular(factor(own), columns, upper=False).square().sum((1, 2))
 
     def remove(self, gone: Tensor, stay: Tensor) -> Tensor:
         """Drop the units, refit the others, and return the joint cost."""
         g, k = features_of(gone, self.width), features_of(stay, self.width)
-        block = self.inverse[g][:, g]
-        solved = torch.linalg.solve(block, self.inverse[g][:, k])  # [G, K]
-        columns = self.weight[:, g]
-        joint = (columns.T * torch.linalg.solve(block, columns.T)).sum()
+        lower, columns = factor(self.inverse[g][:, g]), self.weight[:, g]
+        solved = torch.cholesky_solve(self.inverse[g][:, k], lower)  # [G, K]
+        joint = torch.linalg.solve_triangular(lower, columns.T, upper=False).square().sum()
         self.weight = self.weight[:, k] - columns @ solved
         self.inverse = self.inverse[k][:, k] - self.inverse[k][:, g] @ solved
         return joint

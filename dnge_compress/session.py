@@ -36,7 +36,7 @@ def session() -> Iterator[Tell]:
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total or None, note="")
             if not console.is_terminal:
-                print(f"dnge: {stage}", file=sys.stderr, flush=True)
+                print(f"dnge: {stage} {note}".rstrip(), file=sys.stderr, flush=True)
         elif not console.is_terminal and note and said.get(stage) != note:
             said[stage] = note
             if done % max(1, total // QUIET_STEPS) == 0 or done == total:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
-from dnge_compress.elimination import Reading, damping, features_of, refit, removal_costs
+from dnge_compress.elimination import Reading, damping, factor, features_of, refit, removal_costs
 
 RIDGE = 0.01
 SAMPLES = 200
@@ -191,3 +194,37 @@ def test_a_correction_common_to_all_scales_all_costs() -> None:
     readings = [reading(12)]
     plain, moved = removal_costs(readings, 12, RIDGE), removal_costs(readings, 12, RIDGE, torch.ones(12))
     assert torch.allclose(moved, plain * torch.e, rtol=1e-4)
+
+
+LARGE_HEADS = """
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from dnge_compress import compress
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+config = LlamaConfig(hidden_size=768, num_attention_heads=12, num_key_value_heads=4, head_dim=64, num_hidden_layers=2,
+                     intermediate_size=96, vocab_size=512, bos_token_id=1)
+small = compress(LlamaForCausalLM(config), "prune/heads", ratio=0.5, tokens=512)
+print(small.config.num_key_value_heads)
+"""
+
+
+def test_heads_of_a_hundred_million_parameters_are_scored_with_two_threads() -> None:
+    """Blocks of 192 features: batched LU solves of such never return with two threads in torch 2.13."""
+    run = subprocess.run([sys.executable, "-c", LARGE_HEADS], capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.strip() == "2"
+
+
+def test_blocks_that_rounding_made_indefinite_are_factored_all_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64)
+    blocks = half @ half.mT
+    spoiled = blocks.clone()
+    values, vectors = torch.linalg.eigh(blocks[1])
+    values[0] = -1e-9
+    spoiled[1] = (vectors * values) @ vectors.mT
+    lower = factor(spoiled)
+    torch.testing.assert_close(lower @ lower.mT, spoiled, atol=1e-4, rtol=0)
+    assert bool(torch.isfinite(lower).all())

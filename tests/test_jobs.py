@@ -200,13 +200,27 @@ def losses(out: Path) -> Any:
     return [m.loss for m in report.milestones], report.curves
 
 
+def started(path: Path, threads: int) -> subprocess.Popen[bytes]:
+    """A job in a process of its own that is given so many CPU threads."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "dnge_compress", "run", str(path)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_training_killed_between_checkpoints_ends_bit_equal(
-    model: Path, rows: Path, finished: Path, tmp_path: Path
+    threads: int, model: Path, rows: Path, finished: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    out = tmp_path / "out"
+    out, whole = tmp_path / "out", finished
+    if threads > 1:  # `finished` was made with the one thread of the tests
+        whole = tmp_path / "whole"
+        assert started(recipe(model, rows, whole), threads).wait() == 0
     path = recipe(model, rows, out)
-    command = [sys.executable, "-m", "dnge_compress", "run", str(path)]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = started(path, threads)
     deadline = time.monotonic() + 120
     while not list(out.glob(f"training/checkpoint-*/{WHOLE}")) and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -214,9 +228,11 @@ def test_a_training_killed_between_checkpoints_ends_bit_equal(
     running.wait()
     assert last_whole(out / "training") is not None
     assert main(["run", str(path), "--json"]) == 0
-    for name, tensor in adapter(finished).items():
+    assert ("with 2 CPU threads, as the job began" in capsys.readouterr().err) == (threads == 2)
+    assert torch.get_num_threads() == 1
+    for name, tensor in adapter(whole).items():
         assert torch.equal(adapter(out)[name], tensor), name
-    assert losses(out) == losses(finished)
+    assert losses(out) == losses(whole)
 
 
 def test_a_torn_checkpoint_is_never_loaded(model: Path, rows: Path, finished: Path, tmp_path: Path) -> None:
@@ -370,7 +386,7 @@ def test_several_processes_end_with_a_killed_leader_and_the_next_run_waits_for_t
         time.sleep(0.05)
     os.kill(leader.pid, signal.SIGKILL)
     leader.wait()
-    with claim(JobFolder(out), job_of(path), {}):  # comes when the workers are gone
+    with claim(JobFolder(out), job_of(path), {}, 1):  # comes when the workers are gone
         last = last_whole(out / "training")
         time.sleep(2)
         assert last == last_whole(out / "training")
@@ -466,7 +482,7 @@ def test_a_folder_that_is_no_job_of_ours_is_refused(model: Path, rows: Path, tmp
 def test_two_runs_in_one_folder_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     job = job_of(recipe(model, rows, tmp_path / "out"))
     folder = JobFolder(Path(job.output_dir))
-    with claim(folder, job, {}), pytest.raises(CheckpointError, match="another run is at work"):
+    with claim(folder, job, {}, 1), pytest.raises(CheckpointError, match="another run is at work"):
         run(job)
 
 

@@ -103,7 +103,7 @@ class JobFolder:
     def read(self) -> dict[str, Any]:
         """The record: identity, seconds and facts of every stage done. Raises CheckpointError if it's broken."""
         if not self.state.is_file():
-            return {"dnge_job": VERSION, "identity": "", "stages": {}}
+            return {"dnge_job": VERSION, "identity": "", "threads": 1, "stages": {}}
         try:
             raw = json.loads(self.state.read_text(encoding="utf-8"))
         except (OSError, ValueError) as e:
@@ -121,6 +121,11 @@ class JobFolder:
         record = self.read()
         record["stages"][stage] = dict(facts)
         write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    @property
+    def threads(self) -> int:
+        """How many CPU threads the job began with."""
+        return int(self.read()["threads"])
 
     def job(self) -> Job:
         """The resolved recipe that lies in the folder."""
@@ -146,8 +151,11 @@ def refuse(folder: JobFolder, job: Job) -> None:
 
 
 @contextmanager
-def claim(folder: JobFolder, job: Job, versions: Mapping[str, str]) -> Iterator[None]:
-    """Make the folder this job's own while the block runs; two runs at once are an error. Raises CheckpointError."""
+def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int) -> Iterator[None]:
+    """Make the folder this job's own while the block runs; two runs at once are an error. Raises CheckpointError.
+
+    `versions` of packages and the number of CPU `threads` are recorded when the job begins.
+    """
     try:
         folder.root.mkdir(parents=True, exist_ok=True)
         lock = (folder.root / LOCK).open("w")
@@ -163,7 +171,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str]) -> Iterator[
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
         if folder.read()["identity"] != identity(job):
             write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
-            record = {"dnge_job": VERSION, "identity": identity(job), "stages": {}}
+            record = {"dnge_job": VERSION, "identity": identity(job), "threads": threads, "stages": {}}
             write_whole(folder.state, json.dumps(record, indent=1) + "\n")
         yield
 

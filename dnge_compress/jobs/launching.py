@@ -24,6 +24,7 @@ from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.room import room
+from dnge_compress.jobs.threads import share_threads
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job
 
@@ -64,6 +65,7 @@ def follow(folder: JobFolder, job: Job) -> None:
     _refuse_other_size(world[1], job)
     _meet(job)
     while (order := _told(None)) != ("stop", ""):
+        share_threads(folder)
         train(folder, job, order[1])
 
 
@@ -74,7 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     try:
         with at_work(folder), room(folder.root):
-            obtained = train(folder, folder.job(), arm, _said)
+            job = folder.job()
+            share_threads(folder, job.launch.num_processes)
+            obtained = train(folder, job, arm, _said)
     except DngeError as e:
         if leads():
             write_whole(folder.failure(arm), str(e))

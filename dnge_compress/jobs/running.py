@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dnge_compress.checkpoint.files import locate, read_config
 from dnge_compress.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.jobs.data.reading import check_sources
@@ -19,6 +21,7 @@ from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
 from dnge_compress.jobs.room import room
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
+from dnge_compress.jobs.threads import same_threads
 from dnge_compress.lora_plan import LoraPlan
 from dnge_compress.placers import known_placer
 from dnge_compress.recipes.job_schema import Job
@@ -88,7 +91,11 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
     if not leads():
         follow(folder, job)
         return None
-    with room(folder.root), claim(folder, job, versions()):
+    with (
+        room(folder.root),
+        claim(folder, job, versions(), torch.get_num_threads()),
+        same_threads(folder, tell),
+    ):
         crew = crew_of(folder, job, tell)
         work = Work(job, folder, crew, tell)
         stages = stages_of(job)
@@ -170,7 +177,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         ranks=_ranks(folder, job),
         curves=tuple(_curve(folder, arm) for arm in arms),
         rows=counts,
-        machine=trained.get("machine", {}) | versions(),
+        machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
     )
 
