@@ -1,6 +1,6 @@
 """How well the accuracy of networks can be read from their weights: Kendall's tau on training runs never seen.
 
-    python -m dnge_compress.pretrain.small_cnns --help       # makes runs/accuracy/cnns.safetensors
+    python -m dnge_compress.zoo.small_cnns --help       # makes runs/accuracy/cnns.safetensors
     python benchmarks/accuracy.py --only cnn mixed vit       # writes results/accuracy.{json,md}; hours of one core
 
 A training run's networks stay on one side of every split. Readers and regressors choose epochs and settings on some of

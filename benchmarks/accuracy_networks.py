@@ -11,12 +11,12 @@ import torch
 from accuracy_probes import asked, pictures
 from torch import Tensor
 
-from dnge_compress.families import build_graph
-from dnge_compress.pretrain import small_cnns
-from dnge_compress.pretrain.blueprint import IMAGE, Blueprint
-from dnge_compress.pretrain.small_cnns import CnnSet
-from dnge_compress.pretrain.zoo import finished, load, record
-from dnge_compress.types import ModelGraph, Slot
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import ModelGraph, Slot
+from dnge_compress.zoo import small_cnns
+from dnge_compress.zoo.blueprint import IMAGE, Blueprint
+from dnge_compress.zoo.build import finished, load, record
+from dnge_compress.zoo.small_cnns import CnnSet
 
 CLASSES = "classes"
 BOTH = "statistics and answers"

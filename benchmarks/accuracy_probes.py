@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.painting import dead_leaves, random_images
-from dnge_compress.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph
+from dnge_compress.signals.synthetic_images import dead_leaves, random_images
 
 COUNT = 128  # images
 PROBED = 6  # features of a unit

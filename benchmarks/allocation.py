@@ -10,14 +10,14 @@ import math
 
 import torch
 
-from dnge_compress.executors.trial import damage, whole_answers
-from dnge_compress.probe import inference_mode_of
-from dnge_compress.recipes.groups import droppable
-from dnge_compress.recipes.problem import Budget
+from dnge_compress.graph.counting import dropped_spaces, non_embedding_prices
+from dnge_compress.graph.types import Cut, Scores
+from dnge_compress.plans.legal_widths import droppable
+from dnge_compress.plans.problem import Budget
+from dnge_compress.plans.trial import damage, whole_answers
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.scorers import Context
-from dnge_compress.sizes import dropped_spaces, non_embedding_prices
-from dnge_compress.types import Cut, Scores
+from dnge_compress.signals.running import inference_mode_of
 
 LEVELS = 8
 BINS = 400  # steps of the budget

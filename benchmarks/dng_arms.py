@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.errors import DataError
 from dnge_compress.encoder.messages import LEARNED, MAGNITUDE, RAW, random_fourier
 from dnge_compress.encoder.network import NetworkEncoderConfig
-from dnge_compress.errors import DataError
 from dnge_compress.inr import FlatEncoder, InrEncoder, InrEncoderConfig, TrainSettings
 from dnge_compress.inr.reader import NETWORK, Reader
 from dnge_compress.inr.siren import Siren, Stack

@@ -32,13 +32,13 @@ from harness import DATA, keep_rows, kept_rows
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError
-from dnge_compress.images import images
+from dnge_compress.core.errors import DataError
 from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
 from dnge_compress.inr.sets import pictures
-from dnge_compress.shelf import Shelf
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.images import images
 
 BATCH = 128
 BRIEF = 5e-4  # rate of fine-tuning that is shorter than the rest

@@ -25,21 +25,21 @@ from pruning import RATIOS, Subject, log_damage
 from ranking import VARIANTS, families_left_out, is_whole, trained, transfers
 from real import real_models
 
+from dnge_compress.core.errors import BudgetError
 from dnge_compress.encoder import DNGEncoder
-from dnge_compress.errors import BudgetError
-from dnge_compress.pretrain import zoo
-from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.blueprint import FAMILIES
-from dnge_compress.pretrain.fit import folds
-from dnge_compress.pretrain.judging import interval
-from dnge_compress.pretrain.targets import Lesson
-from dnge_compress.pretrain.train import STEPS, measure_all
-from dnge_compress.recipes.budget import candidates
+from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.types import Scores
+from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
-from dnge_compress.recipes.problem import Budget
-from dnge_compress.shelf import Shelf
-from dnge_compress.sizes import non_embedding_prices
-from dnge_compress.types import Scores
+from dnge_compress.zoo import build as zoo
+from dnge_compress.zoo.batches import example_batches
+from dnge_compress.zoo.blueprint import FAMILIES
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.pretrain.fit import folds
+from dnge_compress.zoo.pretrain.judging import interval
+from dnge_compress.zoo.pretrain.targets import Lesson
+from dnge_compress.zoo.pretrain.train import STEPS, measure_all
 
 COMPARED = ("encoder", "statistics-only MLP")
 ABLATED_SEEDS = (0,)

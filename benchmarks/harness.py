@@ -18,17 +18,18 @@ from scipy.stats import t as student
 from torch import nn
 
 from dnge_compress import scorers
-from dnge_compress.executors.compensate import install, refitted
-from dnge_compress.executors.prune import cut
-from dnge_compress.families import build_graph
-from dnge_compress.probe import ProbeSettings, checked_data, synthesize
-from dnge_compress.recipes.budget import candidates
+from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import Cut, Scores
+from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.planner import make_plan
+from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
-from dnge_compress.recipes.problem import Budget
-from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
-from dnge_compress.sizes import non_embedding_prices
-from dnge_compress.types import Cut, Scores
+from dnge_compress.signals.calibration import ProbeSettings, checked_data, synthesize
+from dnge_compress.signals.refit import refitted
+from dnge_compress.surgery.cut import cut
+from dnge_compress.surgery.repair import install
 
 Judge = Callable[[nn.Module], float]
 RESULTS = Path(__file__).parent / "results"

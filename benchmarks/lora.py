@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from dnge_compress import LoraPlan, compress
-from dnge_compress.placers import DAMPING, Context, kappa, weigh_by
-from dnge_compress.placing import graph_of
-from dnge_compress.probe import ProbeSettings
-from dnge_compress.recipes.lora import plan_of_weights
+from dnge_compress.lora.place import graph_of
+from dnge_compress.lora.placers import DAMPING, Context, kappa, weigh_by
+from dnge_compress.lora.planner import plan_of_weights
+from dnge_compress.lora.sites import find_sites
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
-from dnge_compress.sites import find_sites
+from dnge_compress.signals.calibration import ProbeSettings
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "bookworm"
 LENGTH, BATCH, STEPS = 64, 4, 60

@@ -19,18 +19,19 @@ import torch
 from harness import RESULTS, markdown, write
 from torch import Tensor, nn
 
-from dnge_compress.executors.trial import damage, whole_answers
-from dnge_compress.families import build_graph
-from dnge_compress.pretrain import zoo
-from dnge_compress.pretrain.batches import example_batches
-from dnge_compress.pretrain.blueprint import Blueprint
-from dnge_compress.pretrain.corpora import VOCABULARY
-from dnge_compress.pretrain.fit import is_held_out
-from dnge_compress.pretrain.train import has_learned
-from dnge_compress.probe import Inputs, ProbeSettings, inference_mode_of, synthesize
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import Cut
+from dnge_compress.plans.trial import damage, whole_answers
 from dnge_compress.scorers import Context, probe
-from dnge_compress.shelf import Shelf
-from dnge_compress.types import Cut
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.running import Inputs, inference_mode_of
+from dnge_compress.zoo import build as zoo
+from dnge_compress.zoo.batches import example_batches
+from dnge_compress.zoo.blueprint import Blueprint
+from dnge_compress.zoo.corpora import VOCABULARY
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.pretrain.fit import is_held_out
+from dnge_compress.zoo.pretrain.train import has_learned
 
 FAMILIES = ("mlp", "cnn", "resnet", "vit", "bert")  # causal language models sample their own text
 RATIOS = (0.3, 0.5, 0.7)

@@ -12,19 +12,20 @@ from torch import nn
 
 from dnge_compress import scorers
 from dnge_compress.encoder import DNGEncoder
-from dnge_compress.executors.compensate import refitted
-from dnge_compress.families import build_graph
-from dnge_compress.masking import MaskedModel
-from dnge_compress.probe import Inputs, ProbeSettings, call, has_logits, inference_mode_of, synthesize
-from dnge_compress.recipes.budget import candidates
+from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.types import Cut, Scores
+from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.planner import make_plan
+from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
-from dnge_compress.recipes.problem import Budget
-from dnge_compress.recipes.prune import make_plan
 from dnge_compress.scorers import Context
 from dnge_compress.scorers.encoder import corrected
-from dnge_compress.signals import answers, attended, divergence
-from dnge_compress.sizes import non_embedding_prices
-from dnge_compress.types import Cut, Scores
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
 
 RATIOS = (0.2, 0.35, 0.5)
 Judge = Callable[[nn.Module], tuple[float, ...]]  # log damage first, then the task's own measure

@@ -15,9 +15,9 @@ from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.messages import MAGNITUDE, WAVES
 from dnge_compress.encoder.model import EncoderConfig
 from dnge_compress.encoder.snapshots import ROLES, snapshots
-from dnge_compress.pretrain.blueprint import FAMILIES
-from dnge_compress.pretrain.fit import NARROW, Fold, fit, folds, widest
-from dnge_compress.pretrain.judging import (
+from dnge_compress.zoo.blueprint import FAMILIES
+from dnge_compress.zoo.pretrain.fit import NARROW, Fold, fit, folds, widest
+from dnge_compress.zoo.pretrain.judging import (
     Logs,
     Predict,
     closed_form,
@@ -26,7 +26,7 @@ from dnge_compress.pretrain.judging import (
     over_network,
     within_spaces,
 )
-from dnge_compress.pretrain.targets import BARE_FAMILIES, RIVALS, Lesson
+from dnge_compress.zoo.pretrain.targets import BARE_FAMILIES, RIVALS, Lesson
 
 CLOSED = "closed form (probe)"
 STATISTICS = "statistics-only MLP"

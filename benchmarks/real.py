@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from dnge_compress.encoder import DNGEncoder
-from dnge_compress.images import images
-from dnge_compress.pretrain.corpora import book_texts
-from dnge_compress.probe import inference_mode_of
-from dnge_compress.shelf import Shelf
+from dnge_compress.signals.running import inference_mode_of
+from dnge_compress.zoo.corpora import book_texts
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.images import images
 
 SAMPLES = 256
 JUDGED = 512

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassification, ViTConfig
 from transformers import ViTForImageClassification as ViT
 
-from dnge_compress.images import Images, images
-from dnge_compress.precision import fast_products
-from dnge_compress.pretrain.training import float32_attention
-from dnge_compress.shelf import Shelf
+from dnge_compress.core.precision import fast_products
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.images import Images, images
+from dnge_compress.zoo.training import float32_attention
 
 CLASSES = 10
 SIDE = 32  # pixels

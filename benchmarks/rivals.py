@@ -10,10 +10,10 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from dnge_compress.executors.prune import cut
-from dnge_compress.families import build_graph
-from dnge_compress.probe import Inputs
-from dnge_compress.types import Cut
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import Cut
+from dnge_compress.signals.running import Inputs
+from dnge_compress.surgery.cut import cut
 
 Producers = Callable[[nn.Module, int], list[nn.Linear]]
 

@@ -29,9 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from dnge_compress import score
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.families import build_graph
-from dnge_compress.probe import Inputs, ProbeSettings, call, take
-from dnge_compress.sizes import non_embedding_prices
+from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.families import build_graph
+from dnge_compress.signals.calibration import ProbeSettings
+from dnge_compress.signals.running import Inputs, call, take
 
 LIMIT = 300  # seconds per measurement
 REPETITIONS = 3

@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, logging
 
 from dnge_compress import compress
-from dnge_compress.probe import Inputs, ProbeSettings, call, synthesize
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.running import Inputs, call
 
 REPETITIONS = 7
 

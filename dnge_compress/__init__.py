@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dnge_compress.api import apply, compress, load, plan, preview, save, score
     from dnge_compress.checkpoint import open_model
-    from dnge_compress.errors import DngeError
-    from dnge_compress.families import build_graph
-    from dnge_compress.lora_plan import LoraPlan
-    from dnge_compress.placing import flatten_adapter, place_lora
+    from dnge_compress.core.errors import DngeError
+    from dnge_compress.graph.families import build_graph
+    from dnge_compress.graph.types import Cut, ModelGraph, Scores
+    from dnge_compress.lora.place import flatten_adapter, place_lora
+    from dnge_compress.lora.plan import LoraPlan
+    from dnge_compress.plans.prune_plan import PrunePlan
     from dnge_compress.recipes.schema import Recipe
-    from dnge_compress.types import Cut, ModelGraph, PrunePlan, Scores
 
 __version__ = "0.1.0"
 
@@ -48,12 +49,13 @@ __all__ = [
 _HOMES = {
     "api": ("apply", "compress", "load", "plan", "preview", "save", "score"),
     "checkpoint": ("open_model",),
-    "errors": ("DngeError",),
-    "families": ("build_graph",),
-    "lora_plan": ("LoraPlan",),
-    "placing": ("flatten_adapter", "place_lora"),
+    "core.errors": ("DngeError",),
+    "graph.families": ("build_graph",),
+    "graph.types": ("Cut", "ModelGraph", "Scores"),
+    "lora.place": ("flatten_adapter", "place_lora"),
+    "lora.plan": ("LoraPlan",),
+    "plans.prune_plan": ("PrunePlan",),
     "recipes.schema": ("Recipe",),
-    "types": ("Cut", "ModelGraph", "PrunePlan", "Scores"),
 }
 
 

@@ -14,22 +14,25 @@ import torch
 from torch import nn
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save
-from dnge_compress.errors import PlanError
-from dnge_compress.executors.compensate import install, refitted
-from dnge_compress.executors.exactness import check
-from dnge_compress.executors.prune import cut, validate
-from dnge_compress.families import build_graph
-from dnge_compress.masking import MaskedModel
-from dnge_compress.probe import Inputs, ProbeSettings, Progress, checked_data, synthesize, take
+from dnge_compress.core.errors import PlanError
+from dnge_compress.graph.digest import digest
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.types import ModelGraph, Scores
+from dnge_compress.plans.planner import counted, make_plan
+from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
-from dnge_compress.recipes.prune import counted, make_plan
 from dnge_compress.recipes.schema import Recipe
-from dnge_compress.report import build_report
+from dnge_compress.report.report import build_report
 from dnge_compress.scorers import Context, known_scorer
 from dnge_compress.scorers import score as run_scorer
-from dnge_compress.types import ModelGraph, PrunePlan, Scores
-from dnge_compress.weights import digest
+from dnge_compress.signals.calibration import ProbeSettings, Progress, checked_data, synthesize
+from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.running import Inputs, take
+from dnge_compress.surgery.cut import cut, validate
+from dnge_compress.surgery.exactness import check
+from dnge_compress.surgery.repair import install
 
 __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 

@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnge_compress.errors import DngeError
-from dnge_compress.images import images
+from dnge_compress.core.errors import DngeError
 from dnge_compress.inr import INR2JLS, InrEncoder, InrEncoderConfig, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.sets import about, pictures, raise_set
-from dnge_compress.shelf import Shelf
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.images import images
 
 SHOWN = 12  # digits in the picture
 SIDE = 28

@@ -37,8 +37,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from dnge_compress.families import build_graph
-from dnge_compress.types import ModelGraph
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import ModelGraph
 
 VOCABULARY = 61
 DECODER = {

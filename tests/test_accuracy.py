@@ -15,14 +15,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from accuracy_networks import splits  # noqa: E402
 
-from dnge_compress import parts  # noqa: E402
+from dnge_compress.core.errors import CheckpointError, DataError  # noqa: E402
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig  # noqa: E402
-from dnge_compress.errors import CheckpointError, DataError  # noqa: E402
-from dnge_compress.images import Images  # noqa: E402
-from dnge_compress.pretrain import small_cnns  # noqa: E402
-from dnge_compress.pretrain.grouped_training import CONVOLUTIONS, draw, train_together  # noqa: E402
-from dnge_compress.pretrain.small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set  # noqa: E402
-from dnge_compress.shelf import Shelf, Split  # noqa: E402
+from dnge_compress.zoo import resumable as parts  # noqa: E402
+from dnge_compress.zoo import small_cnns  # noqa: E402
+from dnge_compress.zoo.data_root import Shelf, Split  # noqa: E402
+from dnge_compress.zoo.grouped_training import CONVOLUTIONS, draw, train_together  # noqa: E402
+from dnge_compress.zoo.images import Images  # noqa: E402
+from dnge_compress.zoo.small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set  # noqa: E402
 
 SHELF = Shelf(Path(), Path())
 ABOUT = about(PART + 2, kept=(1, 3), count=70)

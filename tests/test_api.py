@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClass
 
 import dnge_compress
 from dnge_compress import PrunePlan, apply, build_graph, compress, load, plan, save, score
-from dnge_compress.errors import (
+from dnge_compress.core.errors import (
     BudgetError,
     DataError,
     DngeError,
@@ -27,7 +27,7 @@ from dnge_compress.errors import (
     UnsupportedModelError,
     WeightError,
 )
-from dnge_compress.executors.exactness import relative_difference
+from dnge_compress.surgery.exactness import relative_difference
 
 FEW: dict[str, Any] = {"tokens": 64, "length": 16}
 QUICK: dict[str, Any] = FEW | {"scorer": "magnitude", "compensate": "none"}

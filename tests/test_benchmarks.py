@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from allocation import MeasuredAllocation  # noqa: E402
 
 from dnge_compress import scorers  # noqa: E402
-from dnge_compress.probe import ProbeSettings, synthesize  # noqa: E402
 from dnge_compress.scorers import Context  # noqa: E402
+from dnge_compress.signals.calibration import ProbeSettings, synthesize  # noqa: E402
 
 
 @pytest.fixture(scope="module", params=["llama", "mlp", "resnet_basic"])

@@ -13,16 +13,17 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from dnge_compress import compress, load, plan, save
-from dnge_compress.errors import BudgetError, RecipeError
-from dnge_compress.graph import is_embedding
-from dnge_compress.recipes.budget import candidates
-from dnge_compress.recipes.competing import levelled
+from dnge_compress.core.errors import BudgetError, RecipeError
+from dnge_compress.graph.builder import is_embedding
+from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.types import ModelGraph, Scores, Space
+from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.greedy import levelled
+from dnge_compress.plans.planner import macs_per_element
+from dnge_compress.plans.problem import Budget, Candidate
+from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.recipes.library import resolve
-from dnge_compress.recipes.problem import Budget, Candidate
-from dnge_compress.recipes.prune import macs_per_element
 from dnge_compress.scorers import Context
-from dnge_compress.sizes import non_embedding_prices
-from dnge_compress.types import ModelGraph, PrunePlan, Scores, Space
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
 NEURONS: dict[str, Any] = {"kinds": ["neuron", "channel"]}

@@ -21,11 +21,12 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertForPreTraining, BertModel
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save, saving
-from dnge_compress.errors import CheckpointError, ExactnessError, UnsupportedModelError, WeightError
-from dnge_compress.executors.prune import cut
-from dnge_compress.families import build_graph
-from dnge_compress.report import build_report
-from dnge_compress.types import Cut, PrunePlan
+from dnge_compress.core.errors import CheckpointError, ExactnessError, UnsupportedModelError, WeightError
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import Cut
+from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.report.report import build_report
+from dnge_compress.surgery.cut import cut
 
 EVEN = ("llama", "gpt2", "bert_mlm", "vit")
 UNEVEN = ("llama", "qwen3", "gpt2", "bert", "vit")
@@ -285,7 +286,7 @@ def test_a_saved_model_that_differs_is_an_error(tmp_path: Path, monkeypatch: pyt
 KILL = """
 import os, signal, sys
 from pathlib import Path
-import dnge_compress.checkpoint.folder as folder
+import dnge_compress.core.folders as folder
 from dnge_compress.checkpoint import save
 from test_checkpoint import compressed
 

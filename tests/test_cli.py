@@ -17,8 +17,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import dnge_compress
-from dnge_compress.cli import main, parser
-from dnge_compress.errors import BudgetError, ExactnessError
+from dnge_compress.cli.main import main, parser
+from dnge_compress.core.errors import BudgetError, ExactnessError
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--scorer", "probe", "--set", "tokens=256", "--set", "length=16")
@@ -81,8 +81,8 @@ def test_help_answers_in_under_half_a_second() -> None:
     "program",
     [
         "import dnge_compress",
-        "from dnge_compress.cli import main; main(['recipes', 'ls', '--json'])",
-        "from dnge_compress.cli import main; main(['recipes', 'show', 'prune/default'])",
+        "from dnge_compress.cli.main import main; main(['recipes', 'ls', '--json'])",
+        "from dnge_compress.cli.main import main; main(['recipes', 'show', 'prune/default'])",
     ],
 )
 def test_what_needs_no_model_imports_no_torch(program: str) -> None:
@@ -297,7 +297,7 @@ def test_errors_become_documented_exit_codes(
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("dnge_compress.commands.score", fail)
+    monkeypatch.setattr("dnge_compress.cli.commands.score", fail)
     monkeypatch.delenv("DNGE_DEBUG", raising=False)
     assert failure(capsys, "score", "x")[0] == code
     assert f"\n  {code}  " in str(parser().epilog)
@@ -318,9 +318,9 @@ def test_usage_errors_exit_with_two() -> None:
 
 def test_pretrain_passes_the_rest_on(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    train: Any = types.ModuleType("dnge_compress.pretrain.train")
+    train: Any = types.ModuleType("dnge_compress.zoo.pretrain.train")
     train.main = seen.append
-    monkeypatch.setitem(sys.modules, "dnge_compress.pretrain.train", train)
+    monkeypatch.setitem(sys.modules, "dnge_compress.zoo.pretrain.train", train)
     assert main(["pretrain", "--zoo", "zoo", "--help"]) == 0
     assert seen == [["--zoo", "zoo", "--help"]]
 

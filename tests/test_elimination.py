@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnge_compress.elimination import Reading, damping, factor, features_of, refit, removal_costs
+from dnge_compress.signals.obs import Reading, damping, factor, features_of, refit, removal_costs
 
 RIDGE = 0.01
 SAMPLES = 200

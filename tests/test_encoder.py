@@ -12,8 +12,8 @@ from torch import nn
 from dnge_compress.encoder import DNGEncoder, pooling
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.messages import Message, per_edge, scales
-from dnge_compress.masking import slot_rows
-from dnge_compress.types import ModelGraph, Space
+from dnge_compress.graph.masking import slot_rows
+from dnge_compress.graph.types import ModelGraph, Space
 
 
 def encoder64() -> DNGEncoder:

@@ -14,8 +14,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dnge_compress.core.errors import CheckpointError
 from dnge_compress.encoder import DNGEncoder, hub
-from dnge_compress.errors import CheckpointError
 
 
 def random_encoder() -> DNGEncoder:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import DistilBertConfig, DistilBertModel, LlamaConfig, LlamaForCausalLM
 
-from dnge_compress import families
-from dnge_compress.errors import UnsupportedModelError
-from dnge_compress.families import build_graph, traced
-from dnge_compress.masking import slot_rows, zeroed
-from dnge_compress.tracing import deadline
-from dnge_compress.types import PRUNABLE, ModelGraph, Slot, Space
+from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.graph import families
+from dnge_compress.graph.families import build_graph, traced
+from dnge_compress.graph.masking import slot_rows, zeroed
+from dnge_compress.graph.tracing import deadline
+from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot, Space
 
 MULTI_HEAD = ("bert", "bert_mlm", "roberta", "vit")
 GROUPED = ("llama", "llama_bias", "mistral", "qwen2", "qwen3")

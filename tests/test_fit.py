@@ -9,17 +9,17 @@ import torch
 from models import example_inputs, make
 from torch.func import stack_module_state
 
+from dnge_compress.core.errors import CheckpointError, DataError, UnknownNameError
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import node_features
 from dnge_compress.encoder.model import EncoderConfig
-from dnge_compress.errors import CheckpointError, DataError, UnknownNameError
-from dnge_compress.families import build_graph
-from dnge_compress.pretrain import fit as fitting
-from dnge_compress.pretrain.fit import Fold, batched_losses, fit, folds, is_held_out, lesson_loss
-from dnge_compress.pretrain.judging import closed_form, interval, over_network
-from dnge_compress.pretrain.targets import Lesson, rank_correlation
-from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress.graph.families import build_graph
 from dnge_compress.scorers import Context, probe
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.zoo.pretrain import fit as fitting
+from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, fit, folds, is_held_out, lesson_loss
+from dnge_compress.zoo.pretrain.judging import closed_form, interval, over_network
+from dnge_compress.zoo.pretrain.targets import Lesson, rank_correlation
 
 HIDDEN = 8
 
@@ -33,7 +33,7 @@ def lesson(name: str) -> Lesson:
     context = Context(graph, model, tuple(synthesize(model, ProbeSettings(tokens=64, length=16), plain)[:2]))
     with torch.no_grad():
         closed = probe.score(context).units
-        features = node_features(context, closed)
+        features = node_features(context.signals, closed)
     targets = {n: v.clamp_min(1e-12).log() + torch.linspace(-1, 1, len(v)) for n, v in closed.items()}
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     return Lesson(f"{name}-000", graph, weights, features, closed, targets, {}, {}, 1.0, 1.0)

@@ -13,9 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dnge_compress.encoder.messages import MAGNITUDE, RAW, random_fourier
-from dnge_compress.encoder.network import NetworkEncoderConfig
-from dnge_compress.errors import (
+from dnge_compress.core.errors import (
     CheckpointError,
     DataError,
     DngeError,
@@ -23,6 +21,9 @@ from dnge_compress.errors import (
     UnsupportedModelError,
     WeightError,
 )
+from dnge_compress.core.precision import fast_products, has_bfloat16
+from dnge_compress.encoder.messages import MAGNITUDE, RAW, random_fourier
+from dnge_compress.encoder.network import NetworkEncoderConfig
 from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
@@ -32,8 +33,7 @@ from dnge_compress.inr.sets import InrSet, about, main, raise_set
 from dnge_compress.inr.siren import Siren, grid, spread
 from dnge_compress.inr.symmetry import canonical, lift, move, recolour
 from dnge_compress.inr.views import JITTERS, Moves, six_views
-from dnge_compress.precision import fast_products, has_bfloat16
-from dnge_compress.shelf import Shelf
+from dnge_compress.zoo.data_root import Shelf
 
 SIREN = Siren((2, 7, 5, 3))
 
@@ -324,7 +324,9 @@ def test_unknown_choices_are_told() -> None:
 
 def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("dnge_compress.inr.sets.PART", 3)
-    monkeypatch.setattr("dnge_compress.parts.each_done", lambda jobs, action, tasks: (action(*t) for t in tasks))
+    monkeypatch.setattr(
+        "dnge_compress.zoo.resumable.each_done", lambda jobs, action, tasks: (action(*t) for t in tasks)
+    )
     wanted, out = about("mnist", "train", count=7, fits=2, settings=FitSettings(steps=2)), tmp_path / "set.safetensors"
     whole = raise_set(wanted, out, shelf=shelf)
     assert len(whole) == 14 and whole.image.tolist() == [*range(7)] * 2
@@ -336,7 +338,7 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tm
 
     other = tmp_path / "other.safetensors"
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr("dnge_compress.parts.each_done", killed)
+        context.setattr("dnge_compress.zoo.resumable.each_done", killed)
         raise_set(wanted, other, shelf=shelf)
     assert not other.exists()
     again = raise_set(wanted, other, shelf=shelf)
@@ -451,7 +453,7 @@ def test_a_latent_space_can_be_read_by_a_flat_encoder() -> None:
 
 def test_products_are_exact_when_a_model_answers(monkeypatch) -> None:
     """bfloat16 is for training alone: the same weights in float64 answer the same."""
-    monkeypatch.setattr("dnge_compress.precision.has_bfloat16", lambda: True)
+    monkeypatch.setattr("dnge_compress.core.precision.has_bfloat16", lambda: True)
     inrs, read = a_set(6), encoder().float()
     classifier = InrClassifier(read)
     answers = classifier(inrs.stack, inrs.siren)

@@ -16,7 +16,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from dnge_compress.errors import DataError
+from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.reading import Collator, Rows, check_sources, read_rows, split_rows
 from dnge_compress.recipes.job_schema import Dataset
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dnge_compress.errors import DngeError, RecipeError, UnknownNameError
+from dnge_compress.core.errors import DngeError, RecipeError, UnknownNameError
 from dnge_compress.recipes import library
 from dnge_compress.recipes.hints import FAMILIAR
 from dnge_compress.recipes.job_schema import Job

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dnge_compress.errors import CheckpointError
+from dnge_compress.core.errors import CheckpointError
 from dnge_compress.jobs.report import Curve, JobReport, Milestone, Rank, Width, finished, write
 from dnge_compress.jobs.report import job_report as report_module
 from dnge_compress.jobs.report.axes import decimals, layer_ticks, thinned, ticks
@@ -22,7 +22,7 @@ from dnge_compress.jobs.report.markdown import escape
 from dnge_compress.jobs.report.measures import MEASURES
 from dnge_compress.jobs.report.ranks import grid
 from dnge_compress.jobs.report.wording import duration
-from dnge_compress.tables import plain, show
+from dnge_compress.report.tables import plain, show
 
 ORIGINAL = Milestone("original", 1000, 4000, 2.0, 500.0)
 PRUNED = Milestone("pruned", 800, 3200, 2.5)

@@ -20,8 +20,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from dnge_compress.cli import main
-from dnge_compress.errors import CheckpointError, DngeError, LaunchError
+from dnge_compress.cli.main import main
+from dnge_compress.core.errors import CheckpointError, DngeError, LaunchError
 from dnge_compress.jobs import training
 from dnge_compress.jobs.data import storage
 from dnge_compress.jobs.data.rows import Collator

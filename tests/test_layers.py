@@ -1,85 +1,50 @@
-"""The layer rule: a module imports from its own layer or from below, and heavy packages stay where they belong."""
+"""The layer rule: a folder imports only from those before it in the line, nothing imports in a circle, and heavy packages
+stay where they belong."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-import dnge_compress
-
 PACKAGE = Path(__file__).resolve().parents[1] / "dnge_compress"
-LAYERS = (
-    {"types", "errors", "lora_plan"},
-    {
-        "graph",
-        "tracing",
-        "trimming",
-        "weights",
-        "masking",
-        "plugins",
-        "sizes",
-        "probe",
-        "sensitivity",
-        "signals",
-        "sites",
-        "elimination",
-        "vocabulary",
-        "writing",
-        "painting",
-        "shelf",
-        "images",
-        "workers",
-        "parts",
-        "files",
-        "precision",
-    },
-    {"families", "encoder", "scorers", "placers"},
-    {"recipes", "executors", "checkpoint", "report", "tables", "plan_tables", "lines"},
-    {"api", "placing", "inr"},
-    {"jobs"},
-    {"session", "texts"},
-    {"commands"},
-    {"cli", "job_commands", "pretrain", "__main__"},
+LINE = (
+    "core",
+    "recipes",
+    "graph",
+    "signals",
+    "encoder",
+    "scorers",
+    "plans",
+    "surgery",
+    "report",
+    "checkpoint",
+    "lora",
+    "api",
+    "zoo",
+    "inr",
+    "jobs",
+    "cli",
+    "__main__",
 )
 HOMES = {
-    "torch_pruning": {"families/traced.py", "tracing.py", "executors/prune.py"},
+    "torch_pruning": {"graph/families/traced.py", "graph/tracing.py", "surgery/cut.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "rich": {
-        f"{name}.py"
-        for name in (
-            "session",
-            "job_commands",
-            "tables",
-            "plan_tables",
-            "report",
-            "jobs/report/job_report",
-            "jobs/report/tables",
-        )
-    },
     "datasets": {"jobs/data/formats.py"},
     "accelerate": {"jobs/launching.py"},
     "peft": {
-        "lora_plan.py",
-        "placers/kappa.py",
-        *(f"executors/{name}.py" for name in ("lora", "lora_check", "lora_export", "lora_model")),
+        "lora/placers/kappa.py",
+        *(f"lora/{name}.py" for name in ("peft_config", "verify", "export", "attach", "plan")),
     },
-    "pyarrow": {"jobs/data/formats.py", "shelf.py"},
-    "PIL": {"images.py"},
-    "tokenizers": {"pretrain/corpora.py"},
+    "pyarrow": {"jobs/data/formats.py", "zoo/data_root.py"},
+    "PIL": {"zoo/images.py"},
+    "tokenizers": {"zoo/corpora.py"},
 }
-# The one exception: users ask a plan for its preview, so PrunePlan.preview hands on to the api's verb when called.
-UPWARD = {"types.py": {"api"}, "lora_plan.py": {"executors"}}
-# The package's own __init__ only forwards names, lazily; who imports a name from it imports that name's home.
-FORWARDED = {name: home for home, names in dnge_compress._HOMES.items() for name in names}
-FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py") if f != PACKAGE / "__init__.py")
-
-
-def part_of(file: str) -> str:
-    """The module or subpackage right under `dnge_compress` that holds `file`."""
-    return file.split("/")[0].removesuffix(".py")
+FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py"))
+MODULES = {("dnge_compress/" + f).removesuffix(".py").removesuffix("/__init__").replace("/", "."): f for f in FILES}
 
 
 def imports(file: str) -> set[str]:
@@ -94,32 +59,56 @@ def imports(file: str) -> set[str]:
     return found
 
 
-def parts_imported(file: str) -> set[str]:
-    """The modules or subpackages of ours that `file` imports."""
-    ours = {name.split(".")[1] for name in imports(file) if name.startswith("dnge_compress.")}
-    ours = {FORWARDED.get(name, name).split(".")[0] for name in ours}
-    return {part for part in ours if (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()}
+def ours(file: str) -> set[str]:
+    """The files of the package that `file` imports a name or a module from. The package's own __init__ forwards names
+    lazily, so nothing in it counts."""
+    if file == "__init__.py":
+        return set()
+    found = set()
+    for name in imports(file):
+        home = name if name in MODULES else name.rpartition(".")[0]
+        if home in MODULES and MODULES[home] not in (file, "__init__.py"):
+            found.add(MODULES[home])
+    return found
 
 
-def layer_of(part: str) -> int:
-    """The number of the layer of `part`, from below."""
-    found = [i for i, layer in enumerate(LAYERS) if part in layer]
-    assert found, f"'{part}' has no layer yet: give it one in {Path(__file__).name}"
-    return found[0]
+def folder_of(file: str) -> str:
+    """The folder or module right under the package that holds `file`."""
+    return file.split("/")[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("file", FILES)
+def test_the_line_names_every_folder_and_nothing_else() -> None:
+    assert set(LINE) == {folder_of(file) for file in FILES} - {"__init__"}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f != "__init__.py"])
 def test_nothing_imports_upwards(file: str) -> None:
-    upward = {part for part in parts_imported(file) if layer_of(part) > layer_of(part_of(file))}
-    assert upward == UPWARD.get(file, set()), f"{file} imports {sorted(upward)} from a higher layer"
+    place = LINE.index(folder_of(file))
+    assert [other for other in ours(file) if LINE.index(folder_of(other)) > place] == []
 
 
-def test_every_layer_names_modules_that_exist() -> None:
-    assert set().union(*LAYERS) == {part_of(file) for file in FILES}
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    try:
+        TopologicalSorter({file: ours(file) for file in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
 
 
-def test_nobody_imports_pretrain() -> None:
-    assert [f for f in FILES if part_of(f) != "pretrain" and "pretrain" in parts_imported(f)] == []
+def test_no_folder_imports_itself_by_way_of_others() -> None:
+    """Folders inside folders count as well: `jobs/data` and `jobs/report` are no circle."""
+    folders: dict[str, set[str]] = {}
+    for file in FILES:
+        own = _room_of(file)
+        folders.setdefault(own, set()).update({_room_of(other) for other in ours(file)} - {own})
+    try:
+        TopologicalSorter(folders).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def _room_of(file: str) -> str:
+    """The folder a file lies in; a file at the top is a room by itself."""
+    return file.rpartition("/")[0] or file
 
 
 @pytest.mark.parametrize("package", sorted(HOMES))

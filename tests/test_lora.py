@@ -14,7 +14,14 @@ from peft import get_peft_model
 from torch import nn
 
 from dnge_compress import LoraPlan, place_lora
-from dnge_compress.errors import BudgetError, DngeError, PlanError, RecipeError, UnknownNameError, UnsupportedModelError
+from dnge_compress.core.errors import (
+    BudgetError,
+    DngeError,
+    PlanError,
+    RecipeError,
+    UnknownNameError,
+    UnsupportedModelError,
+)
 
 FEW = {"tokens": 128, "length": 16}
 LANGUAGE = ("llama", "llama_mqa", "llama_bias", "mistral", "qwen2", "qwen3", "gpt2")

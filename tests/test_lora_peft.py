@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from dnge_compress import LoraPlan, compress, flatten_adapter, place_lora
-from dnge_compress.errors import CheckpointError, PlanError, RecipeError
-from dnge_compress.executors.lora import config_of, patterns
-from dnge_compress.lora_plan import Adapter, Site
-from dnge_compress.recipes.lora import base_of
+from dnge_compress.core.errors import CheckpointError, PlanError, RecipeError
+from dnge_compress.lora.adapters import Adapter, Site
+from dnge_compress.lora.peft_config import config_of, patterns
+from dnge_compress.lora.sites import base_of
 from dnge_compress.recipes.lora_schema import LoraRecipe
 
 
@@ -301,7 +301,7 @@ def test_targets_of_many_layers_are_still_the_planned_ones_when_peft_shortens_th
 
 
 def test_verify_finds_a_config_that_means_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dnge_compress.executors import lora_check
+    from dnge_compress.lora import verify as lora_check
 
     model, plan = placed()
 

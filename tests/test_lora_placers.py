@@ -13,15 +13,16 @@ from peft.helpers import find_kappa_target_modules
 from test_lora import FEW
 from torch import nn
 
-from dnge_compress import place_lora, placers
-from dnge_compress.errors import BudgetError, DataError, UnsupportedModelError, WeightError
-from dnge_compress.lora_plan import Site
-from dnge_compress.placers import Context, weigh_by
-from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress import place_lora
+from dnge_compress.core.errors import BudgetError, DataError, UnsupportedModelError, WeightError
+from dnge_compress.lora import placers
+from dnge_compress.lora.adapters import Site
+from dnge_compress.lora.placers import Context, weigh_by
+from dnge_compress.lora.ranks import allocate
+from dnge_compress.lora.sites import find_sites, matrix_of
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget
-from dnge_compress.recipes.ranks import allocate
-from dnge_compress.sensitivity import mean_square_gradients, real_labels
-from dnge_compress.sites import find_sites, matrix_of
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.gradients import mean_square_gradients, real_labels
 
 NAMES = placers.names()
 

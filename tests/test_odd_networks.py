@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress import compress
-from dnge_compress.families import build_graph
-from dnge_compress.probe import ProbeSettings, synthesize
-from dnge_compress.signals import Signals, shift_of
+from dnge_compress.graph.families import build_graph
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.consumers import shift_of
+from dnge_compress.signals.moments import Signals
 
 
 def seeded(*layers: nn.Module) -> nn.Sequential:
@@ -86,7 +87,7 @@ def test_other_layouts_are_compressed_and_repaired(make: Callable[[], nn.Module]
 
 
 def test_moments_with_a_mean_far_above_the_deviation_still_factor() -> None:
-    from dnge_compress.elimination import factor
+    from dnge_compress.signals.obs import factor
 
     x = 1e3 + torch.randn(500, 20, generator=torch.Generator().manual_seed(0))
     gram, mean = x.T @ x / 500, x.mean(0)

@@ -9,11 +9,11 @@ import torch
 from models import make
 from torch import nn
 
-from dnge_compress import vocabulary
-from dnge_compress.painting import dead_leaves, random_images, strokes
-from dnge_compress.probe import ProbeSettings, synthesize
-from dnge_compress.vocabulary import WORDS, vocabulary_of
-from dnge_compress.writing import topical_texts, with_perplexity
+from dnge_compress.signals import vocabulary
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.synthetic_images import dead_leaves, random_images, strokes
+from dnge_compress.signals.synthetic_text import topical_texts, with_perplexity
+from dnge_compress.signals.vocabulary import WORDS, vocabulary_of
 
 KNOWN = [line.split("\t")[0] for line in WORDS.read_text(encoding="utf-8").splitlines()]
 

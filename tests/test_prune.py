@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress import compress
-from dnge_compress.errors import PlanError, UnknownNameError
-from dnge_compress.executors.exactness import check, relative_difference
-from dnge_compress.executors.prune import cut, validate
-from dnge_compress.families import build_graph, shapes_of
-from dnge_compress.masking import MaskedModel
-from dnge_compress.recipes.groups import droppable, width_groups
+from dnge_compress.core.errors import PlanError, UnknownNameError
+from dnge_compress.graph.counting import kept_total, parameter_prices
+from dnge_compress.graph.families import build_graph, shapes_of
+from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.pruned import trimmed
+from dnge_compress.graph.types import Cut, ModelGraph
+from dnge_compress.plans.legal_widths import droppable, width_groups
 from dnge_compress.recipes.schema import Prune
-from dnge_compress.sizes import kept_total, parameter_prices
-from dnge_compress.trimming import trimmed
-from dnge_compress.types import Cut, ModelGraph
+from dnge_compress.surgery.cut import cut, validate
+from dnge_compress.surgery.exactness import check, relative_difference
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
 DECODERS = ("llama", "qwen3", "gpt2")
@@ -229,7 +229,7 @@ def test_in_place_the_same_object_becomes_small_and_old_references_see_it() -> N
 def test_a_failed_check_in_place_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = models.make("bert"), models.example_inputs("bert")
     before = models.outputs(model, inputs)
-    monkeypatch.setattr("dnge_compress.executors.exactness.relative_difference", lambda a, b: float("nan"))
+    monkeypatch.setattr("dnge_compress.surgery.exactness.relative_difference", lambda a, b: float("nan"))
     with pytest.raises(RuntimeError, match="surgery is not exact"):
         compress(model, ratio=0.3, inplace=True, **QUICK)
     assert torch.equal(models.outputs(model, inputs), before) and not hasattr(model, "dnge")

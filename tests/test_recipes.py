@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from dnge_compress.errors import BudgetError, DngeError, RecipeError, UnknownNameError
+from dnge_compress.core.errors import BudgetError, DngeError, RecipeError, UnknownNameError
 from dnge_compress.recipes import library
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import leaves

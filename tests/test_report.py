@@ -11,12 +11,14 @@ import torch
 from models import FAMILIES, MODELS, PLAIN, example_inputs, graph_of, make
 from torch import nn
 
-from dnge_compress.errors import CheckpointError
-from dnge_compress.executors.prune import cut
-from dnge_compress.lines import MAX_LINES, lines
-from dnge_compress.report import Report, Row, Totals, build_report, macs_of, measure, rows_of
-from dnge_compress.tables import count, plain
-from dnge_compress.types import Cut, ModelGraph, PrunePlan, Space
+from dnge_compress.core.errors import CheckpointError
+from dnge_compress.graph.types import Cut, ModelGraph, Space
+from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.report.condense import MAX_LINES, lines
+from dnge_compress.report.report import Report, build_report
+from dnge_compress.report.rows import Row, Totals, macs_of, measure, rows_of
+from dnge_compress.report.tables import count, plain
+from dnge_compress.surgery.cut import cut
 
 
 def plan_of(graph: ModelGraph, *cuts: Cut) -> PrunePlan:

@@ -7,9 +7,10 @@ import torch
 from models import VOCABULARY, make
 from transformers import BertConfig, BertLMHeadModel
 
-from dnge_compress.errors import DataError
+from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.sampling import ROWS_AT_ONCE, sample_rows
-from dnge_compress.probe import ProbeSettings, synthesize, written
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.sampled_text import written
 
 
 def test_rows_have_the_length_and_together_the_tokens_that_were_asked_for() -> None:

@@ -11,10 +11,10 @@ import torch_pruning as tp
 from torch import nn
 
 from dnge_compress import scorers
-from dnge_compress.errors import DataError, UnknownNameError
-from dnge_compress.probe import ProbeSettings, synthesize
+from dnge_compress.core.errors import DataError, UnknownNameError
+from dnge_compress.graph.types import PRUNABLE, ModelGraph, Scores, Space
 from dnge_compress.scorers import Context
-from dnge_compress.types import PRUNABLE, ModelGraph, Scores, Space
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
 
 
 def context_of(name: str, *, real_data: bool = False, seed: int = 0) -> Context:

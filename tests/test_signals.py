@@ -11,12 +11,15 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress import signals as module_under_test
-from dnge_compress.families import build_graph
-from dnge_compress.graph import GraphBuilder
-from dnge_compress.probe import ProbeSettings, inference_mode_of, synthesize
-from dnge_compress.signals import Signal, Signals, answers, as_matrix, attended, divergence, from_matrix
-from dnge_compress.types import ModelGraph
+from dnge_compress.graph.builder import GraphBuilder
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import ModelGraph
+from dnge_compress.signals import moments as module_under_test
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.consumers import as_matrix, from_matrix
+from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.moments import Signal, Signals
+from dnge_compress.signals.running import inference_mode_of
 
 
 def batches_for(name: str, model: nn.Module, tokens: int = 64) -> list[Any]:

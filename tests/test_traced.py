@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
-from dnge_compress.errors import DataError, UnsupportedModelError
-from dnge_compress.families import build_graph, traced
-from dnge_compress.tracing import deadline
-from dnge_compress.types import ModelGraph
+from dnge_compress.core.errors import DataError, UnsupportedModelError
+from dnge_compress.graph.families import build_graph, traced
+from dnge_compress.graph.tracing import deadline
+from dnge_compress.graph.types import ModelGraph
 
 
 class Net(nn.Module):

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dnge_compress.workers import each_done
+from dnge_compress.zoo.workers import each_done
 
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from dnge_compress.workers import each_done
+from dnge_compress.zoo.workers import each_done
 
 def work(path):
     import os

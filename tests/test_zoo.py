@@ -19,14 +19,15 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from dnge_compress.errors import CheckpointError, DataError, UnknownNameError
-from dnge_compress.images import images
-from dnge_compress.pretrain import targets, zoo
-from dnge_compress.pretrain.batches import IGNORED, neighbour_batches
-from dnge_compress.pretrain.corpora import VOCABULARY, tokens
-from dnge_compress.pretrain.training import train
-from dnge_compress.pretrain.zoo import FAMILIES, Blueprint, blueprints, build, example_batches, load, loss
-from dnge_compress.shelf import Shelf
+from dnge_compress.core.errors import CheckpointError, DataError, UnknownNameError
+from dnge_compress.zoo import build as zoo
+from dnge_compress.zoo.batches import IGNORED, neighbour_batches
+from dnge_compress.zoo.build import FAMILIES, Blueprint, blueprints, build, example_batches, load, loss
+from dnge_compress.zoo.corpora import VOCABULARY, tokens
+from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.images import images
+from dnge_compress.zoo.pretrain import targets
+from dnge_compress.zoo.training import train
 
 DRAWN = {b.family: b for b in blueprints(2 * len(FAMILIES), seed=0)}
 
@@ -214,8 +215,8 @@ def test_training_learns_and_is_deterministic(shelf: Shelf) -> None:
 def test_a_network_comes_back_from_its_folder_with_equal_outputs(
     family: str, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
-    monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
+    monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
+    monkeypatch.setattr("dnge_compress.zoo.training._TEXT_EVALUATION", (1, 4))
     plan = tiny(family, steps=5, stop=5, preparation=2 if family == "bert" else 0)
     folders = zoo.raise_networks(plan, tmp_path, shelf=shelf)
     assert [f.name for f in folders] == [f"{plan.name}@20", f"{plan.name}@50", plan.name] and len(folders) == 3
@@ -236,7 +237,7 @@ def test_a_network_comes_back_from_its_folder_with_equal_outputs(
 
 
 def test_a_killed_run_makes_only_what_is_missing(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
+    monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     plan = tiny("mlp", steps=5, stop=5)
     whole = zoo.raise_networks(plan, tmp_path / "whole", shelf=shelf)
     shutil.copytree(whole[2], tmp_path / "part" / whole[2].name)
@@ -248,7 +249,7 @@ def test_a_killed_run_makes_only_what_is_missing(shelf: Shelf, tmp_path: Path, m
 def test_a_whole_zoo_of_another_seed_is_refused(
     shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
+    monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     plan = tiny("mlp")
     zoo.raise_networks(plan, tmp_path, shelf=shelf)
     monkeypatch.setattr(zoo, "blueprints", lambda count, seed: [replace(plan, seed=seed)])
@@ -259,7 +260,7 @@ def test_a_whole_zoo_of_another_seed_is_refused(
 
 
 def test_a_language_model_finds_its_tokenizer(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
+    monkeypatch.setattr("dnge_compress.zoo.training._TEXT_EVALUATION", (1, 4))
     plan = tiny("bert", data="books-bytes")
     model, _ = load(zoo.raise_networks(plan, tmp_path, shelf=shelf)[-1], shelf=shelf)
     assert AutoTokenizer.from_pretrained(model.name_or_path)("a b").input_ids == list(b"a b")
@@ -286,8 +287,8 @@ def test_a_folder_without_a_blueprint_is_no_network(tmp_path: Path) -> None:
 def test_targets_add_up_to_what_cuts_really_cost(
     family: str, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dnge_compress.pretrain.training._IMAGE_EVALUATION", (1, 10))
-    monkeypatch.setattr("dnge_compress.pretrain.training._TEXT_EVALUATION", (1, 4))
+    monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
+    monkeypatch.setattr("dnge_compress.zoo.training._TEXT_EVALUATION", (1, 4))
     original = targets.example_batches
     monkeypatch.setattr(targets, "example_batches", lambda b, s, **k: original(b, s, **k | {"batch_size": 10}))
     monkeypatch.setattr(targets, "PROBE_TOKENS", 256)

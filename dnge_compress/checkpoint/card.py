@@ -8,8 +8,8 @@ import yaml
 from torch import nn
 
 from dnge_compress.checkpoint.companions import MODULES, Base
-from dnge_compress.checkpoint.loading import PLAN, Compression
-from dnge_compress.types import PrunePlan
+from dnge_compress.checkpoint.compression import PLAN, Compression
+from dnge_compress.plans.prune_plan import PrunePlan
 
 
 def model_card(

@@ -12,8 +12,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from dnge_compress.checkpoint.files import HUB_EXTRAS, HUB_ID, read_json
-from dnge_compress.errors import CheckpointError
+from dnge_compress.checkpoint.model_files import HUB_EXTRAS, HUB_ID, read_json
+from dnge_compress.core.errors import CheckpointError
 
 MODULES = "modules.json"
 PATTERNS = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,39 +13,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from dnge_compress.checkpoint.files import locate, read_config, read_json, weight_files
-from dnge_compress.checkpoint.folder import standing
-from dnge_compress.checkpoint.reading import (
-    class_of,
-    quiet,
-    read,
-    without_pooler,
-)
-from dnge_compress.errors import CheckpointError, first_line
-from dnge_compress.executors.prune import cut
-from dnge_compress.families import build_graph
-from dnge_compress.probe import Inputs
-from dnge_compress.report import Report
-from dnge_compress.types import PrunePlan
-
-PLAN = "dnge_plan.json"
-REPORT = "dnge_report.json"
-BASE_CONFIG = "dnge_base_config.json"
-INPUTS = "dnge_inputs.json"
-
-
-@dataclass(frozen=True)
-class Compression:
-    """What `compress` leaves on a model as `model.dnge`.
-
-    `base_config` is the config before surgery (`config.to_dict()`; None for a plain module), `inputs` a small batch
-    that `save` compares outputs on.
-    """
-
-    plan: PrunePlan
-    report: Report | None = None
-    base_config: Mapping[str, Any] | None = None
-    inputs: Inputs | None = None
+from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
+from dnge_compress.checkpoint.model_files import locate, read_config, read_json, weight_files
+from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, without_pooler
+from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.folders import standing
+from dnge_compress.graph.families import build_graph
+from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.report.report import Report
+from dnge_compress.signals.running import Inputs
+from dnge_compress.surgery.cut import cut
 
 
 def open_model(

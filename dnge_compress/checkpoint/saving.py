@@ -15,13 +15,14 @@ from transformers import PreTrainedModel
 
 from dnge_compress.checkpoint.card import model_card
 from dnge_compress.checkpoint.companions import Base, base_of, copy_companions
-from dnge_compress.checkpoint.files import WEIGHTS
-from dnge_compress.checkpoint.folder import staged
-from dnge_compress.checkpoint.loading import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression, load, outline
-from dnge_compress.checkpoint.reading import quiet, read
-from dnge_compress.checkpoint.soundness import check_weights
-from dnge_compress.errors import CheckpointError, ExactnessError, first_line
-from dnge_compress.probe import call, device_of, inference_mode_of, to_device
+from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
+from dnge_compress.checkpoint.loading import load, outline
+from dnge_compress.checkpoint.model_files import WEIGHTS
+from dnge_compress.checkpoint.strict_loading import quiet, read
+from dnge_compress.checkpoint.weight_checks import check_weights
+from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
+from dnge_compress.core.folders import staged
+from dnge_compress.signals.running import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 

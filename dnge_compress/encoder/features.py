@@ -6,21 +6,21 @@ the whole network (which space is unusual).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dnge_compress.scorers import Context
+from dnge_compress.signals.moments import Signal, Signals
 
 STATISTICS = ("cost", "alone", "variance", "square", "mean", "gradient", "mask", "reader", "share")
 FEATURES = 2 * len(STATISTICS)
 FLOOR = 1e-12
 
 
-def node_features(context: Context, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def node_features(signals: Signals, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Space → features `[U, 2 · statistics]`, for every space with signals; `costs` are the closed form's."""
-    raw = {space: _statistics(context, space, costs[space]) for space in context.signals}
+    raw = {space: _statistics(signals[space], costs[space]) for space in signals}
     means = {space: values.mean(0) for space, values in raw.items()}
     everywhere = torch.stack(list(means.values())).mean(0)
     return {
@@ -29,13 +29,12 @@ def node_features(context: Context, costs: Mapping[str, Tensor]) -> dict[str, Te
     }
 
 
-def _statistics(context: Context, space: str, cost: Tensor) -> Tensor:
-    """Logs of the statistics `[U, statistics]`, summed over the readers of the space."""
-    signals = context.signals[space]
+def _statistics(signals: Sequence[Signal], cost: Tensor) -> Tensor:
+    """Logs of the statistics `[U, statistics]` of a space, summed over its readers."""
     units = signals[0].units
     alone = variance = square = mean = gradient = mask = reader = torch.zeros(units)
     for s in signals:
-        weight = context.reader_weight(s).float()
+        weight = s.own_weight.float()
         weighted = (weight.square() * s.out_fisher[:, None]).sum(0)
         variance = variance + s.variance.view(units, -1).mean(1).cpu()
         square = square + s.gram.diagonal()[s.own].view(units, -1).mean(1).cpu()

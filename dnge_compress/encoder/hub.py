@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dnge_compress.errors import CheckpointError, first_line
+from dnge_compress.core.errors import CheckpointError, first_line
 
 BASE = Path(__file__).with_name("base.safetensors")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"

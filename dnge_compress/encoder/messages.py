@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError, UnknownNameError
+from dnge_compress.core.errors import DataError, UnknownNameError
 
 CHUNK_ELEMENTS = 1 << 19  # elements of φ_k(W) that exist at a time
 

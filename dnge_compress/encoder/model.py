@@ -12,15 +12,15 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
+from dnge_compress.core.errors import CheckpointError, UnknownNameError, first_line
 from dnge_compress.encoder import hub
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, refuse_unknown
 from dnge_compress.encoder.pooling import segment_mean
 from dnge_compress.encoder.sweeps import States, Sweep
 from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
-from dnge_compress.errors import CheckpointError, UnknownNameError, first_line
-from dnge_compress.types import ModelGraph
-from dnge_compress.weights import digest
+from dnge_compress.graph.digest import digest
+from dnge_compress.graph.types import ModelGraph
 
 DIRECTIONS = ("both", "forward", "none")
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
+from dnge_compress.core.errors import UnknownNameError, refuse_below
 from dnge_compress.encoder.messages import MAGNITUDE, RAW, refuse_unknown
 from dnge_compress.encoder.sweeps import UPDATES, States, Sweep
 from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
-from dnge_compress.errors import UnknownNameError, refuse_below
-from dnge_compress.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph
 
 DIRECTIONS = ("both", "forward")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.encoder.messages import scales
-from dnge_compress.types import ModelGraph, Slot, Step
+from dnge_compress.graph.types import ModelGraph, Slot, Step
 
 ROLES = ("linear", "gate", "up", "query", "key", "value", "conv", "embed", "norm")
 

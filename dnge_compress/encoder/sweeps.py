@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Message
 from dnge_compress.encoder.pooling import pool_rows, spread
 from dnge_compress.encoder.snapshots import ROLES, Edge, Snapshot
-from dnge_compress.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph
 
 States = dict[str, Tensor]
 KINDS = ("neuron", "head", "channel", "residual", "expert", "layer", "fixed")

@@ -11,7 +11,7 @@ from torch import Tensor
 from dnge_compress.encoder.messages import CHUNK_ELEMENTS
 from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.encoder.sweeps import States, Sweep
-from dnge_compress.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph
 
 ORDERS = ("inference", "shuffled", "static")
 STATIC_ROUNDS = 3

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dnge_compress.errors import UnsupportedModelError, WeightError
-from dnge_compress.types import ModelGraph, Slot, Space, Step
+from dnge_compress.core.errors import UnsupportedModelError, WeightError
+from dnge_compress.graph.types import ModelGraph, Slot, Space, Step
 
 INPUT, OUTPUT = "input", "output"
 

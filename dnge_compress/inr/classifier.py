@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dnge_compress.core.precision import fast_products
 from dnge_compress.inr.learning import Batch, TrainSettings, refuse_labels, share_right, train
 from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
-from dnge_compress.precision import fast_products
 
 SMOOTHING = 0.05  # of the labels
 

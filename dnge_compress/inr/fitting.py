@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnge_compress.errors import DataError, refuse_below, refuse_rate
+from dnge_compress.core.errors import DataError, refuse_below, refuse_rate
 from dnge_compress.inr.siren import Siren, grid
 
 WARM_UP = 20  # steps

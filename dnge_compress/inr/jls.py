@@ -15,14 +15,14 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError, refuse_below
+from dnge_compress.core.errors import DataError, refuse_below
+from dnge_compress.core.precision import fast_products
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, TrainSettings, refuse_empty, refuse_labels, share_right, train
 from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.views import VIEWS, six_views
-from dnge_compress.precision import fast_products
 
 CELL = 4  # pixels of a cell's side, by the decoder's two doublings
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.errors import DataError, UnknownNameError, refuse_below, refuse_rate
+from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below, refuse_rate
 from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take

@@ -11,15 +11,15 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.func import vmap
 
+from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below
 from dnge_compress.encoder.messages import RAW
 from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
 from dnge_compress.encoder.sweeps import States
-from dnge_compress.errors import DataError, UnknownNameError, refuse_below
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.initial import begin_as_inference
 from dnge_compress.inr.siren import AXES, Siren, Stack, grid, spread
 from dnge_compress.inr.symmetry import canonical, lift
-from dnge_compress.types import ModelGraph
 
 PLACES = 5  # a side of the grid of points at which first-layer neurons are looked at
 SIGNS = ("canonical", "twins", "free")

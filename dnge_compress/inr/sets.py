@@ -20,14 +20,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dnge_compress.errors import CheckpointError, DataError, DngeError, UnsupportedModelError, WeightError, first_line
-from dnge_compress.images import IMAGES, Images, images
+from dnge_compress.core.errors import (
+    CheckpointError,
+    DataError,
+    DngeError,
+    UnsupportedModelError,
+    WeightError,
+    first_line,
+)
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
-from dnge_compress.parts import make_whole, read_tensors, write_tensors
-from dnge_compress.shelf import Shelf, Split
-from dnge_compress.workers import positive
+from dnge_compress.zoo.data_root import Shelf, Split
+from dnge_compress.zoo.images import IMAGES, Images, images
+from dnge_compress.zoo.resumable import make_whole, read_tensors, write_tensors
+from dnge_compress.zoo.workers import positive
 
 PART = 250  # networks that are fitted together
 STEPS = {"mnist": 300, "cifar10": 400}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnge_compress.errors import DataError, refuse_below
+from dnge_compress.core.errors import DataError, refuse_below
 
 Stack = Mapping[str, Tensor]
 AXES = 2  # inputs: row and column

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from dnge_compress.errors import CheckpointError, RecipeError
-from dnge_compress.files import write_whole
+from dnge_compress.core.errors import CheckpointError, RecipeError
+from dnge_compress.core.files import write_whole
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import load
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dnge_compress.checkpoint.folder import is_alive
-from dnge_compress.errors import DngeError, LaunchError
-from dnge_compress.files import write_whole
+from dnge_compress.core.disk_errors import room
+from dnge_compress.core.errors import DngeError, LaunchError
+from dnge_compress.core.files import write_whole
+from dnge_compress.core.folders import is_alive
+from dnge_compress.core.progress import Tell
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
-from dnge_compress.jobs.progress import Tell
-from dnge_compress.jobs.room import room
 from dnge_compress.jobs.threads import share_threads
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job

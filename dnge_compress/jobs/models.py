@@ -10,11 +10,11 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from dnge_compress.checkpoint import load, open_model
-from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import DataError, UnsupportedModelError, first_line
+from dnge_compress.checkpoint.strict_loading import quiet
+from dnge_compress.core.errors import DataError, UnsupportedModelError, first_line
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.probe import CAUSAL
 from dnge_compress.recipes.job_schema import Job
+from dnge_compress.signals.running import CAUSAL
 
 
 def original(job: Job) -> nn.Module:

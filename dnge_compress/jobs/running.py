@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-from dnge_compress.checkpoint.files import locate, read_config
-from dnge_compress.errors import CheckpointError, LaunchError, RecipeError
+from dnge_compress.checkpoint.model_files import locate, read_config
+from dnge_compress.core.disk_errors import room
+from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
+from dnge_compress.core.progress import Tell, silent
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import crew_of, follow, leads
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
-from dnge_compress.jobs.progress import Tell, silent
 from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
-from dnge_compress.jobs.room import room
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.jobs.threads import same_threads
-from dnge_compress.lora_plan import LoraPlan
-from dnge_compress.placers import known_placer
+from dnge_compress.lora.placers import known_placer
+from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import kind_of, load, resolve, validate
 from dnge_compress.scorers import known_scorer

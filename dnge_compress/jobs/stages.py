@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dnge_compress import api
-from dnge_compress.checkpoint.folder import staged
-from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import CheckpointError
-from dnge_compress.executors.lora_model import merged
-from dnge_compress.files import write_whole
+from dnge_compress.checkpoint.strict_loading import quiet
+from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.files import write_whole
+from dnge_compress.core.folders import staged
+from dnge_compress.core.progress import Tell
 from dnge_compress.jobs import models
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, split_rows
@@ -28,12 +28,12 @@ from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Crew
 from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
-from dnge_compress.jobs.progress import Tell
 from dnge_compress.jobs.report import Milestone, Width
 from dnge_compress.jobs.training import clear_torn, last_whole
-from dnge_compress.lora_plan import LoraPlan
-from dnge_compress.placers import known_placer
-from dnge_compress.placing import flatten_adapter, place_lora
+from dnge_compress.lora.attach import merged
+from dnge_compress.lora.place import flatten_adapter, place_lora
+from dnge_compress.lora.placers import known_placer
+from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.schema import Recipe

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 import torch
 
+from dnge_compress.core.progress import Tell
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.progress import Tell
 
 
 @contextmanager

@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
-from dnge_compress.checkpoint.folder import staged
-from dnge_compress.checkpoint.reading import quiet
-from dnge_compress.errors import LaunchError, first_line
-from dnge_compress.executors.lora_model import attach
-from dnge_compress.files import write_whole
+from dnge_compress.checkpoint.strict_loading import quiet
+from dnge_compress.core.errors import LaunchError, first_line
+from dnge_compress.core.files import write_whole
+from dnge_compress.core.folders import staged
+from dnge_compress.core.progress import Tell, silent
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.jobs.models import base, original, refuse_other_tasks, tokenizer_of, uses_cpu
-from dnge_compress.jobs.progress import Tell, silent
-from dnge_compress.lora_plan import LoraPlan
+from dnge_compress.lora.attach import attach
+from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Distill, Job, Launch, Train
 
 WHOLE = "whole"  # the mark of a checkpoint that was written to its end

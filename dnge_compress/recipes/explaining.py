@@ -8,11 +8,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dnge_compress.errors import BudgetError, DngeError, RecipeError, nearest
+from dnge_compress.core.errors import BudgetError, DngeError, RecipeError, nearest
 from dnge_compress.recipes.hints import hint
 from dnge_compress.recipes.keys import Keys, keys_at, leaves
-from dnge_compress.recipes.reading import Lines, Place
 from dnge_compress.recipes.schema import Section
+from dnge_compress.recipes.yaml_lines import Lines, Place
 
 
 def explain(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from dnge_compress.errors import RecipeError, UnknownNameError
+from dnge_compress.core.errors import RecipeError, UnknownNameError
 from dnge_compress.recipes.schema import Section
 
 Keys = tuple[str, ...]

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from dnge_compress.errors import RecipeError, UnknownNameError, nearest
+from dnge_compress.core.errors import RecipeError, UnknownNameError, nearest
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, put
 from dnge_compress.recipes.lora_schema import LoraRecipe
-from dnge_compress.recipes.reading import Lines, Place, parse_value, read
 from dnge_compress.recipes.schema import Recipe
+from dnge_compress.recipes.yaml_lines import Lines, Place, parse_value, read
 
 AnyRecipe = Recipe | LoraRecipe | Job
 R = TypeVar("R", bound=Recipe | LoraRecipe | Job)

@@ -15,10 +15,11 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.plugins import known, names_in
-from dnge_compress.probe import Inputs, Progress
-from dnge_compress.signals import Signal, Signals, as_matrix
-from dnge_compress.types import ModelGraph, Scores
+from dnge_compress.core.plugins import known, names_in
+from dnge_compress.graph.types import ModelGraph, Scores
+from dnge_compress.signals.calibration import Progress
+from dnge_compress.signals.moments import Signals
+from dnge_compress.signals.running import Inputs
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,6 @@ class Context:
     def signals(self) -> Signals:
         """Activation and gradient statistics, gathered on first use."""
         return Signals(self.model, self.graph, self.batches, self.seed, self.progress)
-
-    def reader_weight(self, signal: Signal) -> Tensor:
-        """The part of a reader's weight that reads the signal's space `[D, U·W]`."""
-        return as_matrix(self.weights[signal.slot.param], self.graph, signal.slot)[:, signal.own]
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:

@@ -11,8 +11,8 @@ import torch
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR, node_features
+from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import Context, probe
-from dnge_compress.types import Scores
 
 NEEDS_DATA = False
 
@@ -31,7 +31,7 @@ def corrected(
     move whole spaces and layers against each other. Without `inside_spaces` they do the latter alone.
     """
     encoder = encoder or DNGEncoder.from_pretrained("base")
-    features = node_features(context, closed.units)
+    features = node_features(context.signals, closed.units)
     layers = {s.name: closed.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
     weights = {k: v.cpu() for k, v in context.weights.items()}
     found = encoder(context.graph, weights, features, layers)

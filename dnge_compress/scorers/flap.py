@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import Context, probe
-from dnge_compress.types import Scores
 
 NEEDS_DATA = True
 
@@ -16,7 +16,7 @@ def score(context: Context) -> Scores:
     for name, signals in context.signals.items():
         total = torch.zeros(signals[0].units)
         for s in signals:
-            norms = context.reader_weight(s).float().square().sum(0)
+            norms = s.own_weight.float().square().sum(0)
             total += (s.variance * norms).view(s.units, -1).sum(1).cpu()
         units[name] = (total - total.mean()) / total.std().clamp_min(1e-30) if len(total) > 1 else total
     return Scores(units | probe.layer_costs(context), "flap", context.graph.fingerprint)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dnge_compress.graph.types import PRUNABLE, Scores, Space
 from dnge_compress.scorers import Context
-from dnge_compress.types import PRUNABLE, Scores, Space
 
 NEEDS_DATA = False
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dnge_compress.elimination import Reading, removal_costs
-from dnge_compress.masking import skipped
-from dnge_compress.probe import call, has_logits, inference_mode_of, rows_of, take
+from dnge_compress.graph.masking import skipped
+from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import Context
-from dnge_compress.signals import Signal, answers, attended, divergence, shift_of
-from dnge_compress.types import Scores
+from dnge_compress.signals.consumers import shift_of
+from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.moments import Signal
+from dnge_compress.signals.obs import Reading, removal_costs
+from dnge_compress.signals.running import call, has_logits, inference_mode_of, rows_of, take
 
 NEEDS_DATA = False
 LAYER_SHARE = 0.125  # of the probes, for the measured cost of each layer
@@ -40,12 +42,11 @@ def unit_costs(context: Context, space: str, corrections: Tensor | None = None) 
 
 def reading(context: Context, signal: Signal) -> Reading:
     """A reader's weight, moments and output importance."""
-    weight = context.reader_weight(signal)
     moments = signal.gram[signal.own, signal.own]
     if shift_of(context.graph, signal.slot) is not None:
         mean = signal.mean[signal.own]
         moments = moments - torch.outer(mean, mean)
-    return Reading(weight, moments, signal.out_fisher)
+    return Reading(signal.own_weight, moments, signal.out_fisher)
 
 
 def layer_costs(context: Context) -> dict[str, Tensor]:

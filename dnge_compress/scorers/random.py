@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dnge_compress.graph.types import PRUNABLE, Scores
 from dnge_compress.scorers import Context
-from dnge_compress.types import PRUNABLE, Scores
 
 NEEDS_DATA = False
 

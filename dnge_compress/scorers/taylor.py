@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import Context, probe
-from dnge_compress.types import Scores
 
 NEEDS_DATA = True
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import Context, probe
-from dnge_compress.types import Scores
 
 NEEDS_DATA = True
 
@@ -17,7 +17,7 @@ def score(context: Context) -> Scores:
     for name, signals in context.signals.items():
         total = torch.zeros(signals[0].units)
         for s in signals:
-            weight = context.reader_weight(s).float().abs()
+            weight = s.own_weight.float().abs()
             norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
             total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
         units[name] = total / total.mean().clamp_min(1e-30)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from dnge_compress.errors import DataError
+from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.pieces import Row, encode_pieces
 
 Message = dict[str, Any]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dnge_compress.errors import DataError, nearest
+from dnge_compress.core.errors import DataError, nearest
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")

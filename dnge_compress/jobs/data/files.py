@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from dnge_compress.errors import DataError, nearest
+from dnge_compress.core.errors import DataError, nearest
 from dnge_compress.recipes.job_schema import Dataset
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")

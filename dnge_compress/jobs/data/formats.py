@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.errors import DataError, first_line
+from dnge_compress.core.errors import DataError, first_line
 from dnge_compress.jobs.data.fields import check_columns
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from dnge_compress.errors import DataError
+from dnge_compress.core.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.errors import DataError
+from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.chat import check_template, encode_chat
 from dnge_compress.jobs.data.fields import fields
 from dnge_compress.jobs.data.formats import Table

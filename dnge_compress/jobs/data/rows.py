@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnge_compress.errors import DataError
+from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.pieces import Row
 
 NOT_LEARNED = -100

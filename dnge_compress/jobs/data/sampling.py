@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dnge_compress.errors import DataError
-from dnge_compress.probe import Progress, cache_name, device_of, inference_mode_of, text_length, writes_text, written
+from dnge_compress.core.errors import DataError
+from dnge_compress.signals.calibration import Progress
+from dnge_compress.signals.running import device_of, inference_mode_of, writes_text
+from dnge_compress.signals.sampled_text import cache_name, text_length, written
 
 # Rows written side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
 # the model alone, so that the rows don't depend on the machine.

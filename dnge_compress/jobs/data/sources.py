@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dnge_compress.errors import DataError, first_line, nearest
+from dnge_compress.core.errors import DataError, first_line, nearest
 from dnge_compress.jobs.data.fields import check_columns, fields
 from dnge_compress.jobs.data.files import is_on_hub, locate
 from dnge_compress.jobs.data.formats import Table, head_of, open_file, quiet_datasets

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnge_compress.errors import CheckpointError
+from dnge_compress.core.errors import CheckpointError
 from dnge_compress.jobs.report import markdown, page, tables
 from dnge_compress.jobs.report.reading import read, written
-from dnge_compress.tables import plain
+from dnge_compress.report.tables import plain
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult

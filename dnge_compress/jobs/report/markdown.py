@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from dnge_compress.jobs.report.measures import measured
 from dnge_compress.jobs.report.ranks import grid
 from dnge_compress.jobs.report.wording import NOT_MEASURED, clean, duration, several, spoken
-from dnge_compress.lines import PLURAL, alike, extent
-from dnge_compress.tables import count, span
+from dnge_compress.report.condense import PLURAL, alike, extent
+from dnge_compress.report.tables import count, span
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import Curve, JobReport, Milestone, Rank, Width

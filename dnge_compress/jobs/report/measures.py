@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dnge_compress.jobs.report.wording import NOT_MEASURED, signed
-from dnge_compress.tables import count
+from dnge_compress.report.tables import count
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import Milestone

@@ -10,8 +10,8 @@ from dnge_compress.jobs.report import plots
 from dnge_compress.jobs.report.markup import Markup, tag
 from dnge_compress.jobs.report.ranks import Grid, Row, grid
 from dnge_compress.jobs.report.wording import NOT_MEASURED, percent, several
-from dnge_compress.lines import PLURAL, alike, extent
-from dnge_compress.tables import count, span
+from dnge_compress.report.condense import PLURAL, alike, extent
+from dnge_compress.report.tables import count, span
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import Curve, Rank, Width

@@ -11,8 +11,8 @@ from dnge_compress.jobs.report.axes import Point, decimals, layer_ticks, thinned
 from dnge_compress.jobs.report.markup import Markup, tag
 from dnge_compress.jobs.report.ranks import Grid, Row
 from dnge_compress.jobs.report.wording import percent, several
-from dnge_compress.lines import PLURAL
-from dnge_compress.tables import span
+from dnge_compress.report.condense import PLURAL
+from dnge_compress.report.tables import span
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import Curve, Width

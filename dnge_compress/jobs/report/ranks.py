@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from dnge_compress.lines import extent
+from dnge_compress.report.condense import extent
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import Rank

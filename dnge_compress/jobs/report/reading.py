@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from dnge_compress.errors import CheckpointError, nearest
+from dnge_compress.core.errors import CheckpointError, nearest
 
 # JSON has no word for these; a diverged training has losses like that.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -14,8 +14,8 @@ from rich.text import Text
 from dnge_compress.jobs.report.measures import measured
 from dnge_compress.jobs.report.ranks import Row, grid
 from dnge_compress.jobs.report.wording import NOT_MEASURED, clean, duration, several, spoken
-from dnge_compress.lines import MAX_LINES, PLURAL, alike, extent
-from dnge_compress.tables import ACCENT, BAR_WIDTHS, QUIET, bar, count, headed, listed, span
+from dnge_compress.report.condense import MAX_LINES, PLURAL, alike, extent
+from dnge_compress.report.tables import ACCENT, BAR_WIDTHS, QUIET, bar, count, headed, listed, span
 
 if TYPE_CHECKING:
     from dnge_compress.jobs.report import JobReport, Milestone, Rank, Width

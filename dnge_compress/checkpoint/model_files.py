@@ -1,0 +1,123 @@
+"""The files of a model folder: found or fetched, present, readable, and nothing that can run code."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from dnge_compress.core.errors import CheckpointError, WeightError, first_line
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+FLOATING = ("F16", "BF16", "F32", "F64")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_FILES = [
+    "*.safetensors",
+    "*.json",
+    "*.txt",
+    "*.model",
+    "*.jinja",
+    "*.tiktoken",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+]
+HUB_EXTRAS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"]
+
+
+def locate(source: str | Path, allow_pickle: bool = False) -> Path:
+    """The local folder of a model: `source` itself, or the snapshot of a hub id, downloaded if need be."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.exists():
+        raise CheckpointError(f"'{source}' is a file; pass the folder that holds it and its config.json")
+    if not HUB_ID.fullmatch(str(source)):
+        raise CheckpointError(f"there is no folder '{source}'")
+    try:
+        found = Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_EXTRAS))
+        if allow_pickle and not any(found.glob("*.safetensors")):
+            found = Path(snapshot_download(str(source), allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        raise CheckpointError(f"there is no folder '{source}', and the hub gave no such model ({first_line(e)})") from e
+    return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder, one or sharded; empty if it has none. Raises CheckpointError."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).is_file():
+        return []
+    index = read_json(folder / INDEX)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise CheckpointError(f"'{folder / INDEX}' has no weight_map")
+    shards = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise CheckpointError(f"'{folder / INDEX}' names '{shard.name}', which is missing; fetch it again")
+    return shards
+
+
+def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:
+    """Whether the weights are safetensors, all of them readable and floating-point; False for allowed pickles."""
+    files = weight_files(folder)
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (no mapping)
+                    _check_header(file, name, tensors.get_slice(name))
+        except (SafetensorError, OSError) as e:
+            raise CheckpointError(f"'{file}' is truncated or corrupt ({first_line(e)}); fetch it again") from e
+    if files:
+        return True
+    pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED and p.is_file())
+    if not pickles:
+        raise CheckpointError(f"'{folder}' has no weights: neither {WEIGHTS} nor {INDEX}")
+    if not any(p.startswith("pytorch_model") for p in pickles):
+        raise CheckpointError(
+            f"'{folder}' has only pickled weights ({pickles[0]}), which can run code; save them as {WEIGHTS}, "
+            "or as pytorch_model.bin and pass allow_pickle=True (--allow-pickle)"
+        )
+    if not allow_pickle:
+        raise CheckpointError(
+            f"'{folder}' has only pickled weights ({pickles[0]}), which can run code; "
+            "if you trust their source, pass allow_pickle=True (--allow-pickle)"
+        )
+    return False
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The raw `config.json` of a folder. Raises CheckpointError."""
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"'{folder}' has no config.json, so it is no Hugging Face model folder")
+    raw = read_json(folder / "config.json")
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object")
+    return raw
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises CheckpointError naming the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{file}' is missing") from None
+    except ValueError as e:
+        raise CheckpointError(f"'{file}' is truncated or corrupt: no JSON ({first_line(e)})") from None
+
+
+def _check_header(file: Path, name: str, tensor: Any) -> None:
+    is_matrix = "weight" in name.rpartition(".")[2] and len(tensor.get_shape()) > 1
+    if is_matrix and tensor.get_dtype() not in FLOATING:
+        raise WeightError(
+            f"'{name}' in '{file}' is quantized ({tensor.get_dtype()}); "
+            "compress the original floating-point model, then quantize"
+        )

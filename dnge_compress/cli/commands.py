@@ -1,0 +1,198 @@
+"""What the subcommands of `dnge` do that need a model: parse nothing, call the api, print."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from dnge_compress import api
+from dnge_compress.checkpoint import open_model
+from dnge_compress.checkpoint.compression import PLAN, REPORT
+from dnge_compress.checkpoint.model_files import read_json
+from dnge_compress.cli.progress_bars import session
+from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
+from dnge_compress.core.files import write_whole
+from dnge_compress.core.folders import standing
+from dnge_compress.graph.families import build_graph
+from dnge_compress.jobs.folder import STATE
+from dnge_compress.jobs.report import JobReport, finished
+from dnge_compress.lora import tables as plan_tables
+from dnge_compress.lora.place import place_lora
+from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.recipes.library import assignments, resolve, validate
+from dnge_compress.recipes.lora_schema import LoraRecipe
+from dnge_compress.recipes.schema import Recipe
+from dnge_compress.report.report import Report, tables
+from dnge_compress.report.rows import rows_of
+from dnge_compress.signals.calibration import Progress
+from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.user_text import read_texts
+
+P = TypeVar("P", bound=PrunePlan | LoraPlan)
+
+
+def score(options: Namespace) -> None:
+    """`dnge score MODEL`"""
+    recipe = _recipe(options)
+    with session() as tell:
+        model = _open(options, tell)
+        scores = api.score(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+    if options.json:
+        print_json(scores.to_dict())
+    else:
+        graph = build_graph(model)
+        tables.show(tables.scores({n: (graph.space(n).kind, v.tolist()) for n, v in scores.units.items()}))
+
+
+def plan(options: Namespace) -> None:
+    """`dnge plan MODEL -o plan.json`"""
+    recipe = _recipe(options)
+    target = Path(options.output) if options.output else None
+    if target:
+        _refuse_file(target, options.force)
+    with session() as tell:
+        model = _open(options, tell)
+        made = api.plan(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+    if target:
+        write_whole(target, made.to_json())
+    if options.json or not target:
+        print(made.to_json(), end="")
+    else:
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        rows = rows_of(build_graph(model), made, shapes)
+        tables.show(tables.plan(made, rows))
+
+
+def apply(options: Namespace) -> None:
+    """`dnge apply plan.json MODEL -o OUT`"""
+    made: PrunePlan = _read_plan(Path(options.plan))
+    recipe: Recipe = validate(made.recipe, options.plan)
+    _refuse_folder(Path(options.output), options.force)
+    with session() as tell:
+        model = _open(options, tell)
+        data = _data(options, model, recipe.probes.length)
+        anyway = options.any_weights
+        small = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=tell)
+        _save(small, options, tell)
+    _show_report(small, options)
+
+
+def compress(options: Namespace) -> None:
+    """`dnge compress MODEL -o OUT`"""
+    recipe = _recipe(options)
+    _refuse_folder(Path(options.output), options.force)
+    with session() as tell:
+        model = _open(options, tell)
+        data = _data(options, model, recipe.probes.length)
+        small = api.compress(model, recipe, data=data, inplace=True, progress=tell)
+        _save(small, options, tell)
+    _show_report(small, options)
+
+
+def place(options: Namespace) -> None:
+    """`dnge place MODEL -o plan.json`"""
+    recipe = resolve(options.recipe, {"placer": options.placer} | assignments(options.set), LoraRecipe)
+    target = Path(options.output) if options.output else None
+    if target:
+        _refuse_file(target, options.force, LoraPlan)
+    with session() as tell:
+        model = _open(options, tell)
+        made = place_lora(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+    if target:
+        write_whole(target, made.to_json())
+    if options.json or not target:
+        print(made.to_json(), end="")
+    else:
+        tables.show(plan_tables.placement(made))
+
+
+def report(options: Namespace) -> None:
+    """`dnge report OUT`"""
+    folder = standing(Path(options.folder))
+    if (folder / STATE).is_file():
+        print_report(finished(folder), options)
+        return
+    if not (folder / REPORT).is_file():
+        raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
+    print_report(Report.from_dict(read_json(folder / REPORT)), options)
+
+
+def _recipe(options: Namespace) -> Recipe:
+    overrides: dict[str, Any] = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
+    return resolve(options.recipe, overrides | assignments(options.set))
+
+
+def _open(options: Namespace, tell: Progress) -> nn.Module:
+    if options.device:
+        try:
+            torch.empty(0, device=options.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as e:
+            reason = str(e).splitlines()[0]
+            raise DngeError(f"device '{options.device}' can't be used: {reason}") from None
+    tell("open", 0, 1)
+    model = open_model(
+        options.model,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        dtype=options.dtype,
+        device=options.device,
+    )
+    tell("open", 1, 1)
+    return model
+
+
+def _data(options: Namespace, model: nn.Module, length: int) -> list[Inputs] | None:
+    return read_texts(Path(options.data), model, length) if options.data else None
+
+
+def _read_plan(path: Path, kind: type[P] = PrunePlan) -> P:  # type: ignore[assignment]  # a default for a variable
+    try:
+        return kind.from_json(path.read_text(encoding="utf-8"))  # type: ignore[return-value]
+    except (OSError, UnicodeDecodeError) as e:
+        raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
+
+
+def _refuse_file(path: Path, force: bool, kind: type[PrunePlan] | type[LoraPlan] = PrunePlan) -> None:
+    """Before the work starts: is there a place for the plan?"""
+    if not path.parent.is_dir() or path.is_dir():
+        raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
+    if path.exists() and not force:
+        try:
+            _read_plan(path, kind)
+        except PlanError:
+            raise PlanError(f"'{path}' exists and is no plan; pass --force to replace it") from None
+
+
+def _refuse_folder(path: Path, force: bool) -> None:
+    """Before the work starts: would `save` take this folder? It looks again, and closer, when it is done."""
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"'{path}' is a file; name a folder")
+    if path.is_dir() and any(path.iterdir()) and not (path / PLAN).is_file() and not force:
+        raise CheckpointError(f"'{path}' exists and wasn't saved by dnge; choose another folder, or pass --force")
+
+
+def _save(model: nn.Module, options: Namespace, tell: Progress) -> None:
+    tell("save", 0, 1)
+    api.save(model, options.output, force=options.force)
+    tell("save", 1, 1)
+
+
+def _show_report(model: Any, options: Namespace) -> None:
+    print_report(model.dnge.report, options)
+
+
+def print_report(made: Report | JobReport, options: Namespace) -> None:
+    if options.json:
+        print_json(made.to_dict())
+    else:
+        tables.show(made)  # type: ignore[arg-type]  # mypy sees no protocol in a union
+
+
+def print_json(document: Any) -> None:
+    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))

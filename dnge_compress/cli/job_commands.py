@@ -1,0 +1,43 @@
+"""`dnge run`: the one command that needs the packages of the extra `jobs`."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from rich.console import Console
+
+from dnge_compress.cli.commands import print_json, print_report
+from dnge_compress.cli.progress_bars import session
+from dnge_compress.jobs import stage_table
+from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.jobs.launching import leads
+from dnge_compress.jobs.running import is_finished, job_of
+from dnge_compress.jobs.running import run as run_job
+from dnge_compress.jobs.stages import stages_of
+from dnge_compress.recipes.library import assignments
+
+
+def run(options: Namespace) -> None:
+    """`dnge run RECIPE [KEY=VALUE …]`"""
+    job = job_of(options.recipe, assignments(options.overrides))
+    if not leads():
+        if not options.dry_run:
+            run_job(job)
+        return
+    folder = JobFolder(Path(job.output_dir))
+    if is_finished(folder, job):
+        print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", file=sys.stderr)
+    else:
+        Console(stderr=True).print(
+            stage_table.stages(job.name, str(folder.root), [(s.name, s.about) for s in stages_of(job)])
+        )
+    if options.dry_run:
+        if options.json:
+            print_json(job.model_dump(mode="json"))
+        return
+    with session() as tell:
+        found = run_job(job, tell)
+    assert found is not None
+    print_report(found, options)

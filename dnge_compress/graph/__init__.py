@@ -1,0 +1,1 @@
+"""A model as a dynamic graph, and what cuts do to it."""

@@ -1,0 +1,52 @@
+"""The graph of a network after cuts, for pruned models whose config can't say their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from dnge_compress.graph.builder import Shapes, fingerprint
+from dnge_compress.graph.counting import paths_after
+from dnge_compress.graph.types import Cut, ModelGraph, Slot, Space, Step
+
+
+def trimmed(graph: ModelGraph, cuts: Iterable[Cut], shapes: Shapes) -> ModelGraph:
+    """The graph of the pruned model with these shapes: dropped blocks are gone, and those behind have moved up.
+
+    Spaces keep their names, so `ffn.3` is still the feed-forward layer of the base's block 3. A graph like this is for
+    reading: it has no config fields, and can't be cut again.
+    """
+    cuts = list(cuts)
+    keeps = {c.space: c.keep for c in cuts}
+    path = paths_after(graph, cuts)
+    gone = {
+        s.name
+        for s in graph.spaces
+        if graph.slots_of(s.name) and all(path(slot.param) is None for slot in graph.slots_of(s.name))
+    }
+
+    def space_after(space: Space) -> Space:
+        keep = keeps.get(space.name)
+        if keep is None:
+            return space
+        pinned = tuple(new for new, old in enumerate(keep) if old in space.pinned)
+        return replace(space, units=len(keep), modules=space.modules[: len(keep)], pinned=pinned)
+
+    def slot_after(slot: Slot) -> Slot | None:
+        param = path(slot.param)
+        return None if param is None else replace(slot, param=param)
+
+    def step_after(step: Step) -> Step | None:
+        params = tuple(p for p in map(path, step.params) if p is not None)
+        return replace(step, params=params) if params or not step.params else None
+
+    steps = [s for s in map(step_after, graph.steps) if s is not None]
+    return replace(
+        graph,
+        spaces=tuple(space_after(s) for s in graph.spaces if s.name not in gone),
+        slots=tuple(s for s in map(slot_after, graph.slots) if s is not None),
+        steps=tuple(replace(s, index=i) for i, s in enumerate(steps)),
+        config_fields=(),
+        attributes=(),
+        fingerprint=fingerprint(graph.family, shapes),
+    )

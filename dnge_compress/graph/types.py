@@ -1,0 +1,200 @@
+"""The values that travel along the line: graph, scores and cuts. No tensors of the model, and no behaviour beyond
+checking themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dnge_compress.core.errors import PlanError, UnknownNameError
+
+Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "fixed"]
+Op = Literal["embed", "linear", "linear_t", "gated", "attention", "attention_t", "conv", "norm", "batchnorm"]
+
+PRUNABLE: tuple[Kind, ...] = ("neuron", "head", "channel", "layer")
+
+
+@dataclass(frozen=True)
+class Space:
+    """One axis of the network, shared by several tensors; a unit is the smallest thing that can go.
+
+    `layer` is the block the space belongs to. A space of kind "layer" lists the module path of each block in
+    `modules`; dropping a unit removes that block. Units in `pinned` can't go.
+    """
+
+    name: str
+    units: int
+    kind: Kind
+    layer: int | None = None
+    modules: tuple[str, ...] = ()
+    pinned: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.units < 1:
+            raise ValueError(f"space '{self.name}' has {self.units} units")
+        if (self.kind == "layer") != bool(self.modules) or (self.modules and len(self.modules) != self.units):
+            raise ValueError(f"space '{self.name}': exactly the layer spaces name one module per unit")
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Rows `offset + u * width … offset + (u + 1) * width` of `param` along `axis` belong to unit u of `space`."""
+
+    param: str
+    axis: int
+    space: str
+    width: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One moment of inference: the snapshot of the dynamic graph in which `writes` is computed from `reads`.
+
+    Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D), stored `[src, dst]`. A batch
+    norm `is_behind` if it reads exactly what the step before computed, with nothing in between.
+    """
+
+    index: int
+    op: Op
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    params: tuple[str, ...]
+    activation: str = ""
+    is_behind: bool = False
+
+    @property
+    def in_axis(self) -> int:
+        """Axis of the step's weights that runs over the source units."""
+        return 0 if self.op.endswith("_t") else 1
+
+
+@dataclass(frozen=True)
+class ConfigField:
+    """A key of the Hugging Face config that counts units: value = `factor` × kept units of each of `spaces`.
+
+    Plain transformers can reload a plan only if all spaces of a field keep equally many units and, where
+    `divides` is set, only if the value divides it. Several fields may set the same key (and `index`, for a list),
+    then their values must agree. `forbids` is one value that means another architecture. `fixed` names the reason
+    why the field can't change at all. `also` are further keys to write when this one changes.
+    """
+
+    key: str
+    spaces: tuple[str, ...]
+    factor: int = 1
+    index: int | None = None
+    divides: int | None = None
+    forbids: int | None = None
+    fixed: str = ""
+    also: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelGraph:
+    """A network as a dynamic graph: spaces, the slots that tie tensors to them, and the steps of inference.
+
+    `attributes` names, per space, module attributes that hold a count of it: (space, module, attribute, factor).
+    """
+
+    family: str
+    spaces: tuple[Space, ...]
+    slots: tuple[Slot, ...]
+    steps: tuple[Step, ...]
+    config_fields: tuple[ConfigField, ...] = ()
+    attributes: tuple[tuple[str, str, str, int], ...] = ()
+    fingerprint: str = ""
+
+    def __post_init__(self) -> None:
+        names = [s.name for s in self.spaces]
+        if len(set(names)) != len(names):
+            raise ValueError("space names must be unique")
+        unknown = {s.space for s in self.slots} - set(names)
+        if unknown:
+            raise ValueError(f"slots of unknown spaces: {sorted(unknown)}")
+        index: dict[str, list[Slot]] = {n: [] for n in names}
+        for slot in self.slots:
+            index[slot.space].append(slot)
+        object.__setattr__(self, "_by_name", {s.name: s for s in self.spaces})
+        object.__setattr__(self, "_slots_of", {n: tuple(v) for n, v in index.items()})
+        object.__setattr__(self, "_step_of", {p: s for s in self.steps for p in s.params})
+
+    def space(self, name: str) -> Space:
+        """The space called `name`. Raises UnknownNameError."""
+        try:
+            return self._by_name[name]  # type: ignore[attr-defined]
+        except KeyError:
+            raise UnknownNameError("space", name, self._by_name) from None  # type: ignore[attr-defined]
+
+    def of_kind(self, *kinds: str) -> tuple[Space, ...]:
+        """All spaces of the given kinds, in forward order."""
+        return tuple(s for s in self.spaces if s.kind in kinds)
+
+    def slots_of(self, space: str) -> tuple[Slot, ...]:
+        """Every slot of a space, producers and consumers."""
+        return self._slots_of[space]  # type: ignore[attr-defined]
+
+    def step_of(self, param: str) -> Step:
+        """The step that uses `param`."""
+        return self._step_of[param]  # type: ignore[attr-defined]
+
+    def consumes(self, slot: Slot) -> bool:
+        """Whether the slot is on the reading side: the columns that a unit's activation is multiplied with."""
+        step = self.step_of(slot.param)
+        return (
+            step.op not in ("norm", "batchnorm", "embed")
+            and slot.param.endswith("weight")
+            and slot.axis == step.in_axis
+        )
+
+    def consumers(self, space: str) -> tuple[Slot, ...]:
+        """The slots through which the rest of the network reads the space."""
+        return tuple(s for s in self.slots_of(space) if self.consumes(s))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predicted cost of removal, in nats of loss per unit after repair; larger = keep; comparable across spaces.
+
+    `units` holds float32 `[units]` per prunable space (the layer spaces included), `matrices` one number per
+    weight matrix. Baselines whose scale has no meaning in nats (magnitude, random) keep their own scale.
+    `notes` are for the report; `closed` is the closed form's `units`, where a scorer corrects them.
+    """
+
+    units: Mapping[str, Tensor]
+    scorer: str
+    fingerprint: str
+    matrices: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    closed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in self.units.items():
+            if not torch.isfinite(values).all():
+                raise ValueError(f"scorer '{self.scorer}' gave a score that is not finite in space '{name}'")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {
+            "scorer": self.scorer,
+            "fingerprint": self.fingerprint,
+            "units": {k: [float(x) for x in v] for k, v in self.units.items()},
+            "matrices": {k: float(v) for k, v in self.matrices.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The only pruning instruction: the units of `space` that stay, sorted. A dropped layer is a Cut on its space."""
+
+    space: str
+    keep: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.keep:
+            raise PlanError(f"the cut on '{self.space}' keeps no unit")
+        if list(self.keep) != sorted(set(self.keep)) or self.keep[0] < 0:
+            raise PlanError(f"the cut on '{self.space}' must list kept units once each, ascending, from 0")

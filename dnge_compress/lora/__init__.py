@@ -1,0 +1,1 @@
+"""Where LoRA adapters go, and with what rank."""

@@ -1,0 +1,78 @@
+"""The public verb of LoRA placement: where adapters go and with what rank, as an ordinary peft config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+from transformers import AutoConfig
+
+from dnge_compress.checkpoint import Compression, open_model
+from dnge_compress.core.errors import RecipeError
+from dnge_compress.graph.families import build_graph, shapes_of
+from dnge_compress.graph.pruned import trimmed
+from dnge_compress.graph.types import ModelGraph
+from dnge_compress.lora.export import flatten_adapter
+from dnge_compress.lora.placers import Context
+from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.lora.planner import make_lora_plan
+from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
+from dnge_compress.signals.calibration import ProbeSettings, checked_data
+from dnge_compress.signals.running import Inputs
+
+__all__ = ["flatten_adapter", "place_lora"]
+
+Model: TypeAlias = nn.Module | str | Path
+
+
+def place_lora(
+    model: Model,
+    recipe: str | Path | LoraRecipe = "lora/default",
+    *,
+    budget: Mapping[str, int | float] | None = None,
+    data: Iterable[Any] | None = None,
+    **overrides: Any,
+) -> LoraPlan:
+    """Which matrices get a LoRA adapter, and of what rank, within a budget of trainable parameters.
+
+    `model` is an nn.Module, a Hugging Face model (pruned or not), or the path or hub id of one; it is only read.
+    `budget` is {"match_uniform_r": 16}, {"trainable_params": 4_000_000} or {"trainable_fraction": 0.01}. `data`, an
+    iterable of model inputs, takes the place of the probes where the placer looks at any. Further keywords override
+    leaves of the recipe (placer="probe", max_rank=32); `example_inputs` and `progress` are as in `compress`.
+
+    Raises a DngeError.
+
+        model = get_peft_model(model, place_lora(model).lora_config("CAUSAL_LM"))
+    """
+    progress, example_inputs = overrides.pop("progress", None), overrides.pop("example_inputs", None)
+    if budget is not None:
+        if not isinstance(budget, Mapping):
+            known = ", ".join(LoraBudget.model_fields)
+            raise RecipeError(f"budget should be a mapping with one of {known}, not {budget!r}")
+        overrides["lora.budget"] = dict(budget)
+    settings = resolve(recipe, overrides, LoraRecipe)
+    opened = open_model(model) if isinstance(model, str | Path) else model
+    context = Context(
+        opened,
+        ProbeSettings(**settings.probes.model_dump()),
+        None if data is None else tuple(checked_data(data, opened)),
+        example_inputs,
+        progress,
+        read_graph=partial(graph_of, opened, example_inputs),
+    )
+    return make_lora_plan(context, settings)
+
+
+def graph_of(model: Any, example_inputs: Inputs | None = None) -> ModelGraph:
+    """The model's graph; of one that `compress` gave uneven widths, its base's graph under the same cuts."""
+    attached = getattr(model, "dnge", None)
+    if not isinstance(attached, Compression) or not attached.plan.uneven or attached.base_config is None:
+        return build_graph(model, example_inputs)
+    with torch.device("meta"):
+        base = type(model)(AutoConfig.for_model(**attached.base_config))
+    return trimmed(build_graph(base), attached.plan.cuts, shapes_of(model))

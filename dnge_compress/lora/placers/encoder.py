@@ -1,0 +1,35 @@
+"""The pretrained encoder: it predicts the loss gradient's mean square at every matrix, without data.
+
+Under Adam every adapter weight moves about as far, so an adapter lowers the loss at first by what its gradient's root
+mean square is. Ranks go with the root of that (DAMPING): an adapter of a constant scale moves its matrix further the
+higher its rank is, so ranks as uneven as the gradients call for a lower learning rate everywhere else (dev/LOG.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dnge_compress import scorers
+from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.lora.adapters import Site
+from dnge_compress.lora.placers import Context, Weights, damped
+
+NEEDS_DATA = False
+
+
+def weigh(sites: Sequence[Site], context: Context) -> Weights:
+    """The damped root mean square of the predicted gradient, of the matrices that are in the graph."""
+    return {path: damped(value) for path, value in predicted_energy(sites, context).items()}
+
+
+def predicted_energy(sites: Sequence[Site], context: Context) -> dict[str, float]:
+    """The encoder's mean square gradient per site of the graph. Raises UnsupportedModelError for an unknown family."""
+    try:
+        graph = context.graph
+    except UnsupportedModelError as e:
+        raise UnsupportedModelError(f"{e}; or place with placer='probe' or 'stable_rank', which need no family") from e
+    scoring = scorers.Context(
+        graph, context.model, context.batches, context.data is not None, seed=context.seed, progress=context.progress
+    )
+    matrices = scorers.score("encoder", scoring).matrices
+    return {site.path: matrices[site.weight] for site in sites if site.weight in matrices}

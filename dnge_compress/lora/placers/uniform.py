@@ -1,0 +1,15 @@
+"""The same rank everywhere: the one to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dnge_compress.lora.adapters import Site
+from dnge_compress.lora.placers import Context, Weights
+
+NEEDS_DATA = False
+
+
+def weigh(sites: Sequence[Site], context: Context) -> Weights:
+    """Ones."""
+    return {site.path: 1.0 for site in sites}

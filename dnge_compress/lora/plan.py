@@ -1,0 +1,127 @@
+"""Where LoRA adapters go and how large each is: a value that can be printed, diffed, edited and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import nn
+
+from dnge_compress.core.errors import PlanError
+from dnge_compress.lora.adapters import Adapter, _is_whole
+from dnge_compress.plans.plan_json import plan_values
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+ExportForm = Literal["peft", "axolotl", "flat_config"]
+
+
+@dataclass(frozen=True)
+class LoraPlan:
+    """Adapters for one base model. Round-trips through JSON, one line per adapter.
+
+    `adapters` lists every matrix that was looked at, in the model's order; rank 0 means none there. `base`
+    fingerprints the model's names and shapes, `budget` is the number of parameters that may be trained, `recipe` the
+    resolved recipe, from which scale, alpha rule, dropout and initial values are taken.
+    """
+
+    adapters: tuple[Adapter, ...]
+    base: str
+    budget: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    VERSION = 1
+
+    def __post_init__(self) -> None:
+        paths = [a.site.path for a in self.adapters]
+        if len(set(paths)) != len(paths):
+            raise PlanError("a plan holds at most one adapter per matrix")
+        if not self.placed:
+            raise PlanError("the plan places no adapter: every rank is 0")
+
+    @property
+    def placed(self) -> tuple[Adapter, ...]:
+        """The adapters with a rank above 0."""
+        return tuple(a for a in self.adapters if a.rank > 0)
+
+    @property
+    def params(self) -> int:
+        """Parameters that will be trained."""
+        return sum(a.params for a in self.adapters)
+
+    @property
+    def max_rank(self) -> int:
+        """The largest rank."""
+        return max(a.rank for a in self.adapters)
+
+    def lora_config(self, task_type: str | None = None) -> LoraConfig:
+        """A plain `peft.LoraConfig`; `task_type` as peft wants it ("CAUSAL_LM", "SEQ_CLS", …).
+
+        For a classification task peft trains the whole head as well, which no budget of adapters counts.
+
+        model = get_peft_model(model, plan.lora_config("CAUSAL_LM"))
+        """
+        # Upward, like PrunePlan.preview: plans stay values, and users ask them for what is made of them.
+        from dnge_compress.lora.peft_config import config_of
+
+        return config_of(self, task_type)
+
+    def verify(self, model: nn.Module) -> int:
+        """Prove that peft makes of this plan what it says; the number of trainable parameters. The model is only read.
+
+        Every target, rank and scale is resolved with peft's own matcher, before and after a save/load round trip and
+        in a wrapped copy without values. Raises PlanError naming the first difference.
+        """
+        from dnge_compress.lora.verify import verify
+
+        return verify(self, model)
+
+    def export(self, form: ExportForm = "peft") -> str:
+        """The plan as text for other programs.
+
+        "peft": adapter_config.json. "axolotl": a YAML fragment. "flat_config": the adapter_config.json of the
+        zero-padded uniform adapter that `flatten_adapter` makes. Raises UnknownNameError.
+        """
+        from dnge_compress.lora.export import export
+
+        return export(self, form)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dict."""
+        return {
+            "dnge_lora_plan": self.VERSION,
+            "base": self.base,
+            "budget": self.budget,
+            "params": self.params,
+            "recipe": dict(self.recipe),
+            "notes": list(self.notes),
+            "adapters": [a.to_dict() for a in self.adapters],
+        }
+
+    def to_json(self) -> str:
+        """JSON text, one line per adapter, made to be read, diffed and edited."""
+        body = self.to_dict()
+        adapters = body.pop("adapters")
+        lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in adapters)
+        return f'{json.dumps(body, indent=1, ensure_ascii=False)[:-2]},\n "adapters": [\n{lines}\n ]\n}}\n'
+
+    @classmethod
+    def from_json(cls, text: str) -> LoraPlan:
+        """Read a plan. Raises PlanError naming what is missing or malformed."""
+        mark = ("dnge LoRA plan", "dnge_lora_plan", cls.VERSION)
+        known = ("params", *cls.__dataclass_fields__)
+        raw = plan_values(text, mark, known=known, needed=("adapters", "base", "budget"))
+        if not isinstance(raw["adapters"], list) or not _is_whole(raw["budget"]):
+            raise PlanError("the plan is malformed: 'adapters' must be a list and 'budget' a whole number")
+        try:
+            adapters = tuple(Adapter.from_dict(row) for row in raw["adapters"])
+            notes, recipe = tuple(raw.get("notes", ())), dict(raw.get("recipe", {}))
+        except (TypeError, ValueError) as e:
+            if isinstance(e, PlanError):
+                raise
+            raise PlanError(f"the plan is malformed: {e}") from None
+        return cls(adapters, str(raw["base"]), raw["budget"], recipe, notes)

@@ -1,0 +1,143 @@
+"""Which widths can change together, and to what: the legality of a plan.
+
+Plain transformers rebuilds a network from its config, so spaces counted by one config key must shrink alike, and some
+keys allow few values or none. A group has T *steps*; at step t every space of it keeps t/T of its units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+
+from dnge_compress.graph.counting import dropped_spaces
+from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Space
+from dnge_compress.recipes.schema import Prune
+
+
+@dataclass(frozen=True)
+class Group:
+    """Spaces of one kind of width that shrink together. `legal` lists the allowed steps, ascending, `steps` last."""
+
+    kind: str
+    spaces: tuple[str, ...]
+    steps: int
+    legal: tuple[int, ...]
+
+    def at_most(self, fraction: float) -> int:
+        """The largest legal step of at most `fraction` of all, or the smallest legal one."""
+        fitting = [t for t in self.legal if t <= fraction * self.steps + 1e-9]
+        return fitting[-1] if fitting else self.legal[0]
+
+    def nearest(self, fraction: float) -> int:
+        """The legal step closest to `fraction`; of two, the larger."""
+        return min(self.legal, key=lambda t: (abs(t - fraction * self.steps), -t))
+
+
+def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[Group], list[str]]:
+    """The groups that a recipe allows to shrink (no layer spaces), and notes on what must stay and why."""
+    notes: list[str] = []
+    groups = []
+    for names, fields in _tied(graph, uneven=prune.uneven):
+        spaces = [graph.space(n) for n in names]
+        kind = spaces[0].kind
+        if not any(s.kind in prune.kinds for s in spaces):
+            continue
+        fixed = next((f.fixed for f in fields if f.fixed), "")
+        if fixed and not prune.uneven:
+            notes.append(f"{kind}s stay: {fixed}")
+            continue
+        if any(is_protected(graph, s, prune.protect) for s in spaces):
+            notes.append(f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''} stay: protected")
+            continue
+        steps = math.gcd(*(s.units for s in spaces))
+        legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune))
+        groups.append(Group(kind, tuple(names), steps, legal))
+        if not prune.uneven:
+            notes += _restrictions(groups[-1], fields, spaces)
+    return groups, notes
+
+
+def droppable(graph: ModelGraph, prune: Prune) -> list[tuple[str, int]]:
+    """(layer space, unit) of every block that may be dropped under the recipe."""
+    if "layer" not in prune.kinds:
+        return []
+    return [
+        (space.name, i)
+        for space in graph.of_kind("layer")
+        for i, module in enumerate(space.modules)
+        if i not in space.pinned and not _matches(module, prune.protect)
+    ]
+
+
+def reloads_plainly(graph: ModelGraph, cuts: Iterable[Cut]) -> bool:
+    """Whether plain transformers rebuilds the network from its config: every key that changes has one legal value."""
+    cuts = list(cuts)
+    kept, gone = {c.space: len(c.keep) for c in cuts}, dropped_spaces(graph, cuts)
+    values: dict[tuple[str, int | None], set[int]] = {}
+    for f in graph.config_fields:
+        spaces = [graph.space(n) for n in f.spaces if n not in gone]
+        found = {f.factor * kept.get(s.name, s.units) for s in spaces}
+        if found != {f.factor * s.units for s in spaces} and (
+            f.fixed or any((f.divides is not None and f.divides % v) or v == f.forbids for v in found)
+        ):
+            return False
+        values.setdefault((f.key, f.index), set()).update(found)
+    return all(len(found) <= 1 for found in values.values())
+
+
+def is_protected(graph: ModelGraph, space: Space, patterns: Iterable[str]) -> bool:
+    """Whether a module that reads or writes the space matches one of the patterns."""
+    return any(_matches(slot.param.rpartition(".")[0], patterns) for slot in graph.slots_of(space.name))
+
+
+def _matches(module: str, patterns: Iterable[str]) -> bool:
+    parents = [".".join(module.split(".")[:n]) for n in range(1, module.count(".") + 2)]
+    return any(fnmatch(path, pattern) for path in parents for pattern in patterns)
+
+
+def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigField]]]:
+    """Prunable width spaces, tied by the config keys that count them; each on its own where nothing ties them."""
+    owner = {s.name: s.name for s in graph.of_kind("neuron", "head", "channel")}
+
+    def root(name: str) -> str:
+        while owner[name] != name:
+            name = owner[name]
+        return name
+
+    fields = [f for f in graph.config_fields if f.spaces and f.spaces[0] in owner]
+    by_key: dict[tuple[str, int | None], str] = {}
+    for f in [] if uneven else fields:
+        anchor = by_key.setdefault((f.key, f.index), f.spaces[0])
+        for name in f.spaces:
+            owner[root(name)] = root(anchor)
+    members: dict[str, list[str]] = {}
+    for name in owner:
+        members.setdefault(root(name), []).append(name)
+    return [(names, [f for f in fields if set(f.spaces) & set(names)]) for names in members.values()]
+
+
+def _is_legal(t: int, steps: int, spaces: Sequence[Space], fields: Sequence[ConfigField], prune: Prune) -> bool:
+    if t < prune.min_keep * steps:
+        return False
+    units = {s.name: s.units for s in spaces}
+    for s in spaces:
+        if s.kind in ("neuron", "channel") and (s.units * t // steps) % prune.round_to:
+            return False
+    if prune.uneven:
+        return True
+    for f in fields:
+        value = f.factor * units[f.spaces[0]] * t // steps
+        if (f.divides is not None and f.divides % value) or value == f.forbids:
+            return False
+    return True
+
+
+def _restrictions(group: Group, fields: Sequence[ConfigField], spaces: Sequence[Space]) -> list[str]:
+    units = {s.name: s.units for s in spaces}
+    for f in fields:
+        if f.divides is not None:
+            values = [f.factor * units[f.spaces[0]] * t // group.steps for t in group.legal]
+            return [f"{f.key} must divide {f.divides} to reload in plain transformers: one of {values}"]
+    return []

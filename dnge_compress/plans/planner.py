@@ -1,0 +1,143 @@
+"""From scores to a plan: candidates of equal size, the best few measured on the probes, the winner written down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.core.errors import BudgetError
+from dnge_compress.graph.counting import Prices, kept_total, non_embedding_prices, parameter_prices
+from dnge_compress.graph.digest import digest
+from dnge_compress.graph.families import TRACED
+from dnge_compress.graph.types import Cut, ModelGraph, Scores
+from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.legal_widths import reloads_plainly
+from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
+from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.trial import damage, whole_answers
+from dnge_compress.recipes.schema import Recipe
+from dnge_compress.scorers import Context
+from dnge_compress.signals.consumers import feature_axis
+from dnge_compress.signals.running import call, inference_mode_of, rows_of, take
+
+MEASURE_SHARE = 0.125  # of the probes
+MEASURE_ROWS = 32  # examples at least
+
+
+def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
+    """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
+
+    Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
+    repaired, on a part of the probes, and the one whose output moves least is taken.
+    """
+    graph, budget = context.graph, Budget.of(context.model, _prices(context, recipe.prune.of))
+    found, notes = candidates(graph, scores, recipe.prune, budget)
+    chosen, measured = _best(context, found, recipe)
+    if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
+        notes.append(
+            f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
+        )
+    plan = PrunePlan(
+        cuts=chosen.cuts,
+        base=graph.fingerprint,
+        weights=digest(context.model),
+        recipe=recipe.model_dump(mode="json"),
+        predicted_cost=chosen.cost,
+        uneven=_is_uneven(graph, context.model, chosen.cuts),
+        notes=(*scores.notes, *notes, *measured),
+        costs=chosen.costs,
+    )
+    if recipe.prune.ratio > 0 and not plan.cuts:
+        raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
+    return counted(plan, graph, context.model)
+
+
+def counted(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> PrunePlan:
+    """The plan with parameter counts and `uneven` as its cuts have them; if these were edited, costs are unknown."""
+    prices, shapes = parameter_prices(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
+    after = int(kept_total(graph, prices, shapes, plan.cuts))
+    found = replace(
+        plan,
+        params_before=int(kept_total(graph, prices, shapes, ())),
+        params_after=after,
+        uneven=_is_uneven(graph, model, plan.cuts),
+    )
+    notes = list(plan.notes)
+    if plan.params_after not in (0, after):
+        notes = ["the plan was edited: its predicted cost is unknown"]
+        found = replace(found, costs={}, predicted_cost=0.0)
+    if found.uneven and not plan.uneven:
+        notes.append("widths that the config can't say: the result loads with dnge_compress.load only")
+    return replace(found, notes=tuple(notes))
+
+
+def _is_uneven(graph: ModelGraph, model: nn.Module, cuts: Sequence[Cut]) -> bool:
+    """Whether only `dnge_compress.load` can rebuild the result: its config, if it has one, can't say what was cut."""
+    if getattr(model, "config", None) is None or not cuts:
+        return False
+    return graph.family == TRACED or not reloads_plainly(graph, cuts)
+
+
+def _prices(context: Context, of: str) -> Prices:
+    if of == "macs":
+        return macs_per_element(context)
+    return non_embedding_prices(context.model, context.graph)
+
+
+def macs_per_element(context: Context) -> Prices:
+    """How often each weight is multiplied for one example: the positions at which its module's output is computed."""
+    positions: dict[str, float] = {}
+    handles = []
+    matrices = {p.rpartition(".")[0]: p for s in context.graph.steps for p in s.params if p.endswith("weight")}
+    dims = {n: p.dim() for n, p in context.model.named_parameters()}
+
+    def count(param: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
+            positions[param] = out[0].numel() / out.shape[feature_axis(module)]
+
+        return hook
+
+    for module, param in matrices.items():
+        if dims.get(param, 0) >= 2 and context.graph.step_of(param).op != "embed":
+            handles.append(context.model.get_submodule(module).register_forward_hook(count(param)))
+    try:
+        with torch.no_grad(), inference_mode_of(context.model):
+            call(context.model, take(context.batches, 1)[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    return positions
+
+
+def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:
+    if len(found) == 1:
+        return found[0], []
+    total = sum(rows_of(b) for b in context.batches)
+    batches = take(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
+    with torch.no_grad(), inference_mode_of(context.model):
+        reference = whole_answers(context, batches)
+        costs = []
+        for i, candidate in enumerate(found):
+            found_cost = damage(context, candidate.cuts, batches, reference, compensate=recipe.repair.compensate)
+            costs.append(float(found_cost))
+            if context.progress:
+                context.progress("comparing plans", i + 1, len(found))
+    best = min(range(len(found)), key=costs.__getitem__)
+    rows = ", ".join(f"{_describe(context, c)} {d:.3g}" for c, d in zip(found, costs, strict=True))
+    return found[best], [f"measured damage on the probes, in nats: {rows}"]
+
+
+def _describe(context: Context, candidate: Candidate) -> str:
+    """ "2 layers + head 3/4 + neuron 1024/1536": what a candidate removes, by kind."""
+    parts: dict[str, str] = {}
+    for cut in candidate.cuts:
+        space = context.graph.space(cut.space)
+        if space.kind == "layer":
+            before = int(parts.get("layer", "-0 ")[1:].split()[0])
+            parts["layer"] = f"-{before + space.units - len(cut.keep)} layers"
+        else:
+            parts.setdefault(space.kind, f"{space.kind}s {len(cut.keep)}/{space.units}")
+    return "[" + ", ".join(parts.values()) + "]"

@@ -1,0 +1,110 @@
+"""What every allocation starts from: prices, scores and legal widths, and the step from a choice to cuts and price."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from dnge_compress.graph.builder import Shapes
+from dnge_compress.graph.counting import Prices, dropped_spaces, kept_total, total
+from dnge_compress.graph.masking import units_gone
+from dnge_compress.graph.types import Cut, ModelGraph, Scores
+from dnge_compress.plans.legal_widths import Group
+
+NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is counted: the prices of tensor elements and the shapes they apply to."""
+
+    prices: Prices
+    shapes: Shapes
+
+    @classmethod
+    def of(cls, model: nn.Module, prices: Prices) -> Budget:
+        """The budget of a model at given prices."""
+        return cls(prices, {n: tuple(p.shape) for n, p in model.named_parameters()})
+
+    @cached_property
+    def whole(self) -> float:
+        """Price of the uncut model."""
+        return total(self.prices, self.shapes)
+
+    def removed(self, graph: ModelGraph, cuts: Iterable[Cut]) -> float:
+        """Share of the price that cuts remove."""
+        return 1 - kept_total(graph, self.prices, self.shapes, cuts) / self.whole
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Cuts that reach the budget, the scorer's cost per space, and the share of the price that is removed."""
+
+    cuts: tuple[Cut, ...]
+    costs: Mapping[str, float]
+    removed: float
+
+    @property
+    def cost(self) -> float:
+        """Predicted cost in the scorer's unit."""
+        return sum(self.costs.values())
+
+
+class Problem:
+    """The givens, and the step from a choice of widths and layers to cuts and their price."""
+
+    def __init__(
+        self,
+        graph: ModelGraph,
+        scores: Scores,
+        budget: Budget,
+        groups: list[Group],
+        layers: list[tuple[str, int]],
+        min_keep: float,
+    ) -> None:
+        self.graph, self.scores, self.budget, self.groups = graph, scores, budget, groups
+        self.droppable = len(layers)
+        self.layers = self._cheapest(layers, min_keep)
+        self.order = {name: values.argsort(descending=True, stable=True) for name, values in scores.units.items()}
+
+    def _cheapest(self, layers: list[tuple[str, int]], min_keep: float) -> list[tuple[str, int]]:
+        """Blocks that may go, cheapest first; every layer space keeps at least one block and `min_keep` of them."""
+        found: list[tuple[str, int]] = []
+        for name, i in sorted(layers, key=lambda item: float(self.scores.units[item[0]][item[1]])):
+            units = self.graph.space(name).units
+            least = max(1, math.ceil(min_keep * units - 1e-9))
+            if sum(n == name for n, _ in found) < units - least:
+                found.append((name, i))
+        return found
+
+    def cuts(self, steps: Mapping[Group, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
+        """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
+        found = self.layer_cuts(dropped)
+        gone = dropped_spaces(self.graph, found)
+        for group, t in steps.items():
+            for name in group.spaces if t < group.steps else ():
+                if name not in gone:
+                    keep = self.graph.space(name).units * t // group.steps
+                    found.append(Cut(name, tuple(sorted(self.order[name][:keep].tolist()))))
+        return tuple(found)
+
+    def layer_cuts(self, dropped: Iterable[tuple[str, int]]) -> list[Cut]:
+        away: dict[str, set[int]] = {}
+        for name, i in dropped:
+            away.setdefault(name, set()).add(i)
+        return [Cut(n, tuple(i for i in range(self.graph.space(n).units) if i not in a)) for n, a in away.items()]
+
+    def removed(self, cuts: Iterable[Cut]) -> float:
+        """Share of the price that the cuts remove."""
+        return self.budget.removed(self.graph, cuts)
+
+    def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:
+        costs = {}
+        for cut in cuts:
+            values = self.scores.units[cut.space]
+            costs[cut.space] = float(values[units_gone(len(values), cut.keep)].sum())
+        return Candidate(cuts, costs, self.removed(cuts))

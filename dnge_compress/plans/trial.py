@@ -1,0 +1,42 @@
+"""What a cut costs, tried out: the model masked and repaired, run on some inputs, its answers against the whole's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.types import Cut
+from dnge_compress.scorers import Context
+from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.running import Inputs, call, has_logits
+
+
+def whole_answers(context: Context, batches: Sequence[Inputs]) -> list[Tensor]:
+    """The model's own answers on each batch; call it in inference mode."""
+    return [answers(call(context.model, b), attended(b)) for b in batches]
+
+
+def damage(
+    context: Context,
+    cuts: Iterable[Cut],
+    batches: Sequence[Inputs],
+    reference: Sequence[Tensor],
+    *,
+    compensate: str = "lstsq",
+) -> Tensor:
+    """Mean divergence from `reference` in nats per label under `cuts`, repaired on the context's signals: a scalar.
+
+    The model is left as it is; call it in inference mode.
+    """
+    cuts = list(cuts)
+    values = {}
+    if compensate != "none":
+        values = refitted(context.model, context.signals, cuts, compensate, context.ridge)
+    masked = MaskedModel(context.model, context.graph, cuts, values)
+    logits = has_logits(context.model)
+    pairs = zip(batches, reference, strict=True)
+    return torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()

@@ -1,0 +1,91 @@
+"""YAML text as plain values, with the line of every key. Nothing is constructed but numbers, strings, lists, maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dnge_compress.core.errors import DngeError, RecipeError
+from dnge_compress.recipes.keys import REMOVED
+
+Place = tuple[str, ...]  # keys and list positions, as strings
+Lines = Mapping[Place, int]
+
+
+def read(path: Path) -> tuple[dict[str, Any], Lines]:
+    """Values and lines of a recipe file. Raises RecipeError that names the file and, where known, the line."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RecipeError(f"recipe file '{path}' does not exist") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise RecipeError(f"recipe file '{path}' can't be read: {e}") from None
+    return parse(source, str(path))
+
+
+def parse(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
+    """Values and lines of YAML text. Aliases are refused: they could grow without end."""
+    lines: dict[Place, int] = {}
+    try:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(source, yaml.SafeLoader)):
+            raise RecipeError(f"{origin}: aliases (*name) are not allowed in a recipe")
+        loader = yaml.SafeLoader(source)
+        root = loader.get_single_node()
+        if not isinstance(root, yaml.MappingNode):
+            raise RecipeError(f"{origin}: a recipe is a mapping of keys to values")
+        return _value(loader, root, (), lines, origin), lines
+    except yaml.MarkedYAMLError as e:
+        line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise RecipeError(f"{origin}{line}: not valid YAML: {e.problem or e.context}") from None
+    except (yaml.YAMLError, ValueError) as e:
+        if isinstance(e, DngeError):
+            raise
+        raise RecipeError(f"{origin}: not valid YAML: {' '.join(str(e).split())}") from None
+
+
+def parse_value(source: str, origin: str) -> Any:
+    """One YAML value, e.g. behind the equals sign of an override; null is REMOVED. Raises RecipeError."""
+    try:
+        value = yaml.safe_load(source)
+    except yaml.YAMLError:
+        raise RecipeError(f"'{origin}': the value can't be read; quote it") from None
+    return REMOVED if value is None else _numbers(value)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _numbers(v) for k, v in value.items()}
+    return [_numbers(v) for v in value] if isinstance(value, list) else _number(value)
+
+
+def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], origin: str) -> Any:
+    if isinstance(node, yaml.MappingNode) and node.tag == loader.DEFAULT_MAPPING_TAG:
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            here = f"{origin}:{key_node.start_mark.line + 1}"
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise RecipeError(f"{here}: a key must be a word")
+            key = str(key_node.value)
+            if key in values:
+                raise RecipeError(f"{here}: key '{'.'.join((*place, key))}' stands twice")
+            lines[(*place, key)] = key_node.start_mark.line + 1
+            values[key] = _value(loader, value_node, (*place, key), lines, origin)
+        return values
+    if isinstance(node, yaml.SequenceNode) and node.tag == loader.DEFAULT_SEQUENCE_TAG:
+        for i, item in enumerate(node.value):
+            lines[(*place, str(i))] = item.start_mark.line + 1
+        return [_value(loader, item, (*place, str(i)), lines, origin) for i, item in enumerate(node.value)]
+    return _number(loader.construct_object(node, deep=True))
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 takes 2e-4 for a string; everybody else takes it for a number."""
+    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

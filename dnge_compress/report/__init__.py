@@ -1,0 +1,1 @@
+"""What was done, as values that render themselves."""

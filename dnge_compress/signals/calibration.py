@@ -1,0 +1,158 @@
+"""Synthetic inference: inputs that need no data, and how a model is run on them.
+
+Causal language models are probed with text sampled from themselves, encoders with random words that have a topic
+(writing.py), vision models with random pictures of shapes that hide one another (painting.py). Everything is seeded
+and the model is left as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.core.errors import DataError, UnsupportedModelError
+from dnge_compress.signals.running import Inputs, call, device_of, inference_mode_of, take, to_device, writes_text
+from dnge_compress.signals.sampled_text import text_length, written
+from dnge_compress.signals.synthetic_images import random_images
+from dnge_compress.signals.synthetic_text import topical_texts
+
+Progress = Callable[[str, int, int], None]
+
+BATCH_TOKENS = 2048
+MIN_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How much synthetic inference to run: `tokens` positions (patches, for images) in sequences of `length`."""
+
+    kind: str = "auto"
+    tokens: int = 16384
+    length: int = 64
+    seed: int = 0
+
+
+def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs | None = None) -> list[Inputs]:
+    """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module,
+    and the image size of a convolutional network if it isn't its config's.
+
+    Raises DataError for a probe kind that doesn't fit the model.
+    """
+    kind = settings.kind if settings.kind != "auto" else default_kind(model, example_inputs)
+    natural = default_kind(model, example_inputs)
+    if kind not in (natural, {"sampled": "random"}.get(natural)):
+        raise DataError(f"probes of kind '{kind}' don't fit a {type(model).__name__}; use '{natural}' or auto")
+    generator = torch.Generator().manual_seed(settings.seed)
+    with inference_mode_of(model):
+        if kind == "like":
+            return _noise_like(example_inputs, settings, generator, device_of(model))
+        if kind == "noise":
+            return _noise_images(model, settings, generator, example_inputs)
+        make = _sampled_text if kind == "sampled" else _random_tokens
+        return make(model, settings, generator)
+
+
+def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
+    """The probe that suits a model: "sampled", "random" or "noise"; "like" for a plain module with example inputs."""
+    config = getattr(model, "config", None)
+    if config is None or getattr(model, "main_input_name", None) is None:
+        if example_inputs is None:
+            raise UnsupportedModelError(
+                f"a plain {type(model).__name__} says nothing about its inputs; pass example_inputs=… or data=…"
+            )
+        return "like"
+    if model.main_input_name == "pixel_values":
+        return "noise"
+    return "sampled" if writes_text(model) else "random"
+
+
+def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
+    """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
+    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
+        raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
+    batches: list[Inputs] = []
+    for i, batch in enumerate(data):
+        tensors = list(_tensors_of(batch, i))
+        if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
+            raise DataError(f"data batch {i} holds NaN or infinite values")
+        batches.append(to_device(batch, device_of(model)))
+    if not batches:
+        raise DataError("data is empty; pass at least one batch, or leave it out to use probes")
+    try:
+        with torch.no_grad(), inference_mode_of(model):
+            call(model, take(batches, 1)[0])
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise DataError(f"data batch 0 doesn't fit a {type(model).__name__} ({reason}); pass its inputs only") from e
+    return batches
+
+
+def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise DataError(
+                f"data batch {index} holds a {type(part).__name__}; batches are tensors, tuples or dicts of tensors"
+            )
+        yield part
+
+
+def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+    length = text_length(model, settings.length)
+    rows = max(1, round(settings.tokens / length))
+    batches: list[Inputs] = []
+    for ids in written(model, rows, length, max(1, 2 * BATCH_TOKENS // length), generator):
+        batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
+    return batches
+
+
+def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+    config, device = model.config, device_of(model)
+    limit = getattr(config, "max_position_embeddings", settings.length)
+    longest = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
+    texts = topical_texts(model, settings.tokens, longest, BATCH_TOKENS, generator)
+    return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
+
+
+def _noise_images(
+    model: Any, settings: ProbeSettings, generator: torch.Generator, example: Inputs | None
+) -> list[Inputs]:
+    config, device = model.config, device_of(model)
+    size = getattr(config, "image_size", 32 if getattr(config, "embedding_size", 64) < 64 else 224)
+    if example is not None:  # a convolutional network takes any size, and its config may not say which
+        shown = example["pixel_values"] if isinstance(example, Mapping) else example
+        size = tuple((shown[0] if isinstance(shown, tuple) else shown).shape[-2:])
+    height, width = (size, size) if isinstance(size, int) else size
+    patch = getattr(config, "patch_size", 4)
+    patches = (height // patch) * (width // patch) if isinstance(patch, int) else 49
+    rows = max(MIN_IMAGES, round(settings.tokens / max(patches, 1)))
+    images = random_images((rows, config.num_channels, height, width), generator)
+    step = max(1, BATCH_TOKENS // max(patches, 1))
+    dtype = next(model.parameters()).dtype
+    return [{"pixel_values": part.to(device, dtype)} for part in images.split(step)]
+
+
+def _noise_like(
+    example: Any, settings: ProbeSettings, generator: torch.Generator, device: torch.device
+) -> list[Inputs]:
+    if isinstance(example, Mapping):
+        raise DataError("probes for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts")
+    tensors = example if isinstance(example, tuple | list) else (example,)
+    positions = max(1, tensors[0][0].numel() // 64)
+    rows = max(4 * MIN_IMAGES, round(settings.tokens / positions))
+    made = []
+    for t in tensors:
+        if t.is_floating_point():
+            shape = (rows, *t.shape[1:])
+            noise = random_images(shape, generator) if t.dim() == 4 else torch.randn(shape, generator=generator)
+            made.append(noise.to(device, t.dtype))
+        else:
+            high = int(t.max()) + 1
+            made.append(torch.randint(high, (rows, *t.shape[1:]), generator=generator).to(device))
+    step = max(1, BATCH_TOKENS // positions)
+    parts = list(zip(*(t.split(step) for t in made), strict=True))
+    return [p if isinstance(example, tuple | list) else p[0] for p in parts]

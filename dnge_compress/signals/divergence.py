@@ -1,0 +1,50 @@
+"""What a model says, how far two answers are apart, and a loss whose gradient tells which units matter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from dnge_compress.signals.running import Inputs
+
+
+def attended(batch: Inputs) -> Tensor | None:
+    """The positions of a batch that are no padding `[N, T]`, or None if all count."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None or mask.dim() != 2 or bool(mask.all()):
+        return None
+    return mask.bool()
+
+
+def answers(output: Tensor, mask: Tensor | None) -> Tensor:
+    """The rows of a model's output that count: positions that are no padding."""
+    if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
+        return output
+    return output[mask]
+
+
+def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
+    """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
+    output, reference = output.float(), reference.float()
+    if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
+        p = reference.log_softmax(-1)
+        return (p.exp() * (p - output.log_softmax(-1))).sum(-1).mean()
+    # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
+    return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
+
+
+def label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
+    """A sum over positions whose gradient's second moment is the Fisher information of the output."""
+    output = output.float()
+    if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
+        flat = output.reshape(-1, output.shape[-1])
+        with torch.no_grad():
+            # Gumbel-max sampling: one label per position from the model's own distribution.
+            uniform = torch.rand(flat.shape, generator=generator).to(flat.device)
+            labels = (flat - (-(uniform.clamp_min(1e-20)).log()).log()).argmax(-1)
+        return nnf.cross_entropy(flat, labels, reduction="sum")
+    direction = torch.randn(output.shape, generator=generator).to(output.device)
+    return (output * direction).sum() / output.detach().var().clamp_min(1e-12).sqrt()

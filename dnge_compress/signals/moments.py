@@ -1,0 +1,259 @@
+"""What synthetic inference tells about every unit: the statistics of its activations and of its gradients.
+
+A *reader* is a matrix through which the rest of the network reads a space (a consumer slot). Signals are gathered at
+the reader's input, through the model's own modules under hooks: no second implementation of attention exists here.
+
+Letters: U units, W values per unit at the reader (head size, kernel positions), F = U·W features, D outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot, Space
+from dnge_compress.signals.calibration import Progress
+from dnge_compress.signals.consumers import as_matrix, feature_axis
+from dnge_compress.signals.divergence import answers, attended, label_loss
+from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
+
+GRAM_BYTES = 2 << 30  # second-moment matrices held at a time; more spaces are gathered in several passes
+CONV_ROWS_PER_FEATURE = 8
+
+
+@dataclass(frozen=True)
+class Signal:
+    """The weight `[D, F]` of one reader of a space, and moments at its input, averaged over positions (tokens, pixels).
+
+    mean `[F]` and gram `[F, F]` = E[a aᵀ] of the activations read, per position. Gradient moments are sums over the
+    positions of an example, per label (a token of a language model, an image of a classifier), so that costs are
+    nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
+    gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the reader's outputs.
+    Gradients are of the log-likelihood of labels sampled from the model itself (the true Fisher), or of random
+    unit-variance output directions where there are no logits. Moments cover all F features of the reader; `own` are
+    the space's, which is all of them unless the reader's input is a concatenation.
+    """
+
+    slot: Slot
+    weight: Tensor
+    units: int
+    count: int
+    mean: Tensor
+    gram: Tensor
+    grad_square: Tensor
+    fisher: Tensor
+    taylor: Tensor
+    out_fisher: Tensor
+    own: slice
+
+    @property
+    def own_weight(self) -> Tensor:
+        """The part of the weight that reads the space `[D, U·W]`."""
+        return self.weight[:, self.own]
+
+    @property
+    def variance(self) -> Tensor:
+        """Var(a) per feature of the space's own `[U·W]`."""
+        return (self.gram.diagonal() - self.mean.square()).clamp_min(0)[self.own]
+
+
+class Signals(Mapping[str, tuple[Signal, ...]]):
+    """Space name → signals at each of its readers; gathered on first use, as many spaces in one pass as fit memory."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        batches: Sequence[Inputs],
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
+        self.model, self.graph, self.batches, self.seed, self.progress = model, graph, batches, seed, progress
+        self.passes = 0
+        self._spaces = [s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"]
+        self._held: dict[str, tuple[Signal, ...]] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return (s.name for s in self._spaces)
+
+    def __len__(self) -> int:
+        return len(self._spaces)
+
+    def __contains__(self, name: object) -> bool:
+        return any(s.name == name for s in self._spaces)
+
+    def __getitem__(self, name: str) -> tuple[Signal, ...]:
+        if name not in self:
+            raise KeyError(name)
+        if name not in self._held:
+            self._held = {}  # free the last group before the next is gathered
+            self._held = self._gather(self._group_with(name))
+        return self._held[name]
+
+    def _group_with(self, name: str) -> list[Space]:
+        """The spaces from `name` on (or all of them) whose matrices fit in GRAM_BYTES together."""
+        sizes = {s.name: sum(4 * f * f for f in self._features(s)) for s in self._spaces}
+        if sum(sizes.values()) <= GRAM_BYTES:
+            return self._spaces
+        group: list[Space] = []
+        start = [s.name for s in self._spaces].index(name)
+        for space in self._spaces[start:]:
+            if group and sum(sizes[s.name] for s in group) + sizes[space.name] > GRAM_BYTES:
+                break
+            group.append(space)
+        return group
+
+    def _features(self, space: Space) -> list[int]:
+        params = dict(self.model.named_parameters())
+        return [as_matrix(params[s.param], self.graph, s).shape[1] for s in self.graph.consumers(space.name)]
+
+    def _gather(self, spaces: list[Space], copies: bool = False) -> dict[str, tuple[Signal, ...]]:
+        self.passes += 1
+        taps = {
+            s.name: [
+                _Tap(self.model, self.graph, slot, s.units, self.seed, copies) for slot in self.graph.consumers(s.name)
+            ]
+            for s in spaces
+        }
+        flat = [t for group in taps.values() for t in group]
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.enable_grad(), inference_mode_of(self.model), _gradients(self.model, self.graph):
+            handles = [h for t in flat for h in t.attach()]
+            try:
+                for i, batch in enumerate(self.batches):
+                    mask = attended(batch)
+                    for tap in flat:
+                        tap.mask = mask
+                    output = answers(call(self.model, batch), mask)
+                    label_loss(output, has_logits(self.model), generator).backward()
+                    if any(tap.overwritten for tap in flat):
+                        break
+                    for tap in flat:
+                        tap.end_batch(labels=output.numel() // output.shape[-1])
+                    if self.progress:
+                        self.progress("probing", i + 1, len(self.batches))
+            finally:
+                for h in handles:
+                    h.remove()
+        if any(tap.overwritten for tap in flat):
+            return self._gather(spaces, copies=True)
+        return {name: tuple(t.signal() for t in group) for name, group in taps.items()}
+
+
+def _positions(module: nn.Module, t: Tensor) -> tuple[int, ...]:
+    """The axes of an activation that are not features."""
+    return tuple(i for i in range(t.dim()) if i != feature_axis(module) % t.dim())
+
+
+@contextmanager
+def _gradients(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
+    """Let gradients start behind the first module of every branch, so that no weight needs one."""
+
+    def start(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        if not isinstance(out, Tensor) or out.requires_grad:
+            return None
+        return out.detach().requires_grad_().clone()  # a leaf may not be changed in place by the activation behind it
+
+    modules = {p.rpartition(".")[0] for s in graph.steps for p in s.params}
+    handles = [model.get_submodule(m).register_forward_hook(start) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _Tap:
+    """Running sums at one reader; lives for one pass.
+
+    A model may overwrite what was read before the gradient comes (`x += f(x)`): then `overwritten` turns true, and a
+    second pass with `copies` keeps activations of its own.
+    """
+
+    def __init__(self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, seed: int, copies: bool) -> None:
+        self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
+        # Its own, so that neither the sample nor the labels depend on which readers share a pass.
+        self.generator = torch.Generator().manual_seed(seed)
+        self.module = model.get_submodule(slot.param.rpartition(".")[0])
+        self.weight = weight = as_matrix(self.module.weight.detach(), graph, slot)
+        outputs, self.features = weight.shape
+        per_row = self.features // self.module.weight.shape[slot.axis]  # kernel positions of a conv
+        self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
+        self.own_rows = slice(slot.offset, slot.offset + units * slot.width)
+        zeros = lambda *shape: torch.zeros(*shape, device=weight.device)  # noqa: E731
+        self.count = self.labels = 0
+        self.sum, self.gram = zeros(self.features), zeros(self.features, self.features)
+        self.grad_square, self.out_fisher = zeros(self.features), zeros(outputs)
+        self.fisher, self.taylor = zeros(units), zeros(units)
+        self.mask: Tensor | None = None
+        self._batch_mask_gradient: Tensor | None = None
+
+    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
+        return [
+            self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])),
+            self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)),
+        ]
+
+    def _read(self, x: Tensor) -> None:
+        rows = self._rows(x.detach()).float()
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.gram.addmm_(rows.T, rows)
+        if x.requires_grad:
+            held, version = x.detach().clone() if self.copies else x.detach(), x._version
+            x.register_hook(lambda g: self._input_gradient(held, g, self.copies or held._version == version))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
+        if not isinstance(self.module, nn.Conv1d | nn.Conv2d):
+            return answers(x, self.mask).flatten(0, -2)
+        conv = self.module
+        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+        x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
+        kernel, dilation, stride = conv.kernel_size, conv.dilation, conv.stride
+        if x.dim() == 3:  # a Conv1d is a Conv2d of height one
+            x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
+        patches = nnf.unfold(x, kernel, dilation, 0, stride)  # [N, F, L]
+        rows = patches.transpose(1, 2).reshape(-1, self.features)
+        limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
+        if len(rows) > limit:
+            pick = torch.randint(len(rows), (limit,), generator=self.generator)
+            rows = rows[pick.to(rows.device)]
+        return rows
+
+    def _watch_output(self, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(self._output_gradient)
+
+    def _output_gradient(self, g: Tensor) -> None:
+        self.out_fisher += g.detach().float().square().sum(_positions(self.module, g))
+
+    def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
+        self.overwritten |= not is_intact
+        square = g.float().square().sum(_positions(self.module, g))
+        self.grad_square += square.repeat_interleave(self.features // len(square))
+        product = (x * g).float()
+        per_example = product.sum(_positions(self.module, g)[1:]) if g.dim() > 2 else product
+        mask_gradient = per_example[:, self.own_rows].reshape(len(per_example), self.units, -1).sum(-1)
+        held = self._batch_mask_gradient
+        self._batch_mask_gradient = mask_gradient if held is None else held + mask_gradient
+
+    def end_batch(self, labels: int) -> None:
+        self.labels += labels
+        if self._batch_mask_gradient is not None:
+            self.fisher += self._batch_mask_gradient.square().sum(0)
+            self.taylor += self._batch_mask_gradient.abs().sum(0)
+            self._batch_mask_gradient = None
+
+    def signal(self) -> Signal:
+        n, e = max(1, self.count), max(1, self.labels)
+        return Signal(
+            self.slot, self.weight, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e, self.fisher / e,
+            self.taylor / e, self.out_fisher / e, self.own,
+        )  # fmt: skip

@@ -1,0 +1,115 @@
+"""Run a model on inputs, whatever kind it is, and leave it as it was."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.core.errors import UnsupportedModelError
+
+Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
+
+
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language models end
+
+
+def call(model: nn.Module, inputs: Inputs) -> Tensor:
+    """Run the model and return its main output: logits if there are any, else the hidden states `[…, features]`."""
+    if isinstance(inputs, Mapping):
+        arguments = {k: v for k, v in inputs.items() if k != "labels"}
+        if getattr(getattr(model, "config", None), "use_cache", None) is not None:
+            arguments["use_cache"] = False
+        output = model(**arguments)
+    elif isinstance(inputs, tuple):
+        output = model(*inputs)
+    else:
+        output = model(inputs)
+    return main_output(output)
+
+
+def main_output(output: Any) -> Tensor:
+    """The tensor that carries a model's answer."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        named = [output[n] for n in ("logits", "last_hidden_state") if output.get(n) is not None]
+        floating = [v for v in output.values() if isinstance(v, Tensor) and v.is_floating_point() and v.dim() > 1]
+        if named or floating:
+            return (named or floating)[0]
+    if isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise UnsupportedModelError(f"an output of type {type(output).__name__} holds neither logits nor hidden states")
+
+
+def has_logits(model: nn.Module) -> bool:
+    """Whether the main output is class scores, so that damage can be counted in nats of KL divergence."""
+    name = type(model).__name__
+    return (
+        re.search("For[A-Z]", name) is not None
+        or name.endswith("LMHeadModel")
+        or getattr(model, "config", None) is None
+    )
+
+
+def writes_text(model: nn.Module) -> bool:
+    """Whether the model is a causal language model by its class, so that text can be sampled from it."""
+    return type(model).__name__.endswith(CAUSAL)
+
+
+@contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode with all parameters frozen; modes and flags are restored afterwards."""
+    modes = [(m, m.training) for m in model.modules()]
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    model.eval()
+    for p, _ in flags:
+        p.requires_grad_(False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield model
+    finally:
+        for m, mode in modes:
+            m.training = mode
+        for p, flag in flags:
+            p.requires_grad_(flag)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's first parameter lives."""
+    return next(model.parameters()).device
+
+
+def to_device(inputs: Any, device: torch.device) -> Inputs:
+    """The same inputs on `device`."""
+    if isinstance(inputs, Mapping):
+        return {k: v.to(device) for k, v in inputs.items()}
+    if isinstance(inputs, tuple | list):
+        return tuple(t.to(device) for t in inputs)
+    return inputs.to(device)
+
+
+def rows_of(inputs: Inputs) -> int:
+    """How many examples a batch holds."""
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return len(first[0]) if isinstance(first, tuple) else len(first)
+
+
+def take(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
+    """The first `rows` examples of the batches."""
+    taken: list[Inputs] = []
+    for batch in batches:
+        if rows <= 0:
+            break
+        if isinstance(batch, Mapping):
+            taken.append({k: v[:rows] for k, v in batch.items()})
+        elif isinstance(batch, tuple):
+            taken.append(tuple(t[:rows] for t in batch))
+        else:
+            taken.append(batch[:rows])
+        rows -= rows_of(batch)
+    return taken

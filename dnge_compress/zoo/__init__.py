@@ -1,0 +1,1 @@
+"""A zoo of small trained networks for the encoder to learn from."""

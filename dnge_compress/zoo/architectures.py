@@ -1,0 +1,169 @@
+"""Untrained networks from blueprints; the transformers ones are built from configs, without a download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from dnge_compress.zoo.blueprint import IMAGE, Blueprint
+from dnge_compress.zoo.corpora import VOCABULARY
+from dnge_compress.zoo.networks import CNN, MLP
+
+CLASSES = 10
+
+
+def build(blueprint: Blueprint) -> nn.Module:
+    """Make the network with initial weights from the blueprint's seed, in training mode.
+
+    Example:
+        >>> from dnge_compress.pretrain.blueprint import blueprints
+        >>> type(build(blueprints(1, seed=0)[0])).__name__
+        'MLP'
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(blueprint.seed)
+        return _BUILDERS[blueprint.family](blueprint).train()
+
+
+def _mlp(b: Blueprint) -> nn.Module:
+    channels, side = IMAGE[b.data]
+    features = channels * side * side
+    return MLP(features, b.widths, classes=CLASSES, activation=b.activation, dropout=b.dropout)
+
+
+def _cnn(b: Blueprint) -> nn.Module:
+    shrink, head = b.layout
+    return CNN(
+        IMAGE[b.data],
+        b.widths,
+        classes=CLASSES,
+        activation=b.activation,
+        batch_norm=b.batch_norm,
+        layout=(shrink, head),
+    )
+
+
+def _resnet(b: Blueprint) -> nn.Module:
+    config = ResNetConfig(
+        num_channels=IMAGE[b.data][0],
+        embedding_size=b.widths[0],
+        hidden_sizes=list(b.widths[1:]),
+        depths=list(b.blocks),
+        layer_type=b.layout[0],
+        hidden_act=b.activation,
+        downsample_in_first_stage=False,
+        num_labels=CLASSES,
+    )
+    return ResNetForImageClassification(config)
+
+
+def _vit(b: Blueprint) -> nn.Module:
+    channels, side = IMAGE[b.data]
+    config = ViTConfig(
+        num_channels=channels,
+        image_size=side,
+        patch_size=b.patch,
+        hidden_size=b.widths[0],
+        intermediate_size=b.ffn,
+        num_hidden_layers=b.depth,
+        num_attention_heads=b.heads,
+        hidden_act=b.activation,
+        hidden_dropout_prob=b.dropout,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=b.init,
+        num_labels=CLASSES,
+    )
+    return ViTForImageClassification(config)
+
+
+def _gpt2(b: Blueprint) -> nn.Module:
+    config = GPT2Config(
+        vocab_size=VOCABULARY[b.data],
+        n_positions=b.length,
+        n_embd=b.widths[0],
+        n_layer=b.depth,
+        n_head=b.heads,
+        n_inner=b.ffn,
+        activation_function=b.activation,
+        resid_pdrop=b.dropout,
+        embd_pdrop=b.dropout,
+        attn_pdrop=0.0,
+        initializer_range=b.init,
+        tie_word_embeddings=b.tied,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def _llama(b: Blueprint) -> nn.Module:
+    config = LlamaConfig(
+        vocab_size=VOCABULARY[b.data],
+        max_position_embeddings=b.length,
+        hidden_size=b.widths[0],
+        intermediate_size=b.ffn,
+        num_hidden_layers=b.depth,
+        num_attention_heads=b.heads,
+        num_key_value_heads=b.kv_heads,
+        hidden_act=b.activation,
+        initializer_range=b.init,
+        tie_word_embeddings=b.tied,
+        use_cache=False,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return LlamaForCausalLM(config)
+
+
+def _bert(b: Blueprint) -> nn.Module:
+    config = BertConfig(
+        vocab_size=b.mask_id + 1,
+        max_position_embeddings=b.length,
+        hidden_size=b.widths[0],
+        intermediate_size=b.ffn,
+        num_hidden_layers=b.depth,
+        num_attention_heads=b.heads,
+        hidden_act=b.activation,
+        hidden_dropout_prob=b.dropout,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=b.init,
+        tie_word_embeddings=b.tied,
+        pad_token_id=None,
+    )
+    model = BertForMaskedLM(config)
+    with torch.no_grad():
+        model.bert.embeddings.position_embeddings.weight.copy_(b.init * _sinusoids(b.length, b.widths[0]))
+    return model
+
+
+def _sinusoids(length: int, hidden: int) -> Tensor:
+    """Sines and cosines of positions at `hidden / 2` wavelengths: [length, hidden]."""
+    frequency = 1000 ** -(torch.arange(hidden // 2) / (hidden // 2))
+    angle = torch.arange(length)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+
+
+_BUILDERS: dict[str, Callable[[Blueprint], nn.Module]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "resnet": _resnet,
+    "vit": _vit,
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "bert": _bert,
+}

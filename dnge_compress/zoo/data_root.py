@@ -1,0 +1,63 @@
+"""Where the shared data sets lie, and where what is slow to derive from them is kept, memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dnge_compress.core.errors import DataError
+
+Split = Literal["train", "held-out"]
+
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where the data sets lie, and where what is derived from them is kept."""
+
+    data: Path
+    cache: Path
+
+    @classmethod
+    def find(cls, data: Path | str | None = None, cache: Path | str | None = None) -> Shelf:
+        """The folder given, else that of DNGE_DATA, else ../shared/data beside the repository.
+
+        Raises: DataError if there is no such folder.
+        """
+        folder = Path(data or os.environ.get("DNGE_DATA") or _ROOT.parent / "shared" / "data")
+        if not folder.is_dir():
+            raise DataError(f"no data folder at {folder}; pass its path or set DNGE_DATA")
+        return cls(folder, Path(cache or _ROOT / "zoo" / "cache"))
+
+    def file(self, name: str) -> Path:
+        """Path of one data file. Raises: DataError if it is missing."""
+        path = self.data / name
+        if not path.is_file():
+            raise DataError(f"{name} is missing from {self.data}; pass the data folder or set DNGE_DATA")
+        return path
+
+
+def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array kept at `path`, memory-mapped; made on first use."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            np.save(Path(folder) / path.name, make())
+            (Path(folder) / path.name).replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def table(file: str, shelf: Shelf) -> Any:
+    """A Parquet file of the shelf. Raises DataError if the file or pyarrow is missing."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise DataError("reading the data sets needs pyarrow: pip install 'dnge-compress[pretrain]'") from error
+    return parquet.read_table(shelf.file(file))

@@ -1,0 +1,191 @@
+"""Training encoders on lessons: several at once, each on its own part of the zoo.
+
+Small networks cost more in calls than in arithmetic, so encoders that differ in what they may learn from (leave one
+family out, vision alone, …) walk every lesson together: one batched pass, and a mask over their losses.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+from dnge_compress.core.errors import CheckpointError, DataError
+from dnge_compress.encoder import DNGEncoder
+from dnge_compress.encoder.features import FLOOR
+from dnge_compress.encoder.model import Corrections, EncoderConfig
+from dnge_compress.zoo.blueprint import FAMILIES, LANGUAGE
+from dnge_compress.zoo.pretrain.targets import Lesson
+
+HELD_OUT = 6  # every sixth run, by a hash of its name, is never trained on
+MATRIX_WEIGHT = 0.1
+FEATURE_NOISE = 0.1
+LEARNING_RATE = 2e-3
+KEEP_EVERY = 200  # steps
+NARROW = 128  # units per space, for the fold that is judged on wider networks
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part of the zoo to learn from; what it leaves out is there to judge it by."""
+
+    name: str
+    learns: Callable[[Lesson], bool]
+
+
+def folds() -> list[Fold]:
+    """The base weights' own, each family left out, vision alone, language alone, and narrow networks alone."""
+    found = [Fold("all", lambda lesson: not is_held_out(lesson.name))]
+    found += [Fold(f"without {family}", _all_but(family)) for family in FAMILIES]
+    found += [
+        Fold("vision", lambda lesson: lesson.family in ("mlp", "cnn", "resnet")),
+        Fold("language", lambda lesson: lesson.family in LANGUAGE),
+        Fold("narrow", lambda lesson: widest(lesson) <= NARROW),
+    ]
+    return found
+
+
+def _all_but(family: str) -> Callable[[Lesson], bool]:
+    return lambda lesson: lesson.family != family
+
+
+def widest(lesson: Lesson) -> int:
+    """Residual width of a transformer, most units of a hidden space elsewhere."""
+    kinds = ("residual",) if lesson.family in (*LANGUAGE, "vit") else ("neuron", "channel")
+    return max(s.units for s in lesson.graph.of_kind(*kinds))
+
+
+def is_held_out(name: str) -> bool:
+    """Whether a network is kept for judging, by a hash of its run's name."""
+    return zlib.crc32(name.partition("@")[0].partition("+")[0].encode()) % HELD_OUT == 0
+
+
+def fit(
+    lessons: Sequence[Lesson],
+    parts: Sequence[Fold],
+    *,
+    steps: int,
+    seed: int,
+    config: EncoderConfig | None = None,
+    state: Path | None = None,
+) -> dict[str, DNGEncoder]:
+    """One encoder per fold after `steps` lessons; `state` is a file from which a killed run goes on.
+
+    All folds walk every lesson, but learn from their own alone: a fold of half the zoo learns half as often.
+    Raises DataError if a fold has nothing to learn from, CheckpointError if `state` belongs to another training.
+    """
+    for part in parts:
+        if not any(part.learns(x) for x in lessons):
+            raise DataError(f"no network of the zoo is left to learn from for '{part.name}'; make the zoo larger")
+    told = json.dumps(
+        [seed, steps, asdict(config or EncoderConfig()), [p.name for p in parts], [x.name for x in lessons]]
+    )
+    identity = hashlib.sha256(told.encode()).hexdigest()
+    torch.manual_seed(seed)
+    encoders = [DNGEncoder(config).train() for _ in parts]
+    params, _ = stack_module_state(encoders)
+    optimiser = torch.optim.AdamW(params.values(), lr=LEARNING_RATE, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps, pct_start=0.1)
+    mask = {x.name: torch.tensor([float(fold.learns(x)) for fold in parts]) for x in lessons}
+    first = 0
+    if state is not None and state.is_file():
+        saved = torch.load(state, weights_only=True)
+        if saved["identity"] != identity:
+            raise CheckpointError(f"{state} belongs to another training; delete it to start this one")
+        first = saved["step"]
+        with torch.no_grad():
+            for name, value in saved["params"].items():
+                params[name].copy_(value)
+        optimiser.load_state_dict(saved["optimiser"])
+        schedule.load_state_dict(saved["schedule"])
+    total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
+    for step in range(first, steps):
+        lesson = _lesson_at(lessons, step, seed)
+        torch.manual_seed(seed * 1_000_003 + step)
+        losses = batched_losses(encoders[0], params, lesson, FEATURE_NOISE)
+        (losses * mask[lesson.name]).sum().backward()
+        _clip(params, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+        total += losses.detach() * mask[lesson.name]
+        seen += mask[lesson.name]
+        if (step + 1) % KEEP_EVERY == 0:
+            means = " ".join(f"{v:.3f}" for v in (total / seen.clamp_min(1)).tolist())
+            print(f"step {step + 1}  losses {means}", file=sys.stderr, flush=True)
+            total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
+            if state is not None:
+                parts_of_it = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
+                _keep(
+                    state,
+                    {
+                        "step": step + 1,
+                        "identity": identity,
+                        "params": {k: v.detach() for k, v in params.items()},
+                        **parts_of_it,
+                    },
+                )
+    for i, encoder in enumerate(encoders):
+        encoder.load_state_dict({name: value[i].detach() for name, value in params.items()})
+    return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}
+
+
+def batched_losses(base: nn.Module, params: Mapping[str, Tensor], lesson: Lesson, noise: float) -> Tensor:
+    """The loss of every encoder on one lesson `[encoders]`."""
+    features = {k: v + noise * torch.randn_like(v) for k, v in lesson.features.items()}
+    inputs = (lesson.graph, lesson.weights, features, lesson.layer_logs)
+    return vmap(lambda own: lesson_loss(functional_call(base, own, inputs), lesson))(dict(params))
+
+
+def lesson_loss(found: Corrections, lesson: Lesson) -> Tensor:
+    """Huber loss of the log costs: units about their space's mean, spaces as a whole, layers, and matrices."""
+    losses = []
+    for name, correction in {**found.units, **found.layers}.items():
+        counted = lesson.counted[name]
+        error = (lesson.closed[name].clamp_min(FLOOR).log() + correction - lesson.targets[name])[counted]
+        if not len(error):
+            continue
+        losses.append(nnf.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5))
+        if len(error) > 1 and name in found.units:
+            centred = error - error.mean()
+            losses.append(nnf.smooth_l1_loss(centred, torch.zeros_like(error), beta=0.5))
+    value = torch.stack(losses).mean()
+    known = [p for p in found.matrices if p in lesson.matrices]
+    if known:
+        predicted = torch.stack([found.matrices[p] for p in known])
+        wanted = torch.stack([lesson.matrices[p] for p in known])
+        value = value + MATRIX_WEIGHT * nnf.smooth_l1_loss(predicted - predicted.mean(), wanted)
+    return value
+
+
+def _lesson_at(lessons: Sequence[Lesson], step: int, seed: int) -> Lesson:
+    """Every lesson once per round, in an order that depends on the seed and the round alone."""
+    turn, place = divmod(step, len(lessons))
+    order = random.Random(f"{seed}/{turn}").sample(range(len(lessons)), len(lessons))
+    return lessons[order[place]]
+
+
+def _clip(params: Mapping[str, Tensor], limit: float) -> None:
+    """Bound the gradient's norm of each encoder by itself."""
+    squares = sum(p.grad.flatten(1).square().sum(1) for p in params.values() if p.grad is not None)
+    factor = (limit / squares.sqrt().clamp_min(1e-12)).clamp(max=1)
+    for p in params.values():
+        if p.grad is not None:
+            p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
+
+
+def _keep(state: Path, values: dict[str, object]) -> None:
+    """Write the state of training so that a kill leaves the last one whole."""
+    half = state.with_suffix(".half")
+    torch.save(values, half)
+    half.replace(state)

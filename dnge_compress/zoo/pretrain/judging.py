@@ -1,0 +1,87 @@
+"""How well predicted costs rank units against the true ones, network by network, and how sure that is."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dnge_compress.encoder import DNGEncoder
+from dnge_compress.encoder.features import FLOOR
+from dnge_compress.zoo.pretrain.targets import Lesson, rank_correlation
+
+Logs = Mapping[str, Tensor]  # space → log costs of its units
+Predict = Callable[[Lesson], Logs]
+RESAMPLES = 2000
+
+
+def closed_form(lesson: Lesson) -> Logs:
+    """Log costs of the closed form on the probes."""
+    return {name: lesson.closed[name].clamp_min(FLOOR).log() for name in lesson.targets}
+
+
+def corrected_by(encoder: DNGEncoder, inside_spaces: bool = True) -> Predict:
+    """Log costs as an encoder corrects them: every unit, or whole spaces and layers alone."""
+
+    @torch.no_grad()
+    def predict(lesson: Lesson) -> Logs:
+        found = encoder(lesson.graph, lesson.weights, lesson.features, lesson.layer_logs)
+        closed = closed_form(lesson)
+        units = found.units if inside_spaces else found.levels
+        return {name: closed[name] + c for name, c in {**units, **found.layers}.items()}
+
+    return predict
+
+
+def within_spaces(logs: Logs, lesson: Lesson) -> float:
+    """Mean rank correlation inside the spaces of more than two units; layer spaces are left out."""
+    layers = {s.name for s in lesson.graph.of_kind("layer")}
+    names = [n for n in lesson.targets if n not in layers and len(lesson.targets[n]) > 2]
+    return statistics.mean(rank_correlation(logs[n], lesson.targets[n]) for n in names)
+
+
+def over_network(logs: Logs, lesson: Lesson) -> float:
+    """Rank correlation over all units and droppable blocks of the network at once."""
+    return rank_correlation(_together(logs, lesson), _together(lesson.targets, lesson))
+
+
+def log_error(logs: Logs, lesson: Lesson) -> float:
+    """Mean absolute error of the log costs, in log nats."""
+    return float((_together(logs, lesson) - _together(lesson.targets, lesson)).abs().mean())
+
+
+def compared(encoder: DNGEncoder, lessons: Sequence[Lesson]) -> dict[str, float]:
+    """Mean correlations and errors of the closed form and of an encoder on the same networks; nothing without any."""
+    if not lessons:
+        return {}
+    rows: dict[str, float] = {}
+    for who, predict in (("closed form", closed_form), ("encoder", corrected_by(encoder))):
+        logs = [predict(lesson) for lesson in lessons]
+        for what, measure in (
+            ("within a space", within_spaces),
+            ("over the network", over_network),
+            ("log error", log_error),
+        ):
+            found = [measure(x, lesson) for x, lesson in zip(logs, lessons, strict=True)]
+            rows[f"{what}, {who}"] = round(statistics.mean(found), 4)
+    rows["reliability within a space"] = round(statistics.mean(lesson.reliability for lesson in lessons), 4)
+    return rows
+
+
+def interval(by_family: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
+    """Mean over families of their networks' means, and its 95 % interval by a bootstrap inside every family."""
+    draw = random.Random(seed)
+    groups = [list(values) for values in by_family.values() if values]
+
+    def mean(pick: Callable[[list[float]], list[float]]) -> float:
+        return statistics.fmean(statistics.fmean(pick(values)) for values in groups)
+
+    means = sorted(mean(lambda values: draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return mean(lambda values: values), means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
+
+
+def _together(logs: Logs, lesson: Lesson) -> Tensor:
+    return torch.cat([logs[n][lesson.counted[n]] for n in lesson.targets])

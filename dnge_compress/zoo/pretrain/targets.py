@@ -1,0 +1,237 @@
+"""What removal really costs, on real data, for every unit of a zoo network: what the encoder learns to predict.
+
+Costs are KL divergences of the network's output on real inputs, in nats per label, after repair with the probes (the
+repair that a user without data gets):
+
+- units: the closed form on two draws of real data (their rank correlation is what the choice of data leaves open),
+  scaled so that the units up to each of three measured cuts of their space add up to the cost of that cut;
+- heads: each measured by itself;
+- layers: each block skipped, measured;
+- matrices: the log of the loss gradient's mean square.
+
+A network whose body stands alone (BERT, ViT, ResNet) is measured a second time without its head: then what counts is
+the error of its hidden states, as for the sentence and image encoders that people prune.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from dnge_compress import scorers
+from dnge_compress.encoder.features import FLOOR, node_features
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.types import Cut, ModelGraph
+from dnge_compress.plans.trial import damage, whole_answers
+from dnge_compress.scorers import Context, probe
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.running import Inputs, inference_mode_of
+from dnge_compress.zoo.batches import Batch, example_batches, loss
+from dnge_compress.zoo.blueprint import Blueprint
+from dnge_compress.zoo.build import load
+from dnge_compress.zoo.data_root import Shelf
+
+PROBE_TOKENS = 4096
+MEASURED_CUTS = (0.25, 0.5, 0.75)  # shares of a space's units, removed together
+LEAST_DAMAGE = 1e-7  # nats; less is rounding
+RIVALS = ("magnitude", "fisher", "taylor", "flap", "wanda")  # scored on the first half, for comparison
+BARE_FAMILIES = ("bert", "vit", "resnet")
+HEADS_MEASURED = 8  # per space
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One network with its true costs: everything the encoder sees, and what it should say (log nats)."""
+
+    name: str
+    graph: ModelGraph
+    weights: dict[str, Tensor]
+    features: dict[str, Tensor]
+    closed: dict[str, Tensor]
+    targets: dict[str, Tensor]
+    matrices: dict[str, Tensor]
+    rivals: dict[str, Tensor]  # "<scorer>/<space>" → that scorer's units, on real data where it needs any
+    reliability: float  # rank correlation of the closed form on the two draws, mean over spaces
+    reliability_over_all: float  # and over all units of the network at once
+
+    @property
+    def family(self) -> str:
+        """Family in the zoo's terms."""
+        return self.name.partition("-")[0]
+
+    @cached_property
+    def counted(self) -> dict[str, Tensor]:
+        """Indices of the units of each space whose target was measured: of blocks, those that may go."""
+        every = {name: torch.arange(len(v)) for name, v in self.targets.items()}
+        for space in self.graph.of_kind("layer"):
+            free = [i for i in range(space.units) if i not in space.pinned and space.units > 1]
+            every[space.name] = torch.tensor(free, dtype=torch.long)
+        return every
+
+    @cached_property
+    def layer_logs(self) -> dict[str, Tensor]:
+        """Log of the closed form's (measured) cost of each block, per layer space."""
+        return {s.name: self.closed[s.name].clamp_min(FLOOR).log() for s in self.graph.of_kind("layer")}
+
+
+def lessons_of(folder: Path) -> list[str]:
+    """Names of the lessons that one network gives: its own, and `<name>+bare` for the fully trained bodies."""
+    name = folder.name
+    bare = name.partition("-")[0] in BARE_FAMILIES and "@" not in name
+    return [name, f"{name}+bare"] if bare else [name]
+
+
+def make_targets(folder: Path, lesson: str, shelf: Shelf) -> Path:
+    """Measure one network and write `<lesson>.safetensors` into its folder; a finished file is left as it is."""
+    path = folder / f"{lesson}.safetensors"
+    if path.is_file():
+        return path
+    model, blueprint = _opened(folder, lesson, shelf)
+    language = blueprint.is_language
+    size = 32 if language else 128
+    halves = [
+        example_batches(blueprint, "train", count=2, batch_size=size, seed=seed, shelf=shelf) for seed in (101, 202)
+    ]
+    judged = example_batches(blueprint, "held-out", count=1, batch_size=size, seed=303, shelf=shelf)[0]
+    graph = build_graph(model, _example(judged))
+    context = Context(graph, model, tuple(synthesize(model, ProbeSettings(tokens=PROBE_TOKENS), _example(judged))))
+    with torch.no_grad():
+        closed = probe.score(context).units
+        features = node_features(context.signals, closed)
+        real = [Context(graph, model, tuple(b.inputs for b in half), real_data=True) for half in halves]
+        costs = [{s: probe.unit_costs(c, s) for s in c.signals} for c in real]
+        judge = _Judge(context, judged.inputs)
+        targets = {s: judge.unit_targets(s, closed[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
+        targets |= judge.layer_targets()
+        rivals = {who: scorers.score(who, real[0]).units for who in RIVALS}
+    tensors = {f"features/{k}": v for k, v in features.items()} | {f"closed/{k}": v for k, v in closed.items()}
+    tensors |= {f"targets/{k}": v for k, v in targets.items()}
+    tensors |= {f"rivals/{who}/{k}": v for who, units in rivals.items() for k, v in units.items()}
+    if not lesson.endswith("+bare"):
+        tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
+    half = path.with_suffix(f".{os.getpid()}.half")
+    save_file({k: v.float().contiguous() for k, v in tensors.items()}, half, _reliability(*costs))
+    half.replace(path)
+    return path
+
+
+def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
+    """A network of the zoo with its targets, ready for the encoder."""
+    model, blueprint = _opened(folder, lesson, shelf)
+    example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, shelf=shelf)[0]
+    graph = build_graph(model, _example(example))
+    path = folder / f"{lesson}.safetensors"
+    with safe_open(path, "pt") as f:
+        reliability = f.metadata()
+    parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}, "rivals": {}}
+    for key, value in load_file(path).items():
+        part, _, name = key.partition("/")
+        parts[part][name] = value
+    weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
+    return Lesson(
+        lesson,
+        graph,
+        weights,
+        **parts,
+        reliability=float(reliability["reliability"]),
+        reliability_over_all=float(reliability["reliability_over_all"]),
+    )
+
+
+def _reliability(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, str]:
+    inside = [rank_correlation(first[s], second[s]) for s in first if len(first[s]) > 2]
+    whole = rank_correlation(*(torch.cat(list(half.values())) for half in (first, second)))
+    return {"reliability": str(sum(inside) / max(1, len(inside))), "reliability_over_all": str(whole)}
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> float:
+    """Spearman's; 0 where a constant has no ranks."""
+    if len(a) < 2 or bool((a == a[0]).all()) or bool((b == b[0]).all()):
+        return 0.0
+    return float(spearmanr(a, b).statistic)
+
+
+def _opened(folder: Path, lesson: str, shelf: Shelf) -> tuple[nn.Module, Blueprint]:
+    model, blueprint = load(folder, shelf=shelf)
+    if lesson.endswith("+bare"):
+        name_or_path, model = model.name_or_path, model.base_model
+        model.name_or_path = name_or_path
+    return model.eval(), blueprint
+
+
+class _Judge:
+    """Measures cuts of one network on real inputs."""
+
+    def __init__(self, context: Context, inputs: Inputs) -> None:
+        self.context, self.inputs = context, [inputs]
+        with inference_mode_of(context.model):
+            self.reference = whole_answers(context, self.inputs)
+
+    def unit_targets(self, space: str, closed: Tensor, costs: Tensor) -> Tensor:
+        """Log cost per unit of one space `[U]`; `costs` are the closed form on two halves of real data `[2, U]`."""
+        units = len(closed)
+        logs = costs.clamp_min(FLOOR).log().mean(0)
+        if units < 2:
+            return logs
+        if self.context.graph.space(space).kind == "head":
+            for u in range(min(units, HEADS_MEASURED)):
+                logs[u] = self._cost(space, [v for v in range(units) if v != u]).log()
+            return logs
+        order = closed.argsort()
+        counts = sorted({min(units - 1, max(1, round(share * units))) for share in MEASURED_CUTS})
+        costs_of_cuts = torch.stack([self._cost(space, sorted(order[n:].tolist())) for n in counts])
+        paid = costs_of_cuts.cummax(0).values.diff(prepend=torch.zeros(1)).clamp_min(LEAST_DAMAGE)
+        shift, first = torch.zeros(()), 0
+        for last, increment in zip(counts, paid, strict=True):
+            part = order[first:last]
+            shift = increment.log() - logs[part].logsumexp(0)
+            logs[part] += shift
+            first = last
+        logs[order[first:]] += shift  # beyond the last cut its scale goes on
+        return logs
+
+    def layer_targets(self) -> dict[str, Tensor]:
+        """Log cost of skipping each block; blocks that can't go get the largest of their space."""
+        found = {}
+        for space in self.context.graph.of_kind("layer"):
+            free = [i for i in range(space.units) if i not in space.pinned]
+            costs = torch.ones(space.units)
+            for i in free if space.units > 1 else ():
+                costs[i] = self._cost(space.name, [j for j in range(space.units) if j != i])
+            costs[list(space.pinned)] = max((float(costs[i]) for i in free), default=1.0)
+            found[space.name] = costs.log()
+        return found
+
+    def _cost(self, space: str, keep: list[int]) -> Tensor:
+        with inference_mode_of(self.context.model):
+            found = damage(self.context, [Cut(space, tuple(keep))], self.inputs, self.reference)
+        return found.clamp_min(LEAST_DAMAGE)
+
+
+def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[Batch]) -> dict[str, Tensor]:
+    """Log of the mean squared gradient of every weight matrix, relative to the network's mean."""
+    model.zero_grad()
+    for batch in batches:
+        loss(model, batch).backward()
+    weights = dict(model.named_parameters())
+    logs = {
+        p: weights[p].grad.square().mean().clamp_min(1e-30).log()
+        for step in graph.steps
+        for p in step.params
+        if p in weights and weights[p].dim() > 1 and step.op not in ("embed", "norm", "batchnorm")
+    }
+    model.zero_grad(set_to_none=True)
+    mean = torch.stack(list(logs.values())).mean()
+    return {p: v - mean for p, v in logs.items()}
+
+
+def _example(batch: Batch) -> Tensor | None:
+    return batch.inputs[:2] if isinstance(batch.inputs, Tensor) else None
