@@ -10,7 +10,8 @@ import math
 
 import torch
 
-from dnge_compress.graph.counting import dropped_spaces, non_embedding_prices
+from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.legal_widths import droppable
 from dnge_compress.plans.problem import Budget
@@ -76,7 +77,7 @@ class MeasuredAllocation:
         for layer in graph.of_kind("layer"):
             for i in range(layer.units if layer.units > 1 else 0):
                 drop = Cut(layer.name, tuple(j for j in range(layer.units) if j != i))
-                own = dropped_spaces(graph, [drop]) & spaces.keys()
+                own = set(graph.spaces_within(f"{layer.modules[i]}.")) & spaces.keys()
                 inside |= own
                 choices: list[Choice] = [(0.0, 0.0, ())]
                 for name in sorted(own):
@@ -99,11 +100,11 @@ class MeasuredAllocation:
         return found
 
     def _removed(self, cuts: list[Cut] | tuple[Cut, ...]) -> float:
-        return self.budget.removed(self.context.graph, cuts)
+        return self.budget.removed(AppliedCuts.of(self.context.graph, cuts))
 
     def _damage(self, cuts: list[Cut]) -> float:
         self.runs += 1
-        return float(damage(self.context, cuts, self.batches, self.reference))
+        return float(damage(self.context, AppliedCuts.of(self.context.graph, cuts), self.batches, self.reference))
 
 
 def _merged(cuts: tuple[Cut, ...]) -> tuple[Cut, ...]:

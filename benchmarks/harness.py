@@ -19,6 +19,7 @@ from torch import nn
 
 from dnge_compress import scorers
 from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.candidates import candidates
@@ -27,9 +28,9 @@ from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
 from dnge_compress.scorers import Context
 from dnge_compress.signals.calibration import ProbeSettings, checked_data, synthesize
-from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.surgery.cut import cut
-from dnge_compress.surgery.repair import install
+from dnge_compress.surgery.repair import apply_repair
 
 Judge = Callable[[nn.Module], float]
 RESULTS = Path(__file__).parent / "results"
@@ -64,7 +65,7 @@ class Source:
         model, graph = self.model, self.context.graph
         budget = Budget.of(model, non_embedding_prices(model, graph))
         found, _ = candidates(graph, self._scored(scorer), resolve(recipe, {"ratio": ratio}).prune, budget)
-        return self._cut(found[0].cuts, "none")
+        return self._cut(found[0].applied.cuts, "none")
 
     def _scored(self, scorer: str) -> Scores:
         if scorer not in self.scores:
@@ -72,11 +73,11 @@ class Source:
         return self.scores[scorer]
 
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
-        small = copy.deepcopy(self.model)
+        applied, small = AppliedCuts.of(self.context.graph, cuts), copy.deepcopy(self.model)
         with torch.no_grad():
-            values = refitted(self.model, self.context.signals, cuts, compensate) if compensate != "none" else {}
-            cut(small, self.context.graph, cuts)
-            install(small, self.context.graph, cuts, values)
+            values = least_squares_repair(self.context.signals, applied, compensate)
+            cut(small, applied)
+            apply_repair(small, applied, values)
         return small
 
 

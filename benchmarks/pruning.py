@@ -13,6 +13,7 @@ from torch import nn
 from dnge_compress import scorers
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import Cut, Scores
@@ -24,7 +25,7 @@ from dnge_compress.scorers import Context
 from dnge_compress.scorers.encoder import corrected
 from dnge_compress.signals.calibration import ProbeSettings, synthesize
 from dnge_compress.signals.divergence import answers, attended, divergence
-from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
 
 RATIOS = (0.2, 0.35, 0.5)
@@ -84,11 +85,10 @@ class Subject:
         `compress` does it: a few global plans and the uniform one, measured on the inputs), "measured" (the table).
         """
         context = self.contexts[data]
-        cuts = self._cuts(scorer, how, data, ratio)
+        applied = AppliedCuts(context.graph, self._cuts(scorer, how, data, ratio))
         with torch.no_grad():
-            values = refitted(self.model, context.signals, cuts)
-            judged = self.judge(MaskedModel(self.model, context.graph, cuts, values))
-        return (*judged, self.budget.removed(context.graph, cuts))
+            judged = self.judge(MaskedModel(self.model, applied, least_squares_repair(context.signals, applied)))
+        return (*judged, self.budget.removed(applied))
 
     def _cuts(self, scorer: str, how: str, data: str, ratio: float) -> tuple[Cut, ...]:
         context = self.contexts[data]
@@ -97,7 +97,7 @@ class Subject:
         settings = resolve("prune/default", {"ratio": ratio, **(GLOBAL if how != "uniform" else {})})
         scores = self.scores(scorer, data)
         if how == "global":
-            return candidates(context.graph, scores, settings.prune, self.budget)[0][0].cuts
+            return candidates(context.graph, scores, settings.prune, self.budget)[0][0].applied.cuts
         return make_plan(context, scores, settings).cuts
 
 

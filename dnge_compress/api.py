@@ -15,6 +15,7 @@ from torch import nn
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save
 from dnge_compress.core.errors import PlanError
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
@@ -28,11 +29,11 @@ from dnge_compress.report.report import build_report
 from dnge_compress.scorers import Context, known_scorer
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import ProbeSettings, Progress, checked_data, synthesize
-from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.running import Inputs, take
-from dnge_compress.surgery.cut import cut, validate
+from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
-from dnge_compress.surgery.repair import install
+from dnge_compress.surgery.repair import apply_repair
 
 __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 
@@ -125,8 +126,8 @@ def apply(
             "the plan was made for a model of the same shape with other weights; pass any_weights=True "
             "(--any-weights) to apply it all the same"
         )
-    validate(job.graph, plan.cuts)
-    return job.apply(counted(plan, job.graph, job.model), inplace, {})
+    applied = AppliedCuts(job.graph, plan.cuts)
+    return job.apply(counted(plan, applied, job.model), inplace, {})
 
 
 def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = None) -> nn.Module:
@@ -138,8 +139,7 @@ def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = N
     """
     graph = build_graph(model, example_inputs)
     _refuse_other_base(plan, graph, model)
-    validate(graph, plan.cuts)
-    return MaskedModel(model, graph, plan.cuts)
+    return MaskedModel(model, AppliedCuts(graph, plan.cuts))
 
 
 def _refuse_other_base(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> None:
@@ -201,20 +201,20 @@ class _Job:
     def apply(self, plan: PrunePlan, inplace: bool, timings: dict[str, float]) -> nn.Module:
         started = time.perf_counter()
         dense, inputs = self.model, self.few_inputs
-        repair = self.recipe.repair
+        repair, applied = self.recipe.repair, AppliedCuts(self.graph, plan.cuts)
         with torch.no_grad():
             values = {}
             if plan.cuts and repair.compensate != "none":
-                values = refitted(dense, self.context.signals, plan.cuts, repair.compensate, repair.ridge)
+                values = least_squares_repair(self.context.signals, applied, repair.compensate, repair.ridge)
             repaired = time.perf_counter()
             small = copy.deepcopy(dense)
             small.__dict__.pop("dnge", None)
-            cut(small, self.graph, plan.cuts)
+            cut(small, applied)
             if self.recipe.check:
-                check(small, dense, self.graph, plan.cuts, inputs)
-            install(small, self.graph, plan.cuts, values)
+                check(small, dense, applied, inputs)
+            apply_repair(small, applied, values)
         timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
-        report = build_report(self.graph, plan, before=dense, after=small, inputs=inputs, timings=timings)
+        report = build_report(plan, applied, before=dense, after=small, inputs=inputs, timings=timings)
         config = getattr(dense, "config", None)
         attached = Compression(plan, report, config.to_dict() if config is not None else None, inputs)
         if inplace:

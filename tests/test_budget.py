@@ -308,7 +308,9 @@ def test_scores_that_correct_the_closed_form_offer_its_own_global_plan_too() -> 
         return candidates(graph, Scores(units, "any", graph.fingerprint, closed=closed), prune, budget)[0]
 
     its_own, without, offered = plans(closed, {})[0], plans(corrected, {}), plans(corrected, closed)
-    assert its_own.cuts not in [c.cuts for c in without]
-    (added,) = [c for c in offered if c.cuts not in [x.cuts for x in without]]
-    assert added.cuts == its_own.cuts and added.cost != its_own.cost  # at the prices of the scores in effect
-    assert offered[0].cuts == without[0].cuts and len(offered) == len(without) + 1
+    assert its_own.applied.cuts not in [c.applied.cuts for c in without]
+    (added,) = [c for c in offered if c.applied.cuts not in [x.applied.cuts for x in without]]
+    assert (
+        added.applied.cuts == its_own.applied.cuts and added.cost != its_own.cost
+    )  # at the prices of the scores in effect
+    assert offered[0].applied.cuts == without[0].applied.cuts and len(offered) == len(without) + 1

@@ -22,6 +22,7 @@ from transformers import AutoModel, BertConfig, BertForPreTraining, BertModel
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save, saving
 from dnge_compress.core.errors import CheckpointError, ExactnessError, UnsupportedModelError, WeightError
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -42,12 +43,12 @@ def compressed(name: str, *, uneven: bool = False, dtype: torch.dtype = torch.fl
         for i, s in enumerate(graph.of_kind("neuron", "channel"))
     )
     small: Any = copy.deepcopy(base)
-    cut(small, graph, cuts)
+    cut(small, AppliedCuts.of(graph, cuts))
     before, after = (sum(p.numel() for p in m.parameters()) for m in (base, small))
     plan = PrunePlan(
         cuts, graph.fingerprint, "-", params_before=before, params_after=after, uneven=uneven, notes=("a note",)
     )
-    report = build_report(graph, plan, before=base, after=small)
+    report = build_report(plan, AppliedCuts(graph, plan.cuts), before=base, after=small)
     config = base.config.to_dict() if hasattr(base, "config") else None
     small.dnge = Compression(plan, report, config, inputs)
     return small
@@ -485,7 +486,7 @@ def test_a_base_model_without_a_pooler_gets_no_random_one(tmp_path: Path) -> Non
     graph = build_graph(opened)
     plan = PrunePlan((Cut("ffn.1", (0, 3, 4)),), graph.fingerprint, "-", uneven=True)
     base_config = opened.config.to_dict()
-    cut(opened, graph, plan.cuts)
+    cut(opened, AppliedCuts.of(graph, plan.cuts))
     opened.dnge = Compression(plan, None, base_config, example_inputs("bert"))
     loaded = load(save(opened, tmp_path / "out"))
     assert torch.equal(outputs(loaded, example_inputs("bert")), outputs(opened, example_inputs("bert")))

@@ -12,7 +12,6 @@ from torch import nn
 from dnge_compress.encoder import DNGEncoder, pooling
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.messages import Message, per_edge, scales
-from dnge_compress.graph.masking import slot_rows
 from dnge_compress.graph.types import ModelGraph, Space
 
 
@@ -46,8 +45,8 @@ def permuted(graph: ModelGraph, weights: dict, space: Space, order: torch.Tensor
     moved = dict(weights)
     for slot in graph.slots_of(space.name):
         tensor = moved[slot.param].clone()
-        rows = slot_rows(slot, torch.arange(space.units))
-        moved[slot.param] = tensor.index_copy(slot.axis, rows, tensor.index_select(slot.axis, slot_rows(slot, order)))
+        rows = slot.rows(torch.arange(space.units))
+        moved[slot.param] = tensor.index_copy(slot.axis, rows, tensor.index_select(slot.axis, slot.rows(order)))
     return moved
 
 

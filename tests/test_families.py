@@ -15,7 +15,7 @@ from transformers import DistilBertConfig, DistilBertModel, LlamaConfig, LlamaFo
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph import families
 from dnge_compress.graph.families import build_graph, traced
-from dnge_compress.graph.masking import slot_rows, zeroed
+from dnge_compress.graph.masking import zeroed
 from dnge_compress.graph.tracing import deadline
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot, Space
 
@@ -37,7 +37,7 @@ def test_slots_lie_inside_their_tensors_and_cover_each_axis_once(name: str) -> N
     rows: dict[tuple[str, int], list[int]] = {}
     for slot in graph.slots:
         units = torch.arange(graph.space(slot.space).units)
-        rows.setdefault((slot.param, slot.axis), []).extend(slot_rows(slot, units).tolist())
+        rows.setdefault((slot.param, slot.axis), []).extend(slot.rows(units).tolist())
     state = model.state_dict()
     for (param, axis), covered in rows.items():
         assert sorted(covered) == list(range(state[param].shape[axis])), (param, axis)
@@ -84,10 +84,10 @@ def test_producers_reach_the_output_only_through_our_consumers(name: str) -> Non
     for space in prunable(graph):
         effects = []
         for unit in {0, space.units // 2, space.units - 1}:
-            keep = [u for u in range(space.units) if u != unit]
+            gone = torch.tensor([unit])
             masked: dict[str, Tensor] = {}
             for slot in graph.consumers(space.name):
-                masked[slot.param] = zeroed(masked.get(slot.param, state[slot.param]), slot, space.units, keep)
+                masked[slot.param] = zeroed(masked.get(slot.param, state[slot.param]), slot, gone)
             other: dict[str, Tensor] = {}
             for slot in producers(graph, space.name):
                 before = other.get(slot.param, masked.get(slot.param, state[slot.param]))
@@ -191,7 +191,7 @@ def our_rows(graph: ModelGraph, space: Space, unit: int) -> set[tuple[str, int, 
         (s.param, s.axis, row)
         for s in graph.slots_of(space.name)
         if s.param.endswith(".weight")
-        for row in slot_rows(s, torch.tensor([unit])).tolist()
+        for row in s.rows(torch.tensor([unit])).tolist()
     }
 
 
@@ -204,7 +204,7 @@ def group_of(
     prune = theirs.get_pruner_of_module(module).prune_out_channels
     names = {m: path for path, m in model.named_modules()}
     with deadline(10, space.name):
-        group = theirs.get_pruning_group(module, prune, slot_rows(root, torch.tensor([unit])).tolist())
+        group = theirs.get_pruning_group(module, prune, root.rows(torch.tensor([unit])).tolist())
     found = set()
     for dependency, rows in group:
         target = dependency.target.module
@@ -237,7 +237,7 @@ def run(model: nn.Module, inputs: object, tensors: dict[str, Tensor]) -> Tensor:
 
 def scrambled(tensor: Tensor, slot: Slot, unit: int, generator: torch.Generator) -> Tensor:
     """Other values in the rows of `unit`; positive ones for a running variance."""
-    rows: Iterable[int] = slot_rows(slot, torch.tensor([unit])).tolist()
+    rows: Iterable[int] = slot.rows(torch.tensor([unit])).tolist()
     tensor = tensor.detach().clone()
     for row in rows:
         target = tensor.select(slot.axis, row)

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from dnge_compress import compress
 from dnge_compress.core.errors import PlanError, UnknownNameError
-from dnge_compress.graph.counting import kept_total, parameter_prices
+from dnge_compress.graph.counting import parameter_prices
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph, shapes_of
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.graph.pruned import trimmed
+from dnge_compress.graph.pruned import pruned_graph
 from dnge_compress.graph.types import Cut, ModelGraph
 from dnge_compress.plans.legal_widths import droppable, width_groups
 from dnge_compress.recipes.schema import Prune
-from dnge_compress.surgery.cut import cut, validate
+from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check, relative_difference
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
@@ -50,7 +51,7 @@ def random_cuts(graph: ModelGraph, seed: int, *, uneven: bool = False, layers: b
 def pruned(model: nn.Module, graph: ModelGraph, cuts: list[Cut]) -> nn.Module:
     """A cut copy."""
     small = copy.deepcopy(model)
-    cut(small, graph, cuts)
+    cut(small, AppliedCuts.of(graph, cuts))
     return small
 
 
@@ -69,8 +70,8 @@ def test_a_pruned_model_equals_the_masked_one_and_has_the_predicted_size(name: s
     for seed in range(3):
         cuts = random_cuts(graph, seed, uneven=uneven)
         small = pruned(model, graph, cuts)
-        assert check(small, model, graph, cuts, inputs) < 1e-4
-        assert parameters(small) == kept_total(graph, parameter_prices(model), shapes, cuts)
+        assert check(small, model, AppliedCuts.of(graph, cuts), inputs) < 1e-4
+        assert parameters(small) == AppliedCuts.of(graph, cuts).price(parameter_prices(model), shapes)
         changed += not torch.equal(models.outputs(small, inputs), before)
     assert changed and torch.equal(models.outputs(model, inputs), before)
 
@@ -190,7 +191,7 @@ def test_a_float64_model_stays_float64_and_is_exact() -> None:
     model = models.make("bert").double()
     graph = models.graph_of("bert", model)
     cuts = random_cuts(graph, 0)
-    assert check(pruned(model, graph, cuts), model, graph, cuts, models.example_inputs("bert")) < 1e-12
+    assert check(pruned(model, graph, cuts), model, AppliedCuts.of(graph, cuts), models.example_inputs("bert")) < 1e-12
     small = compress(model, ratio=0.2, **QUICK | {"scorer": "probe", "compensate": "lstsq"})
     assert {p.dtype for p in small.parameters()} == {torch.float64}
 
@@ -240,7 +241,7 @@ def test_the_exactness_check_catches_a_wrong_row() -> None:
     graph = models.graph_of("bert", model)
     small = pruned(model, graph, [Cut("ffn.0", tuple(range(1, 28)))])
     with pytest.raises(RuntimeError, match="surgery is not exact"):
-        check(small, model, graph, [Cut("ffn.0", tuple(range(27)))], inputs)
+        check(small, model, AppliedCuts(graph, (Cut("ffn.0", tuple(range(27))),)), inputs)
 
 
 @pytest.mark.parametrize(
@@ -256,18 +257,18 @@ def test_cuts_that_do_not_fit_are_refused_before_anything_changes(wrong: Cut, me
     graph = models.graph_of("bert", model)
     size = parameters(model)
     with pytest.raises(PlanError, match=message):
-        cut(model, graph, [Cut("ffn.1", (0, 1)), wrong])
+        cut(model, AppliedCuts.of(graph, [Cut("ffn.1", (0, 1)), wrong]))
     assert parameters(model) == size
 
 
 def test_unknown_spaces_offer_the_nearest_and_pinned_blocks_stay() -> None:
     graph = models.graph_of("resnet_basic", models.make("resnet_basic"))
     with pytest.raises(UnknownNameError, match="did you mean"):
-        validate(graph, [Cut("stage.00", (0,))])
+        AppliedCuts(graph, (Cut("stage.00", (0,)),))
     space = next(s for s in graph.of_kind("layer") if s.pinned and s.units > 1)
     keep = tuple(i for i in range(space.units) if i not in space.pinned)
     with pytest.raises(PlanError, match="can't be removed"):
-        validate(graph, [Cut(space.name, keep)])
+        AppliedCuts(graph, (Cut(space.name, keep),))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "resnet_basic"])
@@ -275,11 +276,13 @@ def test_masking_everything_but_nothing_is_the_model_itself(name: str) -> None:
     model, inputs = models.make(name), models.example_inputs(name)
     graph = models.graph_of(name, model)
     whole = [Cut(s.name, tuple(range(s.units))) for s in graph.of_kind("neuron", "head", "channel", "layer")]
-    assert torch.equal(models.outputs(MaskedModel(model, graph, whole), inputs), models.outputs(model, inputs))
+    assert torch.equal(
+        models.outputs(MaskedModel(model, AppliedCuts.of(graph, whole)), inputs), models.outputs(model, inputs)
+    )
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_mqa", "gpt2", "bert", "vit", "resnet_basic"])
-def test_a_trimmed_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
+def test_a_pruned_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
     base = models.make(name)
     graph = build_graph(base)
     cuts = [Cut(s.name, tuple(range(0, s.units, 2))) for s in graph.of_kind("neuron")]
@@ -287,8 +290,8 @@ def test_a_trimmed_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
     if layers.units > 2:
         cuts.append(Cut(layers.name, tuple(i for i in range(layers.units) if i != 1 or i in layers.pinned)))
     small = copy.deepcopy(base)
-    cut(small, graph, cuts)
-    found, expected = trimmed(graph, cuts, shapes_of(small)), build_graph(small)
+    cut(small, AppliedCuts.of(graph, cuts))
+    found, expected = pruned_graph(AppliedCuts.of(graph, cuts), shapes_of(small)), build_graph(small)
     assert found.fingerprint == expected.fingerprint
     assert [(s.op, s.params) for s in found.steps] == [(s.op, s.params) for s in expected.steps]
     assert [s.units for s in found.spaces] == [s.units for s in expected.spaces]

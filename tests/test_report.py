@@ -12,6 +12,7 @@ from models import FAMILIES, MODELS, PLAIN, example_inputs, graph_of, make
 from torch import nn
 
 from dnge_compress.core.errors import CheckpointError
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Space
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report.condense import MAX_LINES, lines
@@ -32,11 +33,13 @@ def report_of(name: str, *kinds: str) -> Report:
     """The report of a tiny model that lost about a third of its units of some kinds."""
     model, inputs = make(name), example_inputs(name)
     graph = graph_of(name, model)
-    cuts = [Cut(s.name, tuple(range(max(1, s.units * 2 // 3)))) for s in graph.of_kind(*kinds) if s.units > 1]
+    cuts = tuple(Cut(s.name, tuple(range(max(1, s.units * 2 // 3)))) for s in graph.of_kind(*kinds) if s.units > 1)
     small = copy.deepcopy(model)
-    cut(small, graph, cuts)
+    cut(small, AppliedCuts.of(graph, cuts))
     timings = {"probe": 1.25, "score": 0.5}
-    return build_report(graph, plan_of(graph, *cuts), before=model, after=small, inputs=inputs, timings=timings)
+    return build_report(
+        plan_of(graph, *cuts), AppliedCuts(graph, cuts), before=model, after=small, inputs=inputs, timings=timings
+    )
 
 
 def made_up(layers: int, widths: int) -> Report:
@@ -70,8 +73,8 @@ def test_the_row_of_a_single_cut_is_what_the_model_really_lost(name: str) -> Non
     for space in cuttable(graph):
         model = copy.deepcopy(base)
         cuts = (Cut(space.name, tuple(range(space.units - 1))),)
-        cut(model, graph, cuts)
-        row = next(r for r in rows_of(graph, plan_of(graph, *cuts), shapes) if r.space == space.name)
+        cut(model, AppliedCuts.of(graph, cuts))
+        row = next(r for r in rows_of(AppliedCuts.of(graph, cuts), {}, shapes) if r.space == space.name)
         assert (row.kept, row.total) == (space.units - 1, space.units)
         assert row.params_before - row.params_after == parameters(base) - parameters(model) > 0
 
@@ -123,21 +126,10 @@ def test_a_cut_shows_in_every_total(name: str) -> None:
         assert 0 < after < before
 
 
-def test_a_size_measured_earlier_stands_in_for_a_model_cut_in_place() -> None:
-    model, inputs = make("llama"), example_inputs("llama")
-    graph = graph_of("llama", model)
-    cuts = (Cut("ffn.0", tuple(range(20))), Cut("layers", (0, 2)))
-    before, whole = measure(model, graph, inputs), copy.deepcopy(model)
-    cut(model, graph, cuts)
-    plan = plan_of(graph, *cuts)
-    in_place = build_report(graph, plan, before=before, after=model, inputs=inputs)
-    assert in_place == build_report(graph, plan, before=whole, after=model, inputs=inputs)
-
-
 def test_spaces_of_a_dropped_layer_keep_nothing_and_have_no_line() -> None:
     model = make("llama")
     graph = graph_of("llama", model)
-    rows = rows_of(graph, plan_of(graph, Cut("layers", (0, 2))), measure(model, graph).shapes)
+    rows = rows_of(AppliedCuts(graph, (Cut("layers", (0, 2)),)), {}, measure(model, graph).shapes)
     gone = {r.space for r in rows if r.kept == 0}
     assert gone == {"ffn.1", "heads.1"}
     shown = lines(rows)

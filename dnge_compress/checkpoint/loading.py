@@ -18,6 +18,7 @@ from dnge_compress.checkpoint.model_files import locate, read_config, read_json,
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, without_pooler
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.core.folders import standing
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report.report import Report
@@ -156,7 +157,7 @@ def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
             f"the plan in '{folder}' was made for another base (fingerprint {plan.base}) than this "
             f"{type(model).__name__} ({graph.fingerprint})"
         )
-    cut(model, graph, plan.cuts)
+    cut(model, AppliedCuts(graph, plan.cuts))
     if isinstance(model, PreTrainedModel):
         model.tie_weights()
         for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():

@@ -18,6 +18,7 @@ from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import standing
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report import JobReport, finished
@@ -65,7 +66,7 @@ def plan(options: Namespace) -> None:
         print(made.to_json(), end="")
     else:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        rows = rows_of(build_graph(model), made, shapes)
+        rows = rows_of(AppliedCuts(build_graph(model), made.cuts), made.costs, shapes)
         tables.show(tables.plan(made, rows))
 
 

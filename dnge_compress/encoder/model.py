@@ -253,8 +253,7 @@ def _readout(inputs: int) -> nn.Sequential:
 def _states_inside(graph: ModelGraph, states: States, module: str) -> Tensor:
     """States of all units whose space lies wholly inside a block; of what it writes, if there is none."""
     prefix = f"{module}."
-    spaces = [s.name for s in graph.spaces if graph.consumers(s.name) and all(
-        slot.param.startswith(prefix) for slot in graph.slots_of(s.name))]  # fmt: skip
+    spaces = graph.spaces_within(prefix)
     if not spaces:
-        spaces = [next(s.writes[0] for s in graph.steps if any(p.startswith(prefix) for p in s.params))]
+        spaces = (next(s.writes[0] for s in graph.steps if any(p.startswith(prefix) for p in s.params)),)
     return torch.cat([states[s] for s in spaces])

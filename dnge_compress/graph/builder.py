@@ -8,13 +8,11 @@ device.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.types import ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
-
-Shapes = Mapping[str, tuple[int, ...]]
+from dnge_compress.graph.types import ConfigField, Kind, ModelGraph, Op, Shapes, Slot, Space, Step
 
 
 class GraphBuilder:

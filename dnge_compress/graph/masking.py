@@ -10,36 +10,31 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from dnge_compress.graph.types import Cut, ModelGraph, Slot
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.types import Slot
 
 
 class MaskedModel(nn.Module):
-    """A view of `model` under `cuts`: call it as the model itself. Nothing of the model is changed.
+    """A view of `model` under cuts: call it as the model itself. Nothing of the model is changed.
 
-    `refitted` may replace readers' weights and biases (the repair), with removed columns zero.
+    `repaired` may replace weights and biases of consumers, with removed columns zero.
     """
 
-    def __init__(
-        self, model: nn.Module, graph: ModelGraph, cuts: Iterable[Cut], refitted: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, model: nn.Module, applied: AppliedCuts, repaired: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         self._dense = [model]  # in a list, so that the parameters stay the model's own
-        self._skipped = []
+        self._skipped = applied.dropped_modules
         overrides: dict[str, Tensor] = {}
         weights = dict(model.named_parameters())
-        for cut in cuts:
-            space = graph.space(cut.space)
-            if space.kind == "layer":
-                self._skipped += [m for i, m in enumerate(space.modules) if i not in cut.keep]
-                continue
-            for slot in graph.consumers(cut.space):
+        for cut in applied.cuts:
+            gone = cut.gone(applied.graph.space(cut.space).units)
+            for slot in applied.graph.consumers(cut.space):
                 weight = overrides.get(slot.param, weights[slot.param].detach())
-                overrides[slot.param] = zeroed(weight, slot, space.units, cut.keep)
-        self._overrides = overrides | dict(refitted or {})
+                overrides[slot.param] = zeroed(weight, slot, gone)
+        self._overrides = overrides | dict(repaired or {})
         self.config = getattr(model, "config", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,22 +55,9 @@ def skipped(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
             handle.remove()
 
 
-def zeroed(weight: Tensor, slot: Slot, units: int, keep: Iterable[int]) -> Tensor:
-    """A copy of `weight` in which the rows of all units but `keep` are zero along the slot's axis."""
-    rows = slot_rows(slot, units_gone(units, keep))
-    return weight.index_fill(slot.axis, rows.to(weight.device), 0)
-
-
-def units_gone(units: int, keep: Iterable[int]) -> Tensor:
-    """The units of a space that are not kept, ascending."""
-    gone = torch.ones(units, dtype=torch.bool)
-    gone[list(keep)] = False
-    return gone.nonzero().squeeze(1)
-
-
-def slot_rows(slot: Slot, units: Tensor) -> Tensor:
-    """The rows of a slot's tensor that belong to `units`, in order."""
-    return (slot.offset + units[:, None] * slot.width + torch.arange(slot.width)).flatten()
+def zeroed(weight: Tensor, slot: Slot, units: Tensor) -> Tensor:
+    """A copy of `weight` in which the rows of `units` are zero along the slot's axis."""
+    return weight.index_fill(slot.axis, slot.rows(units).to(weight.device), 0)
 
 
 def _pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from dnge_compress.graph.builder import Shapes, fingerprint
-from dnge_compress.graph.counting import paths_after
-from dnge_compress.graph.types import Cut, ModelGraph, Slot, Space, Step
+from dnge_compress.graph.builder import fingerprint
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.types import ModelGraph, Shapes, Slot, Space, Step
 
 
-def trimmed(graph: ModelGraph, cuts: Iterable[Cut], shapes: Shapes) -> ModelGraph:
+def pruned_graph(applied: AppliedCuts, shapes: Shapes) -> ModelGraph:
     """The graph of the pruned model with these shapes: dropped blocks are gone, and those behind have moved up.
 
     Spaces keep their names, so `ffn.3` is still the feed-forward layer of the base's block 3. A graph like this is for
     reading: it has no config fields, and can't be cut again.
     """
-    cuts = list(cuts)
-    keeps = {c.space: c.keep for c in cuts}
-    path = paths_after(graph, cuts)
+    graph, keeps = applied.graph, {cut.space: cut.keep for cut in applied.cuts}
     gone = {
         s.name
         for s in graph.spaces
-        if graph.slots_of(s.name) and all(path(slot.param) is None for slot in graph.slots_of(s.name))
+        if graph.slots_of(s.name) and all(applied.path_after(slot.param) is None for slot in graph.slots_of(s.name))
     }
 
     def space_after(space: Space) -> Space:
@@ -33,11 +30,11 @@ def trimmed(graph: ModelGraph, cuts: Iterable[Cut], shapes: Shapes) -> ModelGrap
         return replace(space, units=len(keep), modules=space.modules[: len(keep)], pinned=pinned)
 
     def slot_after(slot: Slot) -> Slot | None:
-        param = path(slot.param)
+        param = applied.path_after(slot.param)
         return None if param is None else replace(slot, param=param)
 
     def step_after(step: Step) -> Step | None:
-        params = tuple(p for p in map(path, step.params) if p is not None)
+        params = tuple(p for p in map(applied.path_after, step.params) if p is not None)
         return replace(step, params=params) if params or not step.params else None
 
     steps = [s for s in map(step_after, graph.steps) if s is not None]

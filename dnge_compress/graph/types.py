@@ -15,6 +15,8 @@ from dnge_compress.core.errors import PlanError, UnknownNameError
 Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "fixed"]
 Op = Literal["embed", "linear", "linear_t", "gated", "attention", "attention_t", "conv", "norm", "batchnorm"]
 
+Shapes = Mapping[str, tuple[int, ...]]
+
 PRUNABLE: tuple[Kind, ...] = ("neuron", "head", "channel", "layer")
 
 
@@ -49,6 +51,10 @@ class Slot:
     space: str
     width: int = 1
     offset: int = 0
+
+    def rows(self, units: Tensor) -> Tensor:
+        """The rows that belong to `units`, in order."""
+        return (self.offset + units[:, None] * self.width + torch.arange(self.width)).flatten()
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,10 @@ class ConfigField:
     forbids: int | None = None
     fixed: str = ""
     also: tuple[tuple[str, int], ...] = ()
+
+    def allows(self, value: int) -> bool:
+        """Whether plain transformers takes the value and rebuilds the network that was cut."""
+        return value != self.forbids and (self.divides is None or self.divides % value == 0)
 
 
 @dataclass(frozen=True)
@@ -150,6 +160,14 @@ class ModelGraph:
             and slot.axis == step.in_axis
         )
 
+    def spaces_within(self, *prefixes: str) -> tuple[str, ...]:
+        """The spaces that only parameters with these name prefixes belong to: those that go with a block."""
+        return tuple(
+            s.name
+            for s in self.spaces
+            if self.consumers(s.name) and all(slot.param.startswith(prefixes) for slot in self.slots_of(s.name))
+        )
+
     def consumers(self, space: str) -> tuple[Slot, ...]:
         """The slots through which the rest of the network reads the space."""
         return tuple(s for s in self.slots_of(space) if self.consumes(s))
@@ -198,3 +216,9 @@ class Cut:
             raise PlanError(f"the cut on '{self.space}' keeps no unit")
         if list(self.keep) != sorted(set(self.keep)) or self.keep[0] < 0:
             raise PlanError(f"the cut on '{self.space}' must list kept units once each, ascending, from 0")
+
+    def gone(self, units: int) -> Tensor:
+        """The units that don't stay, of a space of so many, ascending."""
+        gone = torch.ones(units, dtype=torch.bool)
+        gone[list(self.keep)] = False
+        return gone.nonzero().squeeze(1)

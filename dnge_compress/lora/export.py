@@ -14,18 +14,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, PlanError, UnknownNameError
-from dnge_compress.lora.peft_config import config_of, value_of
-from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.lora.peft_config import value_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 DOWN, UP = ("lora_A", "lora_embedding_A"), ("lora_B", "lora_embedding_B")
 
 
-def export(plan: LoraPlan, form: str) -> str:
-    """The plan as text: see LoraPlan.export."""
+def export(config: LoraConfig, form: str) -> str:
+    """A config as text for other programs: see LoraPlan.export."""
     if form not in FORMS:
         raise UnknownNameError("export form", form, FORMS)
-    return FORMS[form](config_of(plan))
+    return FORMS[form](config)
 
 
 def flatten_adapter(folder: str | Path, out: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""A LoRA plan as peft's own config. peft is imported here and in the two files beside, nowhere else.
+"""Adapters as peft's own config. peft is imported here and in the files beside, nowhere else.
 
 peft's rules that shape it (0.21): a pattern key is a regular expression that must match the end of a name, the first
 key in order wins, and saving sorts the keys. So keys here never overlap, and are not anchored, since peft also
@@ -13,23 +13,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from peft import LoraConfig
 from peft.utils.other import get_pattern_key
 
-from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.lora.adapters import Adapter
 from dnge_compress.recipes.lora_schema import Lora
 
 
-def config_of(plan: LoraPlan, task_type: str | None = None) -> LoraConfig:
-    """The plan as a plain LoraConfig with grouped, mutually exclusive patterns."""
-    lora = Lora.model_validate(plan.recipe.get("lora", {}))
-    placed = plan.placed
-    everyone = [a.site.path for a in plan.adapters]
-    top = plan.max_rank
+def config_of(adapters: Sequence[Adapter], lora: Lora, task_type: str | None = None) -> LoraConfig:
+    """The adapters as a plain LoraConfig with grouped, mutually exclusive patterns."""
+    placed = [a for a in adapters if a.rank > 0]
+    everyone = [a.site.path for a in adapters]
+    top = max(a.rank for a in adapters)
     uneven = [a for a in placed if a.rank != top]
     ranks = patterns({a.site.path: a.rank for a in uneven}, everyone)
     is_constant_scale = lora.alpha_rule == "constant_scale"
     modules = [a.site.path for a in placed if a.site.kind == "module"]
     parameters = [a.site.path for a in placed if a.site.kind == "parameter"]
     is_transposed = bool(modules) and all(a.site.is_transposed for a in placed if a.site.kind == "module")
-    without = [a.site.path for a in plan.adapters if not a.rank and a.site.kind == "module"]
+    without = [a.site.path for a in adapters if not a.rank and a.site.kind == "module"]
     return LoraConfig(
         task_type=task_type,
         r=top,

@@ -13,8 +13,9 @@ from transformers import AutoConfig
 
 from dnge_compress.checkpoint import Compression, open_model
 from dnge_compress.core.errors import RecipeError
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph, shapes_of
-from dnge_compress.graph.pruned import trimmed
+from dnge_compress.graph.pruned import pruned_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.export import flatten_adapter
 from dnge_compress.lora.placers import Context
@@ -75,4 +76,4 @@ def graph_of(model: Any, example_inputs: Inputs | None = None) -> ModelGraph:
         return build_graph(model, example_inputs)
     with torch.device("meta"):
         base = type(model)(AutoConfig.for_model(**attached.base_config))
-    return trimmed(build_graph(base), attached.plan.cuts, shapes_of(model))
+    return pruned_graph(AppliedCuts(build_graph(base), attached.plan.cuts), shapes_of(model))

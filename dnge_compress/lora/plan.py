@@ -11,7 +11,9 @@ from torch import nn
 
 from dnge_compress.core.errors import PlanError
 from dnge_compress.lora.adapters import Adapter, _is_whole
+from dnge_compress.lora.sites import base_of
 from dnge_compress.plans.plan_json import plan_values
+from dnge_compress.recipes.lora_schema import Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -65,10 +67,9 @@ class LoraPlan:
 
         model = get_peft_model(model, plan.lora_config("CAUSAL_LM"))
         """
-        # Upward, like PrunePlan.preview: plans stay values, and users ask them for what is made of them.
-        from dnge_compress.lora.peft_config import config_of
+        from dnge_compress.lora.peft_config import config_of  # here, since peft takes seconds to import
 
-        return config_of(self, task_type)
+        return config_of(self.adapters, Lora.model_validate(self.recipe.get("lora", {})), task_type)
 
     def verify(self, model: nn.Module) -> int:
         """Prove that peft makes of this plan what it says; the number of trainable parameters. The model is only read.
@@ -78,7 +79,12 @@ class LoraPlan:
         """
         from dnge_compress.lora.verify import verify
 
-        return verify(self, model)
+        if self.base != base_of(model):
+            raise PlanError(
+                f"the plan was made for another model (fingerprint {self.base}, this {type(model).__name__} has "
+                f"{base_of(model)}); place adapters for this one"
+            )
+        return verify(self.adapters, self.lora_config(), model)
 
     def export(self, form: ExportForm = "peft") -> str:
         """The plan as text for other programs.
@@ -88,7 +94,7 @@ class LoraPlan:
         """
         from dnge_compress.lora.export import export
 
-        return export(self, form)
+        return export(self.lora_config(), form)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""

@@ -6,7 +6,7 @@ import copy
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -15,41 +15,34 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from dnge_compress.core.errors import PlanError
-from dnge_compress.lora.peft_config import config_of, value_of
-from dnge_compress.lora.plan import LoraPlan
-from dnge_compress.lora.sites import base_of
+from dnge_compress.lora.adapters import Adapter
+from dnge_compress.lora.peft_config import value_of
 
 PREFIXES = ("", "base_model.model.")  # peft matches patterns against names before and after it wraps the model
 
 
-def verify(plan: LoraPlan, model: nn.Module) -> int:
-    """Trainable parameters of the model that peft builds. Raises PlanError naming the first difference to the plan.
+def verify(adapters: Sequence[Adapter], config: LoraConfig, model: nn.Module) -> int:
+    """Trainable parameters of the model that peft builds. Raises PlanError naming the first difference to `adapters`.
 
     The model may be on any device, and is only read; what peft builds has no values.
     """
-    if plan.base != base_of(model):
-        raise PlanError(
-            f"the plan was made for another model (fingerprint {plan.base}, this {type(model).__name__} has "
-            f"{base_of(model)}); place adapters for this one"
-        )
-    config = config_of(plan)
+    wanted = {a.site.path: a for a in adapters if a.rank > 0}
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
         reloaded = LoraConfig.from_pretrained(folder)
     for candidate in (config, reloaded):
-        _check_matching(plan, candidate, model)
-        _check_built(plan, candidate, model)
-    return plan.params
+        _check_matching(wanted, candidate, model)
+        _check_built(wanted, candidate, model)
+    return sum(a.params for a in wanted.values())
 
 
-def _check_matching(plan: LoraPlan, config: LoraConfig, model: nn.Module) -> None:
+def _check_matching(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn.Module) -> None:
     """Targets and ranks by peft's matcher, name by name."""
-    placed = {a.site.path: a for a in plan.placed}
-    modules = {path for path, a in placed.items() if a.site.kind == "module"}
+    modules = {path for path, a in wanted.items() if a.site.kind == "module"}
     for name, _ in model.named_modules():
         if bool(check_target_module_exists(config, name)) != (name in modules):
             raise PlanError(f"peft {'misses' if name in modules else 'also takes'} '{name}'; report this plan as a bug")
-    for path, adapter in placed.items():
+    for path, adapter in wanted.items():
         for prefix in PREFIXES:
             name = f"{prefix}{path}"
             keys = [k for k in config.rank_pattern or {} if re.match(rf"(.*\.)?({k})$", name)]
@@ -60,26 +53,26 @@ def _check_matching(plan: LoraPlan, config: LoraConfig, model: nn.Module) -> Non
                 raise PlanError(f"peft gives '{name}' rank {found}, the plan says {adapter.rank}")
 
 
-def _check_built(plan: LoraPlan, config: LoraConfig, model: nn.Module) -> None:
+def _check_built(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn.Module) -> None:
     """What `get_peft_model` makes, on a copy without values."""
     config = copy.deepcopy(config)
-    wanted_scale = {a.site.path: _scale(config, a.rank) for a in plan.placed}
+    scales = {path: _scale(config, a.rank) for path, a in wanted.items()}
     config.init_lora_weights = True  # other ways to start look at the weights, and there are none
     skeleton = _without_values(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft says of parameter keys that they were ignored, and applies them
         built = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     found = dict(_adapters(built))
-    wanted = {a.site.path: a for a in plan.placed}
     if found.keys() != wanted.keys():
         odd = sorted(found.keys() ^ wanted.keys())[0]
         raise PlanError(f"peft {'misses' if odd in wanted else 'also adapts'} '{odd}'")
     for path, (rank, scale) in found.items():
-        if rank != wanted[path].rank or abs(scale - wanted_scale[path]) > 1e-6 * scale:
+        if rank != wanted[path].rank or abs(scale - scales[path]) > 1e-6 * scale:
             raise PlanError(f"peft builds '{path}' with rank {rank} and scale {scale:g}, not as planned")
     params = sum(p.numel() for p in built.parameters() if p.requires_grad)
-    if params != plan.params:
-        raise PlanError(f"peft builds {params:,} trainable parameters, the plan says {plan.params:,}")
+    planned = sum(a.params for a in wanted.values())
+    if params != planned:
+        raise PlanError(f"peft builds {params:,} trainable parameters, the plan says {planned:,}")
 
 
 def _scale(config: LoraConfig, rank: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dnge_compress.core.errors import BudgetError
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.plans.greedy import cheapest_first
 from dnge_compress.plans.legal_widths import droppable, width_groups
@@ -30,7 +31,7 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
     """
     groups, notes = width_groups(graph, prune)
     if prune.ratio == 0:
-        return [Candidate((), {}, 0.0)], notes
+        return [Candidate(AppliedCuts(graph), {}, 0.0)], notes
     problem = Problem(graph, scores, budget, groups, droppable(graph, prune), prune.min_keep)
     if not groups and not problem.layers:
         raise BudgetError(
@@ -54,7 +55,7 @@ def _uncorrected(problem: Problem, prune: Prune) -> list[Candidate]:
     closed = replace(problem.scores, units=problem.scores.closed)
     layers = droppable(problem.graph, prune)
     own = Problem(problem.graph, closed, problem.budget, problem.groups, layers, prune.min_keep)
-    return [problem.candidate(cheapest_first(own, prune, 1.0).cuts)]
+    return [problem.candidate(cheapest_first(own, prune, 1.0).applied.cuts)]
 
 
 def _even(problem: Problem, prune: Prune) -> list[Candidate]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from dnge_compress.core.errors import BudgetError
-from dnge_compress.graph.counting import dropped_spaces
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
 from dnge_compress.recipes.schema import Prune
@@ -40,7 +40,7 @@ def cheapest_first(problem: Problem, prune: Prune, trust: float) -> Candidate:
             away.setdefault(name, set()).add(i)
         layers = {s.name for s in problem.graph.of_kind("layer")}
         first = problem.layer_cuts((n, i) for n in away if n in layers for i in away[n])
-        gone = dropped_spaces(problem.graph, first)
+        gone = AppliedCuts.of(problem.graph, first).dropped_spaces
         rest = []
         for name in away:
             if name not in layers and name not in gone:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
-from dnge_compress.graph.counting import dropped_spaces
-from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Space
+from dnge_compress.graph.types import ConfigField, ModelGraph, Space
 from dnge_compress.recipes.schema import Prune
 
 
@@ -71,22 +70,6 @@ def droppable(graph: ModelGraph, prune: Prune) -> list[tuple[str, int]]:
     ]
 
 
-def reloads_plainly(graph: ModelGraph, cuts: Iterable[Cut]) -> bool:
-    """Whether plain transformers rebuilds the network from its config: every key that changes has one legal value."""
-    cuts = list(cuts)
-    kept, gone = {c.space: len(c.keep) for c in cuts}, dropped_spaces(graph, cuts)
-    values: dict[tuple[str, int | None], set[int]] = {}
-    for f in graph.config_fields:
-        spaces = [graph.space(n) for n in f.spaces if n not in gone]
-        found = {f.factor * kept.get(s.name, s.units) for s in spaces}
-        if found != {f.factor * s.units for s in spaces} and (
-            f.fixed or any((f.divides is not None and f.divides % v) or v == f.forbids for v in found)
-        ):
-            return False
-        values.setdefault((f.key, f.index), set()).update(found)
-    return all(len(found) <= 1 for found in values.values())
-
-
 def is_protected(graph: ModelGraph, space: Space, patterns: Iterable[str]) -> bool:
     """Whether a module that reads or writes the space matches one of the patterns."""
     return any(_matches(slot.param.rpartition(".")[0], patterns) for slot in graph.slots_of(space.name))
@@ -129,7 +112,7 @@ def _is_legal(t: int, steps: int, spaces: Sequence[Space], fields: Sequence[Conf
         return True
     for f in fields:
         value = f.factor * units[f.spaces[0]] * t // steps
-        if (f.divides is not None and f.divides % value) or value == f.forbids:
+        if not f.allows(value):
             return False
     return True
 

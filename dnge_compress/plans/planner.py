@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import BudgetError
-from dnge_compress.graph.counting import Prices, kept_total, non_embedding_prices, parameter_prices
+from dnge_compress.graph.counting import Prices, non_embedding_prices, parameter_prices
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import TRACED
-from dnge_compress.graph.types import Cut, ModelGraph, Scores
+from dnge_compress.graph.types import Scores
 from dnge_compress.plans.candidates import candidates
-from dnge_compress.plans.legal_widths import reloads_plainly
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.trial import damage, whole_answers
@@ -41,29 +42,29 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
         )
     plan = PrunePlan(
-        cuts=chosen.cuts,
+        cuts=chosen.applied.cuts,
         base=graph.fingerprint,
         weights=digest(context.model),
         recipe=recipe.model_dump(mode="json"),
         predicted_cost=chosen.cost,
-        uneven=_is_uneven(graph, context.model, chosen.cuts),
+        uneven=_is_uneven(chosen.applied, context.model),
         notes=(*scores.notes, *notes, *measured),
         costs=chosen.costs,
     )
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
-    return counted(plan, graph, context.model)
+    return counted(plan, chosen.applied, context.model)
 
 
-def counted(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> PrunePlan:
+def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePlan:
     """The plan with parameter counts and `uneven` as its cuts have them; if these were edited, costs are unknown."""
     prices, shapes = parameter_prices(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
-    after = int(kept_total(graph, prices, shapes, plan.cuts))
+    after = int(applied.price(prices, shapes))
     found = replace(
         plan,
-        params_before=int(kept_total(graph, prices, shapes, ())),
+        params_before=sum(math.prod(shape) for shape in shapes.values()),
         params_after=after,
-        uneven=_is_uneven(graph, model, plan.cuts),
+        uneven=_is_uneven(applied, model),
     )
     notes = list(plan.notes)
     if plan.params_after not in (0, after):
@@ -74,11 +75,11 @@ def counted(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> PrunePlan:
     return replace(found, notes=tuple(notes))
 
 
-def _is_uneven(graph: ModelGraph, model: nn.Module, cuts: Sequence[Cut]) -> bool:
+def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
     """Whether only `dnge_compress.load` can rebuild the result: its config, if it has one, can't say what was cut."""
-    if getattr(model, "config", None) is None or not cuts:
+    if getattr(model, "config", None) is None or not applied.cuts:
         return False
-    return graph.family == TRACED or not reloads_plainly(graph, cuts)
+    return applied.graph.family == TRACED or not applied.reloads_plainly
 
 
 def _prices(context: Context, of: str) -> Prices:
@@ -121,7 +122,7 @@ def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple
         reference = whole_answers(context, batches)
         costs = []
         for i, candidate in enumerate(found):
-            found_cost = damage(context, candidate.cuts, batches, reference, compensate=recipe.repair.compensate)
+            found_cost = damage(context, candidate.applied, batches, reference, compensate=recipe.repair.compensate)
             costs.append(float(found_cost))
             if context.progress:
                 context.progress("comparing plans", i + 1, len(found))
@@ -133,7 +134,7 @@ def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple
 def _describe(context: Context, candidate: Candidate) -> str:
     """ "2 layers + head 3/4 + neuron 1024/1536": what a candidate removes, by kind."""
     parts: dict[str, str] = {}
-    for cut in candidate.cuts:
+    for cut in candidate.applied.cuts:
         space = context.graph.space(cut.space)
         if space.kind == "layer":
             before = int(parts.get("layer", "-0 ")[1:].split()[0])

@@ -10,8 +10,8 @@ from functools import cached_property
 from torch import nn
 
 from dnge_compress.graph.builder import Shapes
-from dnge_compress.graph.counting import Prices, dropped_spaces, kept_total, total
-from dnge_compress.graph.masking import units_gone
+from dnge_compress.graph.counting import Prices
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Scores
 from dnge_compress.plans.legal_widths import Group
 
@@ -33,18 +33,18 @@ class Budget:
     @cached_property
     def whole(self) -> float:
         """Price of the uncut model."""
-        return total(self.prices, self.shapes)
+        return sum(price * math.prod(self.shapes[n]) for n, price in self.prices.items())
 
-    def removed(self, graph: ModelGraph, cuts: Iterable[Cut]) -> float:
+    def removed(self, applied: AppliedCuts) -> float:
         """Share of the price that cuts remove."""
-        return 1 - kept_total(graph, self.prices, self.shapes, cuts) / self.whole
+        return 1 - applied.price(self.prices, self.shapes) / self.whole
 
 
 @dataclass(frozen=True)
 class Candidate:
     """Cuts that reach the budget, the scorer's cost per space, and the share of the price that is removed."""
 
-    cuts: tuple[Cut, ...]
+    applied: AppliedCuts
     costs: Mapping[str, float]
     removed: float
 
@@ -84,7 +84,7 @@ class Problem:
     def cuts(self, steps: Mapping[Group, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
         """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
         found = self.layer_cuts(dropped)
-        gone = dropped_spaces(self.graph, found)
+        gone = AppliedCuts.of(self.graph, found).dropped_spaces
         for group, t in steps.items():
             for name in group.spaces if t < group.steps else ():
                 if name not in gone:
@@ -100,11 +100,10 @@ class Problem:
 
     def removed(self, cuts: Iterable[Cut]) -> float:
         """Share of the price that the cuts remove."""
-        return self.budget.removed(self.graph, cuts)
+        return self.budget.removed(AppliedCuts.of(self.graph, cuts))
 
-    def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:
-        costs = {}
-        for cut in cuts:
-            values = self.scores.units[cut.space]
-            costs[cut.space] = float(values[units_gone(len(values), cut.keep)].sum())
-        return Candidate(cuts, costs, self.removed(cuts))
+    def candidate(self, cuts: Iterable[Cut]) -> Candidate:
+        """The cuts with what they cost and remove."""
+        applied, units = AppliedCuts.of(self.graph, cuts), self.scores.units
+        costs = {c.space: float(units[c.space][c.gone(len(units[c.space]))].sum()) for c in applied.cuts}
+        return Candidate(applied, costs, self.budget.removed(applied))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.graph.types import Cut
 from dnge_compress.scorers import Context
 from dnge_compress.signals.divergence import answers, attended, divergence
-from dnge_compress.signals.refit import refitted
+from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.running import Inputs, call, has_logits
 
 
@@ -22,21 +22,20 @@ def whole_answers(context: Context, batches: Sequence[Inputs]) -> list[Tensor]:
 
 def damage(
     context: Context,
-    cuts: Iterable[Cut],
+    applied: AppliedCuts,
     batches: Sequence[Inputs],
     reference: Sequence[Tensor],
     *,
     compensate: str = "lstsq",
 ) -> Tensor:
-    """Mean divergence from `reference` in nats per label under `cuts`, repaired on the context's signals: a scalar.
+    """Mean divergence from `reference` in nats per label under the cuts, repaired on the context's signals: a scalar.
 
     The model is left as it is; call it in inference mode.
     """
-    cuts = list(cuts)
     values = {}
     if compensate != "none":
-        values = refitted(context.model, context.signals, cuts, compensate, context.ridge)
-    masked = MaskedModel(context.model, context.graph, cuts, values)
+        values = least_squares_repair(context.signals, applied, compensate, context.ridge)
+    masked = MaskedModel(context.model, applied, values)
     logits = has_logits(context.model)
     pairs = zip(batches, reference, strict=True)
     return torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from dnge_compress.core.errors import BudgetError
-from dnge_compress.graph.counting import dropped_modules, kept_price
+from dnge_compress.graph.counting import price_left
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.legal_widths import Group
 from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
@@ -84,15 +85,14 @@ def _fit_width(
 ) -> tuple[tuple[Cut, ...], float]:
     """The widest common fraction of the width groups with which the ratio is reached, beside fixed heads and layers."""
 
-    layers = problem.layer_cuts(dropped)
-    prefixes = dropped_modules(problem.graph, layers)
+    prefixes = AppliedCuts.of(problem.graph, problem.layer_cuts(dropped)).dropped_prefixes
 
     def steps(fraction: float) -> dict[Group, int]:
         return fixed | {g: g.at_most(fraction) for g in widths}
 
     def removed(fraction: float) -> float:
         kept = {n: problem.graph.space(n).units * t // g.steps for g, t in steps(fraction).items() for n in g.spaces}
-        left = kept_price(problem.graph, problem.budget.prices, problem.budget.shapes, kept, prefixes)
+        left = price_left(problem.graph, problem.budget.prices, problem.budget.shapes, kept, prefixes)
         return 1 - left / problem.budget.whole
 
     low, high = 0.0, 1.0

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from dnge_compress.core.errors import CheckpointError
-from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report import tables
-from dnge_compress.report.rows import Row, Size, Totals, measure, rows_of
+from dnge_compress.report.rows import Row, Totals, measure, rows_of
 from dnge_compress.signals.running import Inputs
 
 if TYPE_CHECKING:
@@ -67,26 +67,21 @@ class Report:
 
 
 def build_report(
-    graph: ModelGraph,
     plan: PrunePlan,
+    applied: AppliedCuts,
     *,
-    before: nn.Module | Size,
-    after: nn.Module | Size,
+    before: nn.Module,
+    after: nn.Module,
     inputs: Inputs | None = None,
     timings: Mapping[str, float] | None = None,
 ) -> Report:
-    """Compare a model with what `plan` made of it; `graph` is that of the model before.
+    """Compare a model with what a plan made of it. Work is counted on the first example of `inputs`.
 
-    `before` may be a Size measured earlier, for surgery in place. Work is counted on the first example of `inputs`.
-
-        before = measure(model, graph, batch)
-        report = build_report(graph, plan, before=before, after=apply(plan, model), inputs=batch)
+    report = build_report(plan, AppliedCuts(graph, plan.cuts), before=model, after=apply(plan, model), inputs=batch)
     """
-    source = before if isinstance(before, nn.Module) else after
-    old = before if isinstance(before, Size) else measure(before, graph, inputs)
-    new = after if isinstance(after, Size) else measure(after, graph, inputs)
+    old, new = measure(before, applied.graph, inputs), measure(after, applied.graph, inputs)
     return Report(
-        rows=rows_of(graph, plan, old.shapes),
+        rows=rows_of(applied, plan.costs, old.shapes),
         totals=Totals(
             (old.params, new.params),
             (old.non_embedding_params, new.non_embedding_params),
@@ -97,7 +92,7 @@ def build_report(
         notes=plan.notes,
         scorer=str(plan.recipe.get("scorer", "")),
         recipe_name=str(plan.recipe.get("name", "")),
-        model_name=_name_of(source) if isinstance(source, nn.Module) else "",
+        model_name=_name_of(before),
         predicted_cost=plan.predicted_cost,
     )
 

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dnge_compress.graph.builder import Shapes, is_embedding
-from dnge_compress.graph.counting import dropped_modules
+from dnge_compress.graph.counting import shapes_left
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Space
-from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.signals.running import Inputs, call, inference_mode_of, take
 
 if TYPE_CHECKING:
@@ -86,36 +86,26 @@ def macs_of(model: nn.Module, inputs: Inputs) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def rows_of(graph: ModelGraph, plan: PrunePlan, shapes: Shapes) -> tuple[Row, ...]:
-    """One row per prunable space; `shapes` are those of the parameters before."""
-    kept = {s.name: len(plan.keep(s.name) or range(s.units)) for s in graph.spaces}
-    after = _shapes_after(graph, kept, shapes)
-    dropped = dropped_modules(graph, plan.cuts)
+def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) -> tuple[Row, ...]:
+    """One row per prunable space; `costs` are the plan's per space, `shapes` those of the parameters before."""
+    after = applied.shapes(shapes)
     rows = []
-    for space in graph.of_kind(*PRUNABLE):
-        shares = _blocks(space, shapes, after) if space.modules else _shares(graph, space, kept, (shapes, after))
-        left = {name: share for name, share in shares.items() if not name.startswith(dropped)}
+    for space in applied.graph.of_kind(*PRUNABLE):
+        shares = _blocks(space, shapes, after) if space.modules else _shares(applied, space, shapes, after)
+        left = {name: share for name, share in shares.items() if not name.startswith(applied.dropped_prefixes)}
         rows.append(
             Row(
                 space=space.name,
                 kind=space.kind,
                 layer=space.layer,
-                kept=0 if shares and not left else kept[space.name],
+                kept=0 if shares and not left else applied.kept(space.name),
                 total=space.units,
                 params_before=sum(old for old, _ in shares.values()),
                 params_after=sum(new for _, new in left.values()),
-                cost=float(plan.costs.get(space.name, 0.0)),
+                cost=float(costs.get(space.name, 0.0)),
             )
         )
     return tuple(rows)
-
-
-def _shapes_after(graph: ModelGraph, kept: Mapping[str, int], shapes: Shapes) -> Shapes:
-    sizes: dict[tuple[str, int], int] = {}
-    for slot in graph.slots:
-        key = (slot.param, slot.axis)
-        sizes[key] = sizes.get(key, 0) + kept[slot.space] * slot.width
-    return {name: tuple(sizes.get((name, a), n) for a, n in enumerate(shape)) for name, shape in shapes.items()}
 
 
 def _blocks(space: Space, shapes: Shapes, after: Shapes) -> dict[str, Change]:
@@ -124,24 +114,16 @@ def _blocks(space: Space, shapes: Shapes, after: Shapes) -> dict[str, Change]:
     return {n: (math.prod(shape), math.prod(after[n])) for n, shape in shapes.items() if n.startswith(inside)}
 
 
-def _shares(
-    graph: ModelGraph, space: Space, kept: Mapping[str, int], shapes: tuple[Shapes, Shapes]
-) -> dict[str, Change]:
+def _shares(applied: AppliedCuts, space: Space, shapes: Shapes, after: Shapes) -> dict[str, Change]:
     """Parameter → its elements that belong to the space, before and after; an element counts once."""
-    units = (space.units, kept[space.name])
-    owned: dict[str, dict[int, int]] = {}
-    for slot in graph.slots_of(space.name):
-        if slot.param in shapes[0]:
-            widths = owned.setdefault(slot.param, {})
-            widths[slot.axis] = widths.get(slot.axis, 0) + slot.width
+    own = {slot.param for slot in applied.graph.slots_of(space.name)} & shapes.keys()
+    told = {name: shapes[name] for name in shapes if name in own}
+    rest_before = shapes_left(applied.graph, told, {space.name: 0})
+    rest_after = shapes_left(applied.graph, told, {**applied.counts, space.name: 0})
     return {
         name: (
-            _share(shapes[0][name], {axis: units[0] * w for axis, w in widths.items()}),
-            _share(shapes[1][name], {axis: units[1] * w for axis, w in widths.items()}),
+            math.prod(shapes[name]) - math.prod(rest_before[name]),
+            math.prod(after[name]) - math.prod(rest_after[name]),
         )
-        for name, widths in owned.items()
+        for name in told
     }
-
-
-def _share(shape: tuple[int, ...], owned: Mapping[int, int]) -> int:
-    return math.prod(shape) - math.prod(n - owned.get(axis, 0) for axis, n in enumerate(shape))

@@ -254,6 +254,6 @@ class _Tap:
     def signal(self) -> Signal:
         n, e = max(1, self.count), max(1, self.labels)
         return Signal(
-            self.slot, self.weight, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e, self.fisher / e,
-            self.taylor / e, self.out_fisher / e, self.own,
+            self.slot, self.weight, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e,
+            self.fisher / e, self.taylor / e, self.out_fisher / e, self.own,
         )  # fmt: skip

@@ -2,60 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 import torch
 import torch_pruning as tp
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from dnge_compress.core.errors import PlanError, UnsupportedModelError
-from dnge_compress.graph.counting import dropped_spaces, paths_after
-from dnge_compress.graph.masking import slot_rows, units_gone
-from dnge_compress.graph.types import Cut, ModelGraph
+from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.graph.cuts import AppliedCuts
 
 
-def cut(model: nn.Module, graph: ModelGraph, cuts: Sequence[Cut]) -> None:
-    """Remove everything `cuts` don't keep from `model`, in place, and bring its config and attributes up to date.
-
-    Raises PlanError if a cut doesn't fit the graph (before anything is changed).
-    """
-    validate(graph, cuts)
+def cut(model: nn.Module, applied: AppliedCuts) -> None:
+    """Remove everything that the cuts don't keep from `model`, in place, and bring its config and attributes up to
+    date."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    for (module, side), rows in _rows_to_drop(graph, cuts).items():
+    for (module, side), rows in _rows_to_drop(applied).items():
         _drop_rows(model.get_submodule(module), module, side, rows)
     for name, p in model.named_parameters():
         p.requires_grad_(flags[name])
-    for c in cuts:
-        if graph.space(c.space).kind == "layer":
-            _drop_layers(model, graph.space(c.space).modules, c.keep)
-    _update_attributes(model, graph, cuts)
-    _update_config(model, graph, cuts)
+    for c in applied.layer_cuts:
+        _drop_layers(model, applied.graph.space(c.space).modules, c.keep)
+    _update_attributes(model, applied)
+    _update_config(model, applied)
 
 
-def validate(graph: ModelGraph, cuts: Iterable[Cut]) -> None:
-    """Raise PlanError for a cut that doesn't fit the graph: unknown or uncuttable space, unit out of range, pinned."""
-    for c in cuts:
-        space = graph.space(c.space)
-        if space.kind in ("fixed", "residual"):
-            raise PlanError(f"space '{c.space}' is {space.kind} and can't be cut")
-        if c.keep[-1] >= space.units:
-            raise PlanError(f"the cut on '{c.space}' keeps unit {c.keep[-1]}, but the space has {space.units} units")
-        lost = sorted(set(space.pinned) - set(c.keep))
-        if lost:
-            raise PlanError(f"unit {lost[0]} of '{c.space}' can't be removed")
-
-
-def _rows_to_drop(graph: ModelGraph, cuts: Iterable[Cut]) -> dict[tuple[str, str], list[int]]:
+def _rows_to_drop(applied: AppliedCuts) -> dict[tuple[str, str], list[int]]:
     """(module, "in" or "out") → rows that go; the slots of a weight, its bias and its statistics are one entry."""
+    graph = applied.graph
     rows: dict[tuple[str, str], set[int]] = {}
-    for c in cuts:
-        space = graph.space(c.space)
-        gone = units_gone(space.units, c.keep)
+    for c in applied.cuts:
+        gone = c.gone(graph.space(c.space).units)
         for slot in graph.slots_of(c.space):
             side = "in" if graph.consumes(slot) else "out"
             key = (slot.param.rpartition(".")[0], side)
-            rows.setdefault(key, set()).update(slot_rows(slot, gone).tolist())
+            rows.setdefault(key, set()).update(slot.rows(gone).tolist())
     return {key: sorted(r) for key, r in rows.items() if r}
 
 
@@ -107,51 +86,27 @@ def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ..
                 module.layer_idx = index
 
 
-def _update_attributes(model: nn.Module, graph: ModelGraph, cuts: Iterable[Cut]) -> None:
+def _update_attributes(model: nn.Module, applied: AppliedCuts) -> None:
     """Counts that modules keep for themselves; where a block went, its attributes went with it."""
-    kept = {c.space: len(c.keep) for c in cuts}
-    paths = paths_after(graph, cuts)
-    for space, module, name, factor in graph.attributes:
-        path = paths(module)
-        if space in kept and path is not None:
-            setattr(model.get_submodule(path), name, factor * kept[space])
+    for space, module, name, factor in applied.graph.attributes:
+        path = applied.path_after(module)
+        if space in applied.counts and path is not None:
+            setattr(model.get_submodule(path), name, factor * applied.kept(space))
 
 
-def _update_config(model: nn.Module, graph: ModelGraph, cuts: Iterable[Cut]) -> None:
+def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
     """Write the config keys whose spaces all agree; an uneven width can't be written and stays with the plan."""
     config = getattr(model, "config", None)
     if config is None:
         return
-    for (key, index), value in config_values(graph, cuts).items():
+    for (key, index), value in applied.config_values.items():
         if index is None:
             setattr(config, key, value)
         else:
             values = list(getattr(config, key))
             values[index] = value
             setattr(config, key, values)
-    for space in graph.of_kind("layer"):
-        keep = next((c.keep for c in cuts if c.space == space.name), None)
+    for c in applied.layer_cuts:
         types = getattr(config, "layer_types", None)
-        if keep is not None and types is not None and len(types) == space.units:
-            config.layer_types = [types[i] for i in keep]
-
-
-def config_values(graph: ModelGraph, cuts: Iterable[Cut]) -> dict[tuple[str, int | None], int]:
-    """(config key, index) → its value under `cuts`, for every key that changes and whose spaces agree."""
-    cuts = list(cuts)
-    kept = {c.space: len(c.keep) for c in cuts}
-    gone = dropped_spaces(graph, cuts)
-    values: dict[tuple[str, int | None], set[int]] = {}
-    touched: dict[tuple[str, int | None], int] = {}
-    for field in graph.config_fields:
-        spaces = [s for s in field.spaces if s not in gone]
-        if field.fixed or not spaces:
-            continue
-        key = (field.key, field.index)
-        values.setdefault(key, set()).update(field.factor * kept.get(s, graph.space(s).units) for s in spaces)
-        if any(s in kept for s in spaces):
-            touched[key] = 1
-            for other, value in field.also:
-                values.setdefault((other, None), set()).add(value)
-                touched[other, None] = 1
-    return {key: found.pop() for key, found in values.items() if key in touched and len(found) == 1}
+        if types is not None and len(types) == applied.graph.space(c.space).units:
+            config.layer_types = [types[i] for i in c.keep]

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import ExactnessError
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.graph.types import Cut, ModelGraph
 from dnge_compress.signals.running import Inputs, call, inference_mode_of
 
 # Relative to the output's norm: summation order changes with the shapes, more so in half precision.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def check(pruned: nn.Module, dense: nn.Module, graph: ModelGraph, cuts: Iterable[Cut], inputs: Inputs) -> float:
+def check(pruned: nn.Module, dense: nn.Module, applied: AppliedCuts, inputs: Inputs) -> float:
     """Relative difference between the pruned and the masked dense model on `inputs`, before any repair.
 
     Raises ExactnessError if it is larger than rounding explains.
     """
     with torch.no_grad(), inference_mode_of(dense), inference_mode_of(pruned):
-        expected = call(MaskedModel(dense, graph, cuts), inputs)
+        expected = call(MaskedModel(dense, applied), inputs)
         difference = relative_difference(call(pruned, inputs), expected)
     limit = TOLERANCES[next(dense.parameters()).dtype]
     if not difference <= limit:

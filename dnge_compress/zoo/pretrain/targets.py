@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dnge_compress import scorers
 from dnge_compress.encoder.features import FLOOR, node_features
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut, ModelGraph
 from dnge_compress.plans.trial import damage, whole_answers
@@ -212,7 +213,9 @@ class _Judge:
 
     def _cost(self, space: str, keep: list[int]) -> Tensor:
         with inference_mode_of(self.context.model):
-            found = damage(self.context, [Cut(space, tuple(keep))], self.inputs, self.reference)
+            found = damage(
+                self.context, AppliedCuts(self.context.graph, (Cut(space, tuple(keep)),)), self.inputs, self.reference
+            )
         return found.clamp_min(LEAST_DAMAGE)
 
 

@@ -1,0 +1,148 @@
+"""One value for "these cuts on this graph": what stays, what it is called afterwards, and what the config says then.
+
+Masking, surgery, repair, counting, legality and reports all take an `AppliedCuts` and ask it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dnge_compress.core.errors import PlanError
+from dnge_compress.graph.counting import Prices, price_left, shapes_left
+from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Shapes
+
+ConfigKey = tuple[str, int | None]  # a key of the config, and the position where it holds a list
+
+
+@dataclass(frozen=True)
+class AppliedCuts:
+    """Cuts on a graph. Raises PlanError for one that doesn't fit: space unknown or not to be cut, unit out of range
+    or protected."""
+
+    graph: ModelGraph
+    cuts: tuple[Cut, ...] = ()
+
+    def __post_init__(self) -> None:
+        for cut in self.cuts:
+            space = self.graph.space(cut.space)
+            if space.kind in ("fixed", "residual"):
+                raise PlanError(f"space '{cut.space}' is {space.kind} and can't be cut")
+            if cut.keep[-1] >= space.units:
+                raise PlanError(
+                    f"the cut on '{cut.space}' keeps unit {cut.keep[-1]}, but the space has {space.units} units"
+                )
+            lost = sorted(set(space.pinned) - set(cut.keep))
+            if lost:
+                raise PlanError(f"unit {lost[0]} of '{cut.space}' can't be removed")
+
+    @classmethod
+    def of(cls, graph: ModelGraph, cuts: Iterable[Cut]) -> AppliedCuts:
+        """The cuts of any iterable."""
+        return cls(graph, tuple(cuts))
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many units stay of every space that is cut."""
+        return {cut.space: len(cut.keep) for cut in self.cuts}
+
+    def kept(self, space: str) -> int:
+        """How many units of a space stay; those of a dropped block count as they were."""
+        return self.counts.get(space, self.graph.space(space).units)
+
+    @cached_property
+    def layer_cuts(self) -> tuple[Cut, ...]:
+        """The cuts that drop whole blocks."""
+        return tuple(cut for cut in self.cuts if self.graph.space(cut.space).modules)
+
+    @cached_property
+    def dropped_modules(self) -> tuple[str, ...]:
+        """Module paths of the blocks that go."""
+        return tuple(
+            module
+            for cut in self.layer_cuts
+            for i, module in enumerate(self.graph.space(cut.space).modules)
+            if i not in cut.keep
+        )
+
+    @cached_property
+    def dropped_prefixes(self) -> tuple[str, ...]:
+        """How the names of their parameters begin ("model.layers.3.")."""
+        return tuple(f"{module}." for module in self.dropped_modules)
+
+    @cached_property
+    def dropped_spaces(self) -> frozenset[str]:
+        """Spaces that disappear with their block."""
+        return frozenset(self.graph.spaces_within(*self.dropped_prefixes))
+
+    def path_after(self, path: str) -> str | None:
+        """What a module or parameter is called afterwards, since blocks move up; None if it goes with its block."""
+        for old, new in self._renamed.items():
+            if path == old or path.startswith(f"{old}."):
+                return None if new is None else new + path[len(old) :]
+        return path
+
+    @cached_property
+    def _renamed(self) -> dict[str, str | None]:
+        renamed: dict[str, str | None] = {}
+        for cut in self.layer_cuts:
+            modules = self.graph.space(cut.space).modules
+            for i, module in enumerate(modules):
+                renamed[module] = modules[cut.keep.index(i)] if i in cut.keep else None
+        return renamed
+
+    def rows_kept(self, param: str, axis: int, rows: int) -> Tensor:
+        """Indices of the `rows` rows of a parameter along an axis that stay."""
+        stays = torch.ones(rows, dtype=torch.bool)
+        for cut in self.cuts:
+            for slot in self.graph.slots_of(cut.space):
+                if (slot.param, slot.axis) == (param, axis):
+                    stays[slot.rows(cut.gone(self.graph.space(cut.space).units))] = False
+        return stays.nonzero().squeeze(1)
+
+    def shapes(self, shapes: Shapes) -> Shapes:
+        """The shapes of tensors afterwards, under their names before; those of dropped blocks stay listed."""
+        return shapes_left(self.graph, shapes, self.counts)
+
+    def price(self, prices: Prices, shapes: Shapes) -> float:
+        """What is left of a model with these shapes, at these prices."""
+        return price_left(self.graph, prices, shapes, self.counts, self.dropped_prefixes)
+
+    @cached_property
+    def config_values(self) -> dict[ConfigKey, int]:
+        """The value of every config key that changes and whose spaces agree."""
+        values: dict[ConfigKey, set[int]] = {}
+        touched: set[ConfigKey] = set()
+        for field, found in self._fields:
+            if field.fixed or not found:
+                continue
+            values.setdefault((field.key, field.index), set()).update(found)
+            if self.counts.keys() & (set(field.spaces) - self.dropped_spaces):
+                also: dict[ConfigKey, int] = {(key, None): value for key, value in field.also}
+                touched |= {(field.key, field.index), *also}
+                for key, value in also.items():
+                    values.setdefault(key, set()).add(value)
+        return {key: next(iter(found)) for key, found in values.items() if key in touched and len(found) == 1}
+
+    @cached_property
+    def reloads_plainly(self) -> bool:
+        """Whether plain transformers rebuilds the network from its config: a key that changes has one, legal value."""
+        values: dict[ConfigKey, set[int]] = {}
+        for field, found in self._fields:
+            before = {field.factor * self.graph.space(s).units for s in field.spaces if s not in self.dropped_spaces}
+            if found != before and (field.fixed or not all(map(field.allows, found))):
+                return False
+            values.setdefault((field.key, field.index), set()).update(found)
+        return all(len(found) <= 1 for found in values.values())
+
+    @cached_property
+    def _fields(self) -> list[tuple[ConfigField, set[int]]]:
+        """Every config field, with the values that its spaces call for; a dropped block's call for none."""
+        return [
+            (f, {f.factor * self.kept(s) for s in f.spaces if s not in self.dropped_spaces})
+            for f in self.graph.config_fields
+        ]
