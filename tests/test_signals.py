@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dnge_compress import compress
+from dnge_compress.core.errors import DngeError
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph
-from dnge_compress.signals import moments as module_under_test
+from dnge_compress.signals import second_moments
 from dnge_compress.signals.calibration import ProbeSettings, synthesize
 from dnge_compress.signals.consumers import as_matrix, from_matrix
 from dnge_compress.signals.divergence import answers, attended, divergence
@@ -102,41 +105,47 @@ def test_attended_is_none_where_all_positions_count() -> None:
     assert answers(torch.arange(6.0).view(1, 3, 2), mask.bool()).tolist() == [[0, 1], [2, 3]]
 
 
-def test_several_passes_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Second moments exactly; the sampled labels too, as they don't depend on what is watched."""
-    for name in ("llama", "mlp"):
-        model, graph, batches, whole = gathered(name)
-        expected = {space: whole[space] for space in whole}
-        assert whole.passes == 1
-        with monkeypatch.context() as patch:
-            patch.setattr(module_under_test, "GRAM_BYTES", 1)
-            parts = Signals(model, graph, batches)
-            found = {space: parts[space] for space in parts}
-        assert parts.passes == len(parts) > 1
-        for space in expected:
-            for a, b in zip(expected[space], found[space], strict=True):
-                assert_same(a, b)
-
-
-def test_few_spaces_fit_one_pass_and_the_rest_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, graph, batches, _ = gathered("llama")
-    monkeypatch.setattr(module_under_test, "GRAM_BYTES", 2 * 4 * (48**2 + 40**2) + 8)
-    parts = Signals(model, graph, batches)
-    assert all(parts[space] for space in parts)
-    assert 1 < parts.passes < len(parts)
-
-
-def test_conv_samples_do_not_depend_on_the_pass_they_are_gathered_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = models.make("cnn_residual")
-    graph, example = models.graph_of("cnn_residual", model), models.example_inputs("cnn_residual")
-    batches = [torch.randn(24, *example.shape[1:], generator=torch.Generator().manual_seed(5))]
-    whole = Signals(model, graph, batches)
-    expected = {space: whole[space] for space in whole}
-    monkeypatch.setattr(module_under_test, "GRAM_BYTES", 1)
-    parts = Signals(model, graph, batches)
+@pytest.mark.parametrize("limit", [0, 4 * (48**2 + 40**2) + 8])
+@pytest.mark.parametrize("name", ["llama", "mlp", "cnn_residual"])
+def test_moments_that_lie_in_files_are_those_in_memory_and_take_no_further_pass(
+    name: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, graph, batches, whole = gathered(name)
+    expected = dict(whole)
+    monkeypatch.setattr(second_moments, "MEMORY_BYTES", limit)
+    calls: list[object] = []
+    handle = model.register_forward_pre_hook(lambda m, args: calls.append(m))
+    found = dict(Signals(model, graph, batches))
+    handle.remove()
+    assert len(calls) == len(batches)
     for space in expected:
-        for a, b in zip(expected[space], parts[space], strict=True):
+        for a, b in zip(expected[space], found[space], strict=True):
             assert_same(a, b)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_scoring_planning_and_repair_pass_the_inputs_once_at_any_limit(
+    allocation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers and candidate plans are measured on an eighth of the inputs each, without gradients."""
+    monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
+    model, passes = models.make("llama"), []
+    data = [{"input_ids": torch.randint(4, 61, (64, 11), generator=torch.Generator().manual_seed(i))} for i in range(8)]
+    model.register_forward_pre_hook(lambda m, args: passes.append(torch.is_grad_enabled()))
+    small = compress(model, ratio=0.4, data=data, allocation=allocation, uneven=allocation == "global")
+    assert small.dnge.plan.cuts and any("measured" in note for note in small.dnge.plan.notes)
+    assert sum(passes) == len(data)
+
+
+def test_a_disk_without_room_for_moments_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(DngeError, match="need room in .*; set TMPDIR to a larger disk"):
+            dict(gathered("llama")[3])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("name", ["llama", "bert_mlm", "cnn"])

@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot, Space
+from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot
 from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.consumers import as_matrix, feature_axis
 from dnge_compress.signals.divergence import answers, attended, label_loss
 from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
+from dnge_compress.signals.second_moments import MomentStore
 
-GRAM_BYTES = 2 << 30  # second-moment matrices held at a time; more spaces are gathered in several passes
 CONV_ROWS_PER_FEATURE = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Signal:
     """The weight `[D, F]` of one reader of a space, and moments at its input, averaged over positions (tokens, pixels).
 
@@ -43,6 +44,7 @@ class Signal:
     slot: Slot
     weight: Tensor
     units: int
+    own: slice
     count: int
     mean: Tensor
     gram: Tensor
@@ -50,7 +52,6 @@ class Signal:
     fisher: Tensor
     taylor: Tensor
     out_fisher: Tensor
-    own: slice
 
     @property
     def own_weight(self) -> Tensor:
@@ -64,7 +65,7 @@ class Signal:
 
 
 class Signals(Mapping[str, tuple[Signal, ...]]):
-    """Space name → signals at each of its readers; gathered on first use, as many spaces in one pass as fit memory."""
+    """Space name → signals at each of its consumers, all gathered on first use, in one pass over the inputs."""
 
     def __init__(
         self,
@@ -75,75 +76,61 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
         progress: Progress | None = None,
     ) -> None:
         self.model, self.graph, self.batches, self.seed, self.progress = model, graph, batches, seed, progress
-        self.passes = 0
-        self._spaces = [s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"]
-        self._held: dict[str, tuple[Signal, ...]] = {}
+        self._spaces = {s.name: s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"}
 
     def __iter__(self) -> Iterator[str]:
-        return (s.name for s in self._spaces)
+        return iter(self._spaces)
 
     def __len__(self) -> int:
         return len(self._spaces)
 
-    def __contains__(self, name: object) -> bool:
-        return any(s.name == name for s in self._spaces)
-
     def __getitem__(self, name: str) -> tuple[Signal, ...]:
-        if name not in self:
-            raise KeyError(name)
-        if name not in self._held:
-            self._held = {}  # free the last group before the next is gathered
-            self._held = self._gather(self._group_with(name))
-        return self._held[name]
+        return self._gathered[name]
 
-    def _group_with(self, name: str) -> list[Space]:
-        """The spaces from `name` on (or all of them) whose matrices fit in GRAM_BYTES together."""
-        sizes = {s.name: sum(4 * f * f for f in self._features(s)) for s in self._spaces}
-        if sum(sizes.values()) <= GRAM_BYTES:
-            return self._spaces
-        group: list[Space] = []
-        start = [s.name for s in self._spaces].index(name)
-        for space in self._spaces[start:]:
-            if group and sum(sizes[s.name] for s in group) + sizes[space.name] > GRAM_BYTES:
-                break
-            group.append(space)
-        return group
+    def __contains__(self, name: object) -> bool:
+        return name in self._spaces
 
-    def _features(self, space: Space) -> list[int]:
-        params = dict(self.model.named_parameters())
-        return [as_matrix(params[s.param], self.graph, s).shape[1] for s in self.graph.consumers(space.name)]
+    @cached_property
+    def _gathered(self) -> dict[str, tuple[Signal, ...]]:
+        recorders = self._recorders(copies=False)
+        if not self._run(recorders):  # found out on the first batch, so that it costs no pass
+            recorders = self._recorders(copies=True)
+            self._run(recorders)
+        return {name: tuple(r.signal() for r in own) for name, own in recorders.items()}
 
-    def _gather(self, spaces: list[Space], copies: bool = False) -> dict[str, tuple[Signal, ...]]:
-        self.passes += 1
-        taps = {
+    def _recorders(self, copies: bool) -> dict[str, list[_Recorder]]:
+        store = MomentStore()
+        return {
             s.name: [
-                _Tap(self.model, self.graph, slot, s.units, self.seed, copies) for slot in self.graph.consumers(s.name)
+                _Recorder(self.model, self.graph, slot, s.units, self.seed, store, copies)
+                for slot in self.graph.consumers(s.name)
             ]
-            for s in spaces
+            for s in self._spaces.values()
         }
-        flat = [t for group in taps.values() for t in group]
+
+    def _run(self, recorders: Mapping[str, Sequence[_Recorder]]) -> bool:
+        """Send all inputs through the model and back; False, after the first, where copies are needed."""
+        recording = [r for own in recorders.values() for r in own]
         generator = torch.Generator().manual_seed(self.seed)
         with torch.enable_grad(), inference_mode_of(self.model), _gradients(self.model, self.graph):
-            handles = [h for t in flat for h in t.attach()]
+            handles = [h for r in recording for h in r.attach()]
             try:
                 for i, batch in enumerate(self.batches):
                     mask = attended(batch)
-                    for tap in flat:
-                        tap.mask = mask
+                    for r in recording:
+                        r.mask = mask
                     output = answers(call(self.model, batch), mask)
                     label_loss(output, has_logits(self.model), generator).backward()
-                    if any(tap.overwritten for tap in flat):
-                        break
-                    for tap in flat:
-                        tap.end_batch(labels=output.numel() // output.shape[-1])
+                    if any(r.overwritten for r in recording):
+                        return False
+                    for r in recording:
+                        r.end_batch(labels=output.numel() // output.shape[-1])
                     if self.progress:
                         self.progress("probing", i + 1, len(self.batches))
             finally:
                 for h in handles:
                     h.remove()
-        if any(tap.overwritten for tap in flat):
-            return self._gather(spaces, copies=True)
-        return {name: tuple(t.signal() for t in group) for name, group in taps.items()}
+        return True
 
 
 def _positions(module: nn.Module, t: Tensor) -> tuple[int, ...]:
@@ -169,28 +156,37 @@ def _gradients(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
             handle.remove()
 
 
-class _Tap:
-    """Running sums at one reader; lives for one pass.
+class _Recorder:
+    """Running sums at one consumer; lives for one pass.
 
-    A model may overwrite what was read before the gradient comes (`x += f(x)`): then `overwritten` turns true, and a
-    second pass with `copies` keeps activations of its own.
+    A model may overwrite what was read before the gradient comes (`x += f(x)`): then `overwritten` turns true, and
+    recorders with `copies` keep activations of their own.
     """
 
-    def __init__(self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, seed: int, copies: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        slot: Slot,
+        units: int,
+        seed: int,
+        store: MomentStore,
+        copies: bool,
+    ) -> None:
         self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
-        # Its own, so that neither the sample nor the labels depend on which readers share a pass.
+        # Its own, so that the sample doesn't depend on who else records.
         self.generator = torch.Generator().manual_seed(seed)
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
-        self.weight = weight = as_matrix(self.module.weight.detach(), graph, slot)
-        outputs, self.features = weight.shape
+        self.weight = as_matrix(self.module.weight.detach(), graph, slot)
+        outputs, self.features = self.weight.shape
         per_row = self.features // self.module.weight.shape[slot.axis]  # kernel positions of a conv
         self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
         self.own_rows = slice(slot.offset, slot.offset + units * slot.width)
-        zeros = lambda *shape: torch.zeros(*shape, device=weight.device)  # noqa: E731
-        self.count = self.labels = 0
-        self.sum, self.gram = zeros(self.features), zeros(self.features, self.features)
-        self.grad_square, self.out_fisher = zeros(self.features), zeros(outputs)
-        self.fisher, self.taylor = zeros(units), zeros(units)
+        device = self.weight.device
+        self.labels = 0
+        self.moments = store.moments(self.features, device)
+        self.grad_square, self.out_fisher = (torch.zeros(n, device=device) for n in (self.features, outputs))
+        self.fisher, self.taylor = (torch.zeros(units, device=device) for _ in range(2))
         self.mask: Tensor | None = None
         self._batch_mask_gradient: Tensor | None = None
 
@@ -201,10 +197,7 @@ class _Tap:
         ]
 
     def _read(self, x: Tensor) -> None:
-        rows = self._rows(x.detach()).float()
-        self.count += len(rows)
-        self.sum += rows.sum(0)
-        self.gram.addmm_(rows.T, rows)
+        self.moments.add(self._rows(x.detach()))
         if x.requires_grad:
             held, version = x.detach().clone() if self.copies else x.detach(), x._version
             x.register_hook(lambda g: self._input_gradient(held, g, self.copies or held._version == version))
@@ -252,8 +245,19 @@ class _Tap:
             self._batch_mask_gradient = None
 
     def signal(self) -> Signal:
-        n, e = max(1, self.count), max(1, self.labels)
+        """What was recorded, averaged."""
+        mean, gram = self.moments.finish()
+        labels = max(1, self.labels)
         return Signal(
-            self.slot, self.weight, self.units, self.count, self.sum / n, self.gram / n, self.grad_square / e,
-            self.fisher / e, self.taylor / e, self.out_fisher / e, self.own,
-        )  # fmt: skip
+            slot=self.slot,
+            weight=self.weight,
+            units=self.units,
+            own=self.own,
+            count=self.moments.count,
+            mean=mean,
+            gram=gram,
+            grad_square=self.grad_square / labels,
+            fisher=self.fisher / labels,
+            taylor=self.taylor / labels,
+            out_fisher=self.out_fisher / labels,
+        )

@@ -7,7 +7,7 @@ uniform rank each, as peft does; the counts are then scaled to the budget in par
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch import Tensor
 from dnge_compress.lora.adapters import Site
 from dnge_compress.lora.placers import Context, Weights
 from dnge_compress.signals.divergence import answers, attended
-from dnge_compress.signals.moments import GRAM_BYTES
 from dnge_compress.signals.running import call, inference_mode_of
+from dnge_compress.signals.second_moments import MomentStore, SecondMoments
 
 NEEDS_DATA = True
 RHO = 2.0  # peft's default
@@ -28,11 +28,10 @@ def weigh(sites: Sequence[Site], context: Context) -> Weights:
     rank = max(1.0, context.uniform_rank)
     most = max(1, round(RHO * rank))
     ratios = {}
-    for group in _groups(modules):
-        covariances = _covariances(group, context)
-        for site in group:
-            values = torch.linalg.eigvalsh(covariances[site.path]).flip(0).clamp_min(0)
-            ratios[site.path] = (values / values.sum().clamp_min(1e-30))[:most].tolist()
+    for path, moments in _moments(modules, context).items():
+        mean, gram = moments.finish()
+        values = torch.linalg.eigvalsh(gram - torch.outer(mean, mean)).flip(0).clamp_min(0)
+        ratios[path] = (values / values.sum().clamp_min(1e-30))[:most].tolist()
     ranked = sorted(((ratio, path) for path, found in ratios.items() for ratio in found), reverse=True)
     counts = dict.fromkeys(ratios, 0)
     for _, path in ranked[: round(rank * len(modules))]:
@@ -40,31 +39,17 @@ def weigh(sites: Sequence[Site], context: Context) -> Weights:
     return counts
 
 
-def _groups(sites: Sequence[Site]) -> Iterator[list[Site]]:
-    """Sites whose covariances fit in memory together."""
-    group: list[Site] = []
-    for site in sites:
-        if group and sum(4 * s.inputs**2 for s in (*group, site)) > GRAM_BYTES:
-            yield group
-            group = []
-        group.append(site)
-    if group:
-        yield group
-
-
-def _covariances(sites: Sequence[Site], context: Context) -> dict[str, Tensor]:
-    """Site → centred second moments of what the module reads `[inputs, inputs]`."""
-    sums: dict[str, tuple[Tensor, Tensor, int]] = {}
-    mask: Tensor | None = None
+def _moments(sites: Sequence[Site], context: Context) -> dict[str, SecondMoments]:
+    """Site → moments of what its module reads."""
+    store, mask = MomentStore(), None
+    modules = {site.path: context.model.get_submodule(site.path) for site in sites}
+    found = {site.path: store.moments(site.inputs, modules[site.path].weight.device) for site in sites}
 
     def watch(path: str, x: Tensor) -> None:
-        rows = answers(x.detach(), mask).flatten(0, -2).float()
-        total, square, count = sums.get(path, (torch.zeros(()), torch.zeros(()), 0))
-        sums[path] = (total.to(x.device) + rows.sum(0), square.to(x.device) + rows.T @ rows, count + len(rows))
+        found[path].add(answers(x.detach(), mask).flatten(0, -2))
 
     handles = [
-        context.model.get_submodule(s.path).register_forward_pre_hook(lambda m, args, path=s.path: watch(path, args[0]))
-        for s in sites
+        m.register_forward_pre_hook(lambda m, args, path=path: watch(path, args[0])) for path, m in modules.items()
     ]
     try:
         with torch.no_grad(), inference_mode_of(context.model):
@@ -74,4 +59,4 @@ def _covariances(sites: Sequence[Site], context: Context) -> dict[str, Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return {p: square / n - torch.outer(total / n, total / n) for p, (total, square, n) in sums.items()}
+    return found

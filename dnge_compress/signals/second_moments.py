@@ -1,0 +1,90 @@
+"""Second moments of activations, in memory as long as they fit and in files behind that.
+
+A matrix of moments has F² numbers: some hundred megabytes at a layer of 11,000 neurons, tens of gigabytes over a model
+of billions of parameters. What doesn't fit into MEMORY_BYTES is written down as it comes, once, in its own precision;
+when all inputs have passed, the moments are computed matrix by matrix and lie in files that the system pages in as they
+are read. So the inputs pass once, however large the model is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnge_compress.core.errors import DngeError
+
+MEMORY_BYTES = 2 << 30  # of matrices of second moments that are held in memory at a time
+
+
+class MomentStore:
+    """Makes `SecondMoments`, the first ones in memory, the others in temporary files that vanish with their use."""
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._left = MEMORY_BYTES if limit is None else limit
+
+    def moments(self, features: int, device: torch.device) -> SecondMoments:
+        """Empty moments of so many features."""
+        fits = 4 * features**2 <= self._left
+        self._left -= 4 * features**2 if fits else 0
+        return SecondMoments(features, device, None if fits else tempfile.TemporaryFile())  # noqa: SIM115
+
+
+class SecondMoments:
+    """Sums of rows `[positions, F]` and of their outer products, as they come batch by batch."""
+
+    def __init__(self, features: int, device: torch.device, file: IO[bytes] | None) -> None:
+        self.count = 0
+        self.sum = torch.zeros(features, device=device)
+        self.features, self._file = features, file
+        self._gram = torch.zeros(features, features, device=device) if file is None else None
+        self._written: list[tuple[int, torch.dtype]] = []
+
+    def add(self, rows: Tensor) -> None:
+        """Count some rows."""
+        values = rows.float()
+        self.count += len(rows)
+        self.sum += values.sum(0)
+        if self._gram is not None:
+            self._gram.addmm_(values.T, values)
+        else:
+            self._written.append((len(rows), rows.dtype))
+            self._write(rows)
+
+    def finish(self) -> tuple[Tensor, Tensor]:
+        """Mean `[F]` and E[a aᵀ] `[F, F]`, the latter in a file where it was too large. Nothing can be added then."""
+        n = max(1, self.count)
+        if self._gram is not None:
+            return self.sum / n, self._gram / n
+        gram = torch.zeros(self.features, self.features, device=self.sum.device)
+        start = 0
+        for count, dtype in self._written:
+            rows = self._read(start, (count, self.features), dtype).to(gram.device).float()
+            gram.addmm_(rows.T, rows)
+            start += count * self.features * dtype.itemsize
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # the rows have served, and their file is gone
+        self._write(gram / n)
+        return self.sum / n, self._read(0, tuple(gram.shape), gram.dtype)
+
+    def _write(self, values: Tensor) -> None:
+        assert self._file is not None
+        try:
+            values.detach().cpu().contiguous().view(torch.uint8).numpy().tofile(self._file)
+            self._file.flush()
+        except OSError as e:
+            raise DngeError(
+                f"the moments of a layer of {self.features:,} features need room in '{tempfile.gettempdir()}' "
+                f"({e.strerror or e}); set TMPDIR to a larger disk, or take fewer calibration tokens"
+            ) from e
+
+    def _read(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor that lies in the file from byte `start`, mapped into memory: it is paged in as it is read."""
+        size = int(np.prod(shape)) * dtype.itemsize
+        assert self._file is not None
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        raw = np.memmap(self._file, np.uint8, mode="c", offset=start, shape=(size,))
+        return torch.from_numpy(raw).view(dtype).view(shape)
