@@ -1,6 +1,6 @@
 """How well the accuracy of networks can be read from their weights: Kendall's tau on training runs never seen.
 
-    python -m dnge_compress.zoo.small_cnns --help       # makes runs/accuracy/cnns.safetensors
+    python benchmarks/small_cnns.py --help       # makes runs/accuracy/cnns.safetensors
     python benchmarks/accuracy.py --only cnn mixed vit       # writes results/accuracy.{json,md}; hours of one core
 
 A training run's networks stay on one side of every split. Readers and regressors choose epochs and settings on some of
@@ -33,13 +33,13 @@ REDUCED = (
     f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, in batches of {REDUCED_BATCH}, "
     "one quarter of the runs judged"
 )
-DNG = ReaderSettings(encoder=ENCODER)
+DNG = ReaderSettings(ENCODER)
 READERS = {
     "DNG": DNG,
-    "DNG, static graph": replace(DNG, encoder=replace(ENCODER, order="static")),
+    "DNG, static graph": replace(DNG, order="static"),
     "DNG + statistics": replace(DNG, table="statistics"),
-    "DNG with probes + answers": replace(DNG, encoder=PROBING, table="answers"),
-    "DNG with probes + statistics and answers": replace(DNG, encoder=PROBING, table=BOTH),
+    "DNG with probes + answers": replace(DNG, features=PROBING, table="answers"),
+    "DNG with probes + statistics and answers": replace(DNG, features=PROBING, table=BOTH),
 }
 TABLES = {"hand statistics": "statistics", "answers to probes": "answers", "hand statistics and answers": BOTH,
           "hyper-parameters and epoch": "hyper", "epoch only": "epoch", "weight norm": "norm"}  # fmt: skip

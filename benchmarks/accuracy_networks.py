@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import small_cnns
 import torch
 from accuracy_probes import asked, pictures
+from small_cnns import CnnSet
 from torch import Tensor
 
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph, Slot
-from dnge_compress.zoo import small_cnns
 from dnge_compress.zoo.blueprint import IMAGE, Blueprint
 from dnge_compress.zoo.build import finished, load, record
-from dnge_compress.zoo.small_cnns import CnnSet
 
 CLASSES = "classes"
 BOTH = "statistics and answers"

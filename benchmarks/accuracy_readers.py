@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from accuracy_networks import CLASSES, FEATURES, Herd, Subjects
 from accuracy_probes import PROBED
+from encoder_variants import SCHEDULES
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
-from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig
+from dnge_compress.encoder.network import NetworkEncoder
+from dnge_compress.encoder.passes import MessagePass
 
 DECAY = 0.98  # of the running mean of the reader's weights
 LOOK_EVERY = 3  # epochs
@@ -23,8 +25,9 @@ JUDGED = 256  # networks at a time
 class ReaderSettings:
     """An encoder (or none), the table that the head reads as well (or none), and how both are trained."""
 
-    encoder: NetworkEncoderConfig | None = None
+    features: int = 0  # of a node, as the encoder reads them; 0 is no encoder
     table: str = ""
+    order: str = "inference"
     epochs: int = 60
     batch: int = 32
     learning_rate: float = 2e-3
@@ -34,8 +37,9 @@ class ReaderSettings:
     seed: int = 0
 
 
-ENCODER = NetworkEncoderConfig({CLASSES: 10}, FEATURES, hidden=48, embedding=96)
-PROBING = replace(ENCODER, features=FEATURES + PROBED)
+ENCODER = FEATURES
+PROBING = FEATURES + PROBED
+HIDDEN, EMBEDDING, GAIN = 48, 96, 1.5
 PERCEPTRON = ReaderSettings(batch=64)
 
 
@@ -45,10 +49,11 @@ class Reader(nn.Module):
     def __init__(self, settings: ReaderSettings, columns: int) -> None:
         super().__init__()
         h = settings.hidden
-        self.encoder = NetworkEncoder(settings.encoder) if settings.encoder else None
-        size = (settings.encoder.embedding if settings.encoder else 0) + columns
+        self.encoder = network_encoder(settings.features, order=settings.order) if settings.features else None
+        self.features = settings.features
+        size = (EMBEDDING if self.encoder else 0) + columns
         self.head = nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(size, h), nn.SiLU())
-        if settings.encoder is None:
+        if self.encoder is None:
             self.head += nn.Sequential(nn.Dropout(settings.dropout), nn.Linear(h, h), nn.SiLU())
         self.head.append(nn.Linear(h, 1))
 
@@ -60,8 +65,28 @@ class Reader(nn.Module):
         return self.head(torch.cat(parts, 1)).squeeze(1)
 
     def _embeddings(self, herd: Herd) -> Tensor:
-        count = self.encoder.config.features  # without probes, only the first ones
-        return self.encoder.embed(herd.graph, herd.stack, {k: f[..., :count] for k, f in herd.features.items()})
+        features = {k: f[..., : self.features] for k, f in herd.features.items()}  # without probes, only the first ones
+        return self.encoder.embed(herd.graph, herd.stack, features)
+
+
+def network_encoder(
+    features: int, hidden: int = HIDDEN, embedding: int = EMBEDDING, order: str = "inference"
+) -> NetworkEncoder:
+    """Forward and backward passes from random initial values, over networks whose classes are known apart."""
+    passes = [
+        MessagePass(
+            hidden,
+            features + (hidden if back else 0),
+            nodes={CLASSES: 10},
+            backward=back,
+            is_rooted=True,
+            schedule=SCHEDULES[order],
+        )  # fmt: skip
+        for back in (False, True)
+    ]
+    for one in passes:
+        nn.init.constant_(one.gain, GAIN)
+    return NetworkEncoder(passes, embedding=embedding)
 
 
 def fitted_scores(subjects: Subjects, settings: ReaderSettings, fit: Tensor, choose: Tensor) -> Tensor:

@@ -3,77 +3,68 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from encoder_variants import random_fourier
+from inr_variants import RANDOM, FlatEncoder, Variant, encoder_of
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.encoder.messages import LEARNED, MAGNITUDE, RAW, random_fourier
-from dnge_compress.encoder.network import NetworkEncoderConfig
-from dnge_compress.inr import FlatEncoder, InrEncoder, InrEncoderConfig, TrainSettings
-from dnge_compress.inr.reader import NETWORK, Reader
+from dnge_compress.encoder.messages import MAGNITUDE, RAW
+from dnge_compress.inr import InrReader, TrainSettings
 from dnge_compress.inr.siren import Siren, Stack
 
 SIDE = {"mnist": 28, "cifar10": 32}
 COLOURS = {"mnist": 1, "cifar10": 3}
 PROBES = {"mnist": 196, "cifar10": 256}  # points, in a square at first
-NARROW = replace(NETWORK, ends_hidden=0, embedding=256)  # the readout of arms of random initial values, and of rivals
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Who reads the networks: what the tables call it, its encoder ("dynamic" or "static" graph, "flat" perceptron,
-    "none" where nothing encodes), its initial values, signs, whether it probes, what else its network is, and the share
-    of the rate at which what begins as inference learns."""
+    """Who reads the networks: what the tables call it, the variant of the encoder (None: the product's own), whether it
+    probes, the share of the rate at which what begins as inference learns, and other readers than a graph."""
 
     told: str
-    encoder: str = "dynamic"
-    initial: str = "inference"
-    signs: str = "canonical"
+    variant: Variant | None = None
     is_probing: bool = False
-    network: NetworkEncoderConfig = NETWORK
-    begun_share: float = TrainSettings.begun_share
+    backbone_lr_scale: float = TrainSettings.backbone_lr_scale
+    reader: str = "graph"  # or "flat", a perceptron on the weights, or "none": nothing encodes
 
 
 ARMS = {
     "dng": Arm("DNG"),
-    "fixed": Arm("DNG whose walk stays as it began", begun_share=0.0),
-    "static": Arm("static graph", "static"),
+    "fixed": Arm("DNG whose walk stays as it began", backbone_lr_scale=0.0),
+    "static": Arm("static graph", Variant(order="static")),
     "probes": Arm("DNG with probes", is_probing=True),
-    "random": Arm("DNG, random initial values", initial="random", network=NARROW),
-    "random-wide": Arm("DNG, random initial values, as large", initial="random"),
-    "random-static": Arm("static graph, random initial values", "static", initial="random", network=NARROW),
-    "random-probes": Arm("DNG with probes, random initial values", initial="random", is_probing=True, network=NARROW),
-    "free-probes": Arm("DNG with probes, random initial values, signs as fitting left them", initial="random",
-                       signs="free", is_probing=True, network=NARROW),
-    "flat": Arm("flat perceptron", "flat", network=NARROW),
-    "rendered": Arm("rendered, then classified", "none"),
+    "random": Arm("DNG, random initial values", RANDOM),
+    "random-wide": Arm("DNG, random initial values, as large", Variant(is_functional=False)),
+    "random-static": Arm("static graph, random initial values", replace(RANDOM, order="static")),
+    "random-probes": Arm("DNG with probes, random initial values", RANDOM, is_probing=True),
+    "free-probes": Arm("DNG with probes, random initial values, signs as fitting left them",
+                       replace(RANDOM, signs="free"), is_probing=True),
+    "flat": Arm("flat perceptron", reader="flat"),
+    "rendered": Arm("rendered, then classified", reader="none"),
 }  # fmt: skip
 
-
-def _varied(signs: str = "free", **choices: Any) -> InrEncoderConfig:
-    return InrEncoderConfig(signs=signs, initial="random", network=replace(NARROW, **choices))
-
-
-ABLATIONS = {
-    "begins as inference": InrEncoderConfig(),
-    "begins as inference, order shuffled": InrEncoderConfig(network=replace(NETWORK, order="shuffled")),
-    "begins as inference, static graph, three rounds": InrEncoderConfig(network=replace(NETWORK, order="static")),
-    "as large, random initial values": InrEncoderConfig(initial="random"),
-    "free signs, forward, raw weights, sine candidates": _varied(),
-    "canonical signs": _varied("canonical"),
-    "neurons beside their negative twins": _varied("twins"),
-    "order shuffled": _varied(order="shuffled"),
-    "static graph, three rounds": _varied(order="static"),
-    "GRU (tanh candidates)": _varied(update="gru"),
-    "MLP for the GRU": _varied(update="mlp"),
-    "both sweeps": _varied(directions="both"),
-    "φ = {W}, {|W|, W²}": _varied(streams=(RAW, MAGNITUDE)),
-    "φ = {W}, learned sines and cosines": _varied(streams=(RAW, LEARNED)),
-    "φ = {W} as it is, means over sources": _varied(is_relative=False, is_rooted=False),
-    "φ = 256 random Fourier features of W as it is, means over sources": _varied(
-        streams=(random_fourier(256),), is_relative=False
+FREE = replace(RANDOM, signs="free")
+ABLATIONS: dict[str, Variant | None] = {
+    "begins as inference": None,
+    "begins as inference, order shuffled": Variant(order="shuffled"),
+    "begins as inference, static graph, three rounds": Variant(order="static"),
+    "as large, random initial values": Variant(is_functional=False),
+    "free signs, forward, raw weights, sine candidates": FREE,
+    "canonical signs": RANDOM,
+    "neurons beside their negative twins": replace(RANDOM, signs="twins"),
+    "order shuffled": replace(FREE, order="shuffled"),
+    "static graph, three rounds": replace(FREE, order="static"),
+    "GRU (tanh candidates)": replace(FREE, update="gru"),
+    "MLP for the GRU": replace(FREE, update="mlp"),
+    "both passes": replace(FREE, directions="both"),
+    "φ = {W}, {|W|, W²}": replace(FREE, streams=(RAW, MAGNITUDE)),
+    "φ = {W}, learned sines and cosines": replace(FREE, has_learned_waves=True),
+    "φ = {W} as it is, means over sources": replace(FREE, is_relative=False, is_rooted=False),
+    "φ = 256 random Fourier features of W as it is, means over sources": replace(
+        FREE, streams=(random_fourier(256),), is_relative=False
     ),
 }  # fmt: skip
 
@@ -111,18 +102,14 @@ RUNS = (
 )  # fmt: skip
 
 
-def graph_encoder(arm: Arm, data: str) -> InrEncoder:
+def graph_encoder(arm: Arm, data: str) -> InrReader:
     """The dynamic or static encoder of an arm, for networks of these pictures."""
-    network = replace(arm.network, order="static" if arm.encoder == "static" else "inference")
-    probes = PROBES[data] if arm.is_probing else 0
-    return InrEncoder(InrEncoderConfig(COLOURS[data], arm.signs, arm.initial, probes, network))
+    return encoder_of(arm.variant, COLOURS[data], PROBES[data] if arm.is_probing else 0)
 
 
-def reader(arm: Arm, data: str, siren: Siren) -> Reader:
+def reader(arm: Arm, data: str, siren: Siren) -> InrReader:
     """Whatever encodes an arm's networks for INR2JLS."""
-    if arm.encoder == "flat":
-        return FlatEncoder(siren, arm.network.embedding)
-    return graph_encoder(arm, data)
+    return FlatEncoder(siren, RANDOM.embedding) if arm.reader == "flat" else graph_encoder(arm, data)
 
 
 class Rendered(nn.Module):

@@ -29,11 +29,12 @@ import torch.nn.functional as nnf
 from dng_arms import ABLATIONS, ARMS, COLOURS, RUNS, SIDE, Rendered, Run, graph_encoder, reader
 from dng_tables import publish
 from harness import DATA, keep_rows, kept_rows
+from inr_variants import encoder_of
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrSet, JlsConfig, TrainSettings
+from dnge_compress.inr import INR2JLS, InrClassifier, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
 from dnge_compress.inr.sets import pictures
@@ -90,7 +91,7 @@ def ablations(run: Run, seeds: int, folder: Path) -> None:
 
     def measured(name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
-        classifier = InrClassifier(InrEncoder(ABLATIONS[name]))
+        classifier = InrClassifier(encoder_of(ABLATIONS[name], COLOURS["mnist"]))
         _teach(classifier, "mnist", TrainSettings(run.steps[0], BATCH, seed=seed), folder)
         return _judged(classifier, folder / "mnist-test.safetensors")
 
@@ -134,7 +135,7 @@ def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> Inr
     encoder = graph_encoder(ARMS[arm], data)
     classifier = InrClassifier(encoder)
     settings = _settings(arm, data, steps, seed)
-    known = hashlib.sha256(repr((encoder.config, settings)).encode()).hexdigest()[:8]
+    known = hashlib.sha256(repr((ARMS[arm], settings)).encode()).hexdigest()[:8]
     file = folder / "models" / f"{data}-{arm}-{known}-{steps}-{seed}.safetensors"
     if file.is_file():
         load_model(classifier, str(file))
@@ -146,7 +147,7 @@ def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> Inr
 
 
 def _settings(arm: str, data: str, steps: int, seed: int) -> TrainSettings:
-    return TrainSettings(steps, BATCH, begun_share=ARMS[arm].begun_share, jitter=data, seed=seed)
+    return TrainSettings(steps, BATCH, backbone_lr_scale=ARMS[arm].backbone_lr_scale, jitter=data, seed=seed)
 
 
 def _teach(classifier: InrClassifier, data: str, settings: TrainSettings, folder: Path) -> None:

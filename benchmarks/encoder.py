@@ -55,8 +55,6 @@ ARMS = (
     ("encoder", "uniform", "probes"),
     ("encoder", "global", "probes"),
     ("encoder", "global, checked", "probes"),
-    ("encoder, levels only", "global", "probes"),
-    ("encoder, levels only", "global, checked", "probes"),
     ("flap", "uniform", "real"),
     ("flap", "global", "real"),
     ("fisher", "global", "real"),
@@ -156,7 +154,7 @@ def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, li
     """
     kept = Kept(options.work / f"real-{options.steps}.json")
     measured = [arm for arm in REAL_ARMS if arm[1] == "measured"]
-    ours = [arm for arm in REAL_ARMS if arm[0] in ("probe", "encoder, levels only") and arm not in measured]
+    ours = [arm for arm in REAL_ARMS if arm[0] in ("probe", "encoder") and arm not in measured]
     for arms in (ours, [arm for arm in REAL_ARMS if arm not in (*ours, *measured)], measured):
         for seed in range(options.seeds):
             for title, opener in real_models(options.real, options.models or MEASURES).items():

@@ -1,10 +1,10 @@
-"""What the encoder's two sweeps cost at 10 M, 100 M and 1 B weights, as matrix products and edge by edge.
+"""What the encoder's two passes cost at 10 M, 100 M and 1 B weights, as matrix products and edge by edge.
 
     python benchmarks/encoder_cost.py      # about five minutes; writes results/encoder_cost.{json,md}
 
 Llama-like models with random weights in float32; neither time nor memory depends on their values. Every measurement has
-a process of its own. "Edge by edge" is the same message as the paper writes it (messages.per_edge, the tests' oracle),
-one block at a time; what is equal for all sources is not computed edge by edge in either.
+a process of its own. "Edge by edge" is the same message as the paper writes it (encoder_variants.per_edge), one block
+at a time; what is equal for all sources is not computed edge by edge in either.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 
 import torch
+from encoder_variants import per_edge
 from harness import RESULTS, markdown, write
 from scoring_cost import SIZES, _resident, encoder_forward, in_fresh_process, medians
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, Message, per_edge
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, Message
 
 LIMIT = 600  # seconds per measurement
 THREADS = 2
@@ -45,7 +46,7 @@ def main() -> None:
     ]  # fmt: skip
     head = ["messages", "model", "weights, M", "seconds", "CPU s", "extra memory, MiB", "peak memory / weights"]
     note = (
-        f"Both sweeps and the readouts of the shipped encoder (48 hidden, three basis functions), {THREADS} threads "
+        f"Both passes and the readouts of the shipped encoder (48 hidden, three basis functions), {THREADS} threads "
         "of two cores, float32, median of three (one at 1 B and edge by edge). Extra memory is the rise of the "
         "resident peak over the model at rest. Other jobs ran beside it, so CPU seconds say more than seconds."
     )

@@ -25,13 +25,15 @@ from pathlib import Path
 import torch
 from adapting import adapt, held_out_loss, windows
 from harness import DATA, RESULTS, markdown, write
+from peft.helpers import KappaTuneSelector
 from scipy.stats import t as student
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
 from dnge_compress import LoraPlan, compress
+from dnge_compress.lora.adapters import Site
 from dnge_compress.lora.place import graph_of
-from dnge_compress.lora.placers import DAMPING, Context, kappa, weigh_by
+from dnge_compress.lora.placers import DAMPING, Context, weigh_by
 from dnge_compress.lora.planner import plan_of_weights
 from dnge_compress.lora.sites import find_sites
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
@@ -202,7 +204,10 @@ class Bench:
         rows = self.train[:: max(1, len(self.train) // 256)][:256]
         data = tuple({"input_ids": part} for part in rows.split(32)) if placer in ("gradient", "eva") else None
         if placer == "kappa, half":
-            return dict(kappa.weigh(self.sites, self._context(0, None), top=0.5))
+            return half_by_condition(self.sites, self.model)
+        if placer in ("permuted", "inverted"):
+            ours = weigh_by(OURS, self.sites, self._context(seed, data))
+            return permuted(ours, seed) if placer == "permuted" else inverted(ours)
         return weigh_by(placer, self.sites, self._context(seed, data))
 
     def _context(self, seed: int, data: tuple | None) -> Context:
@@ -234,6 +239,26 @@ class Bench:
     def remembered(self) -> Tensor:
         """Rows of the other domain."""
         return spread(wikitext("test") if self.setting.is_pruned else books("valid"), REMEMBERED)
+
+
+def permuted(ours: dict[str, float], seed: int) -> dict[str, float]:
+    """Our own weights, dealt out to the matrices at random: what is left of a gain when the order is taken away."""
+    order = torch.randperm(len(ours), generator=torch.Generator().manual_seed(seed))
+    values = list(ours.values())
+    return {path: values[i] for path, i in zip(ours, order.tolist(), strict=True)}
+
+
+def inverted(ours: dict[str, float]) -> dict[str, float]:
+    """The reciprocal of our own weights: if they mean anything, this must be worse than uniform."""
+    least = 1e-6 * max(ours.values())
+    return {path: 1 / max(weight, least) for path, weight in ours.items()}
+
+
+def half_by_condition(sites: list[Site], model: nn.Module) -> dict[str, float]:
+    """KappaTune's order, with half of the matrices in place of its fifth."""
+    ordered = KappaTuneSelector(model, show_progress=False).get_best_targets()
+    ours = [name for name in ordered if name in {site.path for site in sites}]
+    return {name: float(i < max(1, len(ours) // 2)) for i, name in enumerate(ours)}
 
 
 def spread(rows: Tensor, count: int) -> Tensor:

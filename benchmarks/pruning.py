@@ -30,7 +30,6 @@ from dnge_compress.signals.running import Inputs, call, has_logits, inference_mo
 
 RATIOS = (0.2, 0.35, 0.5)
 Judge = Callable[[nn.Module], tuple[float, ...]]  # log damage first, then the task's own measure
-LEVELS_ONLY = ", levels only"  # of spaces and layers: inside a space the closed form decides
 GLOBAL = {"allocation": "global", "uneven": True}
 
 
@@ -64,10 +63,8 @@ class Subject:
         if key not in self._scores:
             context = self.contexts[data]
             with torch.no_grad():
-                name = scorer.removesuffix(LEVELS_ONLY)
-                if name in self.encoders:
-                    closed, encoder = self.scores("probe", data), self.encoders[name]
-                    found = corrected(context, closed, encoder, inside_spaces=not scorer.endswith(LEVELS_ONLY))
+                if scorer in self.encoders:
+                    found = corrected(context, self.scores("probe", data), self.encoders[scorer])
                 else:
                     found = scorers.score(scorer, context)
             self._scores[key] = found

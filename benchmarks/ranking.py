@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import fmean as mean
 
 import torch
+from encoder_variants import WAVES, scoring
 from harness import markdown
+from safetensors.torch import load_file
 
 from dnge_compress.encoder import DNGEncoder
-from dnge_compress.encoder.messages import MAGNITUDE, WAVES
-from dnge_compress.encoder.model import EncoderConfig
+from dnge_compress.encoder.messages import MAGNITUDE, RAW
 from dnge_compress.encoder.snapshots import ROLES, snapshots
 from dnge_compress.zoo.blueprint import FAMILIES
 from dnge_compress.zoo.pretrain.fit import NARROW, Fold, fit, folds, widest
@@ -30,15 +31,15 @@ from dnge_compress.zoo.pretrain.targets import BARE_FAMILIES, RIVALS, Lesson
 
 CLOSED = "closed form (probe)"
 STATISTICS = "statistics-only MLP"
-VARIANTS = {
-    "encoder": EncoderConfig(),
-    STATISTICS: EncoderConfig(directions="none"),
-    "forward sweep only": EncoderConfig(directions="forward"),
-    "all layers at once (static graph)": EncoderConfig(order="static"),
-    "shuffled order": EncoderConfig(order="shuffled"),
-    "weights only, no signals": EncoderConfig(signals=False),
-    "K = 1: raw weights": EncoderConfig(magnitude=()),
-    "K = 11: waves as well": EncoderConfig(magnitude=(*MAGNITUDE, *WAVES)),
+VARIANTS: dict[str, Callable[[], DNGEncoder]] = {
+    "encoder": DNGEncoder,
+    STATISTICS: scoring(directions="none"),
+    "forward pass only": scoring(directions="forward"),
+    "all layers at once (static graph)": scoring(order="static"),
+    "shuffled order": scoring(order="shuffled"),
+    "weights only, no signals": scoring(signals=False),
+    "K = 1: raw weights": scoring(streams=(RAW,)),
+    "K = 11: waves as well": scoring(streams=(RAW, MAGNITUDE + WAVES)),
 }
 
 
@@ -52,10 +53,16 @@ def trained(
     if not all(f.is_file() for f in files.values()):
         folder.mkdir(parents=True, exist_ok=True)
         print(f"training '{variant}', seed {seed}", file=sys.stderr, flush=True)
-        found = fit(lessons(), parts, steps=steps, seed=seed, config=VARIANTS[variant], state=folder / "training.pt")
-        for part, encoder in found.items():
+        make, state = VARIANTS[variant], folder / "training.pt"
+        for part, encoder in fit(lessons(), parts, steps=steps, seed=seed, make=make, state=state).items():
             encoder.save_pretrained(files[part], {"fold": part, "seed": seed, "steps": steps})
-    return {part: DNGEncoder.from_pretrained(file) for part, file in files.items()}
+    return {part: _loaded(variant, file) for part, file in files.items()}
+
+
+def _loaded(variant: str, file: Path) -> DNGEncoder:
+    encoder = VARIANTS[variant]()
+    encoder.load_state_dict(load_file(file))
+    return encoder.eval()
 
 
 def rival(name: str) -> Predict:
@@ -87,9 +94,6 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
         for variant, seeds in encoders.items():
             left_out = [found[f"without {family}"] for found in seeds]
             add(variant, family, [corrected_by(encoder) for encoder in left_out])
-            if variant == "encoder":
-                levels = [corrected_by(encoder, inside_spaces=False) for encoder in left_out]
-                add("encoder, levels only (default)", family, levels)
         for name in ("random", *RIVALS):
             add(name if name in ("random", "magnitude") else f"{name}, real data", family, [rival(name)])
     ceiling = {f: [x.reliability_over_all for x in judged[f]] for f in FAMILIES}
@@ -148,9 +152,8 @@ def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGE
         bare = [x for x in lessons if x.family == family and x.name.endswith("+bare")]
         cases.append((f"all but {family}", f"without {family}", [(f"{family} without its head", bare)]))
     others = ("random", *RIVALS)
-    own = ("encoder, levels only (default)", "encoder, abstaining")
-    differences = [f"{who} − closed form (95 %)" for who in ("encoder", "levels only")]
-    head = ["learned from", "judged on", *encoders, *own, "closed form", *others, *differences]
+    own = "encoder, abstaining"
+    head = ["learned from", "judged on", *encoders, own, "closed form", *others, "encoder − closed form (95 %)"]
     table = []
     for source, fold, targets in cases:
         learns = next(f.learns for f in folds() if f.name == fold)
@@ -159,18 +162,15 @@ def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGE
             found: dict[str, list[float]] = {}
             for x in judged:
                 ranked = {who: [corrected_by(s[fold])(x) for s in seeds] for who, seeds in encoders.items()}
-                ranked[own[0]] = [corrected_by(s[fold], inside_spaces=False)(x) for s in encoders["encoder"]]
                 ranked["closed form"] = [closed_form(x)]
-                ranked[own[1]] = ranked["encoder" if roles_in(x) <= learned else "closed form"]
+                ranked[own] = ranked["encoder" if roles_in(x) <= learned else "closed form"]
                 ranked |= {name: [rival(name)(x)] for name in others}
                 for who, logs in ranked.items():
                     found.setdefault(who, []).append(mean(over_network(each, x) for each in logs))
-            gains = [
-                interval({"": [a - b for a, b in zip(found[who], found["closed form"], strict=True)]})
-                for who in ("encoder", own[0])
-            ]
-            cells = [f"{mean(found[who]):.3f}" for who in (*encoders, *own, "closed form", *others)]
-            table.append([source, where, *cells, *(f"{v:+.3f} ({low:+.3f} … {high:+.3f})" for v, low, high in gains)])
+            gains = {"": [a - b for a, b in zip(found["encoder"], found["closed form"], strict=True)]}
+            value, low, high = interval(gains)
+            cells = [f"{mean(found[who]):.3f}" for who in (*encoders, own, "closed form", *others)]
+            table.append([source, where, *cells, f"{value:+.3f} ({low:+.3f} … {high:+.3f})"])
     note = """\
 Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts). Means over seeds. Abstaining: a network with
 blocks of a role that never occurred in training (a convolution, a query, …) is left to the closed form."""

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import small_cnns
 import torch
+from accuracy_networks import splits
+from accuracy_readers import network_encoder
+from grouped_training import CONVOLUTIONS, draw, train_together
+from small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from accuracy_networks import splits  # noqa: E402
-
-from dnge_compress.core.errors import CheckpointError, DataError  # noqa: E402
-from dnge_compress.encoder.network import NetworkEncoder, NetworkEncoderConfig  # noqa: E402
-from dnge_compress.zoo import resumable as parts  # noqa: E402
-from dnge_compress.zoo import small_cnns  # noqa: E402
-from dnge_compress.zoo.data_root import Shelf, Split  # noqa: E402
-from dnge_compress.zoo.grouped_training import CONVOLUTIONS, draw, train_together  # noqa: E402
-from dnge_compress.zoo.images import Images  # noqa: E402
-from dnge_compress.zoo.small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set  # noqa: E402
+from dnge_compress.core.errors import CheckpointError, DataError
+from dnge_compress.zoo import resumable as parts
+from dnge_compress.zoo.data_root import Shelf, Split
+from dnge_compress.zoo.images import Images
 
 SHELF = Shelf(Path(), Path())
 ABOUT = about(PART + 2, kept=(1, 3), count=70)
@@ -89,7 +86,7 @@ def test_each_run_learns_the_image_that_it_was_shown() -> None:
 def test_an_embedding_does_not_change_when_channels_are_permuted(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = raise_set(about(2, kept=(2,), count=70), tmp_path / "set", shelf=SHELF)
     torch.manual_seed(0)
-    encoder = NetworkEncoder(NetworkEncoderConfig({"pixels": 1, "classes": 10}, hidden=12, embedding=8)).double()
+    encoder = network_encoder(1, hidden=12, embedding=8).double()
     stack = {name: values.double() for name, values in found.stack.items()}
     before, after = (encoder.embed(graph(), s, biases(s)) for s in (stack, permuted(stack)))
     assert (before - after).abs().max() < 1e-10

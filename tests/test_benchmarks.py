@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from allocation import MeasuredAllocation
 from models import example_inputs, graph_of, make
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from allocation import MeasuredAllocation  # noqa: E402
-
-from dnge_compress import scorers  # noqa: E402
-from dnge_compress.scorers import Context  # noqa: E402
-from dnge_compress.signals.calibration import ProbeSettings, synthesize  # noqa: E402
+from dnge_compress import scorers
+from dnge_compress.scorers import Context
+from dnge_compress.signals.calibration import ProbeSettings, synthesize
 
 
 @pytest.fixture(scope="module", params=["llama", "mlp", "resnet_basic"])

@@ -180,22 +180,6 @@ def test_refitting_changes_neither_weight_nor_moments() -> None:
     assert torch.equal(r.weight, weight) and torch.equal(r.moments, moments)
 
 
-def test_corrections_decide_who_leaves_and_none_change_nothing() -> None:
-    readings = [reading(12)]
-    plain = removal_costs(readings, 12, RIDGE)
-    assert torch.equal(removal_costs(readings, 12, RIDGE, torch.zeros(12)), plain)
-    dear = torch.zeros(12)
-    first = int(plain.argmin())
-    dear[first] = 20.0
-    assert int(removal_costs(readings, 12, RIDGE, dear).argmax()) == first
-
-
-def test_a_correction_common_to_all_scales_all_costs() -> None:
-    readings = [reading(12)]
-    plain, moved = removal_costs(readings, 12, RIDGE), removal_costs(readings, 12, RIDGE, torch.ones(12))
-    assert torch.allclose(moved, plain * torch.e, rtol=1e-4)
-
-
 LARGE_HEADS = """
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM

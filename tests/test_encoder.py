@@ -6,12 +6,14 @@ import copy
 
 import pytest
 import torch
+from encoder_variants import per_edge
 from models import MODELS, example_inputs, graph_of, make
 from torch import nn
 
 from dnge_compress.encoder import DNGEncoder, pooling
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import Message, per_edge, scales
+from dnge_compress.encoder.messages import MAGNITUDE, RAW, Basis, Message, scales
+from dnge_compress.encoder.passes import run_passes
 from dnge_compress.graph.types import ModelGraph, Space
 
 
@@ -50,17 +52,17 @@ def permuted(graph: ModelGraph, weights: dict, space: Space, order: torch.Tensor
     return moved
 
 
-@pytest.mark.parametrize("functions", [("identity",), ("abs", "square"), ("identity", "sin0.5", "cos2")])
-def test_matrix_product_message_equals_the_per_edge_message(functions: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("basis", [RAW, MAGNITUDE, (*RAW, torch.sin, torch.cos)])
+def test_matrix_product_message_equals_the_per_edge_message(basis: tuple[Basis, ...]) -> None:
     torch.manual_seed(0)
-    message = Message(7, functions).double()
+    message = Message(7, basis).double()
     weight, states = torch.randn(5, 11, 3).double(), torch.randn(11, 7).double()
     assert torch.allclose(message(weight, states), per_edge(message, weight, states), atol=1e-10, rtol=0)
 
 
 def test_transposed_message_equals_the_message_over_the_transposed_block() -> None:
     torch.manual_seed(0)
-    message = Message(7, ("abs", "square")).double()
+    message = Message(7, MAGNITUDE).double()
     weight, states = torch.randn(5, 11, 2).double(), torch.randn(5, 7).double()
     direct = message(weight.transpose(0, 1).contiguous(), states)
     assert torch.allclose(message(weight, states, transposed=True), direct, atol=1e-10, rtol=0)
@@ -68,7 +70,7 @@ def test_transposed_message_equals_the_message_over_the_transposed_block() -> No
 
 def test_equal_sources_need_no_product() -> None:
     torch.manual_seed(0)
-    message = Message(7, ("identity", "abs", "square")).double()
+    message = Message(7, RAW + MAGNITUDE).double()
     weight, state = torch.randn(5, 11, 3).double(), torch.randn(1, 7).double()
     for back, units in ((False, 11), (True, 5)):
         expected = message(weight, state.expand(units, -1), back, scale=2.0)
@@ -95,9 +97,8 @@ def test_scores_follow_a_permutation_of_any_space(name: str) -> None:
             if space.name in moved:
                 moved[space.name] = features[space.name][order]
             found = encoder(graph, permuted(graph, weights, space, order), moved, costs)
-            for other, values in base.units.items():
-                expected = values[order] if other == space.name else values
-                assert torch.allclose(found.units[other], expected, atol=1e-8, rtol=0), (space.name, other)
+            for other, value in base.spaces.items():
+                assert torch.allclose(found.spaces[other], value, atol=1e-8, rtol=0), (space.name, other)
             for param, value in base.matrices.items():
                 assert torch.allclose(found.matrices[param], value, atol=1e-8, rtol=0), (space.name, param)
 
@@ -116,8 +117,8 @@ def test_query_heads_inside_a_group_may_swap_without_any_effect(name: str) -> No
         moved[key] = weights[key].index_select(axis, rows)
     with torch.no_grad():
         before, after = (encoder(graph, w, features, costs) for w in (weights, moved))
-    for space in before.units:
-        assert torch.allclose(before.units[space], after.units[space], atol=1e-8, rtol=0)
+    for space in before.spaces:
+        assert torch.allclose(before.spaces[space], after.spaces[space], atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cnn_residual"])
@@ -127,21 +128,24 @@ def test_scores_are_the_same_at_any_chunk_size(name: str) -> None:
     arguments = (graph, weights64(model), features64(graph), layer_costs(graph))
     with torch.no_grad():
         whole, chunked = encoder64()(*arguments), encoder64()(*arguments, chunk=50)
-    for space in whole.units:
-        assert torch.allclose(whole.units[space], chunked.units[space], atol=1e-10, rtol=0)
+    for space in whole.spaces:
+        assert torch.allclose(whole.spaces[space], chunked.spaces[space], atol=1e-10, rtol=0)
 
 
-def test_messages_pass_from_the_weights_to_the_scores() -> None:
+def test_messages_reach_a_unit_from_what_reads_it() -> None:
     model = make("llama")
     graph = graph_of("llama", model)
-    features, costs, encoder = features64(graph), layer_costs(graph), encoder64()
-    weights = weights64(model)
+    features, encoder, weights = features64(graph), encoder64(), weights64(model)
+
+    def states(w: dict[str, torch.Tensor]) -> torch.Tensor:
+        return run_passes((encoder.ahead, encoder.back), graph, w, features)["ffn.1"]
+
     changed = copy.deepcopy(weights)
-    outgoing = changed["model.layers.1.mlp.down_proj.weight"]  # only a backward sweep sees them
+    outgoing = changed["model.layers.1.mlp.down_proj.weight"]  # only a backward pass sees them
     outgoing[:, 3] = outgoing[:, 3].abs()
     with torch.no_grad():
-        before, after = (encoder(graph, w, features, costs) for w in (weights, changed))
-    moved = (before.units["ffn.1"] - after.units["ffn.1"]).abs()
+        before, after = states(weights), states(changed)
+    moved = (before - after).abs().amax(1)
     assert moved[3] > 10 * moved.median()
 
 
@@ -151,7 +155,7 @@ def test_an_untrained_encoder_leaves_the_closed_form_as_it_is() -> None:
     features = {k: v.float() for k, v in features64(graph).items()}
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     found = DNGEncoder()(graph, weights, features, {k: v.float() for k, v in layer_costs(graph).items()})
-    assert all(float(v.abs().max()) == 0 for v in [*found.units.values(), *found.layers.values()])
+    assert all(float(v.abs().max()) == 0 for v in [*found.spaces.values(), *found.layers.values()])
 
 
 def test_segment_mean_equals_a_plain_loop() -> None:

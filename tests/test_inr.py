@@ -17,21 +17,17 @@ from dnge_compress.core.errors import (
     CheckpointError,
     DataError,
     DngeError,
-    UnknownNameError,
     UnsupportedModelError,
     WeightError,
 )
 from dnge_compress.core.precision import fast_products, has_bfloat16
-from dnge_compress.encoder.messages import MAGNITUDE, RAW, random_fourier
-from dnge_compress.encoder.network import NetworkEncoderConfig
-from dnge_compress.inr import INR2JLS, FlatEncoder, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
+from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
-from dnge_compress.inr.reader import NETWORK, Reader
 from dnge_compress.inr.sets import InrSet, about, main, raise_set
 from dnge_compress.inr.siren import Siren, grid, spread
-from dnge_compress.inr.symmetry import canonical, lift, move, recolour
+from dnge_compress.inr.symmetry import canonical, move, recolour, wrapped_phases
 from dnge_compress.inr.views import JITTERS, Moves, six_views
 from dnge_compress.zoo.data_root import Shelf
 
@@ -43,10 +39,9 @@ def networks(count: int = 4, siren: Siren = SIREN, dtype: torch.dtype = torch.fl
     return {name: (3 * values).to(dtype) for name, values in stack.items()}  # far from initial, with phases beyond π
 
 
-def encoder(siren: Siren = SIREN, *, signs: str = "twins", **choices: object) -> InrEncoder:
+def encoder(siren: Siren = SIREN, *, hidden: int = 16, probes: int = 0) -> InrEncoder:
     torch.manual_seed(0)
-    network = NetworkEncoderConfig(hidden=8, embedding=12, **choices)  # type: ignore[arg-type]
-    config = InrEncoderConfig(outputs=siren.widths[-1], signs=signs, initial="random", network=network)
+    config = InrEncoderConfig(siren.widths[-1], hidden=hidden, output_hidden=16, embedding=12, probes=probes)
     return InrEncoder(config).double().eval()
 
 
@@ -113,15 +108,13 @@ def test_a_fit_comes_close_to_its_images_and_repeats() -> None:
     assert not torch.equal(stack["0.weight"][0], stack["0.weight"][1])  # every network has an initialisation of its own
 
 
-@pytest.mark.parametrize("change", [lift, canonical])
-def test_symmetries_leave_the_function_as_it_is(change) -> None:
+@pytest.mark.parametrize(("change", "least"), [(wrapped_phases, -torch.pi / 2), (canonical, 0.0)])
+def test_symmetries_leave_the_function_as_it_is(change, least: float) -> None:
     stack, points = networks(), grid(5).double()
     changed = change(stack, SIREN)
-    changed, siren = changed if isinstance(changed, tuple) else (changed, SIREN)
-    torch.testing.assert_close(siren.render(changed, points), SIREN.render(stack, points))
-    if change is canonical:
-        phases = torch.cat([changed[f"{i}.bias"].flatten() * 30 for i in (0, 1)])
-        assert phases.min() >= 0 and phases.max() <= torch.pi / 2 + 1e-9
+    torch.testing.assert_close(SIREN.render(changed, points), SIREN.render(stack, points))
+    phases = torch.cat([changed[f"{i}.bias"].flatten() * 30 for i in (0, 1)])
+    assert phases.min() >= least - 1e-9 and phases.max() <= torch.pi / 2 + 1e-9
 
 
 def test_moved_networks_show_moved_pictures_and_recoloured_ones_other_colours() -> None:
@@ -156,21 +149,9 @@ def test_six_views_are_the_image_its_flips_and_its_turns() -> None:
     assert views[4][0].tolist() == [12, 8, 4, 0]
 
 
-@pytest.mark.parametrize("choices", [{}, {"order": "static"}, {"directions": "forward"}, {"update": "sine"},
-                                     {"update": "mlp"}, {"rounds": 2}, {"signs": "canonical"}])  # fmt: skip
-def test_an_embedding_does_not_change_when_neurons_are_permuted_or_negated(choices) -> None:
-    stack, read = networks(), encoder(**choices)
-    there = read(stack, SIREN)
-    for seed in range(3):
-        other = read(rewrite(stack, SIREN, torch.Generator().manual_seed(seed)), SIREN)
-        torch.testing.assert_close(other, there, rtol=0, atol=1e-8)
-    assert (there[0] - there[1]).abs().max() > 1e-3  # it isn't constant
-
-
 @pytest.mark.parametrize("probes", [0, 9])
-def test_an_encoder_as_it_ships_does_not_change_when_neurons_are_permuted_negated_or_shifted(probes: int) -> None:
-    torch.manual_seed(0)
-    stack, read = networks(), InrEncoder(InrEncoderConfig(outputs=3, probes=probes)).double()
+def test_an_embedding_does_not_change_when_neurons_are_permuted_negated_or_shifted(probes: int) -> None:
+    stack, read = networks(), encoder(probes=probes)
     there = read(stack, SIREN)
     other = rewrite(stack, SIREN, torch.Generator().manual_seed(0))
     other["0.bias"][:, 1] += torch.pi / 30  # half a turn of one neuron
@@ -189,56 +170,39 @@ def widened(stack: dict[str, Tensor], siren: Siren) -> tuple[dict[str, Tensor], 
     return found, Siren((siren.widths[0], *(2 * w for w in siren.widths[1:-1]), siren.widths[-1]), siren.omega)
 
 
-@pytest.mark.parametrize("initial", ["inference", "random"])
-def test_only_weights_at_inferences_scale_are_read_alike_where_every_neuron_stands_twice(initial: str) -> None:
-    torch.manual_seed(0)
-    stack, read = networks(), InrEncoder(InrEncoderConfig(outputs=3, initial=initial)).double()
-    change = (read(*widened(stack, SIREN)) - read(stack, SIREN)).abs().max()
-    assert change < 1e-8 if initial == "inference" else change > 1e-3
+def test_networks_are_read_alike_where_every_neuron_stands_twice() -> None:
+    stack, read = networks(), encoder()
+    assert (read(*widened(stack, SIREN)) - read(stack, SIREN)).abs().max() < 1e-8
 
 
 @pytest.mark.parametrize("hidden", [16, 10])
-@pytest.mark.parametrize("signs", ["canonical", "twins", "free"])
-def test_a_walk_begins_as_the_inference_of_its_network(hidden: int, signs: str) -> None:
+def test_message_passing_is_initialised_as_the_inference_of_its_network(hidden: int) -> None:
     """With its gates wholly shut, outputs' states are the sines of the colours at the points of the input nodes."""
-    stack = networks()
-    config = InrEncoderConfig(outputs=3, signs=signs, network=replace(NETWORK, hidden=hidden, embedding=8))
-    read = InrEncoder(config).double()
-    read.network.sweeps[0].update.from_input.bias.data *= 100
+    stack, read = networks(), encoder(hidden=hidden)
+    read.network.passes[0].update.from_input.bias.data *= 100
     shown = SIREN.render(stack, spread(hidden).double())  # [N, P, C]
     torch.testing.assert_close(read.states(stack, SIREN)["output"], shown.mT.sin(), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize(("initial", "share"), [("inference", 0.1), ("random", 1.0)])
-def test_a_walk_that_begins_as_inference_learns_at_a_share_of_the_rate(initial: str, share: float) -> None:
-    inrs, read = a_set(6), InrEncoder(InrEncoderConfig(3, initial=initial, network=replace(NETWORK, hidden=16)))
-    classifier = InrClassifier(read, classes=3)
+def test_the_backbone_learns_at_its_share_of_the_rate() -> None:
+    inrs, classifier = a_set(6), InrClassifier(encoder().float(), classes=3)
     before = {name: p.detach().clone() for name, p in classifier.named_parameters()}
-    classifier.fit(inrs, TrainSettings(steps=3, batch=6, weight_decay=0, begun_share=0.1))
+    classifier.fit(inrs, TrainSettings(steps=3, batch=6, weight_decay=0, backbone_lr_scale=0.1))
     change = {name: float((p.detach() - before[name]).abs().max()) for name, p in classifier.named_parameters()}
-    walk, head = change["encoder.network.sweeps.0.mix.bias"], change["head.1.bias"]
-    assert walk / head == pytest.approx(share, rel=0.2)  # Adam's first steps are of the rate's size
+    backbone, head = change["encoder.network.passes.0.mix.bias"], change["head.1.bias"]
+    assert backbone / head == pytest.approx(0.1, rel=0.2)  # Adam's first steps are of the rate's size
 
 
-def test_a_walk_can_stay_as_it_began() -> None:
-    inrs, read = a_set(6), InrEncoder(InrEncoderConfig(3, network=replace(NETWORK, hidden=16)))
+def test_the_backbone_can_stay_as_it_was_initialised() -> None:
+    inrs, read = a_set(6), encoder().float()
     before = copy.deepcopy(read)
-    InrClassifier(read, classes=3).fit(inrs, TrainSettings(steps=3, batch=6, begun_share=0))
+    InrClassifier(read, classes=3).fit(inrs, TrainSettings(steps=3, batch=6, backbone_lr_scale=0))
     changed = {
         name
         for (name, p), old in zip(read.named_parameters(), before.parameters(), strict=True)
         if not torch.equal(p, old)
     }
-    assert changed and not any(name.startswith("network.sweeps") for name in changed)
-
-
-@pytest.mark.parametrize(("outputs", "asked", "units"), [(1, 0, None), (1, 24, 24), (3, 0, 32), (3, 24, 24)])
-def test_outputs_are_read_by_as_many_units_as_asked_for(outputs: int, asked: int, units: int | None) -> None:
-    siren, network = Siren((2, 5, outputs)), replace(NETWORK, hidden=16, ends_hidden=asked, embedding=8)
-    read = InrEncoder(InrEncoderConfig(outputs, network=network)).double()
-    beside = read.network.beside
-    assert (beside[0].out_features if beside else None) == units
-    assert read(networks(siren=siren), siren).shape[1] == 8
+    assert changed and not any(name.startswith("network.passes") for name in changed)
 
 
 def test_the_same_seed_teaches_the_same_whatever_was_drawn_before() -> None:
@@ -251,33 +215,14 @@ def test_the_same_seed_teaches_the_same_whatever_was_drawn_before() -> None:
 
 def test_signs_are_canonical_without_biases_too() -> None:
     stack = {name: values if name.endswith("weight") else 0 * values for name, values in networks().items()}
-    read, there = encoder(signs="canonical"), encoder(signs="canonical")(stack, SIREN)
+    read, there = encoder(), encoder()(stack, SIREN)
     other = read(rewrite(stack, SIREN, torch.Generator().manual_seed(0)), SIREN)
     torch.testing.assert_close(other, there, rtol=0, atol=1e-8)
 
 
-def test_with_free_signs_an_embedding_still_does_not_change_when_neurons_are_permuted() -> None:
-    stack, read = networks(), encoder(signs="free")
-    permuted = rewrite(stack, SIREN, torch.Generator().manual_seed(0), negated=False)
-    negated = rewrite(stack, SIREN, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(read(permuted, SIREN), read(stack, SIREN), rtol=0, atol=1e-8)
-    assert (read(negated, SIREN) - read(stack, SIREN)).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("order", ["shuffled", "static"])
-@pytest.mark.parametrize("width", [7, 32])  # 32: the draw is the order of inference itself
-def test_another_order_of_the_layers_is_another_embedding(order: str, width: int) -> None:
-    siren = Siren((2, width, width, 3))
-    stack = networks(siren=siren)
-    own, other = (encoder(order=o)(stack, siren) for o in ("inference", order))
-    assert (own - other).abs().max() > 1e-3
-
-
 def test_probes_are_what_the_nodes_answer_and_learned() -> None:
-    torch.manual_seed(0)
-    network = NetworkEncoderConfig(hidden=8)
-    reader = InrEncoder(InrEncoderConfig(3, "twins", initial="random", probes=9, network=network)).double()
-    stack = networks()
+    reader, stack = encoder(probes=9), networks()
+    nn.init.normal_(reader.network.passes[0].features.weight, std=0.1)  # they are zero at first
     changed = rewrite(stack, SIREN, torch.Generator().manual_seed(1))
     moved = stack | {"2.bias": stack["2.bias"] + 1}  # another colour everywhere
     assert (reader(stack, SIREN) - reader(moved, SIREN)).abs().max() > 1e-3
@@ -300,26 +245,6 @@ def test_many_networks_are_read_as_each_alone_and_width_and_depth_are_free() -> 
         stack = networks(3, siren)
         alone = torch.cat([read({k: v[i : i + 1] for k, v in stack.items()}, siren) for i in range(3)])
         torch.testing.assert_close(read(stack, siren), alone)
-
-
-@pytest.mark.parametrize("function", [random_fourier(16), (*RAW, *MAGNITUDE, "sin~0.3", "cos~0.3")])
-def test_other_bases_read_networks_too(function) -> None:
-    read = encoder(streams=(function,), is_relative=False)
-    found = read(networks(), SIREN)
-    assert (found[0] - found[1]).abs().max() > 1e-3
-    found[:, :3].square().sum().backward()  # of all, the norm at the end is constant
-    learned = [p for name, p in read.named_parameters() if name.endswith("frequency")]
-    assert len(learned) == (2 if "sin~0.3" in function else 0)
-    assert all(p.grad.abs().sum() > 1e-3 for p in learned)
-
-
-def test_unknown_choices_are_told() -> None:
-    with pytest.raises(UnknownNameError, match="unknown update 'lstm'"):
-        NetworkEncoderConfig(update="lstm")
-    with pytest.raises(UnknownNameError, match="unknown basis function 'cube'"):
-        NetworkEncoderConfig(streams=(("cube",),))
-    with pytest.raises(UnknownNameError, match="unknown jitter"):
-        TrainSettings(jitter="rotate")
 
 
 def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tmp_path: Path, monkeypatch) -> None:
@@ -414,8 +339,6 @@ def test_encoders_refuse_networks_that_they_cannot_read() -> None:
     other = Siren((2, 7, 5, 1))
     with pytest.raises(DataError, match="inputs and outputs"):
         encoder()(networks(2, other), other)
-    with pytest.raises(DataError, match="not of the shape"):
-        FlatEncoder(SIREN, 8)(networks(2, other), other)
 
 
 def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
@@ -427,10 +350,10 @@ def test_a_classifier_learns_the_labels_of_a_few_networks() -> None:
     assert classifier.accuracy(inrs) == 1.0
 
 
-def small_jls(read: Reader | None = None) -> INR2JLS:
+def small_jls() -> INR2JLS:
     torch.manual_seed(0)
     config = JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, views=6)
-    return INR2JLS(read or encoder().float(), config)
+    return INR2JLS(encoder().float(), config)
 
 
 def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
@@ -441,13 +364,6 @@ def test_a_latent_space_learns_to_draw_six_views_and_then_to_classify() -> None:
     latents = jls.encode(inrs.stack, inrs.siren)
     assert latents.shape == (6, 6, 4, 2, 2)
     assert jls.decode(latents).shape == (6, 6, 3, 8, 8)
-    assert jls.classify(inrs.stack, inrs.siren).shape == (6, 3)
-
-
-def test_a_latent_space_can_be_read_by_a_flat_encoder() -> None:
-    inrs, jls = a_set(6), small_jls(FlatEncoder(SIREN, 8))
-    losses = jls.fit(inrs, torch.rand(6, 3, 8, 8), TrainSettings(steps=30, batch=6, learning_rate=1e-2))
-    assert losses[-1] < losses[0]
     assert jls.classify(inrs.stack, inrs.siren).shape == (6, 3)
 
 
@@ -523,23 +439,13 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: FitSettings(learning_rate=0.0), "learning_rate is 0.0"),
     (lambda: FitSettings(base_width=-1), "base_width is -1"),
     (lambda: InrEncoderConfig(probes=-1), "probes is -1"),
-    (lambda: InrEncoderConfig(signs="even"), "unknown signs 'even'"),
-    (lambda: InrEncoderConfig(initial="zero"), "unknown initial 'zero'"),
-    (lambda: InrEncoderConfig(network=replace(NETWORK, update="mlp")), "'update' follows .* use initial='random'"),
-    (lambda: InrEncoderConfig(network=replace(NETWORK, is_normed=False)), "'is_normed' follows"),
-    (lambda: InrEncoderConfig(network=replace(NETWORK, rounds=2)), "'rounds' follows"),
-    (lambda: InrEncoderConfig(network=replace(NETWORK, gain=8.0)), "'gain' follows"),
-    (lambda: NetworkEncoderConfig(rounds=0), "rounds is 0"),
-    (lambda: NetworkEncoderConfig(streams=()), "streams is 0"),
     (lambda: JlsConfig(side=0), "side is 0"),
-    (lambda: InrEncoderConfig(network=NetworkEncoderConfig(features=3)), "follow from the SIRENs"),
-    (lambda: NetworkEncoderConfig(streams=((),)), "functions_of_a_stream is 0"),
-    (lambda: random_fourier(7), "7 features"),
     (lambda: TrainSettings(steps=0), "steps is 0"),
     (lambda: TrainSettings(learning_rate=float("nan")), "learning_rate is nan"),
-    (lambda: TrainSettings(begun_share=-1), "begun_share is -1"),
-    (lambda: TrainSettings(begun_share=2), "begun_share is 2"),
-    (lambda: NetworkEncoderConfig(ends_hidden=-1), "ends_hidden is -1"),
+    (lambda: TrainSettings(backbone_lr_scale=-1), "backbone_lr_scale is -1"),
+    (lambda: TrainSettings(backbone_lr_scale=2), "backbone_lr_scale is 2"),
+    (lambda: InrEncoderConfig(hidden=0), "hidden is 0"),
+    (lambda: InrEncoderConfig(output_hidden=0), "output_hidden is 0"),
     (lambda: FitSettings(learning_rate=float("inf")), "learning_rate is inf"),
     (lambda: JlsConfig(dropout=2.0), "dropout is 2.0"),
     (lambda: replace(a_set(3), labels=torch.zeros(2).long()), r"'0.bias' of 2 networks"),

@@ -79,7 +79,7 @@ def refuse_other(folder: Path) -> None:
         known = json.loads(config.read_text(encoding="utf-8"))
     except ValueError:
         known = {}
-    if not isinstance(known, dict) or "directions" not in known:
+    if not isinstance(known, dict) or not {"hidden", "features", "limit"} <= known.keys():
         raise CheckpointError(f"'{folder}' holds another model; choose another folder for the encoder")
 
 

@@ -10,67 +10,33 @@ Letters: S source rows, D destination rows, K basis functions, H hidden size.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.errors import DataError, UnknownNameError
+Basis = Callable[[Tensor], Tensor]  # φ_k: a fixed function of a weight, elementwise
 
 CHUNK_ELEMENTS = 1 << 19  # elements of φ_k(W) that exist at a time
 
-RAW = ("identity",)
-MAGNITUDE = ("abs", "square")
-WAVES = tuple(f"{wave}{frequency}" for frequency in (0.1, 0.2, 0.4, 0.8) for wave in ("sin", "cos"))
-LEARNED = tuple(f"{wave}~{frequency}" for frequency in (0.1, 0.2, 0.4, 0.8) for wave in ("sin", "cos"))
+
+def identity(weight: Tensor) -> Tensor:
+    """The weight as it is."""
+    return weight
 
 
-def random_fourier(features: int = 256, scale: float = 3.0, seed: int = 0) -> tuple[str, ...]:
-    """The paper's φ: sines and cosines at `features` / 2 fixed frequencies from N(0, scale²), meant for weights as they
-    are (`Sweep(is_relative=False)`). Raises DataError on an odd number."""
-    if features < 2 or features % 2:
-        raise DataError(f"there can't be {features} features; give an even number of sines and cosines, 2 at least")
-    drawn = torch.randn(features // 2, generator=torch.Generator().manual_seed(seed)) * scale
-    return tuple(f"{wave}{frequency:.6f}" for frequency in drawn.tolist() for wave in ("sin", "cos"))
-
-
-def refuse_unknown(functions: Iterable[str]) -> None:
-    """Raise UnknownNameError on a name that is none of a basis function."""
-    for name in functions:
-        if name not in (*RAW, *MAGNITUDE) and not re.fullmatch(r"(sin|cos)~?-?\d+(\.\d+)?", name):
-            raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE, *WAVES))
-
-
-def basis(name: str, w: Tensor, frequency: Tensor | None = None) -> Tensor:
-    """φ_k, elementwise: "identity", "abs", "square", or "sin<f>"/"cos<f>" at frequency f, or at the one given."""
-    if name == "identity":
-        return w
-    if name == "abs":
-        return w.abs()
-    if name == "square":
-        return w.square()
-    if name[:3] in ("sin", "cos"):
-        phase = 2 * torch.pi * (float(name[3:]) if frequency is None else frequency) * w
-        return phase.sin() if name.startswith("sin") else phase.cos()
-    raise UnknownNameError("basis function", name, (*RAW, *MAGNITUDE, *WAVES))
+RAW: tuple[Basis, ...] = (identity,)
+MAGNITUDE: tuple[Basis, ...] = (torch.abs, torch.square)
 
 
 class Message(nn.Module):
-    """One stream of messages over a set of basis functions; raw weights and magnitudes are kept in separate streams.
+    """One stream of messages over a set of basis functions; raw weights and magnitudes are kept in separate streams."""
 
-    Functions "sin~<f>" and "cos~<f>" have a learned frequency that begins at f.
-    """
-
-    def __init__(self, hidden: int, functions: tuple[str, ...]) -> None:
+    def __init__(self, hidden: int, basis: Sequence[Basis]) -> None:
         super().__init__()
-        self.functions = functions
-        learned = sorted({name[4:] for name in functions if "~" in name})
-        self._learned = {name: learned.index(name[4:]) for name in functions if "~" in name}
-        if learned:
-            self.frequency = nn.Parameter(torch.tensor([float(f) for f in learned]))
+        self.basis = tuple(basis)
         self.node = nn.Linear(hidden, hidden)  # N, d
-        self.edge = nn.Parameter(torch.randn(len(functions), hidden) / len(functions) ** 0.5)  # E
+        self.edge = nn.Parameter(torch.randn(len(self.basis), hidden) / len(self.basis) ** 0.5)  # E
 
     def forward(
         self, weight: Tensor, states: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0,
@@ -81,7 +47,7 @@ class Message(nn.Module):
         The block is multiplied by `scale` chunk by chunk; `chunk` bounds memory and doesn't change the result.
         """
         gated = torch.cat([self.node(states) * e for e in self.edge])  # [K · src, H]
-        rows = max(1, chunk // max(1, weight[0].numel() * len(self.functions)))
+        rows = max(1, chunk // max(1, weight[0].numel() * len(self.basis)))
         parts: list[Tensor] = []
         total = states.new_zeros(weight.shape[1] if transposed else 0, states.shape[1])
         for first in range(0, len(weight), rows):
@@ -99,7 +65,7 @@ class Message(nn.Module):
     ) -> Tensor:  # fmt: skip
         """`forward` where all sources share one `state` `[1, H]`: the block's means are enough, and no product runs."""
         gated = self.node(state) * self.edge  # [K, H]
-        rows = max(1, chunk // max(1, weight[0].numel() * len(self.functions)))
+        rows = max(1, chunk // max(1, weight[0].numel() * len(self.basis)))
         axis = 0 if transposed else 1
         parts = [
             torch.stack([phi.sum(axis) for phi in self._phi(weight[i : i + rows], scale)], -1)
@@ -108,29 +74,17 @@ class Message(nn.Module):
         means = sum(parts) / len(weight) if transposed else torch.cat(parts) / weight.shape[1]  # [units, K]
         return means @ gated
 
+    def diagonal(self, gain: Tensor, states: Tensor) -> Tensor:
+        """Messages `[U, H]` along a norm's gains `[U]`: each unit to itself."""
+        node = self.node(states)
+        return sum(phi(gain)[:, None] * node * e for phi, e in zip(self.basis, self.edge, strict=True))
+
     def _phi(self, block: Tensor, scale: float | Tensor) -> list[Tensor]:
         """φ_k of a scaled block, K × `[rows, S]`; kernel positions are edges of their own, and their mean is taken."""
         block = block * scale
         if block.shape[-1] == 1:
-            return [self._basis(name, block.squeeze(-1)) for name in self.functions]
-        return [self._basis(name, block).mean(-1) for name in self.functions]
-
-    def _basis(self, name: str, w: Tensor) -> Tensor:
-        learned = self._learned.get(name)
-        return basis(name, w, None if learned is None else self.frequency[learned])
-
-    def diagonal(self, gain: Tensor, states: Tensor) -> Tensor:
-        """Messages `[U, H]` along a norm's gains `[U]`: each unit to itself."""
-        node = self.node(states)
-        pairs = zip(self.functions, self.edge, strict=True)
-        return sum(self._basis(name, gain)[:, None] * node * e for name, e in pairs)
-
-
-def per_edge(message: Message, weight: Tensor, states: Tensor) -> Tensor:
-    """The same messages edge by edge, as the paper writes them; the tests' reference, quadratic in memory."""
-    phi = torch.stack([message._basis(name, weight) for name in message.functions], -1)  # [D, S, kernel, K]
-    embedded = phi.mean(2) @ message.edge  # [D, S, H]
-    return (embedded * message.node(states)[None]).mean(1)
+            return [phi(block.squeeze(-1)) for phi in self.basis]
+        return [phi(block).mean(-1) for phi in self.basis]
 
 
 def scales(weight: Tensor) -> tuple[Tensor, Tensor]:

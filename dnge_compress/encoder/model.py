@@ -1,4 +1,4 @@
-"""DNGEncoder: two sweeps and three readouts. It predicts corrections, in log nats, to the closed-form costs."""
+"""DNGEncoder: two passes and three readouts. It predicts corrections, in log nats, to the closed-form costs."""
 
 from __future__ import annotations
 
@@ -12,61 +12,34 @@ import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor, nn
 
-from dnge_compress.core.errors import CheckpointError, UnknownNameError, first_line
+from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.encoder import hub
 from dnge_compress.encoder.features import FEATURES
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, refuse_unknown
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS
+from dnge_compress.encoder.passes import MessagePass, States, run_passes
 from dnge_compress.encoder.pooling import segment_mean
-from dnge_compress.encoder.sweeps import States, Sweep
-from dnge_compress.encoder.walk import ORDERS, side_by_side, walk
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.types import ModelGraph
-
-DIRECTIONS = ("both", "forward", "none")
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of an encoder, and what it does without; stored in the header of its weights.
-
-    The last four exist for ablations. `directions`: "both", "forward", or "none" (a statistics-only MLP: the same
-    features through the same layers, no messages). `order`: "inference", "shuffled" (steps in a random but fixed
-    order) or "static" (all layers at once). `magnitude`: basis functions beside the raw weights. `signals`: False
-    leaves the corrections to the weights alone.
-    """
+    """Sizes of an encoder, stored in the header of its weights: of its states, of the node features, and the `limit`
+    of a correction in log nats."""
 
     hidden: int = 48
     features: int = FEATURES
     limit: float = 3.0
-    directions: str = "both"
-    order: str = "inference"
-    magnitude: tuple[str, ...] = MAGNITUDE
-    signals: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "magnitude", tuple(self.magnitude))  # JSON knows lists only
-        for what, value, known in (
-            ("directions", self.directions, DIRECTIONS),
-            ("order", self.order, ORDERS),
-        ):
-            if value not in known:
-                raise UnknownNameError(what, value, known)
-        refuse_unknown(self.magnitude)
 
 
 @dataclass(frozen=True)
 class Corrections:
-    """Factors by which the closed form is wrong, as natural logs: per unit `[U]`, per layer `[L]`; and per weight
-    matrix the log of its loss-gradient's mean square."""
+    """Factors by which the closed form is wrong, as natural logs: one per space, one per layer `[L]`; and per weight
+    matrix the log of its loss gradient's mean square."""
 
-    units: Mapping[str, Tensor]
+    spaces: Mapping[str, Tensor]
     layers: Mapping[str, Tensor]
     matrices: Mapping[str, Tensor]
-
-    @property
-    def levels(self) -> dict[str, Tensor]:
-        """How far each space moves as a whole: the mean over its units, a scalar."""
-        return {name: values.mean() for name, values in self.units.items()}
 
 
 class DNGEncoder(
@@ -76,7 +49,7 @@ class DNGEncoder(
     license="mit",
     tags=["dnge-compress", "graph-encoder", "structured-pruning"],
 ):
-    """Walks a network as a dynamic graph, forward and backward, and reads out every unit, layer and matrix.
+    """Passes messages over a network as a dynamic graph, forward and backward, and reads out spaces, layers, matrices.
 
     `forward(graph, weights, features, layer_costs)` takes tensors by name, node features per space `[U, F]`, and
     log layer costs; sizes, depths and families are free.
@@ -88,10 +61,8 @@ class DNGEncoder(
         super().__init__()
         self.config = config or EncoderConfig()
         h, f = self.config.hidden, self.config.features
-        magnitude = self.config.magnitude
-        self.ahead = Sweep(h, f, (RAW, magnitude))
-        self.back = Sweep(h, f + h, (RAW, magnitude), backward=True)
-        self.unit = _readout(2 * h + f)
+        self.ahead = MessagePass(h, f)
+        self.back = MessagePass(h, f + h, backward=True)
         self.space = _readout(2 * h + f)
         self.layer = _readout(2 * h + 1)
         self.matrix = _readout(4 * h)
@@ -104,34 +75,17 @@ class DNGEncoder(
         layer_costs: Mapping[str, Tensor],
         chunk: int = CHUNK_ELEMENTS,
     ) -> Corrections:
-        """Corrections for every prunable unit, every block and every matrix of the network."""
-        if not self.config.signals:
-            features = {s: torch.zeros_like(x) for s, x in features.items()}
-            layer_costs = {s: torch.zeros_like(x) for s, x in layer_costs.items()}
-        states = self._states(graph, weights, features, chunk)
+        """Corrections for every prunable space, every block and every matrix of the network."""
+        states = run_passes((self.ahead, self.back), graph, weights, features, chunk)
         return Corrections(
-            {s: self._units(states[s], x) for s, x in features.items()},
+            {name: self._bounded(self._space(states[name], x)) for name, x in features.items()},
             self._layers(graph, states, layer_costs),
             self._matrices(graph, states),
         )
 
-    def _states(
-        self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor], chunk: int
-    ) -> States:
-        """States of both sweeps side by side, space → `[U, 2H]`; zeros for what is left out."""
-        sweeps = {"both": (self.ahead, self.back), "forward": (self.ahead,), "none": ()}[self.config.directions]
-        walked = walk(sweeps, graph, weights, features, order=self.config.order, chunk=chunk)
-        if not sweeps:
-            walked = (self.ahead.alone(graph, features),)
-        nothing = {s: torch.zeros_like(v) for s, v in walked[0].items()}
-        return side_by_side([*walked, nothing][:2])
-
-    def _units(self, states: Tensor, features: Tensor) -> Tensor:
-        """A part that ranks inside the space and a part that moves the whole space, each bounded."""
-        x = torch.cat([states, features], -1)
-        inside = self.unit(x).squeeze(-1)
-        whole = self.space(x.mean(0)).squeeze(-1)
-        return self._bounded(inside - inside.mean()) + self._bounded(whole)
+    def _space(self, states: Tensor, features: Tensor) -> Tensor:
+        """From the mean unit of a space, a scalar."""
+        return self.space(torch.cat([states, features], -1).mean(0)).squeeze(-1)
 
     def _layers(self, graph: ModelGraph, states: States, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Per block, from the mean state of the units inside it and its measured cost."""

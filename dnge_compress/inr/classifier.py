@@ -6,8 +6,8 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from dnge_compress.core.precision import fast_products
+from dnge_compress.inr.encoders import InrReader
 from dnge_compress.inr.learning import Batch, TrainSettings, refuse_labels, share_right, train
-from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 
@@ -17,7 +17,7 @@ SMOOTHING = 0.05  # of the labels
 class InrClassifier(nn.Module):
     """ "DNG only": embeddings of the networks, and a perceptron over them."""
 
-    def __init__(self, encoder: Reader, classes: int = 10, dropout: float = 0.2) -> None:
+    def __init__(self, encoder: InrReader, classes: int = 10, dropout: float = 0.2) -> None:
         super().__init__()
         self.encoder = encoder
         size = encoder.embedding

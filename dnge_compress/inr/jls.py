@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import DataError, refuse_below
 from dnge_compress.core.precision import fast_products
 from dnge_compress.inr.classifier import SMOOTHING
+from dnge_compress.inr.encoders import InrReader
 from dnge_compress.inr.learning import Batch, TrainSettings, refuse_empty, refuse_labels, share_right, train
-from dnge_compress.inr.reader import Reader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.views import VIEWS, six_views
@@ -64,7 +64,7 @@ class INR2JLS(nn.Module):
     classes = jls.classify(inrs.stack, inrs.siren).argmax(1)
     """
 
-    def __init__(self, encoder: Reader, config: JlsConfig) -> None:
+    def __init__(self, encoder: InrReader, config: JlsConfig) -> None:
         super().__init__()
         self.encoder, self.config = encoder, config
         latent, c, colours = config.side // CELL, config.channels, encoder.outputs

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below, refuse_rate
-from dnge_compress.inr.reader import Reader
+from dnge_compress.inr.encoders import InrReader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.inr.views import JITTERS, Moves
@@ -23,16 +23,16 @@ TELL_EVERY = 200  # steps
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """AdamW with one rise and a cosine fall of the rate; `jitter` names the random moves of the pictures.
+    """AdamW with a warm-up and a cosine decay of the rate; `jitter` names the random moves of the pictures.
 
-    What a `Reader` has `begun` with learns at `begun_share`, 0 … 1, of the rate, as pretrained layers under a new head
-    do.
+    The `backbone` of an `InrReader` learns at `backbone_lr_scale`, 0 … 1, of the rate, as pretrained layers under a
+    new head do.
     """
 
     steps: int = 2000
     batch: int = 128
     learning_rate: float = 2e-3
-    begun_share: float = 0.1
+    backbone_lr_scale: float = 0.1
     weight_decay: float = 0.02
     jitter: str = "none"
     seed: int = 0
@@ -41,10 +41,10 @@ class TrainSettings:
         if self.jitter not in JITTERS:
             raise UnknownNameError("jitter", self.jitter, JITTERS)
         refuse_below(1, steps=self.steps, batch=self.batch)
-        refuse_below(0, weight_decay=self.weight_decay, begun_share=self.begun_share)
+        refuse_below(0, weight_decay=self.weight_decay, backbone_lr_scale=self.backbone_lr_scale)
         refuse_rate(self.learning_rate)
-        if self.begun_share > 1:
-            raise DataError(f"begun_share is {self.begun_share}; it must be at most 1")
+        if self.backbone_lr_scale > 1:
+            raise DataError(f"backbone_lr_scale is {self.backbone_lr_scale}; it must be at most 1")
 
 
 @dataclass(frozen=True)
@@ -100,10 +100,11 @@ def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], s
 
 def _groups(module: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
     """The parameters that ask for gradients, by their rates; groups without any are left out."""
-    begun = {id(p) for reader in module.modules() if isinstance(reader, Reader) for p in reader.begun()}
+    backbone = {id(p) for reader in module.modules() if isinstance(reader, InrReader) for p in reader.backbone()}
+    rate = settings.learning_rate
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in module.parameters() if p.requires_grad and (id(p) in begun) == is_begun], "lr": rate}
-        for is_begun, rate in ((True, settings.learning_rate * settings.begun_share), (False, settings.learning_rate))
+        {"params": [p for p in module.parameters() if p.requires_grad and (id(p) in backbone) == slow], "lr": lr}
+        for slow, lr in ((True, rate * settings.backbone_lr_scale), (False, rate))
     ]
     return [group for group in groups if group["params"]]
 

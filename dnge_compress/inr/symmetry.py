@@ -1,9 +1,7 @@
 """What leaves a SIREN's function as it is, and what moves its picture: both exact, both on the weights alone.
 
 A hidden neuron v·sin(ω(wx + b)) is the same with (w, b, v) all negated, and with b shifted by π/ω and v negated. An
-encoder that is equivariant to permutations sees neither. `canonical` takes both away: phases ωb lie in 0 … π/2, or in
-±π/2 where signs stay as they are. `lift` makes the first a permutation, which has no edge that a phase could cross:
-every neuron stands beside its negative twin, at half weight.
+encoder that is equivariant to permutations sees neither; `canonical` takes both away.
 """
 
 from __future__ import annotations
@@ -16,37 +14,31 @@ from torch import Tensor
 from dnge_compress.inr.siren import Siren, Stack
 
 
-def lift(stack: Stack, siren: Siren) -> tuple[dict[str, Tensor], Siren]:
-    """Networks of the same function with every hidden neuron beside its negative twin; negating a neuron permutes."""
-    lifted = dict(stack)
-    for layer in range(siren.depth):
-        weight = lifted[f"{layer}.weight"]
-        if layer > 0:
-            weight = torch.cat([weight, -weight], -1) / 2
-        if layer < siren.depth - 1:
-            weight = torch.cat([weight, -weight], -2)
-            bias = lifted[f"{layer}.bias"]
-            lifted[f"{layer}.bias"] = torch.cat([bias, -bias], -1)
-        lifted[f"{layer}.weight"] = weight
-    inner = tuple(2 * width for width in siren.widths[1:-1])
-    return lifted, Siren((siren.widths[0], *inner, siren.widths[-1]), siren.omega)
+def canonical(stack: Stack, siren: Siren) -> dict[str, Tensor]:
+    """Networks of the same function whose hidden phases ωb lie in 0 … π/2. Where a phase is 0, the sum of the neuron's
+    incoming weights is above 0 instead."""
+    return positive_signs(wrapped_phases(stack, siren), siren)
 
 
-def canonical(stack: Stack, siren: Siren, *, signed: bool = True) -> dict[str, Tensor]:
-    """Networks of the same function whose hidden phases ωb lie in 0 … π/2, or in ±π/2 if they are not `signed`.
+def wrapped_phases(stack: Stack, siren: Siren) -> dict[str, Tensor]:
+    """Networks of the same function whose hidden phases ωb lie in ±π/2."""
+    found = dict(stack)
+    for layer in range(siren.depth - 1):
+        bias, after = found[f"{layer}.bias"], found[f"{layer + 1}.weight"]
+        turns = (bias * siren.omega / math.pi).round()
+        found[f"{layer}.bias"] = bias - turns * math.pi / siren.omega
+        found[f"{layer + 1}.weight"] = after * (1 - 2 * turns.remainder(2))[..., None, :]  # −1 after odd half turns
+    return found
 
-    Where a phase is 0, the sum of the neuron's incoming weights is above 0 instead.
-    """
+
+def positive_signs(stack: Stack, siren: Siren) -> dict[str, Tensor]:
+    """Networks of the same function without negative phases: such neurons are negated with all their weights."""
     found = dict(stack)
     for layer in range(siren.depth - 1):
         weight, bias, after = (found[name] for name in (f"{layer}.weight", f"{layer}.bias", f"{layer + 1}.weight"))
-        turns = (bias * siren.omega / math.pi).round()
-        bias = bias - turns * math.pi / siren.omega
-        after = after * (1 - 2 * turns.remainder(2))[..., None, :]  # −1 after an odd number of half turns
-        if signed:
-            sign = _sign(torch.where(bias == 0, weight.sum(-1), bias))
-            weight, bias, after = weight * sign[..., None], bias * sign, after * sign[..., None, :]
-        found |= {f"{layer}.weight": weight, f"{layer}.bias": bias, f"{layer + 1}.weight": after}
+        sign = _sign(torch.where(bias == 0, weight.sum(-1), bias))
+        found |= {f"{layer}.weight": weight * sign[..., None], f"{layer}.bias": bias * sign,
+                  f"{layer + 1}.weight": after * sign[..., None, :]}  # fmt: skip
     return found
 
 

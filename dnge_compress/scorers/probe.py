@@ -33,11 +33,11 @@ def score(context: Context) -> Scores:
     return Scores(units, "probe", context.graph.fingerprint)
 
 
-def unit_costs(context: Context, space: str, corrections: Tensor | None = None) -> Tensor:
-    """The closed form for one space `[U]`, under log `corrections` `[U]` if given."""
+def unit_costs(context: Context, space: str) -> Tensor:
+    """The closed form for one space `[U]`."""
     signals = context.signals[space]
     readings = [reading(context, s) for s in signals]
-    return removal_costs(readings, signals[0].units, context.ridge, corrections)
+    return removal_costs(readings, signals[0].units, context.ridge)
 
 
 def reading(context: Context, signal: Signal) -> Reading:

@@ -29,33 +29,28 @@ class Reading:
     importance: Tensor
 
 
-def removal_costs(readings: Sequence[Reading], units: int, ridge: float, corrections: Tensor | None = None) -> Tensor:
+def removal_costs(readings: Sequence[Reading], units: int, ridge: float) -> Tensor:
     """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
 
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
-    `corrections` `[U]`, natural logs, multiply every unit's cost while elimination goes on: who leaves is decided by
-    corrected costs, and the others are refitted all the same.
     """
     states = [_State(r, units, ridge) for r in readings]
     alive = torch.arange(units, device=readings[0].weight.device)
     costs = torch.zeros(units, dtype=torch.float64)
-    factors = torch.ones(units) if corrections is None else corrections.exp()
-    factors = factors.to(alive.device)
     floor = 0.0
     while len(alive) > 1:
-        plain = sum(s.unit_costs() for s in states)
-        single = plain * factors[alive]
+        single = sum(s.unit_costs() for s in states)
         count = max(1, min(len(alive) - 1, round(units / ROUNDS), len(alive) // 4 or 1))
         order = single.argsort()
         gone, stay = order[:count], order[count:].sort().values
-        joint = sum(s.remove(gone, stay) for s in states) * single[gone].sum() / plain[gone].sum().clamp_min(1e-30)
+        joint = sum(s.remove(gone, stay) for s in states)
         share = single[gone] / single[gone].sum().clamp_min(1e-30)
         paid = (share * joint).clamp_min(floor).double().cpu()
         paid = torch.cummax(paid, 0).values
         costs[alive[gone].cpu()] = paid
         floor = float(paid[-1])
         alive = alive[stay]
-    costs[alive.cpu()] = max(floor, float((sum(s.unit_costs() for s in states) * factors[alive]).sum()))
+    costs[alive.cpu()] = max(floor, float(sum(s.unit_costs() for s in states).sum()))
     return costs.float()
 
 

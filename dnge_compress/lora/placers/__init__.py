@@ -27,7 +27,6 @@ from dnge_compress.signals.running import Inputs
 
 Weights = Mapping[str, float]
 DAMPING = 0.5  # exponent on a root mean square gradient, chosen on the zoo
-OURS = "encoder"  # what `permuted` and `inverted` start from, and the schema's default
 
 
 @dataclass(frozen=True)

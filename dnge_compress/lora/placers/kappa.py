@@ -13,8 +13,8 @@ NEEDS_DATA = False
 TOP = 0.2  # share of the matrices: the default of peft's find_kappa_target_modules
 
 
-def weigh(sites: Sequence[Site], context: Context, top: float = TOP) -> Weights:
-    """One for the share `top` of lowest condition numbers, of modules and of experts each; zero for the others.
+def weigh(sites: Sequence[Site], context: Context) -> Weights:
+    """One for the share TOP of lowest condition numbers, of modules and of experts each; zero for the others.
 
     The selector looks at `nn.Linear` and at experts' parameters only; it says nothing about GPT-2's Conv1D.
     """
@@ -24,6 +24,6 @@ def weigh(sites: Sequence[Site], context: Context, top: float = TOP) -> Weights:
     found: dict[str, float] = {}
     for names in ordered:
         ours = [name for name in names if name in paths]
-        chosen = max(1, int(top * len(ours)))
+        chosen = max(1, int(TOP * len(ours)))
         found |= {name: float(i < chosen) for i, name in enumerate(ours)}
     return found

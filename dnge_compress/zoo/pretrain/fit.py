@@ -12,7 +12,7 @@ import random
 import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from dnge_compress.core.errors import CheckpointError, DataError
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
-from dnge_compress.encoder.model import Corrections, EncoderConfig
+from dnge_compress.encoder.model import Corrections
 from dnge_compress.zoo.blueprint import FAMILIES, LANGUAGE
 from dnge_compress.zoo.pretrain.targets import Lesson
 
@@ -76,23 +76,22 @@ def fit(
     *,
     steps: int,
     seed: int,
-    config: EncoderConfig | None = None,
+    make: Callable[[], DNGEncoder] = DNGEncoder,
     state: Path | None = None,
 ) -> dict[str, DNGEncoder]:
-    """One encoder per fold after `steps` lessons; `state` is a file from which a killed run goes on.
+    """One encoder per fold, as `make` makes them, after `steps` lessons; from the file `state` a killed run goes on.
 
-    All folds walk every lesson, but learn from their own alone: a fold of half the zoo learns half as often.
+    All folds pass every lesson, but learn from their own alone: a fold of half the zoo learns half as often.
     Raises DataError if a fold has nothing to learn from, CheckpointError if `state` belongs to another training.
     """
     for part in parts:
         if not any(part.learns(x) for x in lessons):
             raise DataError(f"no network of the zoo is left to learn from for '{part.name}'; make the zoo larger")
-    told = json.dumps(
-        [seed, steps, asdict(config or EncoderConfig()), [p.name for p in parts], [x.name for x in lessons]]
-    )
-    identity = hashlib.sha256(told.encode()).hexdigest()
     torch.manual_seed(seed)
-    encoders = [DNGEncoder(config).train() for _ in parts]
+    encoders = [make().train() for _ in parts]
+    shapes = [(name, list(p.shape)) for name, p in encoders[0].named_parameters()]
+    told = json.dumps([seed, steps, shapes, [p.name for p in parts], [x.name for x in lessons]])
+    identity = hashlib.sha256(told.encode()).hexdigest()
     params, _ = stack_module_state(encoders)
     optimiser = torch.optim.AdamW(params.values(), lr=LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps, pct_start=0.1)
@@ -148,17 +147,13 @@ def batched_losses(base: nn.Module, params: Mapping[str, Tensor], lesson: Lesson
 
 
 def lesson_loss(found: Corrections, lesson: Lesson) -> Tensor:
-    """Huber loss of the log costs: units about their space's mean, spaces as a whole, layers, and matrices."""
+    """Huber loss of the log costs of units and layers, and of the gradients of matrices."""
     losses = []
-    for name, correction in {**found.units, **found.layers}.items():
+    for name, correction in {**found.spaces, **found.layers}.items():
         counted = lesson.counted[name]
         error = (lesson.closed[name].clamp_min(FLOOR).log() + correction - lesson.targets[name])[counted]
-        if not len(error):
-            continue
-        losses.append(nnf.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5))
-        if len(error) > 1 and name in found.units:
-            centred = error - error.mean()
-            losses.append(nnf.smooth_l1_loss(centred, torch.zeros_like(error), beta=0.5))
+        if len(error):
+            losses.append(nnf.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5))
     value = torch.stack(losses).mean()
     known = [p for p in found.matrices if p in lesson.matrices]
     if known:

@@ -23,15 +23,14 @@ def closed_form(lesson: Lesson) -> Logs:
     return {name: lesson.closed[name].clamp_min(FLOOR).log() for name in lesson.targets}
 
 
-def corrected_by(encoder: DNGEncoder, inside_spaces: bool = True) -> Predict:
-    """Log costs as an encoder corrects them: every unit, or whole spaces and layers alone."""
+def corrected_by(encoder: DNGEncoder) -> Predict:
+    """Log costs as an encoder corrects them."""
 
     @torch.no_grad()
     def predict(lesson: Lesson) -> Logs:
         found = encoder(lesson.graph, lesson.weights, lesson.features, lesson.layer_logs)
         closed = closed_form(lesson)
-        units = found.units if inside_spaces else found.levels
-        return {name: closed[name] + c for name, c in {**units, **found.layers}.items()}
+        return {name: closed[name] + c for name, c in {**found.spaces, **found.layers}.items()}
 
     return predict
 

@@ -1,6 +1,6 @@
 """A set of small CNNs on grey photographs, each trained in its own way: networks to judge by their weights.
 
-    python -m dnge_compress.zoo.small_cnns --out runs/accuracy/cnns.safetensors
+    python benchmarks/small_cnns.py --out runs/accuracy/cnns.safetensors
 
 Each run gives a network at every step of `KEPT`. Runs are trained a part at a time, and a part that is done is kept, so
 the command can be killed at any point and started again.
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from grouped_training import CLASSES, CONVOLUTIONS, WIDTH, draw, small_cnn, train_together
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
@@ -25,7 +26,6 @@ from dnge_compress.core.errors import CheckpointError, DataError, DngeError, fir
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.zoo.data_root import Shelf, Split
-from dnge_compress.zoo.grouped_training import CLASSES, CONVOLUTIONS, WIDTH, draw, small_cnn, train_together
 from dnge_compress.zoo.images import images
 from dnge_compress.zoo.resumable import make_whole, read_tensors, write_tensors
 from dnge_compress.zoo.workers import positive
@@ -160,7 +160,7 @@ def _joined(sets: Sequence[CnnSet]) -> CnnSet:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make a set; 0 when it is written, 2 on wrong data or folders."""
     parser = argparse.ArgumentParser(
-        prog="python -m dnge_compress.zoo.small_cnns", description="Train many small CNNs at once."
+        prog="python benchmarks/small_cnns.py", description="Train many small CNNs at once."
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
     parser.add_argument("--runs", type=int, default=280, help=f"training runs; each gives {len(KEPT)} networks")

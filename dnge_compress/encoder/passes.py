@@ -1,4 +1,4 @@
-"""The walk over the dynamic graph: forward as inference runs, then backward through the transposed blocks.
+"""A message-passing pass over the dynamic graph: forward as inference runs, or backward through the transposed blocks.
 
 Every space has one state per unit, its memory. It is empty until the space is first written and persists afterwards:
 the residual stream remembers what all earlier blocks wrote. An update is the paper's, with the memory added to the
@@ -11,18 +11,41 @@ Letters: U units, H hidden size, F node features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Message
+from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Basis, Message
 from dnge_compress.encoder.pooling import pool_rows, spread
-from dnge_compress.encoder.snapshots import ROLES, Edge, Snapshot
+from dnge_compress.encoder.snapshots import ROLES, Edge, Snapshot, snapshots
 from dnge_compress.graph.types import ModelGraph
 
 States = dict[str, Tensor]
+Schedule = Callable[[ModelGraph, Mapping[str, Tensor], torch.dtype, bool], Iterable[Sequence[Snapshot]]]
 KINDS = ("neuron", "head", "channel", "residual", "expert", "layer", "fixed")
+
+
+def run_passes(
+    passes: Iterable[MessagePass],
+    graph: ModelGraph,
+    weights: Mapping[str, Tensor],
+    features: Mapping[str, Tensor],
+    chunk: int = CHUNK_ELEMENTS,
+) -> States:
+    """The states of several passes side by side, space → `[U, passes · H]`. Each reads the node features `[U, F]`, and
+    the states of the one before."""
+    found: list[States] = []
+    for one in passes:
+        read = _joined(features, found[-1], one.features.in_features) if found else features
+        found.append(one(graph, weights, read, chunk))
+    return {name: torch.cat([states[name] for states in found], -1) for name in found[0]}
+
+
+def in_order(
+    graph: ModelGraph, weights: Mapping[str, Tensor], dtype: torch.dtype, backward: bool
+) -> Iterable[Sequence[Snapshot]]:
+    """The snapshots of inference, one at a time."""
+    return ([snapshot] for snapshot in snapshots(graph, weights, dtype, backward=backward))
 
 
 class GRU(nn.Module):
@@ -42,95 +65,63 @@ class GRU(nn.Module):
         return torch.lerp(candidate, hidden, torch.sigmoid(keep + keep_too))
 
 
-class Perceptron(nn.Module):
-    """For ablation: an update without gates, one hidden layer over input and hidden state."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2 * size, 3 * size), nn.SiLU(), nn.Linear(3 * size, size))
-
-    def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
-        """New hidden states `[U, H]` from inputs and hidden states `[U, H]`."""
-        return self.layers(torch.cat([inputs, hidden], -1))
-
-
-UPDATES: dict[str, Callable[[int], nn.Module]] = {
-    "gru": GRU,
-    "sine": partial(GRU, candidate=torch.sin),
-    "mlp": Perceptron,
-}
-
-
-class Sweep(nn.Module):
-    """One direction of the walk. Parameters are shared over all steps; roles and kinds only choose embeddings.
+class MessagePass(nn.Module):
+    """One direction of message passing. Parameters are shared over all steps; roles and kinds only choose embeddings.
 
     Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
-    `streams` are the basis functions of each stream of messages; with `is_relative` False they see the weights as they
-    are; `hears_scale` tells an update the log of its blocks' scales. `update` is "gru", "sine" (a GRU with a sine for
-    its tanh, as SIRENs compute) or "mlp"; `gain` is what messages are multiplied by at first. Messages are means over
-    the sources; `is_rooted` makes those over raw weights sums over the root of their number, which doesn't shrink with
-    width where weights are independent. `is_normed` False leaves the LayerNorm of new states out.
+    Blocks of weights are taken relative to their root mean square, whose log the update is given, unless
+    `is_relative` is False. Messages are means over the sources; `is_rooted` makes those over raw weights sums over the
+    root of their number, which doesn't shrink with width where weights are independent. `update` (a GRU) and `norm`
+    (a LayerNorm) can be other modules of the same shapes, `schedule` another order of the snapshots: those that it
+    gives together act on the same memory.
     """
 
     def __init__(
         self,
         hidden: int,
         features: int,
-        streams: Iterable[tuple[str, ...]] = (RAW, MAGNITUDE),
+        streams: Iterable[Sequence[Basis]] = (RAW, MAGNITUDE),
         *,
         backward: bool = False,
         nodes: Mapping[str, int] | None = None,
         is_relative: bool = True,
-        hears_scale: bool = True,
-        update: str = "gru",
-        gain: float = 1.0,
         is_rooted: bool = False,
-        is_normed: bool = True,
+        update: nn.Module | None = None,
+        norm: nn.Module | None = None,
+        schedule: Schedule = in_order,
     ) -> None:
         super().__init__()
-        self.backward_in_time = backward
-        self.is_relative = is_relative
-        self.hears_scale = hears_scale
-        self.is_rooted = is_rooted
-        self.streams = nn.ModuleList(Message(hidden, f) for f in streams if f)
+        self.backward_in_time, self.schedule = backward, schedule
+        self.is_relative, self.is_rooted = is_relative, is_rooted
+        self.streams = nn.ModuleList(Message(hidden, basis) for basis in streams)
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
-        self.gain = nn.Parameter(torch.full((len(ROLES), hidden), gain))  # of a message, by the role of its block
+        self.gain = nn.Parameter(torch.ones(len(ROLES), hidden))  # of a message, by the role of its block
         self.kind = nn.Embedding(len(KINDS), hidden)
         self.scale = nn.Linear(2, hidden)  # log scale of the block, bias
         self.features = nn.Linear(features, hidden)
-        self.update = UPDATES[update](hidden)
-        self.norm = nn.LayerNorm(hidden) if is_normed else nn.Identity()
+        self.update = update or GRU(hidden)
+        self.norm = norm or nn.LayerNorm(hidden)
         self.nodes = nn.ParameterDict({name: torch.randn(units, hidden) for name, units in (nodes or {}).items()})
 
     def forward(
         self,
         graph: ModelGraph,
-        moments: Iterable[Sequence[Snapshot]],
+        weights: Mapping[str, Tensor],
         features: Mapping[str, Tensor],
         chunk: int = CHUNK_ELEMENTS,
     ) -> States:
-        """The state of every unit of every space after the walk: space → `[U, H]`.
-
-        Snapshots of one moment act at once, on the memory that the moment before left: each alone, as inference
-        runs; all together, for a static graph.
-        """
+        """The state of every unit of every space after the pass, space → `[U, H]`, from node features `[U, F]`."""
         memory: States = {}
-        for together in moments:
+        for together in self.schedule(graph, weights, self.mix.weight.dtype, self.backward_in_time):
             memory |= self._updated(graph, together, memory, features, chunk)
         return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
-
-    def alone(self, graph: ModelGraph, features: Mapping[str, Tensor]) -> States:
-        """For ablation: states from each unit's own features, as if no message ever came."""
-        empty = self.mix.bias.new_zeros(1, len(self.mix.bias))
-        own = {s.name: self._own(graph, s.name, features) for s in graph.spaces}
-        return {name: self.norm(self.update(x, empty.expand(len(x), -1))) for name, x in own.items()}
 
     def _updated(
         self,
         graph: ModelGraph,
-        steps: Iterable[Snapshot],
+        together: Iterable[Snapshot],
         memory: States,
         features: Mapping[str, Tensor],
         chunk: int,
@@ -138,17 +129,16 @@ class Sweep(nn.Module):
         """New states of the spaces that some snapshots inform, all computed from the same memory."""
         inputs: dict[str, list[Tensor]] = {}
         messages: dict[str, list[Tensor]] = {}
-        for snapshot in steps:
+        for snapshot in together:
             for edge in snapshot.edges:
                 target = self._target(edge)
-                if not self._has_memory(graph, target):
-                    continue
-                inputs.setdefault(target, []).append(self._about(graph, snapshot, edge))
-                messages.setdefault(target, []).append(self._messages(graph, edge, memory, features, chunk))
+                if self._has_memory(graph, target):
+                    inputs.setdefault(target, []).append(self._block_input(graph, snapshot, edge))
+                    messages.setdefault(target, []).append(self._messages(graph, edge, memory, features, chunk))
         updated = {}
         for name, found in messages.items():
-            told = self._own(graph, name, features) + sum(inputs[name]) / len(inputs[name])
-            updated[name] = self.norm(self.update(told, self._state(graph, name, memory, features) + sum(found)))
+            given = self._own(graph, name, features) + sum(inputs[name]) / len(inputs[name])
+            updated[name] = self.norm(self.update(given, self._state(graph, name, memory, features) + sum(found)))
         return updated
 
     def _target(self, edge: Edge) -> str:
@@ -157,7 +147,7 @@ class Sweep(nn.Module):
     def _messages(
         self, graph: ModelGraph, edge: Edge, memory: States, features: Mapping[str, Tensor], chunk: int
     ) -> Tensor:
-        """What an edge tells the units that it informs in this direction `[U, H]`."""
+        """The messages along an edge to the units that it informs in this direction `[U, H]`."""
         scale = edge.scales[0] if self.is_relative else 1.0
         if edge.is_diagonal:
             states = self._state(graph, edge.src, memory, features)
@@ -173,7 +163,7 @@ class Sweep(nn.Module):
             rows = [m(edge.weight, states, back, scale=scale, chunk=chunk) for m in self.streams]
         if self.is_rooted:
             root = edge.weight.shape[0 if back else 1] ** 0.5
-            rows = [r * root if m.functions == RAW else r for m, r in zip(self.streams, rows, strict=True)]
+            rows = [r * root if m.basis == RAW else r for m, r in zip(self.streams, rows, strict=True)]
         return self._mixed(edge, [pool_rows(r, width) for r in rows])
 
     def _mixed(self, edge: Edge, streams: list[Tensor]) -> Tensor:
@@ -181,9 +171,7 @@ class Sweep(nn.Module):
 
     def _state(self, graph: ModelGraph, name: str, memory: States, features: Mapping[str, Tensor]) -> Tensor:
         """The memory of a space; before anything was written, its own features."""
-        if name in memory:
-            return memory[name]
-        return self._own(graph, name, features)
+        return memory[name] if name in memory else self._own(graph, name, features)
 
     def _own(self, graph: ModelGraph, name: str, features: Mapping[str, Tensor]) -> Tensor:
         space = graph.space(name)
@@ -196,10 +184,10 @@ class Sweep(nn.Module):
     def _has_memory(self, graph: ModelGraph, name: str) -> bool:
         return graph.space(name).kind != "fixed" or name in self.nodes
 
-    def _about(self, graph: ModelGraph, snapshot: Snapshot, edge: Edge) -> Tensor:
-        """What an update hears about a block besides its messages: role, scale, and the bias where one is added."""
+    def _block_input(self, graph: ModelGraph, snapshot: Snapshot, edge: Edge) -> Tensor:
+        """What an update is given about a block besides its messages: role, scale, and the bias where one is added."""
         target = self._target(edge)
-        log_scale = edge.scales[1] if self.hears_scale else edge.weight.new_zeros(())
+        log_scale = edge.scales[1] if self.is_relative else edge.weight.new_zeros(())
         units = graph.space(target).units
         bias = snapshot.biases.get(target)
         if bias is None or self.backward_in_time:
@@ -207,3 +195,13 @@ class Sweep(nn.Module):
         else:
             shift = pool_rows(bias[:, None], len(bias) // units).squeeze(1)
         return self.scale(torch.stack([log_scale.expand(units), shift], -1)) + self.role.weight[edge.role]
+
+
+def _joined(features: Mapping[str, Tensor], states: States, size: int) -> dict[str, Tensor]:
+    """Features and the states before them, `size` numbers a unit; zeros where a space has no features."""
+    return {
+        name: torch.cat(
+            [features[name] if name in features else state.new_zeros(len(state), size - state.shape[1]), state], -1
+        )
+        for name, state in states.items()
+    }
