@@ -1,4 +1,4 @@
-"""The strongest rival of a learned allocation: damage measured per space and ratio on the same probes, solved exactly.
+"""The strongest rival of a learned allocation: damage measured per space and ratio on the same inputs, solved exactly.
 
 Every space is cut at several levels by itself, repaired and run; every block is skipped. Damages add up, so the
 cheapest choice of levels within the budget is a multiple-choice knapsack, solved by dynamic programming.
@@ -15,7 +15,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.legal_widths import droppable
 from dnge_compress.plans.problem import Budget
-from dnge_compress.plans.trial import damage, whole_answers
+from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.scorers import Context
 from dnge_compress.signals.running import inference_mode_of
@@ -26,14 +26,14 @@ Choice = tuple[float, float, tuple[Cut, ...]]  # damage, price removed, cuts
 
 
 class MeasuredAllocation:
-    """The table of one model: made once, solved for any ratio. `runs` counts forward passes over the probes."""
+    """The table of one model: made once, solved for any ratio. `runs` counts forward passes over the inputs."""
 
     def __init__(self, context: Context, scores: Scores, share: float = 0.25) -> None:
         self.context, self.scores, self.runs = context, scores, 0
         self.batches = context.batches[: max(1, round(share * len(context.batches)))]
         self.budget = Budget.of(context.model, non_embedding_prices(context.model, context.graph))
         with torch.no_grad(), inference_mode_of(context.model):
-            self.reference = whole_answers(context, self.batches)
+            self.reference = dense_outputs(context, self.batches)
             self.options = self._measured()
 
     def cuts(self, ratio: float) -> tuple[Cut, ...]:
@@ -104,7 +104,9 @@ class MeasuredAllocation:
 
     def _damage(self, cuts: list[Cut]) -> float:
         self.runs += 1
-        return float(damage(self.context, AppliedCuts.of(self.context.graph, cuts), self.batches, self.reference))
+        return float(
+            measured_divergence(self.context, AppliedCuts.of(self.context.graph, cuts), self.batches, self.reference)
+        )
 
 
 def _merged(cuts: tuple[Cut, ...]) -> tuple[Cut, ...]:

@@ -28,8 +28,8 @@ RATIOS = (0.3, 0.5, 0.7)
 ARMS = (
     ("random", "none"),
     ("random", "lstsq"),
-    ("probe", "none"),
-    ("probe", "lstsq"),
+    ("obs", "none"),
+    ("obs", "lstsq"),
     ("encoder", "lstsq"),
 )
 UNSEEDED_ARMS = (("magnitude", "none"), ("magnitude", "lstsq"))
@@ -38,7 +38,7 @@ DATA_ARMS = (
     ("flap", "lstsq"),
     ("fisher", "none"),
     ("fisher", "lstsq"),
-    ("probe", "lstsq"),
+    ("obs", "lstsq"),
     ("encoder", "lstsq"),
 )
 
@@ -84,7 +84,7 @@ def main() -> None:
     for table in (neurons, whole):
         table.notes += [
             f"The dense model's perplexity on this text is {math.exp(before):.2f}.",
-            f"Mean ± standard deviation over {options.seeds} seeds of the probes where the row depends on them.",
+            f"Mean ± standard deviation over {options.seeds} seeds of the inputs where the row depends on them.",
         ]
         table.write(("selection", "repair", "data"))
 

@@ -38,7 +38,7 @@ from dnge_compress.inr import INR2JLS, InrClassifier, InrSet, JlsConfig, TrainSe
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
 from dnge_compress.inr.sets import pictures
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 
 BATCH = 128
@@ -167,7 +167,7 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     drawing, classifying, tuning = (_settings(arm, data, count, seed) for count in steps)
     if tuning.steps < drawing.steps + classifying.steps:
         tuning = replace(tuning, learning_rate=BRIEF)
-    model.fit(learned, pictures(images(data, "train", shelf=_shelf()), slice(None)), drawing)
+    model.fit(learned, pictures(images(data, "train", data_root=_data_root()), slice(None)), drawing)
     drawn = _decibels(model, data, judged.select(slice(0, DRAWN)))
     model.fit_classifier(learned, classifying)
     frozen = model.accuracy(judged)
@@ -178,7 +178,7 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
 @torch.no_grad()
 def _decibels(model: INR2JLS, data: str, inrs: InrSet) -> float:
     """Peak signal to noise of the drawn pictures, by the mean of their squared errors."""
-    wanted = pictures(images(data, "held-out", shelf=_shelf()), slice(None))
+    wanted = pictures(images(data, "held-out", data_root=_data_root()), slice(None))
     errors = [
         nnf.mse_loss(model.decode(model.encode(part.stack, part.siren, [0]))[:, 0], wanted[part.image])
         for part in in_pieces(inrs)
@@ -215,8 +215,8 @@ def _sets(data: str, folder: Path) -> tuple[InrSet, InrSet]:
     return InrSet.load(folder / f"{data}-train.safetensors"), InrSet.load(folder / f"{data}-test.safetensors")
 
 
-def _shelf() -> Shelf:
-    return Shelf.find(DATA)
+def _data_root() -> DataRoot:
+    return DataRoot.find(DATA)
 
 
 def _size(module: nn.Module) -> int:

@@ -35,33 +35,33 @@ from dnge_compress.recipes.library import resolve
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import example_batches
 from dnge_compress.zoo.blueprint import FAMILIES
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.pretrain.fit import folds
 from dnge_compress.zoo.pretrain.judging import interval
-from dnge_compress.zoo.pretrain.targets import Lesson
+from dnge_compress.zoo.pretrain.targets import TrainingExample
 from dnge_compress.zoo.pretrain.train import STEPS, measure_all
 
 COMPARED = ("encoder", "statistics-only MLP")
 ABLATED_SEEDS = (0,)
 ARMS = (
-    ("random", "uniform", "probes"),
-    ("magnitude", "uniform", "probes"),
-    ("magnitude", "global", "probes"),
-    ("probe", "uniform", "probes"),
-    ("probe", "global", "probes"),
-    ("probe", "global, checked", "probes"),
-    ("probe", "measured", "probes"),
-    ("statistics-only MLP", "global", "probes"),
-    ("encoder", "uniform", "probes"),
-    ("encoder", "global", "probes"),
-    ("encoder", "global, checked", "probes"),
+    ("random", "uniform", "synthetic"),
+    ("magnitude", "uniform", "synthetic"),
+    ("magnitude", "global", "synthetic"),
+    ("obs", "uniform", "synthetic"),
+    ("obs", "global", "synthetic"),
+    ("obs", "global, checked", "synthetic"),
+    ("obs", "measured", "synthetic"),
+    ("statistics-only MLP", "global", "synthetic"),
+    ("encoder", "uniform", "synthetic"),
+    ("encoder", "global", "synthetic"),
+    ("encoder", "global, checked", "synthetic"),
     ("flap", "uniform", "real"),
     ("flap", "global", "real"),
     ("fisher", "global", "real"),
     ("wanda", "uniform", "real"),
     ("taylor", "global", "real"),
 )
-REAL_ARMS = tuple(a for a in ARMS if a[0] not in ("wanda", "taylor") and a != ("magnitude", "global", "probes"))
+REAL_ARMS = tuple(a for a in ARMS if a[0] not in ("wanda", "taylor") and a != ("magnitude", "global", "synthetic"))
 MEASURES = {
     "MiniLM": "cosine",
     "bookworm": "perplexity",
@@ -87,8 +87,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shelf = Shelf.find(cache=options.zoo / "cache")
-    lessons = cache(lambda: measure_all(options.zoo, shelf, 1))  # a minute or more, and not every part needs them
+    data_root = DataRoot.find(cache=options.zoo / "cache")
+    lessons = cache(lambda: measure_all(options.zoo, data_root, 1))  # a minute or more, and not every part needs them
     if options.only == "ablations":
         ablate(options, lessons)
         return
@@ -105,12 +105,12 @@ def main() -> None:
     if options.only is None:
         ablate(options, lessons)
     if options.only in (None, "pruning"):
-        prune_all(options, shelf, lessons(), encoders)
+        prune_all(options, data_root, lessons(), encoders)
     if options.only in (None, "real"):
-        prune_real(options, shelf, encoders)
+        prune_real(options, data_root, encoders)
 
 
-def ablate(options: argparse.Namespace, lessons: Callable[[], Sequence[Lesson]]) -> None:
+def ablate(options: argparse.Namespace, lessons: Callable[[], Sequence[TrainingExample]]) -> None:
     """Train every variant for a shorter time, each without one family, and rank that family's networks."""
     parts = [f for f in folds() if f.name.startswith("without")]
     found = {
@@ -123,8 +123,8 @@ def ablate(options: argparse.Namespace, lessons: Callable[[], Sequence[Lesson]])
 
 def prune_all(
     options: argparse.Namespace,
-    shelf: Shelf,
-    lessons: Sequence[Lesson],
+    data_root: DataRoot,
+    lessons: Sequence[TrainingExample],
     encoders: dict[str, list[dict[str, DNGEncoder]]],
 ) -> None:
     """Prune a few networks of every family with every arm, each by encoders that never saw the family."""
@@ -137,7 +137,7 @@ def prune_all(
         for name in names[len(names) // (2 * options.each) :: max(1, len(names) // options.each)][: options.each]:
             for seed in range(options.seeds):
                 seen = {v: seeds[seed][f"without {family}"] for v, seeds in encoders.items()}
-                kept.measure(name, seed, partial(opened, options.zoo / name, shelf, seen, seed), ARMS)
+                kept.measure(name, seed, partial(opened, options.zoo / name, data_root, seen, seed), ARMS)
     write(
         "encoder_pruning",
         "Pruning: mean log damage on real data (log nats; lower is better), families left out",
@@ -146,20 +146,22 @@ def prune_all(
     kept.publish("encoder_pruning")
 
 
-def prune_real(options: argparse.Namespace, shelf: Shelf, encoders: dict[str, list[dict[str, DNGEncoder]]]) -> None:
-    """The real models, by encoders that learned from all families of the zoo; one probe seed per encoder seed.
+def prune_real(
+    options: argparse.Namespace, data_root: DataRoot, encoders: dict[str, list[dict[str, DNGEncoder]]]
+) -> None:
+    """The real models, by encoders that learned from all families of the zoo; one seed of inputs per encoder seed.
 
     What decides between the closed form and the default comes first, for all models and seeds; then the rivals; the
     measured tables last, each of which costs more than all the other arms together.
     """
     kept = Kept(options.work / f"real-{options.steps}.json")
     measured = [arm for arm in REAL_ARMS if arm[1] == "measured"]
-    ours = [arm for arm in REAL_ARMS if arm[0] in ("probe", "encoder") and arm not in measured]
+    ours = [arm for arm in REAL_ARMS if arm[0] in ("obs", "encoder") and arm not in measured]
     for arms in (ours, [arm for arm in REAL_ARMS if arm not in (*ours, *measured)], measured):
         for seed in range(options.seeds):
             for title, opener in real_models(options.real, options.models or MEASURES).items():
                 seen = {v: seeds[seed]["all"] for v, seeds in encoders.items()}
-                kept.measure(title, seed, partial(opener, shelf, seen, seed), arms)
+                kept.measure(title, seed, partial(opener, data_root, seen, seed), arms)
     write("encoder_real", "Real models: what is left after pruning at a global budget", real_table(kept))
     kept.publish("encoder_real")
 
@@ -178,7 +180,7 @@ class Kept:
     ) -> None:
         """Run the arms that are missing; those without any chance in them only for the first seed."""
         found = self.rows.setdefault(model, {})
-        wanted = [a for a in arms if seed == 0 or (a[2] == "probes" and a[0] != "magnitude")]
+        wanted = [a for a in arms if seed == 0 or (a[2] == "synthetic" and a[0] != "magnitude")]
         missing = [a for a in wanted if str(seed) not in found.get(" · ".join(a), {})]
         if not missing:
             return
@@ -220,7 +222,7 @@ def pruning_table(kept: Kept) -> list[str]:
     """Means over ratios and seeds per family, over all, and the paired differences from the closed form's plans."""
     by_family = {f: [n for n in kept.rows if n.startswith(f)] for f in FAMILIES}
     by_family = {f: names for f, names in by_family.items() if names}
-    bases = {"probe · uniform · probes": "− closed form, uniform", "probe · global · probes": "− closed form, global"}
+    bases = {"obs · uniform · synthetic": "− closed form, uniform", "obs · global · synthetic": "− closed form, global"}
     titles = [f"{title} (95 %)" for title in bases.values()]
     head = ["scorer, plan, inputs", *by_family, "mean", *titles, "families better than both", "removed"]
     table = []
@@ -239,8 +241,8 @@ def pruning_table(kept: Kept) -> list[str]:
     names = ", ".join(n for names in by_family.values() for n in names)
     note = f"""\
 {", ".join(f"{r:.0%}" for r in RATIOS)} of the non-embedding parameters removed ({mean(RATIOS):.3f} on average);
-least-squares repair on the arm's own inputs: synthetic probes, or 256 real samples. Three seeds of probes and encoders.
-Networks: {names}. The measured table took {runs:.0f} passes over a quarter of the probes, and as many repairs, for each
+least-squares repair on the arm's own inputs: synthetic inputs, or 256 real samples. Three seeds of inputs and encoders.
+Networks: {names}. The measured table took {runs:.0f} passes over a quarter of the inputs, and as many repairs, for each
 network."""
     return [*markdown(head, table), "", note]
 
@@ -268,12 +270,12 @@ def real_table(kept: Kept) -> list[str]:
     )
     note = f"""\
 Unpruned: {whole}.
-Mean ± deviation over as many seeds of probes and encoders as stand in brackets;
+Mean ± deviation over as many seeds of inputs and encoders as stand in brackets;
 without brackets it is one. Real: 256 samples, one run. –: not run."""
     return [*markdown(head, table), "", note]
 
 
-def can_lose(ratio: float, lesson: Lesson, zoo_folder: Path) -> bool:
+def can_lose(ratio: float, lesson: TrainingExample, zoo_folder: Path) -> bool:
     """Whether an even plan reaches the ratio, whatever the scores."""
     model, _ = zoo.load(zoo_folder / lesson.name)
     budget = Budget.of(model, non_embedding_prices(model, lesson.graph))
@@ -285,11 +287,11 @@ def can_lose(ratio: float, lesson: Lesson, zoo_folder: Path) -> bool:
     return True
 
 
-def opened(folder: Path, shelf: Shelf, encoders: dict[str, DNGEncoder], seed: int) -> Subject:
+def opened(folder: Path, data_root: DataRoot, encoders: dict[str, DNGEncoder], seed: int) -> Subject:
     """A network of the zoo, with 256 real samples to calibrate on and others to judge by."""
-    model, blueprint = zoo.load(folder, shelf=shelf)
-    real = example_batches(blueprint, "train", count=4, batch_size=64, seed=404, shelf=shelf)
-    judged = example_batches(blueprint, "held-out", count=1, batch_size=128, seed=505, shelf=shelf)[0].inputs
+    model, blueprint = zoo.load(folder, data_root=data_root)
+    real = example_batches(blueprint, "train", count=4, batch_size=64, seed=404, data_root=data_root)
+    judged = example_batches(blueprint, "held-out", count=1, batch_size=128, seed=505, data_root=data_root)[0].inputs
     example = judged[:2] if isinstance(judged, torch.Tensor) else None
     return Subject(model, [b.inputs for b in real], log_damage(model, judged), encoders, example=example, seed=seed)
 

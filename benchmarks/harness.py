@@ -26,8 +26,9 @@ from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import Context
-from dnge_compress.signals.calibration import ProbeSettings, checked_data, synthesize
+from dnge_compress.signals.calibration import checked_data, synthesize
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.repair import apply_repair
@@ -39,7 +40,7 @@ DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "
 
 @dataclass
 class Source:
-    """One model with one set of inputs (probes of a seed, or real data): scores are made once and used again."""
+    """One model with one set of inputs (synthetic of a seed, or real): scores are made once and used again."""
 
     model: nn.Module
     data: Iterable | None = None
@@ -52,7 +53,7 @@ class Source:
         if self.data is not None:
             batches = checked_data(self.data, self.model)
         else:
-            batches = synthesize(self.model, ProbeSettings(tokens=self.tokens, seed=self.seed))
+            batches = synthesize(self.model, Calibration(tokens=self.tokens, seed=self.seed))
         self.context = Context(graph, self.model, tuple(batches), real_data=self.data is not None, seed=self.seed)
 
     def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:

@@ -45,8 +45,8 @@ ARMS = {
 }
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
-    "scorer=probe",
-    "probes.tokens=2048",
+    "scorer=obs",
+    "calibration.tokens=2048",
     "datasets.0.tokens=16384",
     "train.max_length=64",
     "train.max_steps=30",
@@ -90,7 +90,12 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
             books.write_text(excerpts(seed), encoding="utf-8")
         for arm, (recipe, told, text) in [*ARMS.items()][: options.arms]:
             out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
-            words = [*told, f"seed={seed}", f"probes.seed={seed}", f"eval_datasets=[{{path: {HELD_OUT.absolute()}}}]"]
+            words = [
+                *told,
+                f"seed={seed}",
+                f"calibration.seed={seed}",
+                f"eval_datasets=[{{path: {HELD_OUT.absolute()}}}]",
+            ]
             words += [f"datasets=[{{path: {books.absolute()}}}]"] if text == "books" else []
             report = finished(recipe, out, words)
             named = {m.name: math.exp(m.loss) for m in report.milestones if m.loss is not None}

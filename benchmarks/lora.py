@@ -37,7 +37,7 @@ from dnge_compress.lora.placers import DAMPING, Context, weigh_by
 from dnge_compress.lora.planner import plan_of_weights
 from dnge_compress.lora.sites import find_sites
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
-from dnge_compress.signals.calibration import ProbeSettings
+from dnge_compress.recipes.schema import Calibration
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "bookworm"
 LENGTH, BATCH, STEPS = 64, 4, 60
@@ -60,7 +60,7 @@ ARMS = {
     "undamped ranks permuted, 2": ("permuted", 2),
     "undamped ranks permuted, 3": ("permuted", 3),
     "undamped ranks inverted": ("inverted", 0),
-    "probe (measured gradient), undamped": ("probe", 0),
+    "fisher (measured gradient), undamped": ("fisher", 0),
     "stable rank": ("stable_rank", 0),
     "KappaTune, top 20 %": ("kappa", 0),
     "KappaTune, top 50 %": ("kappa, half", 0),
@@ -212,7 +212,7 @@ class Bench:
 
     def _context(self, seed: int, data: tuple | None) -> Context:
         graph = partial(graph_of, self.model)
-        return Context(self.model, ProbeSettings(seed=seed), data, uniform_rank=self.setting.rank, read_graph=graph)
+        return Context(self.model, Calibration(seed=seed), data, uniform_rank=self.setting.rank, read_graph=graph)
 
     @cached_property
     def model(self) -> nn.Module:

@@ -64,9 +64,9 @@ def run(table: Table, source: Source, arms: tuple[tuple[str, str], ...], data: s
 ARMS = (
     ("random", "none"),
     ("random", "lstsq"),
-    ("probe", "none"),
-    ("probe", "bias"),
-    ("probe", "lstsq"),
+    ("obs", "none"),
+    ("obs", "bias"),
+    ("obs", "lstsq"),
     ("encoder", "lstsq"),
 )
 UNSEEDED_ARMS = (("magnitude", "none"), ("magnitude", "lstsq"))
@@ -76,7 +76,7 @@ DATA_ARMS = (
     ("flap", "lstsq"),
     ("fisher", "none"),
     ("fisher", "lstsq"),
-    ("probe", "lstsq"),
+    ("obs", "lstsq"),
     ("encoder", "lstsq"),
 )
 

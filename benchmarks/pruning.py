@@ -21,10 +21,11 @@ from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import Context
 from dnge_compress.scorers.encoder import corrected
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
-from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
 
@@ -34,7 +35,7 @@ GLOBAL = {"allocation": "global", "uneven": True}
 
 
 class Subject:
-    """One model with its probes and its real samples, and all that is computed on them once."""
+    """One model with its synthetic inputs and its real samples, and all that is computed on them once."""
 
     def __init__(
         self,
@@ -49,9 +50,9 @@ class Subject:
     ) -> None:
         self.model, self.judge, self.encoders = model, judge, encoders
         graph = build_graph(model, example)
-        probes = synthesize(model, ProbeSettings(tokens=tokens, seed=seed), example)
+        inputs = synthesize(model, Calibration(tokens=tokens, seed=seed), example)
         self.contexts = {
-            "probes": Context(graph, model, tuple(probes), seed=seed),
+            "synthetic": Context(graph, model, tuple(inputs), seed=seed),
             "real": Context(graph, model, tuple(real), real_data=True, seed=seed),
         }
         self.budget = Budget.of(model, non_embedding_prices(model, graph))
@@ -64,7 +65,7 @@ class Subject:
             context = self.contexts[data]
             with torch.no_grad():
                 if scorer in self.encoders:
-                    found = corrected(context, self.scores("probe", data), self.encoders[scorer])
+                    found = corrected(context, self.scores("obs", data), self.encoders[scorer])
                 else:
                     found = scorers.score(scorer, context)
             self._scores[key] = found
@@ -72,8 +73,8 @@ class Subject:
 
     @cached_property
     def measured(self) -> MeasuredAllocation:
-        """The table of measured damage on the probes."""
-        return MeasuredAllocation(self.contexts["probes"], self.scores("probe", "probes"))
+        """The table of measured damage on synthetic inputs."""
+        return MeasuredAllocation(self.contexts["synthetic"], self.scores("obs", "synthetic"))
 
     def result(self, scorer: str, how: str, data: str, ratio: float) -> tuple[float, ...]:
         """What the judge says of the model under a plan, repaired on the same data; last, the share removed.
@@ -102,11 +103,11 @@ def log_damage(model: nn.Module, judged: Inputs) -> Judge:
     """Log of the divergence from the whole model's answers on real data, in log nats; lower is better."""
     logits = has_logits(model)
     with torch.no_grad(), inference_mode_of(model):
-        reference = answers(call(model, judged), attended(judged))
+        reference = attended_outputs(call(model, judged), attended(judged))
 
     def judge(pruned: nn.Module) -> tuple[float, ...]:
         with torch.no_grad(), inference_mode_of(model):
-            output = answers(call(pruned, judged), attended(judged))
+            output = attended_outputs(call(pruned, judged), attended(judged))
             return (float(divergence(output, reference, logits).clamp_min(1e-9).log()),)
 
     return judge

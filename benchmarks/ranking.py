@@ -27,9 +27,9 @@ from dnge_compress.zoo.pretrain.judging import (
     over_network,
     within_spaces,
 )
-from dnge_compress.zoo.pretrain.targets import BARE_FAMILIES, RIVALS, Lesson
+from dnge_compress.zoo.pretrain.targets import BARE_FAMILIES, RIVALS, TrainingExample
 
-CLOSED = "closed form (probe)"
+CLOSED = "closed form (obs)"
 STATISTICS = "statistics-only MLP"
 VARIANTS: dict[str, Callable[[], DNGEncoder]] = {
     "encoder": DNGEncoder,
@@ -44,7 +44,12 @@ VARIANTS: dict[str, Callable[[], DNGEncoder]] = {
 
 
 def trained(
-    variant: str, parts: Sequence[Fold], lessons: Callable[[], Sequence[Lesson]], steps: int, seed: int, work: Path
+    variant: str,
+    parts: Sequence[Fold],
+    lessons: Callable[[], Sequence[TrainingExample]],
+    steps: int,
+    seed: int,
+    work: Path,
 ) -> dict[str, DNGEncoder]:
     """One encoder per fold, trained now or read from an earlier call in `work`."""
     name = "".join(c if c.isalnum() else "-" for c in variant)
@@ -72,12 +77,14 @@ def rival(name: str) -> Predict:
     return lambda lesson: {n: lesson.rivals[f"{name}/{n}"] for n in lesson.targets}
 
 
-def _random(lesson: Lesson) -> Logs:
+def _random(lesson: TrainingExample) -> Logs:
     generator = torch.Generator().manual_seed(zlib.crc32(lesson.name.encode()))
     return {name: torch.rand(len(v), generator=generator) for name, v in lesson.targets.items()}
 
 
-def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
+def families_left_out(
+    lessons: Sequence[TrainingExample], encoders: dict[str, list[dict[str, DNGEncoder]]]
+) -> list[str]:
     """The table of rank correlations, every family judged by encoders that never saw it."""
     judged = {f: [x for x in lessons if x.family == f and is_whole(x)] for f in FAMILIES}
     rows: dict[str, dict[str, list[float]]] = {}
@@ -135,11 +142,11 @@ def families_left_out(lessons: Sequence[Lesson], encoders: dict[str, list[dict[s
     return lines
 
 
-def transfers(lessons: Sequence[Lesson], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
+def transfers(lessons: Sequence[TrainingExample], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
     """Vision to language and back, narrow to wide, and to networks without a head."""
     whole = [x for x in lessons if is_whole(x)]
 
-    def of(*families: str) -> list[tuple[str, list[Lesson]]]:
+    def of(*families: str) -> list[tuple[str, list[TrainingExample]]]:
         return [(f, [x for x in whole if x.family == f]) for f in families]
 
     wide = [x for x in whole if widest(x) > NARROW]
@@ -177,11 +184,11 @@ blocks of a role that never occurred in training (a convolution, a query, …) i
     return [*markdown(head, table), "", note]
 
 
-def roles_in(lesson: Lesson) -> set[str]:
+def roles_in(lesson: TrainingExample) -> set[str]:
     """What the weight blocks of a network do: "linear", "conv", "query", …"""
     return {ROLES[e.role] for s in snapshots(lesson.graph, lesson.weights, torch.float32) for e in s.edges}
 
 
-def is_whole(lesson: Lesson) -> bool:
+def is_whole(lesson: TrainingExample) -> bool:
     """Whether it is a fully trained network with its head, rather than an early one or a bare body."""
     return "@" not in lesson.name and "+" not in lesson.name

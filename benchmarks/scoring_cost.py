@@ -1,5 +1,5 @@
-"""What a scoring pass of the encoder itself costs: seconds and memory of its two sweeps and readouts, beside the
-probes' own forward and backward pass and a whole score().
+"""What a scoring pass of the encoder itself costs: seconds and memory of its two passes and readouts, beside
+the calibration inputs' own forward and backward pass and a whole score().
 
     python benchmarks/scoring_cost.py      # minutes, up to 25 on busy cores; writes results/scoring_cost.{md,json}
 
@@ -31,13 +31,13 @@ from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.graph.counting import non_embedding_prices
 from dnge_compress.graph.families import build_graph
-from dnge_compress.signals.calibration import ProbeSettings
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.running import Inputs, call, take
 
 LIMIT = 300  # seconds per measurement
 REPETITIONS = 3
-BATCH, LENGTH = 32, 64  # of the probes' pass: 2,048 tokens, as probe.BATCH_TOKENS
-TOKENS = ProbeSettings().tokens
+BATCH, LENGTH = 32, 64  # of the calibration inputs' pass: 2,048 tokens, as calibration.BATCH_TOKENS
+TOKENS = Calibration().tokens
 TINY = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "num_key_value_heads": 1, "vocab_size": 32}  # fmt: skip
 SIZES = {
@@ -61,16 +61,16 @@ def main() -> None:
 
 def measure(size: str) -> dict[str, float | None]:
     """One model's column; None for what takes longer than LIMIT."""
-    sizes, alone, memory, probes = (in_fresh_process(stage, size) for stage in ("sizes", "encoder", "memory", "pass"))
-    whole = in_fresh_process("score", size) if probes and probes["wall"] < LIMIT / 3 else {}  # it is several passes
+    sizes, alone, memory, passed = (in_fresh_process(stage, size) for stage in ("sizes", "encoder", "memory", "pass"))
+    whole = in_fresh_process("score", size) if passed and passed["wall"] < LIMIT / 3 else {}  # it is several passes
     alive = in_fresh_process("memory", size, MALLOC_MMAP_THRESHOLD_="65536", MALLOC_TRIM_THRESHOLD_="65536")
     return {
         "non-embedding weights, M": sizes["weights"] / 1e6,
-        "encoder alone (two sweeps and readouts), s": alone["wall"],
+        "encoder alone (two passes and readouts), s": alone["wall"],
         "… CPU s": alone["cpu"],
-        f"probes' own forward + backward pass ({TOKENS:,} tokens), s": probes.get("wall"),
-        "… CPU s ": probes.get("cpu"),
-        "encoder / pass, CPU": alone["cpu"] / probes["cpu"] if probes else None,
+        f"calibration inputs' own forward + backward pass ({TOKENS:,} tokens), s": passed.get("wall"),
+        "… CPU s ": passed.get("cpu"),
+        "encoder / pass, CPU": alone["cpu"] / passed["cpu"] if passed else None,
         "whole score(), s": whole.get("wall"),
         "encoder's extra peak memory, MiB": memory["extra"] / 2**20,
         "of it tensors alive at one time, MiB": alive["extra"] / 2**20,
@@ -110,7 +110,7 @@ def notes() -> list[str]:
     return [
         f"Llama-like models with random weights, float32, {torch.get_num_threads()} thread(s) on {os.cpu_count()} "
         f"cores, load average {os.getloadavg()[1]:.1f}. CPU seconds leave out the waiting for other jobs.",
-        f"The encoder is the median of {REPETITIONS}; the probes' pass is one batch of {BATCH * LENGTH:,} tokens times "
+        f"The encoder is the median of {REPETITIONS}; the inputs' pass is one batch of {BATCH * LENGTH:,} tokens times "
         f"the number of batches. `–` would have taken more than {LIMIT} s and was not run to its end.",
         "Memory is the rise of the resident peak (VmHWM) over the model at rest, in a process of its own; tensors "
         "alive are the same with a malloc that gives freed tensors back at once, so that nothing else is resident.",
@@ -158,7 +158,7 @@ def encoder_forward(model: nn.Module) -> Callable[[], Any]:
 
 
 def pass_seconds(model: nn.Module) -> dict[str, float]:
-    """Seconds of a training step's forward and backward pass over as many tokens as the probes have."""
+    """Seconds of a training step's forward and backward pass over as many tokens as calibration has."""
     batch = {"input_ids": torch.randint(model.config.vocab_size, (BATCH, LENGTH))}
 
     def step(inputs: Inputs) -> None:
@@ -170,7 +170,7 @@ def pass_seconds(model: nn.Module) -> dict[str, float]:
 
 
 def score_seconds(model: nn.Module) -> dict[str, float]:
-    """Seconds of one score() with default settings: probes, signals, closed form, layers, encoder."""
+    """Seconds of one score() with default settings: calibration, signals, closed form, layers, encoder."""
     started = time.perf_counter()
     score(model, scorer="encoder")
     return {"wall": time.perf_counter() - started}

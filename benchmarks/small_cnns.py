@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import CheckpointError, DataError, DngeError, first_line
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.types import ModelGraph
-from dnge_compress.zoo.data_root import Shelf, Split
+from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import images
-from dnge_compress.zoo.resumable import make_whole, read_tensors, write_tensors
+from dnge_compress.zoo.resumable import build_resumably, read_tensors, write_tensors
 from dnge_compress.zoo.workers import positive
 
 KEPT = (100, 300, 800, 2000)  # steps after which a network is kept
@@ -95,16 +95,16 @@ def graph() -> ModelGraph:
     return g.finish()
 
 
-def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) -> CnnSet:
+def build_set(about: dict[str, Any], out: Path, *, data_root: DataRoot, jobs: int = 1) -> CnnSet:
     """Train the runs that `about` asks for, or go on where a killed command stopped; writes `out`.
 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
     """
 
     def tasks() -> dict[str, tuple[Any, ...]]:
-        return {f"{first:04d}": (about, first, shelf) for first in range(0, about["runs"], PART)}
+        return {f"{first:04d}": (about, first, data_root) for first in range(0, about["runs"], PART)}
 
-    return make_whole(about, out, tasks, _raise_part, load=CnnSet.load, join=_joined, jobs=jobs)
+    return build_resumably(about, out, tasks, _raise_part, load=CnnSet.load, join=_joined, jobs=jobs)
 
 
 def about(runs: int, *, seed: int = 0, kept: Sequence[int] = KEPT, count: int = 50_000) -> dict[str, Any]:
@@ -114,9 +114,9 @@ def about(runs: int, *, seed: int = 0, kept: Sequence[int] = KEPT, count: int = 
     return {"runs": runs, "seed": seed, "kept": list(kept), "images": count}
 
 
-def photographs(split: Split, count: int, *, shelf: Shelf) -> tuple[Tensor, Tensor]:
+def photographs(split: Split, count: int, *, data_root: DataRoot) -> tuple[Tensor, Tensor]:
     """The first grey images `[N, 1, 32, 32]`, of mean 0 and deviation 1 nearly, and their classes `[N]`."""
-    found = images("cifar10", split, shelf=shelf)
+    found = images("cifar10", split, data_root=data_root)
     grey = np.einsum("nchw,c->nhw", found.pixels[:count], np.array(LUMINANCE, np.float32), dtype=np.float32)
     return (torch.from_numpy(grey)[:, None] / 255 - 0.48) / 0.24, found.labels[:count]
 
@@ -128,12 +128,12 @@ def accuracy_of(net: nn.Module, x: Tensor, labels: Tensor) -> float:
     return float((answers == labels).double().mean())
 
 
-def _raise_part(file: Path, about: dict[str, Any], first: int, shelf: Shelf) -> str:
+def _raise_part(file: Path, about: dict[str, Any], first: int, data_root: DataRoot) -> str:
     runs = range(first, min(first + PART, about["runs"]))
     generator = torch.Generator().manual_seed(about["seed"] * 1_000_003 + first)
     activation = ACTIVE[first // PART % len(ACTIVE)]
     hyper = draw(len(runs), generator)
-    train, held_out = (photographs(split, about["images"], shelf=shelf) for split in SPLITS)
+    train, held_out = (photographs(split, about["images"], data_root=data_root) for split in SPLITS)
     made = []
     for step, stack in train_together(train, hyper, activation=activation, kept=about["kept"], generator=generator):
         same = torch.ones(len(runs))
@@ -169,8 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
-        shelf = Shelf.find(options.data_folder)
-        made = raise_set(about(options.runs, seed=options.seed), options.out, shelf=shelf, jobs=options.jobs)
+        data_root = DataRoot.find(options.data_folder)
+        made = build_set(about(options.runs, seed=options.seed), options.out, data_root=data_root, jobs=options.jobs)
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

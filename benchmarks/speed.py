@@ -1,5 +1,5 @@
-"""What compression costs and what it brings: wall time against the probes' own forward and backward pass, and
-throughput after against before.
+"""What compression costs and what it brings: wall time against one forward and backward pass over the calibration
+inputs, and throughput after against before.
 
     python benchmarks/speed.py             # about 3 minutes on two cores; writes results/speed.{md,json}
 
@@ -20,7 +20,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, logging
 
 from dnge_compress import compress
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.running import Inputs, call
 
 REPETITIONS = 7
@@ -49,7 +50,7 @@ def main() -> None:
 
 def measure(model: nn.Module) -> dict[str, float]:
     """One model's row."""
-    batches = synthesize(model, ProbeSettings())
+    batches = synthesize(model, Calibration())
     compress(model, ratio=0.2, tokens=512)  # warm up
     passes, compressions, stages = [], [], {}
     for _ in range(3):
@@ -68,7 +69,7 @@ def measure(model: nn.Module) -> dict[str, float]:
     faster = statistics.median(dense) / statistics.median(pruned)
     ideal = macs[0] / macs[1]
     return {
-        "one forward + backward pass over the probes, s": statistics.median(passes),
+        "one forward + backward pass over the calibration inputs, s": statistics.median(passes),
         "whole compress(ratio=0.2), s": statistics.median(compressions),
         "compress / pass": statistics.median(compressions) / statistics.median(passes),
         "tokens per second after / before, 50 % of the FFN neurons removed": faster,

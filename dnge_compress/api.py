@@ -26,9 +26,9 @@ from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import build_report
-from dnge_compress.scorers import Context, known_scorer
+from dnge_compress.scorers import SCORERS, Context
 from dnge_compress.scorers import score as run_scorer
-from dnge_compress.signals.calibration import ProbeSettings, Progress, checked_data, synthesize
+from dnge_compress.signals.calibration import Progress, checked_data, synthesize
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.running import Inputs, take
 from dnge_compress.surgery.cut import cut
@@ -53,10 +53,10 @@ def compress(
     """A smaller, faster copy of `model` that answers nearly as before. No data is needed.
 
     `model` is an nn.Module, a Hugging Face model, or the path or hub id of one. `ratio` (0 <= ratio < 1) is the
-    fraction to remove, of the non-embedding parameters unless the recipe says otherwise. `data`, an iterable of model
-    inputs, takes the place of the probes. Further keywords override leaves of the recipe (scorer="magnitude",
-    compensate="none", seed=1); `example_inputs` lets a plain module be traced; `progress(stage, done, total)` is
-    called along the way. The result carries `.dnge.plan` and `.dnge.report`.
+    fraction to remove, of the non-embedding parameters unless the recipe says otherwise. The model is calibrated on
+    `data`, an iterable of its inputs, or on synthetic ones. Further keywords override leaves of the recipe
+    (scorer="magnitude", compensate="none", seed=1); `example_inputs` lets a plain module be traced;
+    `progress(stage, done, total)` is called along the way. The result carries `.dnge.plan` and `.dnge.report`.
 
     Raises a DngeError (see errors.py) and leaves the model as it was.
 
@@ -78,7 +78,7 @@ def score(
 ) -> Scores:
     """Predicted cost of removing each unit, by the recipe's scorer. The model is only read.
 
-    scores = score(model, scorer="probe")
+    scores = score(model, scorer="obs")
     """
     return _Job(model, recipe, None, data, overrides).scores()
 
@@ -118,7 +118,9 @@ def apply(
     recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
     job = _Job(model, recipe, None, data, overrides)
     if (job.recipe.prune, job.recipe.scorer) != (recipe.prune, recipe.scorer):
-        raise PlanError("a plan's cuts are made; only probes, repair and check can be overridden, or make a new plan")
+        raise PlanError(
+            "a plan's cuts are made; only calibration, repair and check can be overridden, or make a new plan"
+        )
     plan = replace(plan, recipe=job.recipe.model_dump(mode="json"))
     _refuse_other_base(plan, job.graph, job.model)
     if not any_weights and plan.weights != digest(job.model):
@@ -151,7 +153,7 @@ def _refuse_other_base(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> 
 
 
 class _Job:
-    """One model under one recipe: opened, checked, read as a graph, with probes or data made on first use."""
+    """One model under one recipe: opened, checked, read as a graph, with calibration inputs made on first use."""
 
     def __init__(
         self, model: Model, recipe: str | Path | Recipe, ratio: float | None, data: Any, overrides: dict[str, Any]
@@ -159,7 +161,7 @@ class _Job:
         self.progress: Progress | None = overrides.pop("progress", None)
         self.example_inputs: Inputs | None = overrides.pop("example_inputs", None)
         self.recipe = resolve(recipe, overrides | ({} if ratio is None else {"ratio": ratio}))
-        known_scorer(self.recipe.scorer, data is not None)
+        SCORERS.usable(self.recipe.scorer, data is not None)
         self.model = open_model(model) if isinstance(model, str | Path) else model
         check_weights(self.model)
         self.graph = build_graph(self.model, self.example_inputs)
@@ -167,25 +169,25 @@ class _Job:
 
     @cached_property
     def context(self) -> Context:
-        batches = self._probes(self.recipe.probes.tokens) if self.data is None else self.data
+        batches = self._synthetic(self.recipe.calibration.tokens) if self.data is None else self.data
         return Context(
             self.graph,
             self.model,
             tuple(batches),
             real_data=self.data is not None,
             ridge=self.recipe.repair.ridge,
-            seed=self.recipe.probes.seed,
+            seed=self.recipe.calibration.seed,
             progress=self.progress,
         )
 
     @cached_property
     def few_inputs(self) -> Inputs:
-        """A couple of examples for the exactness check, without making all the probes for it."""
-        batches = self._probes(CHECK_ROWS * self.recipe.probes.length) if self.data is None else self.data
+        """A couple of examples for the exactness check, without making all the calibration inputs for it."""
+        batches = self._synthetic(CHECK_ROWS * self.recipe.calibration.length) if self.data is None else self.data
         return take(batches, CHECK_ROWS)[0]
 
-    def _probes(self, tokens: int) -> list[Inputs]:
-        settings = replace(ProbeSettings(**self.recipe.probes.model_dump()), tokens=tokens)
+    def _synthetic(self, tokens: int) -> list[Inputs]:
+        settings = self.recipe.calibration.model_copy(update={"tokens": tokens})
         return synthesize(self.model, settings, self.example_inputs)
 
     def scores(self) -> Scores:

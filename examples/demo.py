@@ -24,7 +24,7 @@ TIMED_TOKENS, TIMED_ROWS, REPEATS = 256, 4, 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ratio", type=float, default=0.3, help="of the non-embedding parameters to remove")
-    parser.add_argument("--scorer", default="encoder", help="encoder (default), probe, magnitude or random")
+    parser.add_argument("--scorer", default="encoder", help="encoder (default), obs, magnitude or random")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bookworm-small")
     args = parser.parse_args()
     logging.disable_progress_bar()

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dnge_compress.core.errors import DngeError
 from dnge_compress.inr import INR2JLS, InrEncoder, InrEncoderConfig, InrSet, JlsConfig, TrainSettings
-from dnge_compress.inr.sets import about, pictures, raise_set
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.inr.sets import about, build_set, pictures
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 
 SHOWN = 12  # digits in the picture
@@ -46,14 +46,16 @@ def run(out: Path, count: int, steps: int) -> None:
     """The whole example; leaves the sets, so that a second run fits nothing again."""
     drawing = TrainSettings(steps, 64, jitter="mnist")
     torch.manual_seed(0)
-    shelf = Shelf.find()
-    seen = raise_set(about("mnist", "train", count=count), out / "seen.safetensors", shelf=shelf, jobs=2)
-    unseen = raise_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", shelf=shelf, jobs=2)
+    data_root = DataRoot.find()
+    seen = build_set(about("mnist", "train", count=count), out / "seen.safetensors", data_root=data_root, jobs=2)
+    unseen = build_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", data_root=data_root, jobs=2)
     jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig(SIDE))
-    digits = pictures(images("mnist", "train", shelf=shelf), slice(0, count))
+    digits = pictures(images("mnist", "train", data_root=data_root), slice(0, count))
     jls.fit(seen, digits, drawing)
     jls.fit_classifier(seen, TrainSettings(max(1, steps // 3), 64, jitter="mnist"))
-    draw(jls, unseen, pictures(images("mnist", "held-out", shelf=shelf), slice(0, SHOWN))).save(out / "digits.png")
+    draw(jls, unseen, pictures(images("mnist", "held-out", data_root=data_root), slice(0, SHOWN))).save(
+        out / "digits.png"
+    )
     print(f"{out / 'digits.png'}; {jls.accuracy(unseen):.1%} of {len(unseen)} unseen digits classified rightly")
 
 

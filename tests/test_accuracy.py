@@ -13,19 +13,19 @@ import torch
 from accuracy_networks import splits
 from accuracy_readers import network_encoder
 from grouped_training import CONVOLUTIONS, draw, train_together
-from small_cnns import PART, CnnSet, about, accuracy_of, graph, photographs, raise_set
+from small_cnns import PART, CnnSet, about, accuracy_of, build_set, graph, photographs
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, DataError
 from dnge_compress.zoo import resumable as parts
-from dnge_compress.zoo.data_root import Shelf, Split
+from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import Images
 
-SHELF = Shelf(Path(), Path())
+DATA_ROOT = DataRoot(Path(), Path())
 ABOUT = about(PART + 2, kept=(1, 3), count=70)
 
 
-def noise(name: str, split: Split, *, shelf: Shelf) -> Images:
+def noise(name: str, split: Split, *, data_root: DataRoot) -> Images:
     chance = np.random.default_rng(len(split))
     pixels = chance.integers(0, 256, (80, 3, 32, 32), dtype=np.uint8)
     return Images(pixels, torch.from_numpy(chance.integers(0, 10, 80)), (0.5,) * 3, (0.25,) * 3)
@@ -43,13 +43,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def test_a_set_that_was_stopped_goes_on_and_comes_out_the_same(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = raise_set(ABOUT, tmp_path / "whole", shelf=SHELF)
+    whole = build_set(ABOUT, tmp_path / "whole", data_root=DATA_ROOT)
     quick.setattr(parts, "each_done", lambda jobs, action, tasks: (stopped(action, task) for task in tasks[:1]))
     with pytest.raises(KeyboardInterrupt):
-        raise_set(ABOUT, tmp_path / "broken", shelf=SHELF)
+        build_set(ABOUT, tmp_path / "broken", data_root=DATA_ROOT)
     done: list[tuple[Any, ...]] = []
     quick.setattr(parts, "each_done", lambda jobs, action, tasks: (done.append(t) or action(*t) for t in tasks))
-    again = raise_set(ABOUT, tmp_path / "broken", shelf=SHELF)
+    again = build_set(ABOUT, tmp_path / "broken", data_root=DATA_ROOT)
     assert len(done) == 1 and len(again) == len(whole) == 2 * (PART + 2)
     assert all(torch.equal(again.stack[name], values) for name, values in whole.stack.items())
     assert torch.equal(again.accuracy, whole.accuracy) and torch.equal(again.run, whole.run)
@@ -62,9 +62,9 @@ def stopped(action: Callable[..., Any], task: tuple[Any, ...]) -> float:
 
 
 def test_the_accuracy_recorded_is_that_of_the_rebuilt_module(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    raise_set(ABOUT, tmp_path / "set", shelf=SHELF)
+    build_set(ABOUT, tmp_path / "set", data_root=DATA_ROOT)
     found = CnnSet.load(tmp_path / "set")
-    held_out = photographs("held-out", ABOUT["images"], shelf=SHELF)
+    held_out = photographs("held-out", ABOUT["images"], data_root=DATA_ROOT)
     for i in (0, len(found) - 1):  # one with ReLU, one with tanh
         assert accuracy_of(found.module(i), *held_out) == pytest.approx(float(found.accuracy[i]), abs=1e-7)
     assert found.is_relu[0] and not found.is_relu[-1]
@@ -84,7 +84,7 @@ def test_each_run_learns_the_image_that_it_was_shown() -> None:
 
 
 def test_an_embedding_does_not_change_when_channels_are_permuted(quick: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    found = raise_set(about(2, kept=(2,), count=70), tmp_path / "set", shelf=SHELF)
+    found = build_set(about(2, kept=(2,), count=70), tmp_path / "set", data_root=DATA_ROOT)
     torch.manual_seed(0)
     encoder = network_encoder(1, hidden=12, embedding=8).double()
     stack = {name: values.double() for name, values in found.stack.items()}
@@ -112,9 +112,9 @@ def test_another_file_or_another_set_gives_a_clear_error(quick: pytest.MonkeyPat
     (tmp_path / "text").write_text("no set")
     with pytest.raises(CheckpointError, match="is no set of small CNNs.*make one with"):
         CnnSet.load(tmp_path / "text")
-    raise_set(about(2, kept=(1,), count=70), tmp_path / "set", shelf=SHELF)
+    build_set(about(2, kept=(1,), count=70), tmp_path / "set", data_root=DATA_ROOT)
     with pytest.raises(CheckpointError, match="holds another set"):
-        raise_set(about(3, kept=(1,), count=70), tmp_path / "set", shelf=SHELF)
+        build_set(about(3, kept=(1,), count=70), tmp_path / "set", data_root=DATA_ROOT)
     with pytest.raises(DataError, match="ascending steps"):
         about(2, kept=(3, 1))
 

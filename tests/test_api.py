@@ -31,7 +31,7 @@ from dnge_compress.surgery.exactness import relative_difference
 
 FEW: dict[str, Any] = {"tokens": 64, "length": 16}
 QUICK: dict[str, Any] = FEW | {"scorer": "magnitude", "compensate": "none"}
-PROBE: dict[str, Any] = FEW | {"scorer": "probe"}
+OBS: dict[str, Any] = FEW | {"scorer": "obs"}
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ def answer(model: nn.Module, name: str) -> Tensor:
 def test_compress_returns_a_smaller_model_of_the_same_class_and_leaves_its_own(name: str) -> None:
     model = models.make(name)
     before, config, output = state_of(model), model.config.to_dict(), answer(model, name)
-    small = compress(model, **PROBE)
+    small = compress(model, **OBS)
     assert type(small) is type(model) and not small.training
     assert sum(p.numel() for p in small.parameters()) == small.dnge.plan.params_after < small.dnge.plan.params_before
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()) and len(before) == len(state_of(model))
@@ -70,7 +70,7 @@ def test_compress_returns_a_smaller_model_of_the_same_class_and_leaves_its_own(n
 def test_compress_takes_a_plain_module_with_example_inputs(name: str) -> None:
     model = models.make(name)
     output = answer(model, name)
-    small = compress(model, ratio=0.3, example_inputs=models.example_inputs(name), **PROBE)
+    small = compress(model, ratio=0.3, example_inputs=models.example_inputs(name), **OBS)
     assert sum(p.numel() for p in small.parameters()) == small.dnge.plan.params_after < small.dnge.plan.params_before
     assert torch.equal(answer(model, name), output) and answer(small, name).shape == output.shape
 
@@ -106,30 +106,28 @@ def test_a_recipe_may_be_a_name_a_path_or_a_value(tmp_path: Path) -> None:
 def test_a_model_may_be_a_path(tmp_path: Path) -> None:
     model = models.make("llama")
     model.save_pretrained(tmp_path / "base")
-    from_path, from_model = (compress(m, ratio=0.3, **PROBE) for m in (tmp_path / "base", model))
+    from_path, from_model = (compress(m, ratio=0.3, **OBS) for m in (tmp_path / "base", model))
     assert torch.equal(answer(from_path, "llama"), answer(from_model, "llama"))
-    assert torch.equal(
-        answer(compress(str(tmp_path / "base"), ratio=0.3, **PROBE), "llama"), answer(from_model, "llama")
-    )
+    assert torch.equal(answer(compress(str(tmp_path / "base"), ratio=0.3, **OBS), "llama"), answer(from_model, "llama"))
 
 
-def test_the_same_seed_gives_the_same_model_and_another_one_other_probes() -> None:
+def test_the_same_seed_gives_the_same_model_and_another_one_other_inputs() -> None:
     def one(seed: int) -> Tensor:
         torch.manual_seed(123 + seed)
-        return answer(compress(models.make("llama"), ratio=0.2, seed=seed, **PROBE), "llama")
+        return answer(compress(models.make("llama"), ratio=0.2, seed=seed, **OBS), "llama")
 
     assert torch.equal(one(0), one(0)) and not torch.equal(one(0), one(1))
 
 
 def test_compress_leaves_the_global_random_state() -> None:
     before = torch.get_rng_state()
-    compress(models.make("llama"), ratio=0.2, **PROBE)
+    compress(models.make("llama"), ratio=0.2, **OBS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_data_take_the_place_of_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.api.synthesize", lambda *a: pytest.fail("probes were made"))
-    for scorer in ("probe", "fisher", "flap"):
+def test_data_take_the_place_of_synthetic_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnge_compress.api.synthesize", lambda *a: pytest.fail("synthetic inputs were made"))
+    for scorer in ("obs", "fisher", "flap"):
         small = compress(models.make("llama"), ratio=0.2, scorer=scorer, data=batches())
         assert torch.isfinite(answer(small, "llama")).all()
 
@@ -138,10 +136,10 @@ def test_data_may_be_a_generator_of_dicts_or_tensors() -> None:
     def stream() -> Iterator[dict[str, Tensor]]:
         yield from batches()
 
-    found = [compress(models.make("llama"), ratio=0.2, scorer="probe", data=d) for d in (stream(), batches())]
+    found = [compress(models.make("llama"), ratio=0.2, scorer="obs", data=d) for d in (stream(), batches())]
     assert torch.equal(*(answer(m, "llama") for m in found))
     images = [torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(2)]
-    small = compress(models.make("cnn"), ratio=0.3, scorer="probe", data=images, example_inputs=images[0])
+    small = compress(models.make("cnn"), ratio=0.3, scorer="obs", data=images, example_inputs=images[0])
     assert torch.isfinite(answer(small, "cnn")).all()
 
 
@@ -157,7 +155,7 @@ def test_data_may_be_a_generator_of_dicts_or_tensors() -> None:
 )
 def test_data_that_do_not_fit_are_refused_in_one_line(data: Any, words: str) -> None:
     with pytest.raises(DataError, match=words) as error:
-        compress(models.make("mlp"), data=data, example_inputs=models.example_inputs("mlp"), scorer="probe")
+        compress(models.make("mlp"), data=data, example_inputs=models.example_inputs("mlp"), scorer="obs")
     assert "\n" not in str(error.value)
 
 
@@ -165,27 +163,27 @@ def test_an_iterable_that_is_used_up_or_of_numbers_is_a_data_error() -> None:
     used = iter(batches())
     list(used)
     with pytest.raises(DataError, match="data is empty"):
-        compress(models.make("llama"), data=used, scorer="probe")
+        compress(models.make("llama"), data=used, scorer="obs")
     with pytest.raises(DataError, match="batch 0 holds a int"):
-        compress(models.make("llama"), data=[1, 2], scorer="probe")
+        compress(models.make("llama"), data=[1, 2], scorer="obs")
     with pytest.raises(DataError, match="iterable"):
-        compress(models.make("llama"), data=3, scorer="probe")
+        compress(models.make("llama"), data=3, scorer="obs")
 
 
 def test_scores_can_be_used_again_at_another_ratio_but_not_for_another_model() -> None:
     model = models.make("bert")
-    scores = score(model, **PROBE)
-    plans = [plan(model, scores=scores, ratio=r, **PROBE) for r in (0.1, 0.2)]
+    scores = score(model, **OBS)
+    plans = [plan(model, scores=scores, ratio=r, **OBS) for r in (0.1, 0.2)]
     assert plans[0].params_after > plans[1].params_after
-    assert plans[1] == plan(model, ratio=0.2, **PROBE)
+    assert plans[1] == plan(model, ratio=0.2, **OBS)
     with pytest.raises(PlanError, match="scores were made for another model"):
         plan(models.make("vit"), scores=scores, **QUICK)
 
 
 def test_plan_and_apply_give_what_compress_gives() -> None:
     model = models.make("llama")
-    found = plan(model, ratio=0.25, **PROBE)
-    expected = compress(models.make("llama"), ratio=0.25, **PROBE)
+    found = plan(model, ratio=0.25, **OBS)
+    expected = compress(models.make("llama"), ratio=0.25, **OBS)
     assert found == expected.dnge.plan
     assert torch.equal(answer(apply(found, model), "llama"), answer(expected, "llama"))
 
@@ -199,7 +197,7 @@ def test_a_plan_survives_json(name: str) -> None:
 
 
 def test_an_edited_plan_replays_on_a_fresh_copy_with_equal_outputs() -> None:
-    raw = json.loads(plan(models.make("bert"), "prune/neurons", ratio=0.3, **PROBE).to_json())
+    raw = json.loads(plan(models.make("bert"), "prune/neurons", ratio=0.3, **OBS).to_json())
     for space in ("ffn.0", "ffn.1"):
         raw["cuts"][space] = list(range(3, 20))
     edited = PrunePlan.from_json(json.dumps(raw))
@@ -288,21 +286,21 @@ def test_a_preview_of_a_plain_module_is_traced_and_another_base_refused() -> Non
     ],
 )
 def test_save_pretrained_writes_what_plain_transformers_loads(name: str, loader: Any, tmp_path: Path) -> None:
-    small = compress(models.make(name), ratio=0.25, **PROBE)
+    small = compress(models.make(name), ratio=0.25, **OBS)
     small.save_pretrained(tmp_path / "plain")
     again = loader.from_pretrained(tmp_path / "plain").eval()
     torch.testing.assert_close(answer(again, name), answer(small, name), rtol=1e-5, atol=1e-5)
 
 
 def test_save_and_load_bring_plan_and_report_back(tmp_path: Path) -> None:
-    small = compress(models.make("llama"), ratio=0.25, **PROBE)
+    small = compress(models.make("llama"), ratio=0.25, **OBS)
     again = load(save(small, tmp_path / "out"))
     assert again.dnge.plan == small.dnge.plan and again.dnge.report.totals == small.dnge.report.totals
     torch.testing.assert_close(answer(again, "llama"), answer(small, "llama"), rtol=1e-5, atol=1e-5)
 
 
 def test_a_loaded_model_generates_with_a_cache(tmp_path: Path) -> None:
-    small = compress(models.make("llama"), ratio=0.3, **PROBE)
+    small = compress(models.make("llama"), ratio=0.3, **OBS)
     again = AutoModelForCausalLM.from_pretrained(save(small, tmp_path / "out"))
     ids = models.tokens()["input_ids"][:, :5]
     kinds = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None}
@@ -330,8 +328,8 @@ def test_unknown_names_offer_the_nearest() -> None:
         compress(model, "prune/neuron", **QUICK)
     with pytest.raises(UnknownNameError, match="'ratio'"):
         compress(model, ratoi=0.2)
-    with pytest.raises(UnknownNameError, match="did you mean 'probe'"):
-        compress(model, **FEW, scorer="prob")
+    with pytest.raises(UnknownNameError, match="did you mean 'obs'"):
+        compress(model, **FEW, scorer="obsi")
 
 
 def test_a_plain_module_without_inputs_is_refused_with_the_way_out() -> None:
@@ -347,13 +345,13 @@ def test_a_missing_path_is_one_clear_line(tmp_path: Path) -> None:
 
 def test_progress_reports_stages_that_end() -> None:
     seen: list[tuple[str, int, int]] = []
-    compress(models.make("bert"), ratio=0.2, progress=lambda *step: seen.append(step), **PROBE)
-    assert {"probing", "scoring"} <= {stage for stage, _, _ in seen}
+    compress(models.make("bert"), ratio=0.2, progress=lambda *step: seen.append(step), **OBS)
+    assert {"calibrate", "scoring"} <= {stage for stage, _, _ in seen}
     for stage in {stage for stage, _, _ in seen}:
         assert [(d, t) for s, d, t in seen if s == stage][-1][0] == [t for s, _, t in seen if s == stage][-1]
 
 
-def test_applying_without_repair_makes_only_a_couple_of_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_applying_without_repair_makes_only_a_couple_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     from dnge_compress import api
 
     asked: list[int] = []
@@ -383,4 +381,4 @@ def test_a_compression_can_be_copied() -> None:
 def test_a_batch_with_labels_beside_the_inputs_is_refused_in_one_line() -> None:
     model, images = models.make("cnn"), models.example_inputs("cnn")
     with pytest.raises(DataError, match="data batch 0 doesn't fit"):
-        compress(model, data=[[images, torch.zeros(len(images))]], example_inputs=images, scorer="probe")
+        compress(model, data=[[images, torch.zeros(len(images))]], example_inputs=images, scorer="obs")

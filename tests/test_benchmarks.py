@@ -10,8 +10,9 @@ from allocation import MeasuredAllocation
 from models import example_inputs, graph_of, make
 
 from dnge_compress import scorers
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import Context
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.calibration import synthesize
 
 
 @pytest.fixture(scope="module", params=["llama", "mlp", "resnet_basic"])
@@ -20,11 +21,11 @@ def table(request: pytest.FixtureRequest) -> MeasuredAllocation:
     model = make(name)
     example = example_inputs(name)
     batches = synthesize(
-        model, ProbeSettings(tokens=64, length=16), example if isinstance(example, torch.Tensor) else None
+        model, Calibration(tokens=64, length=16), example if isinstance(example, torch.Tensor) else None
     )
     context = Context(graph_of(name, model), model, tuple(batches[:2]))
     with torch.no_grad():
-        return MeasuredAllocation(context, scorers.score("probe", context))
+        return MeasuredAllocation(context, scorers.score("obs", context))
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.5])

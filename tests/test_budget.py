@@ -192,9 +192,9 @@ def test_a_ratio_too_small_for_a_unit_says_so() -> None:
 
 
 def test_protected_modules_stay_whole() -> None:
-    found, _, _ = planned("cnn", "prune/neurons", ratio=0.4, protect=["0"])
+    found, _, _ = planned("cnn", "prune/neurons", ratio=0.4, protected=["0"])
     assert found.keep("0") is None and found.keep("4") is not None
-    found, _, _ = planned("llama", ratio=0.3, uneven=True, protect=["*.layers.1"])
+    found, _, _ = planned("llama", ratio=0.3, uneven=True, protected=["*.layers.1"])
     kept = found.keep("layers")
     assert found.keep("ffn.1") is None and found.keep("heads.1") is None and (kept is None or 1 in kept)
     assert any("protected" in note for note in found.notes)
@@ -202,7 +202,7 @@ def test_protected_modules_stay_whole() -> None:
 
 def test_protecting_one_layer_of_a_uniform_width_protects_all_and_says_so() -> None:
     with pytest.raises(BudgetError, match="stay: protected"):
-        planned("bert", "prune/neurons", ratio=0.3, protect=["encoder.layer.0"])
+        planned("bert", "prune/neurons", ratio=0.3, protected=["encoder.layer.0"])
 
 
 def test_global_allocation_needs_uneven_widths_and_a_price() -> None:
@@ -214,7 +214,7 @@ def test_global_allocation_needs_uneven_widths_and_a_price() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "llama_mqa", "gpt2", "bert", "resnet_basic"])
 def test_global_uneven_widths_work_from_plan_to_load(name: str, tmp_path: Path) -> None:
-    settings = QUICK | {"scorer": "probe", "compensate": "lstsq", "allocation": "global", "uneven": True}
+    settings = QUICK | {"scorer": "obs", "compensate": "lstsq", "allocation": "global", "uneven": True}
     model, inputs = models.make(name), models.example_inputs(name)
     small = compress(model, ratio=0.3, **settings)
     removed = small.dnge.plan.params_before - small.dnge.plan.params_after
@@ -228,7 +228,7 @@ def test_global_uneven_widths_work_from_plan_to_load(name: str, tmp_path: Path) 
 
 def test_global_allocation_honours_round_to_and_min_keep() -> None:
     found, _, graph = planned(
-        "llama", ratio=0.3, allocation="global", uneven=True, round_to=8, min_keep=0.3, scorer="probe"
+        "llama", ratio=0.3, allocation="global", uneven=True, round_to=8, min_keep=0.3, scorer="obs"
     )
     for space in graph.of_kind("neuron"):
         assert width(found, space) % 8 == 0 and width(found, space) >= 12
@@ -289,7 +289,7 @@ def test_scores_below_zero_keep_their_order_at_any_trust() -> None:
 
 @pytest.mark.parametrize("ratio", [0.2, 0.35, 0.5])
 def test_a_block_too_coarse_for_the_rest_of_the_budget_stays(ratio: float) -> None:
-    found, _, _ = planned("llama", ratio=ratio, allocation="global", uneven=True, scorer="probe")
+    found, _, _ = planned("llama", ratio=ratio, allocation="global", uneven=True, scorer="obs")
     removed = 1 - found.params_after / found.params_before
     assert removed < ratio + 0.15
 

@@ -21,7 +21,7 @@ from dnge_compress.cli.main import main, parser
 from dnge_compress.core.errors import BudgetError, ExactnessError
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ("--scorer", "probe", "--set", "tokens=256", "--set", "length=16")
+QUICK = ("--scorer", "obs", "--set", "tokens=256", "--set", "length=16")
 NEURONS = ("--recipe", "prune/neurons", "--ratio", "0.3", *QUICK)
 
 
@@ -190,11 +190,11 @@ def test_flags_and_settings_reach_the_recipe(llama: str, capsys: pytest.CaptureF
     ]
     assert main(["plan", llama, *flags, "--set", "prune.of=units"]) == 0
     recipe = json.loads(capsys.readouterr().out)["recipe"]
-    assert (recipe["scorer"], recipe["probes"]["seed"], recipe["repair"]["compensate"]) == ("magnitude", 7, "none")
+    assert (recipe["scorer"], recipe["calibration"]["seed"], recipe["repair"]["compensate"]) == ("magnitude", 7, "none")
     assert recipe["prune"]["ratio"] == 0.5 and list(recipe["prune"]["kinds"]) == ["neuron"]
 
 
-def test_texts_take_the_place_of_the_probes(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_take_the_place_of_synthetic_ones(llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "texts.txt"
     data.write_text("\n".join(f"w{i} w{i + 1} w{i + 2} " * (1 + i % 4) for i in range(30)) + "\n\n", encoding="utf-8")
     scores = []

@@ -45,25 +45,25 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def pushed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A hub of folders: repositories are created and uploaded to, and snapshots are taken from it."""
-    shelf = tmp_path / "hub"
+    data_root = tmp_path / "hub"
 
     def upload(self: HfApi, *, repo_id: str, folder_path: Path, **_: object) -> str:
-        Path(folder_path).rename(shelf / repo_id)
+        Path(folder_path).rename(data_root / repo_id)
         return f"https://hub/{repo_id}/commit/1"
 
     def create(self: HfApi, repo_id: str, **_: object) -> SimpleNamespace:
-        (shelf / repo_id).mkdir(parents=True)
+        (data_root / repo_id).mkdir(parents=True)
         return SimpleNamespace(repo_id=repo_id)
 
     def download(repo_id: str, **_: object) -> str:
-        if not (shelf / repo_id).is_dir():
+        if not (data_root / repo_id).is_dir():
             raise LocalEntryNotFoundError("no such snapshot\nand a long explanation")
-        return str(shelf / repo_id)
+        return str(data_root / repo_id)
 
     monkeypatch.setattr(HfApi, "upload_folder", upload)
     monkeypatch.setattr(HfApi, "create_repo", create)
     monkeypatch.setattr(hub, "snapshot_download", download)
-    return shelf
+    return data_root
 
 
 def refusal(source: str | Path) -> str:

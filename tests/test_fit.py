@@ -14,36 +14,37 @@ from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import node_features
 from dnge_compress.encoder.model import EncoderConfig
 from dnge_compress.graph.families import build_graph
-from dnge_compress.scorers import Context, probe
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.scorers import Context, obs
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.zoo.pretrain import fit as fitting
 from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, fit, folds, is_held_out, lesson_loss
 from dnge_compress.zoo.pretrain.judging import closed_form, interval, over_network
-from dnge_compress.zoo.pretrain.targets import Lesson, rank_correlation
+from dnge_compress.zoo.pretrain.targets import TrainingExample, rank_correlation
 
 HIDDEN = 8
 
 
-def lesson(name: str) -> Lesson:
+def lesson(name: str) -> TrainingExample:
     """A tiny network whose true costs are the closed form's times something smooth."""
     model = make(name)
     example = example_inputs(name)
     plain = example if isinstance(example, torch.Tensor) else None
     graph = build_graph(model, plain)
-    context = Context(graph, model, tuple(synthesize(model, ProbeSettings(tokens=64, length=16), plain)[:2]))
+    context = Context(graph, model, tuple(synthesize(model, Calibration(tokens=64, length=16), plain)[:2]))
     with torch.no_grad():
-        closed = probe.score(context).units
+        closed = obs.score(context).units
         features = node_features(context.signals, closed)
     targets = {
         n: v.clamp_min(1e-12).log() + torch.linspace(-1, 1, len(v)) + 0.9 * (i % 3)
         for i, (n, v) in enumerate(closed.items())
     }
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    return Lesson(f"{name}-000", graph, weights, features, closed, targets, {}, {}, 1.0, 1.0)
+    return TrainingExample(f"{name}-000", graph, weights, features, closed, targets, {}, {}, 1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
-def lessons() -> list[Lesson]:
+def lessons() -> list[TrainingExample]:
     return [lesson("llama"), lesson("bert"), lesson("mlp")]
 
 
@@ -54,7 +55,7 @@ def small() -> DNGEncoder:
     return DNGEncoder(EncoderConfig(hidden=HIDDEN))
 
 
-def test_encoders_side_by_side_lose_what_each_loses_alone(lessons: list[Lesson]) -> None:
+def test_encoders_side_by_side_lose_what_each_loses_alone(lessons: list[TrainingExample]) -> None:
     torch.manual_seed(0)
     encoders = [small() for _ in range(3)]
     for p in (p for e in encoders for p in e.parameters()):
@@ -68,12 +69,12 @@ def test_encoders_side_by_side_lose_what_each_loses_alone(lessons: list[Lesson])
         assert torch.allclose(together, torch.stack(alone), atol=1e-5)
 
 
-def test_each_encoder_learns_from_its_own_part_alone(lessons: list[Lesson]) -> None:
+def test_each_encoder_learns_from_its_own_part_alone(lessons: list[TrainingExample]) -> None:
     found = fit(lessons, PARTS[:2], steps=24, seed=0, make=small)
     torch.manual_seed(0)
     start = [small() for _ in PARTS]
 
-    def loss(encoder: DNGEncoder, item: Lesson) -> float:
+    def loss(encoder: DNGEncoder, item: TrainingExample) -> float:
         with torch.no_grad():
             return float(lesson_loss(encoder(item.graph, item.weights, item.features, item.layer_logs), item))
 
@@ -83,7 +84,7 @@ def test_each_encoder_learns_from_its_own_part_alone(lessons: list[Lesson]) -> N
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
-    lessons: list[Lesson], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lessons: list[TrainingExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "KEEP_EVERY", 2)
     whole = fit(lessons, PARTS[:1], steps=6, seed=1, make=small)["all"]
@@ -127,23 +128,23 @@ def test_correlations_and_intervals() -> None:
     assert mean == 3.0 and low < 3.0 < high  # families weigh alike, however many networks they have
 
 
-def test_the_closed_form_is_judged_on_all_units_at_once(lessons: list[Lesson]) -> None:
+def test_the_closed_form_is_judged_on_all_units_at_once(lessons: list[TrainingExample]) -> None:
     assert 0.5 < over_network(closed_form(lessons[0]), lessons[0]) < 1
 
 
-def test_a_state_of_another_training_is_refused(lessons: list[Lesson], tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+def test_a_state_of_another_training_is_refused(lessons: list[TrainingExample], tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
     monkeypatch.setattr(fitting, "KEEP_EVERY", 1)
     fit(lessons, PARTS[:1], steps=1, seed=1, make=small, state=tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="another training"):
         fit(lessons, PARTS[:1], steps=1, seed=2, make=small, state=tmp_path / "state.pt")
 
 
-def test_a_fold_without_lessons_is_refused(lessons: list[Lesson]) -> None:
+def test_a_fold_without_lessons_is_refused(lessons: list[TrainingExample]) -> None:
     with pytest.raises(DataError, match="'none'"):
         fit(lessons, PARTS[2:], steps=1, seed=0, make=small)
 
 
-def test_blocks_that_cannot_go_do_not_count(lessons: list[Lesson]) -> None:
-    pinned = lesson("resnet_basic")
-    layers = [s for s in pinned.graph.of_kind("layer")]
-    assert layers and all(0 not in pinned.counted[s.name] for s in layers)
+def test_blocks_that_cannot_go_do_not_count(lessons: list[TrainingExample]) -> None:
+    protected = lesson("resnet_basic")
+    layers = [s for s in protected.graph.of_kind("layer")]
+    assert layers and all(0 not in protected.counted[s.name] for s in layers)

@@ -25,11 +25,11 @@ from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConf
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
-from dnge_compress.inr.sets import InrSet, about, main, raise_set
+from dnge_compress.inr.sets import InrSet, about, build_set, main
 from dnge_compress.inr.siren import Siren, grid, spread
 from dnge_compress.inr.symmetry import canonical, move, recolour, wrapped_phases
 from dnge_compress.inr.views import JITTERS, Moves, six_views
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 
 SIREN = Siren((2, 7, 5, 3))
 
@@ -67,11 +67,11 @@ def a_set(count: int = 8, siren: Siren = SIREN) -> InrSet:
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Shelf:
-    """A shelf whose MNIST has seven digits of noise."""
+def data_root(tmp_path: Path) -> DataRoot:
+    """A data_root whose MNIST has seven digits of noise."""
     x = np.random.default_rng(0).integers(0, 255, (7, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "mnist.npz", x_train=x, y_train=np.arange(7), x_test=x, y_test=np.arange(7))
-    return Shelf.find(tmp_path, tmp_path / "cache")
+    return DataRoot.find(tmp_path, tmp_path / "cache")
 
 
 def test_rendering_is_what_plain_torch_computes() -> None:
@@ -247,13 +247,15 @@ def test_many_networks_are_read_as_each_alone_and_width_and_depth_are_free() -> 
         torch.testing.assert_close(read(stack, siren), alone)
 
 
-def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tmp_path: Path, monkeypatch) -> None:
+def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(
+    data_root: DataRoot, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr("dnge_compress.inr.sets.PART", 3)
     monkeypatch.setattr(
         "dnge_compress.zoo.resumable.each_done", lambda jobs, action, tasks: (action(*t) for t in tasks)
     )
     wanted, out = about("mnist", "train", count=7, fits=2, settings=FitSettings(steps=2)), tmp_path / "set.safetensors"
-    whole = raise_set(wanted, out, shelf=shelf)
+    whole = build_set(wanted, out, data_root=data_root)
     assert len(whole) == 14 and whole.image.tolist() == [*range(7)] * 2
     assert not torch.equal(whole.stack["0.weight"][0], whole.stack["0.weight"][7])  # the second fit starts elsewhere
 
@@ -264,19 +266,19 @@ def test_a_set_is_made_in_parts_and_goes_on_where_it_was_killed(shelf: Shelf, tm
     other = tmp_path / "other.safetensors"
     with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
         context.setattr("dnge_compress.zoo.resumable.each_done", killed)
-        raise_set(wanted, other, shelf=shelf)
+        build_set(wanted, other, data_root=data_root)
     assert not other.exists()
-    again = raise_set(wanted, other, shelf=shelf)
+    again = build_set(wanted, other, data_root=data_root)
     assert all(torch.equal(again.stack[name], whole.stack[name]) for name in whole.stack)
     loaded = InrSet.load(other)
     assert torch.equal(loaded.psnr, whole.psnr) and loaded.siren == whole.siren and loaded.about == wanted
     with pytest.raises(CheckpointError, match="holds another set"):
-        raise_set(wanted | {"seed": 1}, out, shelf=shelf)
+        build_set(wanted | {"seed": 1}, out, data_root=data_root)
 
 
-def test_the_example_draws_its_picture(shelf: Shelf, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_example_draws_its_picture(data_root: DataRoot, tmp_path: Path, monkeypatch, capsys) -> None:
     example = Path(__file__).resolve().parents[1] / "examples" / "inr2jls_mnist.py"
-    monkeypatch.setenv("DNGE_DATA", str(shelf.data))
+    monkeypatch.setenv("DNGE_DATA", str(data_root.data))
     monkeypatch.setattr("sys.argv", [str(example), "--out", str(tmp_path / "out"), "--count", "7", "--steps", "2"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_path(str(example), run_name="__main__")
@@ -284,13 +286,13 @@ def test_the_example_draws_its_picture(shelf: Shelf, tmp_path: Path, monkeypatch
     assert Image.open(tmp_path / "out" / "digits.png").size == (7 * 28 * 3, 3 * 28 * 3)
 
 
-def test_a_place_that_cannot_be_written_is_told(shelf: Shelf, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_told(data_root: DataRoot, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     wanted = about("mnist", "train", count=7)
     with pytest.raises(CheckpointError, match="can't write the parts of .*choose another place"):
-        raise_set(wanted, tmp_path / "file" / "set.safetensors", shelf=shelf)
+        build_set(wanted, tmp_path / "file" / "set.safetensors", data_root=data_root)
     with pytest.raises(CheckpointError, match="is a folder; name a file"):
-        raise_set(wanted, tmp_path, shelf=shelf)
+        build_set(wanted, tmp_path, data_root=data_root)
 
 
 def test_the_command_tells_what_is_wrong(tmp_path: Path, capsys) -> None:

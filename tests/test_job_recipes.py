@@ -90,13 +90,14 @@ def test_overrides_reach_any_depth_and_make_the_sections_they_need(tmp_path: Pat
 def test_an_override_by_leaf_name_finds_its_only_place(tmp_path: Path) -> None:
     job = load(write(tmp_path, JOB + "lora: {}\n"), assignments(["ratio=0.3", "seed=7", "placer=uniform"]))
     assert isinstance(job, Job) and job.prune is not None and job.lora is not None
-    assert (job.prune.ratio, job.seed, job.probes.seed, job.lora.placer) == (0.3, 7, 0, "uniform")
+    assert (job.prune.ratio, job.seed, job.calibration.seed, job.lora.placer) == (0.3, 7, 0, "uniform")
 
 
 def test_an_override_with_several_places_lists_them(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, JOB + "lora: {}\n"), "tokens=4096")
     assert (
-        "'tokens' stands in several places; write probes.tokens or datasets.tokens or eval_datasets.tokens" in message
+        "'tokens' stands in several places; write calibration.tokens or datasets.tokens or eval_datasets.tokens"
+        in message
     )
 
 

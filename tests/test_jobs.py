@@ -78,7 +78,7 @@ def recipe(model: Path, rows: Path, out: Path, **changes: Any) -> Path:
         "model_name_or_path": str(model),
         "output_dir": str(out),
         "scorer": "magnitude",
-        "probes": {"tokens": 256, "length": 16},
+        "calibration": {"tokens": 256, "length": 16},
         "prune": {"ratio": 0.3, "of": "units", "kinds": ["neuron"]},
         "lora": {"budget": {"match_uniform_r": 2}, "placer": "stable_rank", "lora_dropout": 0.1},
         "datasets": [{"path": str(rows)}],

@@ -189,7 +189,7 @@ def test_trap_5_deep_models_have_few_patterns() -> None:
 
 # 6. Experts are parameters: other keys, no dropout, a false warning.
 @pytest.mark.parametrize("kind", ["mixtral", "qwen2_moe"])
-@pytest.mark.parametrize("placer", ["uniform", "stable_rank", "probe"])
+@pytest.mark.parametrize("placer", ["uniform", "stable_rank", "fisher"])
 def test_trap_6_experts_get_the_planned_ranks_and_scales(kind: str, placer: str, tmp_path: Path) -> None:
     model = moe(kind)
     plan = place_lora(model, placer=placer, budget={"match_uniform_r": 3}, **FEW)

@@ -21,22 +21,23 @@ from dnge_compress.lora.placers import Context, weigh_by
 from dnge_compress.lora.ranks import allocate
 from dnge_compress.lora.sites import find_sites, matrix_of
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.gradients import mean_square_gradients, real_labels
 
-NAMES = placers.names()
+NAMES = placers.PLACERS.names()
 
 
 def context_of(name: str = "llama", *, seed: int = 0, real: bool = False) -> Context:
-    """A tiny model with a few probes, which may pass for real data."""
+    """A tiny model with a few calibration inputs, which may pass for real data."""
     model = models.make(name)
-    settings = ProbeSettings(tokens=128, length=16, seed=seed)
+    settings = Calibration(tokens=128, length=16, seed=seed)
     return Context(model, settings, tuple(synthesize(model, settings)) if real else None, uniform_rank=3)
 
 
 def data_of(model: nn.Module) -> list[Any]:
     """A few batches."""
-    return synthesize(model, ProbeSettings(tokens=128, length=16))
+    return synthesize(model, Calibration(tokens=128, length=16))
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert_mlm", "vit"])
@@ -109,7 +110,7 @@ def test_given_labels_count_where_they_are_not_ignored() -> None:
     assert part != whole and part[names[0]] > 0
 
 
-@pytest.mark.parametrize("placer", ["probe", "gradient"])
+@pytest.mark.parametrize("placer", ["fisher", "gradient"])
 def test_a_matrix_behind_which_nothing_is_read_gets_no_gradient(placer: str) -> None:
     context = context_of(real=True)
     with torch.no_grad():
@@ -119,7 +120,7 @@ def test_a_matrix_behind_which_nothing_is_read_gets_no_gradient(placer: str) -> 
     assert found["model.layers.1.mlp.down_proj"] > 0
 
 
-@pytest.mark.parametrize("placer", ["probe", "encoder"])
+@pytest.mark.parametrize("placer", ["fisher", "encoder"])
 def test_weights_of_a_symmetric_model_do_not_depend_on_the_order_of_its_neurons(placer: str) -> None:
     context = context_of()
     sites = find_sites(context.model)
@@ -129,7 +130,7 @@ def test_weights_of_a_symmetric_model_do_not_depend_on_the_order_of_its_neurons(
         mlp = context.model.get_submodule("model.layers.0.mlp")
         for module, axis in ((mlp.gate_proj, 0), (mlp.up_proj, 0), (mlp.down_proj, 1)):
             module.weight.copy_(module.weight.index_select(axis, order))
-    after = weigh_by(placer, sites, Context(context.model, context.probes))
+    after = weigh_by(placer, sites, Context(context.model, context.calibration))
     assert after == pytest.approx(before, rel=1e-3)
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from dnge_compress import compress
 from dnge_compress.graph.families import build_graph
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import shift_of
 from dnge_compress.signals.moments import Signals
 
@@ -50,7 +51,7 @@ class TwoTowers(nn.Module):
 def test_every_branch_gets_gradients() -> None:
     model = TwoTowers().eval()
     graph = build_graph(model, torch.randn(2, 6))
-    signals = Signals(model, graph, synthesize(model, ProbeSettings(tokens=256), torch.randn(2, 6)))
+    signals = Signals(model, graph, synthesize(model, Calibration(tokens=256), torch.randn(2, 6)))
     assert len(signals) == 2
     assert all(float(s.out_fisher.min()) > 0 for name in signals for s in signals[name])
 
@@ -81,7 +82,7 @@ def test_other_layouts_are_compressed_and_repaired(make: Callable[[], nn.Module]
     dense = model(example)
     errors = {}
     for repair in ("none", "lstsq"):
-        small = compress(model, ratio=0.2, example_inputs=example, tokens=1024, compensate=repair, scorer="probe")
+        small = compress(model, ratio=0.2, example_inputs=example, tokens=1024, compensate=repair, scorer="obs")
         errors[repair] = float((small(example) - dense).norm() / dense.norm())
     assert errors["lstsq"] <= errors["none"]
 

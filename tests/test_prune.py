@@ -180,7 +180,7 @@ def test_a_bfloat16_model_stays_bfloat16_and_its_repair_is_solved_in_more(name: 
     if isinstance(inputs, Tensor):
         inputs = inputs.to(torch.bfloat16)
     extra = {} if models.MODELS[name].family else {"example_inputs": inputs}
-    settings = QUICK | {"scorer": "probe", "compensate": "lstsq"}
+    settings = QUICK | {"scorer": "obs", "compensate": "lstsq"}
     small = compress(model, "prune/neurons", ratio=0.3, **settings, **extra)
     assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
     assert {t.dtype for t in small.buffers()} == {t.dtype for t in model.buffers()}
@@ -192,7 +192,7 @@ def test_a_float64_model_stays_float64_and_is_exact() -> None:
     graph = models.graph_of("bert", model)
     cuts = random_cuts(graph, 0)
     assert check(pruned(model, graph, cuts), model, AppliedCuts.of(graph, cuts), models.example_inputs("bert")) < 1e-12
-    small = compress(model, ratio=0.2, **QUICK | {"scorer": "probe", "compensate": "lstsq"})
+    small = compress(model, ratio=0.2, **QUICK | {"scorer": "obs", "compensate": "lstsq"})
     assert {p.dtype for p in small.parameters()} == {torch.float64}
 
 
@@ -265,8 +265,8 @@ def test_unknown_spaces_offer_the_nearest_and_pinned_blocks_stay() -> None:
     graph = models.graph_of("resnet_basic", models.make("resnet_basic"))
     with pytest.raises(UnknownNameError, match="did you mean"):
         AppliedCuts(graph, (Cut("stage.00", (0,)),))
-    space = next(s for s in graph.of_kind("layer") if s.pinned and s.units > 1)
-    keep = tuple(i for i in range(space.units) if i not in space.pinned)
+    space = next(s for s in graph.of_kind("layer") if s.protected and s.units > 1)
+    keep = tuple(i for i in range(space.units) if i not in space.protected)
     with pytest.raises(PlanError, match="can't be removed"):
         AppliedCuts(graph, (Cut(space.name, keep),))
 
@@ -288,7 +288,7 @@ def test_a_pruned_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
     cuts = [Cut(s.name, tuple(range(0, s.units, 2))) for s in graph.of_kind("neuron")]
     layers = graph.of_kind("layer")[-1]
     if layers.units > 2:
-        cuts.append(Cut(layers.name, tuple(i for i in range(layers.units) if i != 1 or i in layers.pinned)))
+        cuts.append(Cut(layers.name, tuple(i for i in range(layers.units) if i != 1 or i in layers.protected)))
     small = copy.deepcopy(base)
     cut(small, AppliedCuts.of(graph, cuts))
     found, expected = pruned_graph(AppliedCuts.of(graph, cuts), shapes_of(small)), build_graph(small)
@@ -298,6 +298,6 @@ def test_a_pruned_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
     assert [(s.param, s.axis, s.width, s.offset) for s in found.slots] == [
         (s.param, s.axis, s.width, s.offset) for s in expected.slots
     ]
-    assert [(s.modules, s.pinned) for s in found.of_kind("layer")] == [
-        (s.modules, s.pinned) for s in expected.of_kind("layer")
+    assert [(s.modules, s.protected) for s in found.of_kind("layer")] == [
+        (s.modules, s.protected) for s in expected.of_kind("layer")
     ]

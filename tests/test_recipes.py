@@ -82,7 +82,7 @@ def test_readme_lists_every_key_with_its_default() -> None:
     table = dict(re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]*)`? \|", part, re.M))
     assert set(table) == {".".join(path) for paths in leaves(Recipe).values() for path in paths}
     defaults = Recipe().model_dump()
-    for key in ("probes.tokens", "prune.ratio", "prune.min_keep", "repair.ridge", "repair.compensate"):
+    for key in ("calibration.tokens", "prune.ratio", "prune.min_keep", "repair.ridge", "repair.compensate"):
         section, leaf = key.split(".")
         assert table[key].strip() == str(defaults[section][leaf])
 
@@ -94,20 +94,20 @@ def test_readme_names_every_key_of_placements_and_jobs() -> None:
         for paths in leaves(section).values():
             for path in paths:
                 above = {".".join(path[:n]) for n in range(1, len(path) + 1)} | {path[-1]}
-                assert named & above or path[0] in ("name", "about", "probes", "train"), path
+                assert named & above or path[0] in ("name", "about", "calibration", "train"), path
 
 
 def test_recipes_are_frozen() -> None:
     recipe: Any = Recipe()
     with pytest.raises(ValidationError):
-        recipe.scorer = "probe"
+        recipe.scorer = "obs"
     with pytest.raises(ValidationError):
         recipe.prune.ratio = 0.5
 
 
 def test_overrides_work_by_leaf_name_and_by_path() -> None:
-    recipe = resolve("prune/default", {"ratio": 0.3, "scorer": "probe", "repair.compensate": "bias", "kinds": ["head"]})
-    assert (recipe.prune.ratio, recipe.scorer, recipe.repair.compensate) == (0.3, "probe", "bias")
+    recipe = resolve("prune/default", {"ratio": 0.3, "scorer": "obs", "repair.compensate": "bias", "kinds": ["head"]})
+    assert (recipe.prune.ratio, recipe.scorer, recipe.repair.compensate) == (0.3, "obs", "bias")
     assert recipe.prune.kinds == ("head",)
     assert resolve("prune/default").prune.ratio == 0.2
 
@@ -123,7 +123,7 @@ def test_names_separated_by_commas_make_a_list() -> None:
 def test_a_recipe_object_is_taken_as_it_is() -> None:
     mine = Recipe(name="mine", prune=Prune(ratio=0.4))
     assert resolve(mine) is mine
-    assert resolve(mine, {"seed": 3}).probes.seed == 3 and mine.probes.seed == 0
+    assert resolve(mine, {"seed": 3}).calibration.seed == 3 and mine.calibration.seed == 0
 
 
 def test_a_file_is_a_recipe_named_after_it(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_file_is_a_recipe_named_after_it(tmp_path: Path) -> None:
 
 
 def test_a_recipe_survives_the_way_through_a_plan() -> None:
-    recipe = resolve("prune/heads", {"ratio": 0.5, "protect": ["*.layers.0.*"]})
+    recipe = resolve("prune/heads", {"ratio": 0.5, "protected": ["*.layers.0.*"]})
     assert validate(recipe.model_dump(mode="json"), "plan.json") == recipe
 
 
@@ -159,13 +159,13 @@ def test_an_unknown_override_offers_the_nearest() -> None:
     [
         ("about: x\nprune:\n  ratio: 0.2\n  round: 3\n", ":4: unknown key 'prune.round'; did you mean 'round_to'?"),
         ("about: x\nratio: 0.2\n", ":2: unknown key 'ratio'; it belongs under 'prune'"),
-        ("prune: {scorer: probe}\n", ":1: unknown key 'prune.scorer'; it belongs at the top level"),
+        ("prune: {scorer: obs}\n", ":1: unknown key 'prune.scorer'; it belongs at the top level"),
         ("prune:\n  allocation: globl\n", ":2: 'prune.allocation' should be 'uniform' or 'global', not 'globl'; did"),
         ("prune:\n  kinds: [neurn]\n", ":2: 'prune.kinds' should be 'neuron', 'head', 'channel' or 'layer', not"),
         ("prune:\n  kinds: []\n", ":2: 'prune.kinds' should have at least 1 item"),
-        ("probes:\n  tokens: 63\n", ":2: 'probes.tokens' should be greater than or equal to 64, not 63"),
-        ("probes:\n  tokens: true\n", ":2: 'probes.tokens' should be a number, not True"),
-        ("probes:\n  tokens: 64\n  length: 65\n", "tokens (64) should be at least length (65)"),
+        ("calibration:\n  tokens: 63\n", ":2: 'calibration.tokens' should be greater than or equal to 64, not 63"),
+        ("calibration:\n  tokens: true\n", ":2: 'calibration.tokens' should be a number, not True"),
+        ("calibration:\n  tokens: 64\n  length: 65\n", "tokens (64) should be at least length (65)"),
         ("repair:\n  ridge: 0\n", ":2: 'repair.ridge' should be greater than 0, not 0"),
         ("prune:\n  ratio: 2\n", ":2: ratio must be at least 0 and below 1, not 2"),
         ("prune: 3\n", ":1: 'prune' must hold keys (ratio, "),

@@ -25,7 +25,7 @@ from dnge_compress.surgery.cut import cut
 def plan_of(graph: ModelGraph, *cuts: Cut) -> PrunePlan:
     """A plan made by hand."""
     costs = {c.space: 0.01 * (i + 1) for i, c in enumerate(cuts)}
-    recipe = {"name": "prune/default", "scorer": "probe"}
+    recipe = {"name": "prune/default", "scorer": "obs"}
     return PrunePlan(cuts, graph.fingerprint, "-", recipe, predicted_cost=0.5, notes=("a note",), costs=costs)
 
 
@@ -36,7 +36,7 @@ def report_of(name: str, *kinds: str) -> Report:
     cuts = tuple(Cut(s.name, tuple(range(max(1, s.units * 2 // 3)))) for s in graph.of_kind(*kinds) if s.units > 1)
     small = copy.deepcopy(model)
     cut(small, AppliedCuts.of(graph, cuts))
-    timings = {"probe": 1.25, "score": 0.5}
+    timings = {"plan": 1.25, "score": 0.5}
     return build_report(
         plan_of(graph, *cuts), AppliedCuts(graph, cuts), before=model, after=small, inputs=inputs, timings=timings
     )
@@ -62,7 +62,7 @@ def parameters(model: nn.Module) -> int:
 def cuttable(graph: ModelGraph) -> list[Space]:
     """Spaces that can lose their last unit."""
     spaces = graph.of_kind("neuron", "head", "channel", "layer")
-    return [s for s in spaces if s.units > 1 and s.units - 1 not in s.pinned]
+    return [s for s in spaces if s.units > 1 and s.units - 1 not in s.protected]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -169,8 +169,8 @@ def test_printing_a_report_draws_its_tables(capsys: pytest.CaptureFixture[str]) 
     report = report_of("llama", "neuron", "head")
     print(report)
     text = capsys.readouterr().out
-    assert "LlamaForCausalLM" in text and "prune/default · scorer probe · predicted cost 0.5" in text
-    assert "26 / 40" in text and "1 / 2" in text and "a note" in text and "probe 1.2 s" in text
+    assert "LlamaForCausalLM" in text and "prune/default · scorer obs · predicted cost 0.5" in text
+    assert "26 / 40" in text and "1 / 2" in text and "a note" in text and "plan 1.2 s" in text
     assert "\x1b" not in text
 
 

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertLMHeadModel
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.sampling import ROWS_AT_ONCE, sample_rows
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.sampled_text import written
 
 
@@ -33,9 +34,9 @@ def test_rows_are_no_longer_than_the_model_has_positions_for() -> None:
 
 def test_the_seed_decides_what_is_written() -> None:
     model = make("llama")
-    first = sample_rows(model, tokens=60, length=12, seed=1)
-    assert first == sample_rows(model, tokens=60, length=12, seed=1)
-    assert first != sample_rows(model, tokens=60, length=12, seed=2)
+    first = sample_rows(model, tokens=72, length=12, seed=1)
+    assert first == sample_rows(model, tokens=72, length=12, seed=1)
+    assert first != sample_rows(model, tokens=72, length=12, seed=2)
 
 
 @torch.no_grad()
@@ -49,10 +50,10 @@ def test_the_cache_of_keys_and_values_changes_nothing() -> None:
     assert torch.equal(cached, ids)
 
 
-def test_probes_of_a_language_model_are_written_in_the_same_way() -> None:
+def test_calibration_text_of_a_language_model_is_written_in_the_same_way() -> None:
     model = make("llama")
-    probes = torch.cat([batch["input_ids"] for batch in synthesize(model, ProbeSettings(tokens=60, length=12, seed=4))])
-    assert probes.tolist() == sample_rows(model, tokens=60, length=12, seed=4)
+    inputs = torch.cat([batch["input_ids"] for batch in synthesize(model, Calibration(tokens=72, length=12, seed=4))])
+    assert inputs.tolist() == sample_rows(model, tokens=72, length=12, seed=4)
 
 
 def test_progress_counts_rows_up_to_all() -> None:

@@ -13,22 +13,23 @@ from torch import nn
 from dnge_compress import scorers
 from dnge_compress.core.errors import DataError, UnknownNameError
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Scores, Space
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import Context
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.calibration import synthesize
 
 
 def context_of(name: str, *, real_data: bool = False, seed: int = 0) -> Context:
-    """A tiny model with a few probes."""
+    """A tiny model with a few calibration inputs."""
     model = models.make(name)
     example = None if models.MODELS[name].family else models.example_inputs(name)
-    batches = synthesize(model, ProbeSettings(tokens=64, length=16), example)[:2]
+    batches = synthesize(model, Calibration(tokens=64, length=16), example)[:2]
     return Context(models.graph_of(name, model), model, tuple(batches), real_data=real_data, seed=seed)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_scorer_gives_every_prunable_unit_of_every_model_a_finite_score(name: str) -> None:
     context = context_of(name, real_data=True)
-    for scorer in scorers.names():
+    for scorer in scorers.SCORERS.names():
         found = scorers.score(scorer, context)
         spaces = context.graph.of_kind(*PRUNABLE)
         assert set(found.units) == {s.name for s in spaces}, scorer
@@ -45,7 +46,7 @@ def test_a_unit_that_nobody_reads_scores_lowest(name: str) -> None:
     context = context_of(name, real_data=True)
     space = context.graph.of_kind("neuron", "channel")[0]
     zero_unit(context, space, 2)
-    for scorer in ("probe", "fisher", "flap", "magnitude"):
+    for scorer in ("obs", "fisher", "flap", "magnitude"):
         assert scorers.score(scorer, context).units[space.name].argmin() == 2, scorer
 
 
@@ -54,21 +55,21 @@ def test_units_that_are_never_active_cost_only_the_ridge() -> None:
     with torch.no_grad():
         context.model[0].weight[[3, 5]] = 0
         context.model[0].bias[[3, 5]] = -1.0
-    costs = scorers.score("probe", context).units["0"]
+    costs = scorers.score("obs", context).units["0"]
     assert set(costs.argsort()[:2].tolist()) == {3, 5} and float(costs[[3, 5]].max()) < 0.01 * float(costs.max())
 
 
 def test_pinned_blocks_cost_most() -> None:
     context = context_of("resnet_basic", real_data=True)
-    pinned = [s for s in context.graph.of_kind("layer") if 0 < len(s.pinned) < s.units]
-    assert pinned
-    costs = scorers.score("probe", context).units
-    for space in pinned:
-        free = [i for i in range(space.units) if i not in space.pinned]
-        assert costs[space.name][list(space.pinned)].min() > costs[space.name][free].max()
+    protected = [s for s in context.graph.of_kind("layer") if 0 < len(s.protected) < s.units]
+    assert protected
+    costs = scorers.score("obs", context).units
+    for space in protected:
+        free = [i for i in range(space.units) if i not in space.protected]
+        assert costs[space.name][list(space.protected)].min() > costs[space.name][free].max()
 
 
-@pytest.mark.parametrize("scorer", scorers.names())
+@pytest.mark.parametrize("scorer", scorers.SCORERS.names())
 def test_scores_are_the_same_each_time_whatever_the_global_seed(scorer: str) -> None:
     first = scorers.score(scorer, context_of("llama", real_data=True))
     torch.manual_seed(77)
@@ -96,7 +97,7 @@ def test_scorers_of_real_data_say_so_if_there_is_none(scorer: str) -> None:
         scorers.score(scorer, context_of("mlp"))
 
 
-def test_an_unknown_scorer_offers_the_nearest() -> None:
+def test_an_unSCORERS_offers_the_nearest() -> None:
     with pytest.raises(UnknownNameError, match="unknown scorer 'magnitud'; did you mean 'magnitude'"):
         scorers.score("magnitud", context_of("mlp"))
 

@@ -17,18 +17,19 @@ from dnge_compress.core.errors import DngeError
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals import second_moments
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import as_matrix, from_matrix
-from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.moments import Signal, Signals
 from dnge_compress.signals.running import inference_mode_of
 
 
 def batches_for(name: str, model: nn.Module, tokens: int = 64) -> list[Any]:
-    """A few probes."""
+    """A few synthetic inputs."""
     example = None if models.MODELS[name].family else models.example_inputs(name)
-    return synthesize(model, ProbeSettings(tokens=tokens, length=16), example)[:2]
+    return synthesize(model, Calibration(tokens=tokens, length=16), example)[:2]
 
 
 def gathered(name: str, seed: int = 0) -> tuple[nn.Module, ModelGraph, list[Any], Signals]:
@@ -102,7 +103,7 @@ def test_attended_is_none_where_all_positions_count() -> None:
     assert attended({"attention_mask": ones}) is None
     mask = torch.tensor([[1, 1, 0]])
     assert torch.equal(attended({"attention_mask": mask}), mask.bool())
-    assert answers(torch.arange(6.0).view(1, 3, 2), mask.bool()).tolist() == [[0, 1], [2, 3]]
+    assert attended_outputs(torch.arange(6.0).view(1, 3, 2), mask.bool()).tolist() == [[0, 1], [2, 3]]
 
 
 @pytest.mark.parametrize("limit", [0, 4 * (48**2 + 40**2) + 8])

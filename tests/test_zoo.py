@@ -24,7 +24,7 @@ from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import IGNORED, neighbour_batches
 from dnge_compress.zoo.build import FAMILIES, Blueprint, blueprints, build, example_batches, load, loss
 from dnge_compress.zoo.corpora import VOCABULARY, tokens
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 from dnge_compress.zoo.pretrain import targets
 from dnge_compress.zoo.training import train
@@ -33,7 +33,7 @@ DRAWN = {b.family: b for b in blueprints(2 * len(FAMILIES), seed=0)}
 
 
 @pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> DataRoot:
     """Data files like the shared ones, with 40 train and 20 held-out images and 600 sentences."""
     data = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
@@ -52,7 +52,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Shelf:
         draw = random.Random(seed)
         text = "\n\n".join(" ".join(draw.choices(words, k=12)) + "." for _ in range(600))
         parquet.write_table(pa.table({"title": ["A book"], "text": [text]}), data / file_name)
-    return Shelf(data, tmp_path_factory.mktemp("cache"))
+    return DataRoot(data, tmp_path_factory.mktemp("cache"))
 
 
 def tiny(family: str, **changes: object) -> Blueprint:
@@ -114,9 +114,9 @@ def test_an_impossible_blueprint_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_builds_and_learns_from_a_batch(family: str, shelf: Shelf) -> None:
+def test_every_family_builds_and_learns_from_a_batch(family: str, data_root: DataRoot) -> None:
     model = build(tiny(family))
-    (batch,) = example_batches(tiny(family), "train", count=1, batch_size=4, seed=0, shelf=shelf)
+    (batch,) = example_batches(tiny(family), "train", count=1, batch_size=4, seed=0, data_root=data_root)
     value = loss(model, batch)
     assert value.ndim == 0 and torch.isfinite(value)
     value.backward()
@@ -126,9 +126,9 @@ def test_every_family_builds_and_learns_from_a_batch(family: str, shelf: Shelf) 
 @pytest.mark.parametrize("depth", [3, 4, 5, 6])
 @pytest.mark.parametrize("data", ["mnist", "cifar10"])
 @pytest.mark.parametrize("layout", [("stride", "flatten"), ("pool", "flatten"), ("pool", "average")])
-def test_a_cnn_of_any_depth_fits_its_image(depth: int, data: str, layout: tuple[str, str], shelf: Shelf) -> None:
+def test_a_cnn_of_any_depth_fits_its_image(depth: int, data: str, layout: tuple[str, str], data_root: DataRoot) -> None:
     plan = tiny("cnn", widths=(5, 6, 7, 8, 9, 11)[:depth], depth=depth, data=data, layout=layout)
-    (batch,) = example_batches(plan, "held-out", count=1, batch_size=3, seed=0, shelf=shelf)
+    (batch,) = example_batches(plan, "held-out", count=1, batch_size=3, seed=0, data_root=data_root)
     assert zoo.logits(build(plan), batch).shape == (3, 10)
 
 
@@ -142,10 +142,10 @@ def test_building_is_seeded_and_leaves_the_global_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("family", ["cnn", "gpt2", "bert"])
-def test_the_same_seed_gives_the_same_batches(family: str, shelf: Shelf) -> None:
+def test_the_same_seed_gives_the_same_batches(family: str, data_root: DataRoot) -> None:
     def labels(seed: int, split: zoo.Split) -> torch.Tensor:
         plan = tiny(family)
-        drawn = example_batches(plan, split, count=2, batch_size=8, seed=seed, shelf=shelf)
+        drawn = example_batches(plan, split, count=2, batch_size=8, seed=seed, data_root=data_root)
         return torch.cat([batch.labels for batch in drawn])
 
     assert torch.equal(labels(1, "train"), labels(1, "train"))
@@ -153,128 +153,132 @@ def test_the_same_seed_gives_the_same_batches(family: str, shelf: Shelf) -> None
     assert not torch.equal(labels(1, "train"), labels(1, "held-out"))
 
 
-def test_labels_of_causal_models_are_the_next_tokens(shelf: Shelf) -> None:
-    (batch,) = example_batches(tiny("gpt2"), "train", count=1, batch_size=4, seed=0, shelf=shelf)
+def test_labels_of_causal_models_are_the_next_tokens(data_root: DataRoot) -> None:
+    (batch,) = example_batches(tiny("gpt2"), "train", count=1, batch_size=4, seed=0, data_root=data_root)
     assert torch.equal(batch.inputs["input_ids"][:, 1:], batch.labels[:, :-1])
 
 
-def test_bert_hides_fifteen_percent_behind_its_own_id_and_is_judged_there_only(shelf: Shelf) -> None:
+def test_bert_hides_fifteen_percent_behind_its_own_id_and_is_judged_there_only(data_root: DataRoot) -> None:
     plan = tiny("bert", length=40)
-    (batch,) = example_batches(plan, "train", count=1, batch_size=4, seed=0, shelf=shelf)
+    (batch,) = example_batches(plan, "train", count=1, batch_size=4, seed=0, data_root=data_root)
     ids, hidden = batch.inputs["input_ids"], batch.labels != IGNORED
     assert hidden.sum(1).tolist() == [6, 6, 6, 6]
     assert torch.equal(ids == plan.mask_id, hidden)
     assert batch.labels[hidden].max() < VOCABULARY[plan.data] == plan.mask_id
 
 
-def test_the_preparation_of_bert_names_both_neighbours(shelf: Shelf) -> None:
+def test_the_preparation_of_bert_names_both_neighbours(data_root: DataRoot) -> None:
     plan = tiny("bert")
-    batch = next(neighbour_batches(plan, batch_size=4, seed=0, shelf=shelf))
+    batch = next(neighbour_batches(plan, batch_size=4, seed=0, data_root=data_root))
     ids = batch.inputs["input_ids"]
     seen = ids != plan.mask_id
     assert torch.equal(batch.labels[:, 1:, 0][seen[:, :-1]], ids[:, :-1][seen[:, :-1]])
     assert torch.equal(batch.labels[:, :-1, 1][seen[:, 1:]], ids[:, 1:][seen[:, 1:]])
 
 
-def test_bpe_tokens_are_fewer_than_bytes_and_within_the_vocabulary(shelf: Shelf) -> None:
-    stream = tokens("books-bpe1024", "train", shelf=shelf)
-    assert len(stream) < len(tokens("books-bytes", "train", shelf=shelf)) / 2
+def test_bpe_tokens_are_fewer_than_bytes_and_within_the_vocabulary(data_root: DataRoot) -> None:
+    stream = tokens("books-bpe1024", "train", data_root=data_root)
+    assert len(stream) < len(tokens("books-bytes", "train", data_root=data_root)) / 2
     assert stream.min() >= 0 and stream.max() < 1024
 
 
-def test_decoded_photographs_come_from_the_cache_once_they_are_there(shelf: Shelf) -> None:
-    first = images("cifar10", "train", shelf=shelf)
-    again = images("cifar10", "train", shelf=Shelf(Path("no-such-folder"), shelf.cache))
+def test_decoded_photographs_come_from_the_cache_once_they_are_there(data_root: DataRoot) -> None:
+    first = images("cifar10", "train", data_root=data_root)
+    again = images("cifar10", "train", data_root=DataRoot(Path("no-such-folder"), data_root.cache))
     assert first.pixels.shape == (40, 3, 32, 32)
     assert np.array_equal(first.pixels, again.pixels) and torch.equal(first.labels, again.labels)
 
 
 def test_missing_data_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no data folder"):
-        Shelf.find(tmp_path / "nowhere")
+        DataRoot.find(tmp_path / "nowhere")
     with pytest.raises(DataError, match="mnist.npz is missing"):
-        images("mnist", "train", shelf=Shelf(tmp_path, tmp_path))
+        images("mnist", "train", data_root=DataRoot(tmp_path, tmp_path))
     with pytest.raises(UnknownNameError, match="books-bytes"):
-        tokens("book-bytes", "train", shelf=Shelf(tmp_path, tmp_path))
+        tokens("book-bytes", "train", data_root=DataRoot(tmp_path, tmp_path))
 
 
-def test_a_batch_larger_than_the_data_is_refused(shelf: Shelf) -> None:
+def test_a_batch_larger_than_the_data_is_refused(data_root: DataRoot) -> None:
     with pytest.raises(DataError, match="20 held-out images"):
-        example_batches(tiny("mlp"), "held-out", count=1, batch_size=21, seed=0, shelf=shelf)
+        example_batches(tiny("mlp"), "held-out", count=1, batch_size=21, seed=0, data_root=data_root)
 
 
-def test_training_learns_and_is_deterministic(shelf: Shelf) -> None:
+def test_training_learns_and_is_deterministic(data_root: DataRoot) -> None:
     plan = tiny("mlp", data="mnist", steps=40, stop=40, batch_size=20, lr=2e-3, optimiser="adamw")
-    (batch,) = example_batches(plan, "held-out", count=1, batch_size=20, seed=0, shelf=shelf)
-    first, second = train(plan, shelf=shelf), train(plan, shelf=shelf)
+    (batch,) = example_batches(plan, "held-out", count=1, batch_size=20, seed=0, data_root=data_root)
+    first, second = train(plan, data_root=data_root), train(plan, data_root=data_root)
     assert torch.equal(first.head.weight, second.head.weight)
     assert loss(first, batch) < loss(build(plan).eval(), batch) - 0.5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_network_comes_back_from_its_folder_with_equal_outputs(
-    family: str, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     monkeypatch.setattr("dnge_compress.zoo.training._TEXT_EVALUATION", (1, 4))
     plan = tiny(family, steps=5, stop=5, preparation=2 if family == "bert" else 0)
-    folders = zoo.raise_networks(plan, tmp_path, shelf=shelf)
+    folders = zoo.train_networks(plan, tmp_path, data_root=data_root)
     assert [f.name for f in folders] == [f"{plan.name}@20", f"{plan.name}@50", plan.name] and len(folders) == 3
-    (batch,) = example_batches(plan, "held-out", count=1, batch_size=5, seed=0, shelf=shelf)
+    (batch,) = example_batches(plan, "held-out", count=1, batch_size=5, seed=0, data_root=data_root)
     for folder, moment in zip(folders, plan.moments(), strict=True):
         model, restored = load(folder)
         assert restored == moment and not model.training
-        alone = train(moment, shelf=shelf)
+        alone = train(moment, data_root=data_root)
         with torch.no_grad():  # a network kept on the way is exactly what training until there gives
             assert torch.equal(zoo.logits(model, batch), zoo.logits(alone, batch))
     quality = zoo.record(folders[-1])["quality"]
     assert set(quality) == {"loss", "accuracy", "seconds"} | ({"unigram_loss"} if plan.is_language else set())
     monkeypatch.setattr(zoo, "train_through", lambda *a, **k: pytest.fail("trained twice"))
-    zoo.raise_networks(plan, tmp_path, shelf=shelf)
+    zoo.train_networks(plan, tmp_path, data_root=data_root)
     assert zoo.finished(tmp_path) == sorted(folders)
     with pytest.raises(CheckpointError, match="another blueprint"):
-        zoo.raise_networks(replace(plan, lr=1.0), tmp_path, shelf=shelf)
+        zoo.train_networks(replace(plan, lr=1.0), tmp_path, data_root=data_root)
 
 
-def test_a_killed_run_makes_only_what_is_missing(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_makes_only_what_is_missing(
+    data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     plan = tiny("mlp", steps=5, stop=5)
-    whole = zoo.raise_networks(plan, tmp_path / "whole", shelf=shelf)
+    whole = zoo.train_networks(plan, tmp_path / "whole", data_root=data_root)
     shutil.copytree(whole[2], tmp_path / "part" / whole[2].name)
-    again = zoo.raise_networks(plan, tmp_path / "part", shelf=shelf)
+    again = zoo.train_networks(plan, tmp_path / "part", data_root=data_root)
     for a, b in zip(whole, again, strict=True):
         assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
 
 
 def test_a_whole_zoo_of_another_seed_is_refused(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     plan = tiny("mlp")
-    zoo.raise_networks(plan, tmp_path, shelf=shelf)
+    zoo.train_networks(plan, tmp_path, data_root=data_root)
     monkeypatch.setattr(zoo, "blueprints", lambda count, seed: [replace(plan, seed=seed)])
-    arguments = ["--out", str(tmp_path), "--data", str(shelf.data), "--runs", "1"]
+    arguments = ["--out", str(tmp_path), "--data", str(data_root.data), "--runs", "1"]
     assert zoo.main([*arguments, "--seed", str(plan.seed)]) == 0
     assert zoo.main([*arguments, "--seed", str(plan.seed + 1)]) == 2
     assert "holds another blueprint" in capsys.readouterr().err
 
 
-def test_a_language_model_finds_its_tokenizer(shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_language_model_finds_its_tokenizer(
+    data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("dnge_compress.zoo.training._TEXT_EVALUATION", (1, 4))
     plan = tiny("bert", data="books-bytes")
-    model, _ = load(zoo.raise_networks(plan, tmp_path, shelf=shelf)[-1], shelf=shelf)
+    model, _ = load(zoo.train_networks(plan, tmp_path, data_root=data_root)[-1], data_root=data_root)
     assert AutoTokenizer.from_pretrained(model.name_or_path)("a b").input_ids == list(b"a b")
 
 
 def test_interrupted_training_leaves_no_half_folder(
-    shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(zoo, "measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        zoo.raise_networks(tiny("mlp"), tmp_path, shelf=shelf)
+        zoo.train_networks(tiny("mlp"), tmp_path, data_root=data_root)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -285,22 +289,22 @@ def test_a_folder_without_a_blueprint_is_no_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["mlp", "vit", "llama"])
 def test_targets_add_up_to_what_cuts_really_cost(
-    family: str, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     monkeypatch.setattr("dnge_compress.zoo.training._TEXT_EVALUATION", (1, 4))
     original = targets.example_batches
     monkeypatch.setattr(targets, "example_batches", lambda b, s, **k: original(b, s, **k | {"batch_size": 10}))
-    monkeypatch.setattr(targets, "PROBE_TOKENS", 256)
+    monkeypatch.setattr(targets, "CALIBRATION_TOKENS", 256)
     paid: dict[str, list[float]] = {}
     measured = targets._Judge._cost
     watched = lambda self, space, keep: paid.setdefault(space, []).append(float(c := measured(self, space, keep))) or c  # noqa: E731
     monkeypatch.setattr(targets._Judge, "_cost", watched)
-    folder = zoo.raise_networks(tiny(family), tmp_path, shelf=shelf)[-1]
+    folder = zoo.train_networks(tiny(family), tmp_path, data_root=data_root)[-1]
     for name in targets.lessons_of(folder):
         paid.clear()
-        targets.make_targets(folder, name, shelf)
-        lesson = targets.read_lesson(folder, name, shelf)
+        targets.make_targets(folder, name, data_root)
+        lesson = targets.read_lesson(folder, name, data_root)
         assert set(lesson.targets) == set(lesson.closed) and all(
             torch.isfinite(t).all() for t in lesson.targets.values()
         )

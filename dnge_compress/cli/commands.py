@@ -43,7 +43,7 @@ def score(options: Namespace) -> None:
     recipe = _recipe(options)
     with session() as tell:
         model = _open(options, tell)
-        scores = api.score(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+        scores = api.score(model, recipe, data=_data(options, model, recipe.calibration.length), progress=tell)
     if options.json:
         print_json(scores.to_dict())
     else:
@@ -59,7 +59,7 @@ def plan(options: Namespace) -> None:
         _refuse_file(target, options.force)
     with session() as tell:
         model = _open(options, tell)
-        made = api.plan(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+        made = api.plan(model, recipe, data=_data(options, model, recipe.calibration.length), progress=tell)
     if target:
         write_whole(target, made.to_json())
     if options.json or not target:
@@ -77,7 +77,7 @@ def apply(options: Namespace) -> None:
     _refuse_folder(Path(options.output), options.force)
     with session() as tell:
         model = _open(options, tell)
-        data = _data(options, model, recipe.probes.length)
+        data = _data(options, model, recipe.calibration.length)
         anyway = options.any_weights
         small = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=tell)
         _save(small, options, tell)
@@ -90,7 +90,7 @@ def compress(options: Namespace) -> None:
     _refuse_folder(Path(options.output), options.force)
     with session() as tell:
         model = _open(options, tell)
-        data = _data(options, model, recipe.probes.length)
+        data = _data(options, model, recipe.calibration.length)
         small = api.compress(model, recipe, data=data, inplace=True, progress=tell)
         _save(small, options, tell)
     _show_report(small, options)
@@ -104,7 +104,7 @@ def place(options: Namespace) -> None:
         _refuse_file(target, options.force, LoraPlan)
     with session() as tell:
         model = _open(options, tell)
-        made = place_lora(model, recipe, data=_data(options, model, recipe.probes.length), progress=tell)
+        made = place_lora(model, recipe, data=_data(options, model, recipe.calibration.length), progress=tell)
     if target:
         write_whole(target, made.to_json())
     if options.json or not target:

@@ -12,7 +12,7 @@ from dnge_compress.cli.commands import print_json, print_report
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.jobs import stage_table
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.launching import leads
+from dnge_compress.jobs.launching import is_rank0
 from dnge_compress.jobs.running import is_finished, job_of
 from dnge_compress.jobs.running import run as run_job
 from dnge_compress.jobs.stages import stages_of
@@ -22,7 +22,7 @@ from dnge_compress.recipes.library import assignments
 def run(options: Namespace) -> None:
     """`dnge run RECIPE [KEY=VALUE …]`"""
     job = job_of(options.recipe, assignments(options.overrides))
-    if not leads():
+    if not is_rank0():
         if not options.dry_run:
             run_job(job)
         return

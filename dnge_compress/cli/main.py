@@ -102,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
     _model(place)
     place.add_argument("-o", "--output", metavar="PLAN.json", help="file for the plan (default: stdout)")
     place.add_argument("--recipe", default="lora/default", help="name or path (default: %(default)s)")
-    place.add_argument("--placer", help="who decides: encoder, probe, stable_rank, uniform, …")
+    place.add_argument("--placer", help="who decides: uniform, encoder, fisher, stable_rank, …")
     _set_flag(place)
     run = commands.add_parser(
         "run", parents=[json_flag], help="run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
@@ -207,7 +207,7 @@ def _opening_flags() -> argparse.ArgumentParser:
     group = flags.add_argument_group("model and data")
     group.add_argument("--device", help="where to run, e.g. cuda (default: cpu)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    group.add_argument("--data", metavar="FILE.txt", help="real text in place of the probes, one text per line")
+    group.add_argument("--data", metavar="FILE.txt", help="real text to calibrate on, one text per line")
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     group.add_argument("--allow-pickle", action="store_true", help="read pickled weights (they can run code)")
     return flags
@@ -218,7 +218,7 @@ def _choosing_flags() -> argparse.ArgumentParser:
     group = flags.add_argument_group("recipe")
     group.add_argument("--recipe", default=DEFAULT_RECIPE, help="name or path (default: %(default)s)")
     group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
-    group.add_argument("--scorer", help="who scores: encoder, probe, magnitude, random, fisher, taylor, flap, wanda")
+    group.add_argument("--scorer", help="who scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda")
     group.add_argument("--seed", type=int, help="same seed, same result")
     _set_flag(group)
     return flags

@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TaskID, 
 from rich.progress import Progress as Bars
 
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.progress import Tell
+from dnge_compress.core.progress import Progress
 
 QUIET_STEPS = 20  # where there is no terminal, a long stage says where it is about this often
 
 
 @contextmanager
-def session() -> Iterator[Tell]:
+def session() -> Iterator[Progress]:
     """No chatter from transformers, and a function to report progress with."""
     console = Console(stderr=True)
     columns = (

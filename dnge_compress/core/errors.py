@@ -4,7 +4,7 @@ DngeError
 ├── UnknownNameError (KeyError)       a recipe, scorer, family or key nobody knows; offers the nearest
 ├── UnsupportedModelError (ValueError) a model the package can't read safely
 ├── WeightError (ValueError)          NaN, infinite or integer weights
-├── DataError (ValueError)            probe or calibration data that doesn't fit
+├── DataError (ValueError)            calibration data that doesn't fit
 ├── BudgetError (ValueError)          a ratio that can't be reached
 ├── PlanError (ValueError)            a plan that is broken or made for another model
 ├── RecipeError (ValueError)          a recipe file that doesn't validate
@@ -24,11 +24,11 @@ class DngeError(Exception):
 
 
 class UnknownNameError(DngeError, KeyError):
-    """A name that is not registered; the message offers the nearest ones."""
+    """A name that is not registered; the message offers the nearest ones, or the one that is used `instead` today."""
 
-    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "") -> None:
+    def __init__(self, what: str, name: str, known: Iterable[str], hint: str = "", instead: str = "") -> None:
         self.name = name
-        self.nearest = nearest(name, known)
+        self.nearest = f"it is called '{instead}' now" if instead else nearest(name, known)
         super().__init__(f"unknown {what} '{name}'; {self.nearest}{'; ' + hint if hint else ''}")
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class WeightError(DngeError, ValueError):
 
 
 class DataError(DngeError, ValueError):
-    """Probe or calibration data that is missing or doesn't fit the model."""
+    """Calibration data that is missing or doesn't fit the model."""
 
 
 class BudgetError(DngeError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Tell(Protocol):
+class Progress(Protocol):
     """Called along the way; `total` is 0 while it isn't known."""
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None: ...

@@ -32,10 +32,10 @@ class GraphBuilder:
         self._spaces.append(Space(name, units, kind, layer))
         return name
 
-    def layers(self, name: str, modules: Iterable[str], pinned: Iterable[int] = ()) -> str:
-        """Add the space of droppable blocks, given by module path; `pinned` ones can't go."""
+    def layers(self, name: str, modules: Iterable[str], protected: Iterable[int] = ()) -> str:
+        """Add the space of droppable blocks, given by module path; `protected` ones can't go."""
         paths = tuple(modules)
-        self._spaces.append(Space(name, len(paths), "layer", None, paths, tuple(pinned)))
+        self._spaces.append(Space(name, len(paths), "layer", None, paths, tuple(protected)))
         return name
 
     def config_field(self, key: str, *spaces: str, **rules: Any) -> None:

@@ -36,7 +36,7 @@ class AppliedCuts:
                 raise PlanError(
                     f"the cut on '{cut.space}' keeps unit {cut.keep[-1]}, but the space has {space.units} units"
                 )
-            lost = sorted(set(space.pinned) - set(cut.keep))
+            lost = sorted(set(space.protected) - set(cut.keep))
             if lost:
                 raise PlanError(f"unit {lost[0]} of '{cut.space}' can't be removed")
 

@@ -26,8 +26,8 @@ def pruned_graph(applied: AppliedCuts, shapes: Shapes) -> ModelGraph:
         keep = keeps.get(space.name)
         if keep is None:
             return space
-        pinned = tuple(new for new, old in enumerate(keep) if old in space.pinned)
-        return replace(space, units=len(keep), modules=space.modules[: len(keep)], pinned=pinned)
+        protected = tuple(new for new, old in enumerate(keep) if old in space.protected)
+        return replace(space, units=len(keep), modules=space.modules[: len(keep)], protected=protected)
 
     def slot_after(slot: Slot) -> Slot | None:
         param = applied.path_after(slot.param)

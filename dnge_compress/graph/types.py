@@ -25,7 +25,7 @@ class Space:
     """One axis of the network, shared by several tensors; a unit is the smallest thing that can go.
 
     `layer` is the block the space belongs to. A space of kind "layer" lists the module path of each block in
-    `modules`; dropping a unit removes that block. Units in `pinned` can't go.
+    `modules`; dropping a unit removes that block. Units in `protected` can't go.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Space:
     kind: Kind
     layer: int | None = None
     modules: tuple[str, ...] = ()
-    pinned: tuple[int, ...] = ()
+    protected: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.units < 1:

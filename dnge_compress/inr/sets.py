@@ -31,9 +31,9 @@ from dnge_compress.core.errors import (
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
-from dnge_compress.zoo.data_root import Shelf, Split
+from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import IMAGES, Images, images
-from dnge_compress.zoo.resumable import make_whole, read_tensors, write_tensors
+from dnge_compress.zoo.resumable import build_resumably, read_tensors, write_tensors
 from dnge_compress.zoo.workers import positive
 
 PART = 250  # networks that are fitted together
@@ -137,18 +137,18 @@ def _read(number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise type(e)(f"network {number}: {e}") from e
 
 
-def raise_set(about: dict[str, Any], out: Path, *, shelf: Shelf, jobs: int = 1) -> InrSet:
+def build_set(about: dict[str, Any], out: Path, *, data_root: DataRoot, jobs: int = 1) -> InrSet:
     """Fit networks to every image that `about` asks for, or go on where a killed run stopped; writes `out`.
 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
     """
 
     def tasks() -> dict[str, tuple[Any, ...]]:
-        count = min(about["count"], len(images(about["data"], about["split"], shelf=shelf).labels))
-        return {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), shelf)
+        count = min(about["count"], len(images(about["data"], about["split"], data_root=data_root).labels))
+        return {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), data_root)
                 for fits in range(about["fits"]) for first in range(0, count, PART)}  # fmt: skip
 
-    return make_whole(about, out, tasks, _raise_part, load=InrSet.load, join=_joined, jobs=jobs)
+    return build_resumably(about, out, tasks, _raise_part, load=InrSet.load, join=_joined, jobs=jobs)
 
 
 def usual(data: str) -> FitSettings:
@@ -181,8 +181,8 @@ def _joined(made: Sequence[InrSet]) -> InrSet:
     return InrSet(made[0].siren, stack, labels, image, quality, made[0].about)
 
 
-def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, shelf: Shelf) -> str:
-    found = images(about["data"], about["split"], shelf=shelf)
+def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, data_root: DataRoot) -> str:
+    found = images(about["data"], about["split"], data_root=data_root)
     x = pictures(found, slice(first, last))
     siren = Siren((2, *about["hidden"], x.shape[1]))
     seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
@@ -213,8 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = replace(usual(options.data), **{k: v for k, v in given.items() if v is not None})
         wanted = about(options.data, options.split, count=options.count, fits=options.fits,
                        hidden=options.hidden, seed=options.seed, settings=settings)  # fmt: skip
-        shelf = Shelf.find(options.data_folder)
-        made = raise_set(wanted, options.output, shelf=shelf, jobs=options.jobs)
+        data_root = DataRoot.find(options.data_folder)
+        made = build_set(wanted, options.output, data_root=data_root, jobs=options.jobs)
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -21,7 +21,7 @@ from dnge_compress.core.disk_errors import room
 from dnge_compress.core.errors import DngeError, LaunchError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import is_alive
-from dnge_compress.core.progress import Tell
+from dnge_compress.core.progress import Progress
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.threads import share_threads
@@ -34,33 +34,33 @@ PATIENCE = timedelta(days=7)  # how long the others wait while one process score
 
 
 @dataclass(frozen=True)
-class Crew:
+class Workers:
     """Trains an arm of the job by calling `train(arm)`; see the three makers below."""
 
     train: Callable[[str], dict[str, str]]
     dismiss: Callable[[], None] = lambda: None
 
 
-def outer_world() -> tuple[int, int] | None:
+def launcher_world() -> tuple[int, int] | None:
     """(rank, processes) if an outer launcher started this process as one of several, else None."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return (int(os.environ["RANK"]), processes) if processes > 1 and "RANK" in os.environ else None
 
 
-def crew_of(folder: JobFolder, job: Job, tell: Tell) -> Crew:
-    """The crew for this process, which leads it. Raises LaunchError if an outer launcher's size isn't the recipe's."""
-    world = outer_world()
+def workers_of(folder: JobFolder, job: Job, tell: Progress) -> Workers:
+    """What trains for this process, rank 0. Raises LaunchError if an outer launcher's size isn't the recipe's."""
+    world = launcher_world()
     if world is not None:
         _refuse_other_size(world[1], job)
         return _led(folder, job, tell)
     if job.launch.num_processes == 1:
-        return Crew(lambda arm: train(folder, job, arm, tell))
-    return Crew(lambda arm: _started(folder, job, arm))
+        return Workers(lambda arm: train(folder, job, arm, tell))
+    return Workers(lambda arm: _started(folder, job, arm))
 
 
 def follow(folder: JobFolder, job: Job) -> None:
     """What a process that doesn't lead does: train whenever the leader says so, until it says stop."""
-    world = outer_world()
+    world = launcher_world()
     assert world is not None
     _refuse_other_size(world[1], job)
     _meet(job)
@@ -80,15 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
             share_threads(folder, job.launch.num_processes)
             obtained = train(folder, job, arm, _said)
     except DngeError as e:
-        if leads():
+        if is_rank0():
             write_whole(folder.failure(arm), str(e))
         return 1
-    if leads():
+    if is_rank0():
         write_whole(folder.machine(arm), json.dumps(obtained))
     return 0
 
 
-def _led(folder: JobFolder, job: Job, tell: Tell) -> Crew:
+def _led(folder: JobFolder, job: Job, tell: Progress) -> Workers:
     _meet(job)
 
     def order(arm: str) -> dict[str, str]:
@@ -98,7 +98,7 @@ def _led(folder: JobFolder, job: Job, tell: Tell) -> Crew:
     def dismiss() -> None:
         _told(("stop", ""))
 
-    return Crew(order, dismiss)
+    return Workers(order, dismiss)
 
 
 def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
@@ -127,9 +127,9 @@ def _end_with(leader: int) -> None:
     os._exit(1)
 
 
-def leads() -> bool:
+def is_rank0() -> bool:
     """Whether this process is the only one, or the first of several."""
-    world = outer_world()
+    world = launcher_world()
     return world is None or world[0] == 0
 
 

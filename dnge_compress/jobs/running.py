@@ -14,19 +14,19 @@ import torch
 from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.core.disk_errors import room
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
-from dnge_compress.core.progress import Tell, silent
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
-from dnge_compress.jobs.launching import crew_of, follow, leads
+from dnge_compress.jobs.launching import follow, is_rank0, workers_of
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
 from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.jobs.threads import same_threads
-from dnge_compress.lora.placers import known_placer
+from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import kind_of, load, resolve, validate
-from dnge_compress.scorers import known_scorer
+from dnge_compress.scorers import SCORERS
 
 VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")
 
@@ -48,9 +48,9 @@ def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None)
     found = _absolute(found)
     refuse(JobFolder(Path(found.output_dir)), found)
     if found.prune is not None:
-        known_scorer(found.scorer, real_data=bool(found.datasets))
+        SCORERS.usable(found.scorer, bool(found.datasets))
     for placer in (found.lora.placer, *found.compare) if found.lora else ():
-        known_placer(placer, has_data=bool(found.datasets))
+        PLACERS.usable(placer, bool(found.datasets))
     _refuse_model(found)
     if found.launch.strategy == "fsdp2" and (found.train is None or uses_cpu(found)):
         raise LaunchError("launch.strategy 'fsdp2' shards over accelerators, and none is used here; set ddp")
@@ -76,7 +76,7 @@ def _refuse_model(job: Job) -> None:
         )
 
 
-def run(job: Job, tell: Tell = silent) -> JobReport | None:
+def run(job: Job, tell: Progress = silent) -> JobReport | None:
     """Carry out what isn't done yet, and report. A finished job is read from its folder and nothing is changed.
 
     Killed at any moment, a run can be started again and ends with the same result. Under an outer launcher
@@ -87,8 +87,8 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
     folder = JobFolder(Path(job.output_dir))
     refuse(folder, job)
     if is_finished(folder, job):
-        return finished(folder.root) if leads() else None
-    if not leads():
+        return finished(folder.root) if is_rank0() else None
+    if not is_rank0():
         follow(folder, job)
         return None
     with (
@@ -96,7 +96,7 @@ def run(job: Job, tell: Tell = silent) -> JobReport | None:
         claim(folder, job, versions(), torch.get_num_threads()),
         same_threads(folder, tell),
     ):
-        crew = crew_of(folder, job, tell)
+        crew = workers_of(folder, job, tell)
         work = Work(job, folder, crew, tell)
         stages = stages_of(job)
         for stage in stages:

@@ -19,25 +19,25 @@ from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import staged
-from dnge_compress.core.progress import Tell
+from dnge_compress.core.progress import Progress
 from dnge_compress.jobs import models
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, split_rows
 from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.launching import Crew
+from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
 from dnge_compress.jobs.report import Milestone, Width
 from dnge_compress.jobs.training import clear_torn, last_whole
 from dnge_compress.lora.attach import merged
 from dnge_compress.lora.place import flatten_adapter, place_lora
-from dnge_compress.lora.placers import known_placer
+from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.schema import Recipe
-from dnge_compress.scorers import known_scorer
+from dnge_compress.scorers import SCORERS
 
 Facts = Mapping[str, Any]
 
@@ -48,8 +48,8 @@ class Work:
 
     job: Job
     folder: JobFolder
-    crew: Crew
-    tell: Tell
+    crew: Workers
+    tell: Progress
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ def prune(work: Work) -> Facts:
     job = work.job
     assert job.prune is not None
     recipe = Recipe(
-        name=job.name, about=job.about, scorer=job.scorer, probes=job.probes, prune=job.prune, repair=job.repair,
-        check=job.check,
+        name=job.name, about=job.about, scorer=job.scorer, calibration=job.calibration, prune=job.prune,
+        repair=job.repair, check=job.check,
     )  # fmt: skip
     model = models.original(job)
-    needed = known_scorer(job.scorer, real_data=bool(job.datasets)).NEEDS_DATA
+    needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
     rows = _own_rows(work, labels=False) if needed else None
     small = api.compress(model, recipe, data=rows, inplace=True, progress=work.tell)
     api.save(small, work.folder.pruned)
@@ -136,8 +136,8 @@ def place(work: Work) -> Facts:
     model = models.base(folder, job)
 
     def placed(lora: Lora) -> LoraPlan:
-        recipe = LoraRecipe(name=job.name, probes=job.probes, lora=lora)
-        needed = known_placer(lora.placer, has_data=bool(job.datasets)).NEEDS_DATA
+        recipe = LoraRecipe(name=job.name, calibration=job.calibration, lora=lora)
+        needed = PLACERS.usable(lora.placer, bool(job.datasets)).NEEDS_DATA
         return place_lora(model, recipe, data=_own_rows(work, labels=True) if needed else None, progress=work.tell)
 
     own = placed(job.lora)
@@ -245,11 +245,11 @@ def _keep_model(model: Any, work: Work) -> None:
 
 
 def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
-    """As many of the job's rows as there would be probes, for scorers and placers that need data."""
+    """As many of the job's rows as there would be synthetic inputs, for scorers and placers that need data."""
     settings = work.job.train
     assert settings is not None
     rows = stored(work.folder.train_rows)
-    count = max(1, work.job.probes.tokens // settings.max_length)
+    count = max(1, work.job.calibration.tokens // settings.max_length)
     collate = Collator.of(models.tokenizer_of(work.job))
     few = rows.take(range(min(count, len(rows))))
     batches = batches_of(few, collate, settings.per_device_eval_batch_size)

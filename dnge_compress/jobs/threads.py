@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import torch
 
-from dnge_compress.core.progress import Tell
+from dnge_compress.core.progress import Progress
 from dnge_compress.jobs.folder import JobFolder
 
 
 @contextmanager
-def same_threads(folder: JobFolder, tell: Tell) -> Iterator[None]:
+def same_threads(folder: JobFolder, tell: Progress) -> Iterator[None]:
     """Run the block with the number of threads that the claimed folder records, and say so where it is another."""
     given, wanted = torch.get_num_threads(), folder.threads
     if given != wanted:

@@ -20,7 +20,7 @@ from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.errors import LaunchError, first_line
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import staged
-from dnge_compress.core.progress import Tell, silent
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder
@@ -34,7 +34,7 @@ WHOLE = "whole"  # the mark of a checkpoint that was written to its end
 NOT_ARGUMENTS = ("max_length", "packing")
 
 
-def train(folder: JobFolder, job: Job, arm: str = "", tell: Tell = silent) -> dict[str, str]:
+def train(folder: JobFolder, job: Job, arm: str = "", tell: Progress = silent) -> dict[str, str]:
     """Train the job's base model, with the adapters of the arm's plan if there is one; leave adapter or model.
 
     Every process of a training calls this. Returns what did the work: device, processes, strategy. Raises LaunchError
@@ -235,7 +235,7 @@ class _Marking(TrainerCallback):
 class _Telling(TrainerCallback):
     """Steps and the loss as they come."""
 
-    def __init__(self, tell: Tell, arm: str) -> None:
+    def __init__(self, tell: Progress, arm: str) -> None:
         self.tell, self.stage, self.note = tell, f"train {arm}".strip(), ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -23,7 +23,7 @@ from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.planner import make_lora_plan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
-from dnge_compress.signals.calibration import ProbeSettings, checked_data
+from dnge_compress.signals.calibration import checked_data
 from dnge_compress.signals.running import Inputs
 
 __all__ = ["flatten_adapter", "place_lora"]
@@ -43,8 +43,8 @@ def place_lora(
 
     `model` is an nn.Module, a Hugging Face model (pruned or not), or the path or hub id of one; it is only read.
     `budget` is {"match_uniform_r": 16}, {"trainable_params": 4_000_000} or {"trainable_fraction": 0.01}. `data`, an
-    iterable of model inputs, takes the place of the probes where the placer looks at any. Further keywords override
-    leaves of the recipe (placer="probe", max_rank=32); `example_inputs` and `progress` are as in `compress`.
+    iterable of model inputs, takes the place of synthetic ones where the placer looks at any. Further keywords
+    override leaves of the recipe (placer="fisher", max_rank=32); `example_inputs` and `progress` are as in `compress`.
 
     Raises a DngeError.
 
@@ -60,7 +60,7 @@ def place_lora(
     opened = open_model(model) if isinstance(model, str | Path) else model
     context = Context(
         opened,
-        ProbeSettings(**settings.probes.model_dump()),
+        settings.calibration,
         None if data is None else tuple(checked_data(data, opened)),
         example_inputs,
         progress,

@@ -9,7 +9,7 @@ from torch import nn
 
 from dnge_compress.core.errors import BudgetError, RecipeError
 from dnge_compress.lora.adapters import Adapter, Site
-from dnge_compress.lora.placers import Context, known_placer, weigh_by
+from dnge_compress.lora.placers import PLACERS, Context, weigh_by
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.ranks import allocate, ladder
 from dnge_compress.lora.sites import base_of, find_sites
@@ -23,7 +23,7 @@ def make_lora_plan(context: Context, recipe: LoraRecipe) -> LoraPlan:
     the placer raises.
     """
     lora = recipe.lora
-    known_placer(lora.placer, context.data is not None)
+    PLACERS.usable(lora.placer, context.data is not None)
     sites = find_sites(context.model, lora.target_modules, lora.exclude_modules)
     if lora.lora_dropout and any(s.kind == "parameter" for s in sites):
         raise RecipeError("lora_dropout must be 0: peft can't drop the inputs of adapters on experts' parameters")

@@ -47,7 +47,7 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[Group], list[str
         if fixed and not prune.uneven:
             notes.append(f"{kind}s stay: {fixed}")
             continue
-        if any(is_protected(graph, s, prune.protect) for s in spaces):
+        if any(is_protected(graph, s, prune.protected) for s in spaces):
             notes.append(f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''} stay: protected")
             continue
         steps = math.gcd(*(s.units for s in spaces))
@@ -66,7 +66,7 @@ def droppable(graph: ModelGraph, prune: Prune) -> list[tuple[str, int]]:
         (space.name, i)
         for space in graph.of_kind("layer")
         for i, module in enumerate(space.modules)
-        if i not in space.pinned and not _matches(module, prune.protect)
+        if i not in space.protected and not _matches(module, prune.protected)
     ]
 
 

@@ -1,4 +1,4 @@
-"""From scores to a plan: candidates of equal size, the best few measured on the probes, the winner written down."""
+"""From scores to a plan: candidates of equal size, the best few measured, the winner written down."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from dnge_compress.graph.types import Scores
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.plans.trial import damage, whole_answers
+from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import Context
 from dnge_compress.signals.consumers import feature_axis
 from dnge_compress.signals.running import call, inference_mode_of, rows_of, take
 
-MEASURE_SHARE = 0.125  # of the probes
+MEASURE_SHARE = 0.125  # of the calibration inputs
 MEASURE_ROWS = 32  # examples at least
 
 
@@ -32,7 +32,7 @@ def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
-    repaired, on a part of the probes, and the one whose output moves least is taken.
+    repaired, on a part of the calibration inputs, and the one whose output moves least is taken.
     """
     graph, budget = context.graph, Budget.of(context.model, _prices(context, recipe.prune.of))
     found, notes = candidates(graph, scores, recipe.prune, budget)
@@ -119,26 +119,24 @@ def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple
     total = sum(rows_of(b) for b in context.batches)
     batches = take(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
     with torch.no_grad(), inference_mode_of(context.model):
-        reference = whole_answers(context, batches)
+        reference = dense_outputs(context, batches)
         costs = []
         for i, candidate in enumerate(found):
-            found_cost = damage(context, candidate.applied, batches, reference, compensate=recipe.repair.compensate)
+            found_cost = measured_divergence(
+                context, candidate.applied, batches, reference, compensate=recipe.repair.compensate
+            )
             costs.append(float(found_cost))
             if context.progress:
                 context.progress("comparing plans", i + 1, len(found))
     best = min(range(len(found)), key=costs.__getitem__)
-    rows = ", ".join(f"{_describe(context, c)} {d:.3g}" for c, d in zip(found, costs, strict=True))
-    return found[best], [f"measured damage on the probes, in nats: {rows}"]
+    rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=True))
+    return found[best], [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]
 
 
 def _describe(context: Context, candidate: Candidate) -> str:
-    """ "2 layers + head 3/4 + neuron 1024/1536": what a candidate removes, by kind."""
+    """ "2 of 6 layers, 543 of 704 neurons": what a candidate keeps of each kind that it cuts, in one space of it."""
     parts: dict[str, str] = {}
     for cut in candidate.applied.cuts:
         space = context.graph.space(cut.space)
-        if space.kind == "layer":
-            before = int(parts.get("layer", "-0 ")[1:].split()[0])
-            parts["layer"] = f"-{before + space.units - len(cut.keep)} layers"
-        else:
-            parts.setdefault(space.kind, f"{space.kind}s {len(cut.keep)}/{space.units}")
-    return "[" + ", ".join(parts.values()) + "]"
+        parts.setdefault(space.kind, f"{len(cut.keep):,} of {space.units:,} {space.kind}s")
+    return ", ".join(parts.values()) or "nothing"

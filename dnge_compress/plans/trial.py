@@ -10,17 +10,17 @@ from torch import Tensor
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.scorers import Context
-from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.running import Inputs, call, has_logits
 
 
-def whole_answers(context: Context, batches: Sequence[Inputs]) -> list[Tensor]:
+def dense_outputs(context: Context, batches: Sequence[Inputs]) -> list[Tensor]:
     """The model's own answers on each batch; call it in inference mode."""
-    return [answers(call(context.model, b), attended(b)) for b in batches]
+    return [attended_outputs(call(context.model, b), attended(b)) for b in batches]
 
 
-def damage(
+def measured_divergence(
     context: Context,
     applied: AppliedCuts,
     batches: Sequence[Inputs],
@@ -38,4 +38,4 @@ def damage(
     masked = MaskedModel(context.model, applied, values)
     logits = has_logits(context.model)
     pairs = zip(batches, reference, strict=True)
-    return torch.stack([divergence(answers(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()
+    return torch.stack([divergence(attended_outputs(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()

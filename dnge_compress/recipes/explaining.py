@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dnge_compress.core.errors import BudgetError, DngeError, RecipeError, nearest
 from dnge_compress.recipes.hints import hint
-from dnge_compress.recipes.keys import Keys, keys_at, leaves
+from dnge_compress.recipes.keys import RENAMED_KINDS, Keys, keys_at, leaves
 from dnge_compress.recipes.schema import Section
 from dnge_compress.recipes.yaml_lines import Lines, Place
 
@@ -43,6 +43,8 @@ def explain(
     what = re.sub(r"^(Input|Value|String|Tuple) should", "should", message).replace("valid tuple", "valid list")
     shown = f", not {value!r}" if not isinstance(value, Mapping | Section) and "not" not in what else ""
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
+    if keys[-2:] == ("calibration", "kind") and value in RENAMED_KINDS:
+        close = f"did you mean '{RENAMED_KINDS[value]}', which '{value}' is called now?"
     named = f"'{key}' " if key else ""
     return RecipeError(f"{where}: {named}{what}{shown}{'; ' + close if close.startswith('did') else ''}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.keys import Keys, keys_at
+from dnge_compress.recipes.keys import RENAMED, Keys, keys_at
 
 GONE = "transformers 5 has no such argument"
 FAMILIAR = {
@@ -48,7 +48,7 @@ FAMILIAR = {
     "load_in_8bit": "quantised training is not supported",
     "pruning_ratio": "write prune.ratio",
     "global_pruning": "write prune.allocation: global, with prune.uneven: true",
-    "ignored_layers": "write prune.protect",
+    "ignored_layers": "write prune.protected",
     "uniform_layers": "write prune.uneven",
     "resume_from_checkpoint": "a job goes on by itself where it was stopped",
     "deepspeed": "not supported; write launch.strategy: fsdp2",
@@ -74,4 +74,6 @@ def hint(keys: Keys, recipe: str) -> str:
     """What to do about an unknown key of a recipe of the kind `recipe`, or ''."""
     if recipe != "job" and len(keys) == 1 and keys[0] in keys_at(Job, ()):
         return f"'{keys[0]}' is for jobs: write recipe: job at the top"
+    if keys[-1] in RENAMED:
+        return f"it is called '{RENAMED[keys[-1]]}' now"
     return FAMILIAR.get(keys[-1], "")

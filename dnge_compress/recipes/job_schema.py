@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dnge_compress.recipes.lora_schema import Lora
-from dnge_compress.recipes.schema import Probes, Prune, Real, Repair, Section, Whole, as_tuple
+from dnge_compress.recipes.schema import Calibration, Prune, Real, Repair, Section, Whole, as_tuple
 
 RowKind = Literal["text", "prompt_completion", "messages", "sampled"]
 # Which columns a kind of rows needs; `Dataset.columns` renames.
@@ -128,7 +128,7 @@ class Job(Section):
     """A whole job: a model, what to do with it, where to put the result.
 
     Sections that are absent are stages that don't happen: no `prune`, nothing is pruned; no `train`, nothing is
-    trained. `scorer`, `probes`, `repair` and `check` are those of a prune recipe. Without `eval_datasets` a share
+    trained. `scorer`, `calibration`, `repair` and `check` are those of a prune recipe. Without `eval_datasets` a share
     `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's own.
     """
 
@@ -140,7 +140,7 @@ class Job(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     seed: Whole = Field(default=42, ge=0)
     scorer: str = Field(default="encoder", min_length=1)
-    probes: Probes = Probes()
+    calibration: Calibration = Calibration()
     prune: Prune | None = None
     repair: Repair = Repair()
     check: bool = True

@@ -10,6 +10,9 @@ from dnge_compress.recipes.schema import Section
 
 Keys = tuple[str, ...]
 REMOVED = object()  # as the value of an override: take the key away
+# Keys of old, and values of `calibration.kind`.
+RENAMED = {"probes": "calibration", "protect": "protected"}
+RENAMED_KINDS = {"random": "words", "noise": "images"}
 
 
 def leaves(section: type[Section]) -> dict[str, list[Keys]]:
@@ -77,7 +80,8 @@ def _place_of(section: type[Section], key: str) -> Keys:
             raise RecipeError(f"'{key}' stands in several places; write " + " or ".join(map(".".join, places[key])))
         return places[key][0]
     known = [".".join(p) for p in _paths(section)] if "." in key else list(places)
-    raise UnknownNameError("recipe key", key, known, "see recipes/README.md")
+    instead = ".".join(RENAMED.get(p, p) for p in path)
+    raise UnknownNameError("recipe key", key, known, "see recipes/README.md", instead if instead != key else "")
 
 
 def _section_at(section: type[Section], path: Keys) -> type[Section] | None:

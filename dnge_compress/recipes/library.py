@@ -39,7 +39,7 @@ def resolve(
     value, `keys.REMOVED` takes it away. Raises UnknownNameError for a name or key nobody knows, BudgetError for a ratio
     out of range and RecipeError for everything else, another kind of recipe included, each in one line.
 
-        resolve("prune/default", {"ratio": 0.3, "scorer": "probe"})
+        resolve("prune/default", {"ratio": 0.3, "scorer": "obs"})
     """
     found = load(recipe, overrides)
     if not isinstance(found, kind):

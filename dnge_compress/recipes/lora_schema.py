@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dnge_compress.recipes.schema import Probes, Real, Section, Whole, as_tuple
+from dnge_compress.recipes.schema import Calibration, Real, Section, Whole, as_tuple
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
@@ -72,5 +72,5 @@ class LoraRecipe(Section):
     recipe: Literal["lora"] = "lora"
     name: str = ""
     about: str = ""
-    probes: Probes = Probes()
+    calibration: Calibration = Calibration()
     lora: Lora = Lora()

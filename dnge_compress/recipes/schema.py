@@ -37,21 +37,22 @@ class Section(BaseModel):
     IS_CHOICE: ClassVar[bool] = False  # whether only one of its keys is given at a time
 
 
-class Probes(Section):
-    """The synthetic inputs that are pushed through the model.
+class Calibration(Section):
+    """The synthetic inputs on which a model is calibrated where no data is given.
 
-    `kind` "auto" picks text sampled from the model itself for causal language models, random token ids for other
-    text models and noise for images. `tokens` counts over all probes, `length` is tokens per sequence; an image
-    counts as many tokens as it has patches, and at least 64 images are used.
+    `kind` "auto" picks "sampled", text from the model itself, for causal language models, "words", words of English
+    with a topic, for other text models, and "images", painted shapes, for vision models. `tokens` counts over all
+    inputs, `length` is tokens per sequence; an image counts as many tokens as it has patches, and at least 64 images
+    are used.
     """
 
-    kind: Literal["auto", "sampled", "random", "noise"] = "auto"
+    kind: Literal["auto", "sampled", "words", "images"] = "auto"
     tokens: Whole = Field(default=16384, ge=64)
     length: Whole = Field(default=64, ge=2)
     seed: Whole = Field(default=0, ge=0)
 
     @model_validator(mode="after")
-    def _one_sequence_fits(self) -> Probes:
+    def _one_sequence_fits(self) -> Calibration:
         if self.length > self.tokens:
             raise ValueError(f"tokens ({self.tokens}) should be at least length ({self.length})")
         return self
@@ -63,7 +64,7 @@ class Prune(Section):
     `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
     of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global"
     (needs `uneven`) lets kinds and layers compete by predicted cost. Widths are rounded to multiples of `round_to`;
-    every space keeps at least the fraction `min_keep` of its units. `protect` holds fnmatch patterns of module paths
+    every space keeps at least the fraction `min_keep` of its units. `protected` holds fnmatch patterns of module paths
     whose spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
     """
 
@@ -78,7 +79,7 @@ class Prune(Section):
     allocation: Literal["uniform", "global"] = "uniform"
     round_to: Whole = Field(default=1, ge=1)
     min_keep: Real = Field(default=0.1, ge=0, le=1)
-    protect: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    protected: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     uneven: bool = False
 
     @model_validator(mode="after")
@@ -93,10 +94,10 @@ class Prune(Section):
 
 
 class Repair(Section):
-    """What happens to the matrix that reads a pruned space.
+    """What happens to the matrices that consume a pruned space.
 
-    `lstsq` refits it by least squares with relative `ridge` on the probes' activations, `bias` adds the mean of what
-    went to its bias, `none` leaves it.
+    `lstsq` refits them by least squares with relative `ridge` on the activations of the calibration inputs, `bias`
+    adds the mean of what went to their bias, `none` leaves them.
     """
 
     compensate: Literal["none", "bias", "lstsq"] = "lstsq"
@@ -106,7 +107,7 @@ class Repair(Section):
 class Recipe(Section):
     """Everything that decides a compression except the model and the data.
 
-        Recipe(scorer="probe", prune=Prune(ratio=0.3, kinds=("neuron",)))
+        Recipe(scorer="obs", prune=Prune(ratio=0.3, kinds=("neuron",)))
 
     `check` proves after the surgery that the pruned model equals the dense one with those units masked.
     """
@@ -115,7 +116,7 @@ class Recipe(Section):
     name: str = ""
     about: str = ""
     scorer: str = Field(default="encoder", min_length=1)
-    probes: Probes = Probes()
+    calibration: Calibration = Calibration()
     prune: Prune = Prune()
     repair: Repair = Repair()
     check: bool = True

@@ -1,25 +1,26 @@
 """Scorers, one file each: a file's name is its registration, baselines included.
 
 A scorer module offers `score(context) -> Scores` and `NEEDS_DATA`. Scores are the predicted cost of removal, larger =
-keep. To add one, add a file.
+keep. To add one, add a file (or an entry point
+of the group dnge_compress.scorers).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.plugins import known, names_in
+from dnge_compress.core.plugins import Registry
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.moments import Signals
 from dnge_compress.signals.running import Inputs
+
+SCORERS = Registry("scorer", __name__, "dnge_compress.scorers", {"probe": "obs"})
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,8 @@ class Context:
         return {k: v.detach() for k, v in self.model.state_dict(keep_vars=True).items()}
 
 
-def names() -> list[str]:
-    """All scorers."""
-    return names_in(sys.modules[__name__])
-
-
 def score(scorer: str, context: Context) -> Scores:
     """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
-    module = known_scorer(scorer, context.real_data)
+    module = SCORERS.usable(scorer, context.real_data)
     with torch.no_grad():
         return module.score(context)
-
-
-def known_scorer(scorer: str, real_data: bool) -> ModuleType:
-    """The module of a scorer. Raises UnknownNameError, or DataError if it needs data and there is none."""
-    return known("scorer", scorer, sys.modules[__name__], real_data)

@@ -12,14 +12,14 @@ import torch
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR, node_features
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, probe
+from dnge_compress.scorers import Context, obs
 
 NEEDS_DATA = False
 
 
 def score(context: Context) -> Scores:
     """Costs in nats per label, for units, heads, channels and layers."""
-    return corrected(context, probe.score(context), DNGEncoder.from_pretrained("base"))
+    return corrected(context, obs.score(context), DNGEncoder.from_pretrained("base"))
 
 
 def corrected(context: Context, closed: Scores, encoder: DNGEncoder) -> Scores:

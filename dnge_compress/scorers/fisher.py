@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, probe
+from dnge_compress.scorers import Context, obs
 
 NEEDS_DATA = True
 
@@ -11,4 +11,4 @@ NEEDS_DATA = True
 def score(context: Context) -> Scores:
     """Half the mask's Fisher information: the second-order cost of removal without repair; layers are measured."""
     units = {name: 0.5 * sum(s.fisher.cpu() for s in context.signals[name]) for name in context.signals}
-    return Scores(units | probe.layer_costs(context), "fisher", context.graph.fingerprint)
+    return Scores(units | obs.layer_costs(context), "fisher", context.graph.fingerprint)

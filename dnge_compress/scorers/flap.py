@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, probe
+from dnge_compress.scorers import Context, obs
 
 NEEDS_DATA = True
 
@@ -19,4 +19,4 @@ def score(context: Context) -> Scores:
             norms = s.own_weight.float().square().sum(0)
             total += (s.variance * norms).view(s.units, -1).sum(1).cpu()
         units[name] = (total - total.mean()) / total.std().clamp_min(1e-30) if len(total) > 1 else total
-    return Scores(units | probe.layer_costs(context), "flap", context.graph.fingerprint)
+    return Scores(units | obs.layer_costs(context), "flap", context.graph.fingerprint)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, probe
+from dnge_compress.scorers import Context, obs
 
 NEEDS_DATA = True
 
@@ -21,4 +21,4 @@ def score(context: Context) -> Scores:
             norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
             total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
         units[name] = total / total.mean().clamp_min(1e-30)
-    return Scores(units | probe.layer_costs(context), "wanda", context.graph.fingerprint)
+    return Scores(units | obs.layer_costs(context), "wanda", context.graph.fingerprint)

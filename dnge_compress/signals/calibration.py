@@ -1,20 +1,20 @@
-"""Synthetic inference: inputs that need no data, and how a model is run on them.
+"""Calibration inputs: synthetic ones, which need no data, or the user's own, checked.
 
-Causal language models are probed with text sampled from themselves, encoders with random words that have a topic
-(writing.py), vision models with random pictures of shapes that hide one another (painting.py). Everything is seeded
-and the model is left as it was.
+Causal language models are calibrated on text sampled from themselves, encoders on random words that have a topic
+(synthetic_text.py), vision models on random pictures of shapes that hide one another (synthetic_images.py). Everything
+is seeded and the model is left as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.running import Inputs, call, device_of, inference_mode_of, take, to_device, writes_text
 from dnge_compress.signals.sampled_text import text_length, written
 from dnge_compress.signals.synthetic_images import random_images
@@ -26,38 +26,28 @@ BATCH_TOKENS = 2048
 MIN_IMAGES = 64
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
-    """How much synthetic inference to run: `tokens` positions (patches, for images) in sequences of `length`."""
-
-    kind: str = "auto"
-    tokens: int = 16384
-    length: int = 64
-    seed: int = 0
-
-
-def synthesize(model: nn.Module, settings: ProbeSettings, example_inputs: Inputs | None = None) -> list[Inputs]:
+def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None) -> list[Inputs]:
     """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module,
     and the image size of a convolutional network if it isn't its config's.
 
-    Raises DataError for a probe kind that doesn't fit the model.
+    Raises DataError for a kind that doesn't fit the model.
     """
     kind = settings.kind if settings.kind != "auto" else default_kind(model, example_inputs)
     natural = default_kind(model, example_inputs)
-    if kind not in (natural, {"sampled": "random"}.get(natural)):
-        raise DataError(f"probes of kind '{kind}' don't fit a {type(model).__name__}; use '{natural}' or auto")
+    if kind not in (natural, {"sampled": "words"}.get(natural)):
+        raise DataError(f"calibration of kind '{kind}' doesn't fit a {type(model).__name__}; use '{natural}' or auto")
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":
-            return _noise_like(example_inputs, settings, generator, device_of(model))
-        if kind == "noise":
-            return _noise_images(model, settings, generator, example_inputs)
-        make = _sampled_text if kind == "sampled" else _random_tokens
+            return _inputs_like(example_inputs, settings, generator, device_of(model))
+        if kind == "images":
+            return _painted_images(model, settings, generator, example_inputs)
+        make = _sampled_text if kind == "sampled" else _topical_words
         return make(model, settings, generator)
 
 
 def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
-    """The probe that suits a model: "sampled", "random" or "noise"; "like" for a plain module with example inputs."""
+    """What suits a model: "sampled", "words" or "images"; "like" for a plain module with example inputs."""
     config = getattr(model, "config", None)
     if config is None or getattr(model, "main_input_name", None) is None:
         if example_inputs is None:
@@ -66,8 +56,8 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
             )
         return "like"
     if model.main_input_name == "pixel_values":
-        return "noise"
-    return "sampled" if writes_text(model) else "random"
+        return "images"
+    return "sampled" if writes_text(model) else "words"
 
 
 def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
@@ -81,7 +71,7 @@ def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
             raise DataError(f"data batch {i} holds NaN or infinite values")
         batches.append(to_device(batch, device_of(model)))
     if not batches:
-        raise DataError("data is empty; pass at least one batch, or leave it out to use probes")
+        raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
     try:
         with torch.no_grad(), inference_mode_of(model):
             call(model, take(batches, 1)[0])
@@ -101,7 +91,7 @@ def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
         yield part
 
 
-def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     length = text_length(model, settings.length)
     rows = max(1, round(settings.tokens / length))
     batches: list[Inputs] = []
@@ -110,7 +100,7 @@ def _sampled_text(model: Any, settings: ProbeSettings, generator: torch.Generato
     return batches
 
 
-def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generator) -> list[Inputs]:
+def _topical_words(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     config, device = model.config, device_of(model)
     limit = getattr(config, "max_position_embeddings", settings.length)
     longest = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
@@ -118,8 +108,8 @@ def _random_tokens(model: Any, settings: ProbeSettings, generator: torch.Generat
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 
-def _noise_images(
-    model: Any, settings: ProbeSettings, generator: torch.Generator, example: Inputs | None
+def _painted_images(
+    model: Any, settings: Calibration, generator: torch.Generator, example: Inputs | None
 ) -> list[Inputs]:
     config, device = model.config, device_of(model)
     size = getattr(config, "image_size", 32 if getattr(config, "embedding_size", 64) < 64 else 224)
@@ -136,11 +126,11 @@ def _noise_images(
     return [{"pixel_values": part.to(device, dtype)} for part in images.split(step)]
 
 
-def _noise_like(
-    example: Any, settings: ProbeSettings, generator: torch.Generator, device: torch.device
-) -> list[Inputs]:
+def _inputs_like(example: Any, settings: Calibration, generator: torch.Generator, device: torch.device) -> list[Inputs]:
     if isinstance(example, Mapping):
-        raise DataError("probes for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts")
+        raise DataError(
+            "synthetic inputs for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts"
+        )
     tensors = example if isinstance(example, tuple | list) else (example,)
     positions = max(1, tensors[0][0].numel() // 64)
     rows = max(4 * MIN_IMAGES, round(settings.tokens / positions))

@@ -19,7 +19,7 @@ def attended(batch: Inputs) -> Tensor | None:
     return mask.bool()
 
 
-def answers(output: Tensor, mask: Tensor | None) -> Tensor:
+def attended_outputs(output: Tensor, mask: Tensor | None) -> Tensor:
     """The rows of a model's output that count: positions that are no padding."""
     if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
         return output

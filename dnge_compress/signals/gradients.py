@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.signals.calibration import Progress
-from dnge_compress.signals.divergence import answers, attended, label_loss
+from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of, writes_text
 
 Loss = Callable[[nn.Module, Inputs], tuple[Tensor, int]]  # a sum over labels, and how many they are
@@ -42,7 +42,7 @@ def sampled_labels(seed: int) -> Loss:
     generator = torch.Generator().manual_seed(seed)
 
     def loss(model: nn.Module, batch: Inputs) -> tuple[Tensor, int]:
-        output = answers(call(model, batch), attended(batch))
+        output = attended_outputs(call(model, batch), attended(batch))
         return label_loss(output, has_logits(model), generator), output.numel() // output.shape[-1]
 
     return loss

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot
 from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.consumers import as_matrix, feature_axis
-from dnge_compress.signals.divergence import answers, attended, label_loss
+from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
 from dnge_compress.signals.second_moments import MomentStore
 
@@ -119,14 +119,14 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
                     mask = attended(batch)
                     for r in recording:
                         r.mask = mask
-                    output = answers(call(self.model, batch), mask)
+                    output = attended_outputs(call(self.model, batch), mask)
                     label_loss(output, has_logits(self.model), generator).backward()
                     if any(r.overwritten for r in recording):
                         return False
                     for r in recording:
                         r.end_batch(labels=output.numel() // output.shape[-1])
                     if self.progress:
-                        self.progress("probing", i + 1, len(self.batches))
+                        self.progress("calibrate", i + 1, len(self.batches))
             finally:
                 for h in handles:
                     h.remove()
@@ -205,7 +205,7 @@ class _Recorder:
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         if not isinstance(self.module, nn.Conv1d | nn.Conv2d):
-            return answers(x, self.mask).flatten(0, -2)
+            return attended_outputs(x, self.mask).flatten(0, -2)
         conv = self.module
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import DataError
 from dnge_compress.zoo.blueprint import Blueprint
 from dnge_compress.zoo.corpora import tokens
-from dnge_compress.zoo.data_root import Shelf, Split
+from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import images
 
 IGNORED = -100
@@ -52,29 +52,29 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def example_batches(
-    blueprint: Blueprint, split: Split, *, count: int, batch_size: int, seed: int, shelf: Shelf | None = None
+    blueprint: Blueprint, split: Split, *, count: int, batch_size: int, seed: int, data_root: DataRoot | None = None
 ) -> list[Batch]:
     """Draw `count` batches of the blueprint's own data set; the same seed gives the same batches.
 
     Raises: DataError if the data are missing or a batch holds more than there is.
     """
-    stream = batches(blueprint, split, batch_size=batch_size, seed=seed, shelf=shelf)
+    stream = batches(blueprint, split, batch_size=batch_size, seed=seed, data_root=data_root)
     return list(islice(stream, count))
 
 
 def batches(
-    blueprint: Blueprint, split: Split, *, batch_size: int, seed: int, shelf: Shelf | None = None
+    blueprint: Blueprint, split: Split, *, batch_size: int, seed: int, data_root: DataRoot | None = None
 ) -> Iterator[Batch]:
     """Endless shuffled batches of the blueprint's own data set; see `example_batches`."""
-    shelf = shelf or Shelf.find()
+    data_root = data_root or DataRoot.find()
     generator = torch.Generator().manual_seed(seed)
     if blueprint.is_language:
-        return _text_batches(blueprint, tokens(blueprint.data, split, shelf=shelf), batch_size, generator)
-    return _image_batches(blueprint, split, batch_size, generator, shelf)
+        return _text_batches(blueprint, tokens(blueprint.data, split, data_root=data_root), batch_size, generator)
+    return _image_batches(blueprint, split, batch_size, generator, data_root)
 
 
 def neighbour_batches(
-    blueprint: Blueprint, *, batch_size: int, seed: int, shelf: Shelf | None = None
+    blueprint: Blueprint, *, batch_size: int, seed: int, data_root: DataRoot | None = None
 ) -> Iterator[Batch]:
     """Endless train batches of BERT's preparation: name the tokens before and after every position.
 
@@ -82,7 +82,7 @@ def neighbour_batches(
     neighbours. Without it networks this small stay at the unigram loss for thousands of steps.
     """
     generator = torch.Generator().manual_seed(seed)
-    stream = tokens(blueprint.data, "train", shelf=shelf or Shelf.find())
+    stream = tokens(blueprint.data, "train", data_root=data_root or DataRoot.find())
     while True:
         ids = _windows(stream, blueprint.length + 2, batch_size, generator)  # [B, L + 2]
         inputs = _masked(ids[:, 1:-1], blueprint.mask_id, generator).inputs
@@ -90,9 +90,9 @@ def neighbour_batches(
 
 
 def _image_batches(
-    blueprint: Blueprint, split: Split, batch_size: int, generator: torch.Generator, shelf: Shelf
+    blueprint: Blueprint, split: Split, batch_size: int, generator: torch.Generator, data_root: DataRoot
 ) -> Iterator[Batch]:
-    data = images(blueprint.data, split, shelf=shelf)
+    data = images(blueprint.data, split, data_root=data_root)
     total = len(data.labels)
     if batch_size > total:
         raise DataError(f"{blueprint.data} has {total} {split} images, fewer than a batch of {batch_size}")

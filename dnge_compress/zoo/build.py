@@ -30,7 +30,7 @@ from dnge_compress.zoo.architectures import build
 from dnge_compress.zoo.batches import Batch, example_batches, logits, loss
 from dnge_compress.zoo.blueprint import FAMILIES, Blueprint, blueprints
 from dnge_compress.zoo.corpora import tokenizer_folder, tokens
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 from dnge_compress.zoo.training import measure, train, train_through
 from dnge_compress.zoo.workers import each_done, positive
@@ -39,7 +39,7 @@ __all__ = [
     "FAMILIES",
     "Batch",
     "Blueprint",
-    "Shelf",
+    "DataRoot",
     "blueprints",
     "build",
     "example_batches",
@@ -48,7 +48,7 @@ __all__ = [
     "logits",
     "loss",
     "measure",
-    "raise_networks",
+    "train_networks",
     "record",
     "train",
 ]
@@ -57,7 +57,7 @@ RUNS = 200  # training runs, each of which gives three networks
 _UNFINISHED = ".unfinished-"
 
 
-def raise_networks(blueprint: Blueprint, out: Path, *, shelf: Shelf | None = None) -> list[Path]:
+def train_networks(blueprint: Blueprint, out: Path, *, data_root: DataRoot | None = None) -> list[Path]:
     """Train one run and save the networks it gives (`Blueprint.moments`) as `out/<name>`, each whole or not at all.
 
     A folder holds model.safetensors (float32) and blueprint.json (blueprint, quality, provenance). Folders that are
@@ -68,10 +68,10 @@ def raise_networks(blueprint: Blueprint, out: Path, *, shelf: Shelf | None = Non
     out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     stops = sorted({m.stop for m in missing})
-    for stop, model in zip(stops, train_through(blueprint, stops, shelf=shelf) if stops else (), strict=True):
+    for stop, model in zip(stops, train_through(blueprint, stops, data_root=data_root) if stops else (), strict=True):
         seconds = time.perf_counter() - started
         for moment in (m for m in missing if m.stop == stop):
-            _save(moment, model, seconds, out, shelf)
+            _save(moment, model, seconds, out, data_root)
     return [out / m.name for m in moments]
 
 
@@ -82,9 +82,9 @@ def _is_there(blueprint: Blueprint, out: Path) -> bool:
     return folder.exists()
 
 
-def _save(blueprint: Blueprint, model: nn.Module, seconds: float, out: Path, shelf: Shelf | None) -> None:
+def _save(blueprint: Blueprint, model: nn.Module, seconds: float, out: Path, data_root: DataRoot | None) -> None:
     with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as temporary:
-        quality = measure(model, blueprint, shelf=shelf) | {"seconds": round(seconds, 2)}
+        quality = measure(model, blueprint, data_root=data_root) | {"seconds": round(seconds, 2)}
         half = Path(temporary) / blueprint.name
         half.mkdir()
         safetensors.torch.save_model(model, str(half / "model.safetensors"))
@@ -93,16 +93,16 @@ def _save(blueprint: Blueprint, model: nn.Module, seconds: float, out: Path, she
         half.replace(out / blueprint.name)
 
 
-def load(folder: Path | str, *, shelf: Shelf | None = None) -> tuple[nn.Module, Blueprint]:
-    """Restore a network of the zoo, in evaluation mode; a language model finds its tokenizer if a shelf is given.
+def load(folder: Path | str, *, data_root: DataRoot | None = None) -> tuple[nn.Module, Blueprint]:
+    """Restore a network of the zoo, in evaluation mode; a language model finds its tokenizer if a data root is given.
 
     Raises: CheckpointError if it isn't one.
     """
     blueprint = Blueprint.from_dict(record(Path(folder))["blueprint"])
     model = build(blueprint)
     safetensors.torch.load_model(model, str(Path(folder) / "model.safetensors"))
-    if blueprint.is_language and shelf:
-        model.name_or_path = str(tokenizer_folder(blueprint.data, shelf=shelf))
+    if blueprint.is_language and data_root:
+        model.name_or_path = str(tokenizer_folder(blueprint.data, data_root=data_root))
     return model.eval(), blueprint
 
 
@@ -129,23 +129,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     options = parser.parse_args(arguments)
     try:
-        shelf = Shelf.find(options.data, options.out / "cache")
-        _make(blueprints(options.runs, options.seed), options.out, shelf, options.jobs)
+        data_root = DataRoot.find(options.data, options.out / "cache")
+        _make(blueprints(options.runs, options.seed), options.out, data_root, options.jobs)
     except DngeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _make(plans: list[Blueprint], out: Path, shelf: Shelf, jobs: int) -> None:
+def _make(plans: list[Blueprint], out: Path, data_root: DataRoot, jobs: int) -> None:
     for half in out.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(half)
     missing = [p for p in plans if not all(_is_there(m, out) for m in p.moments())]
     print(f"{len(plans) - len(missing)} of {len(plans)} runs are there", file=sys.stderr)
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
-            (tokens if data.startswith("books") else images)(data, split, shelf=shelf)
-    found = each_done(jobs, partial(raise_networks, out=out, shelf=shelf), [(plan,) for plan in missing])
+            (tokens if data.startswith("books") else images)(data, split, data_root=data_root)
+    found = each_done(jobs, partial(train_networks, out=out, data_root=data_root), [(plan,) for plan in missing])
     for done, folders in enumerate(found, start=1):
         print(f"[{done}/{len(missing)}] {_line(folders[-1])}", file=sys.stderr, flush=True)
 

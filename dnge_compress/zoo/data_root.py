@@ -19,14 +19,14 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Shelf:
+class DataRoot:
     """Where the data sets lie, and where what is derived from them is kept."""
 
     data: Path
     cache: Path
 
     @classmethod
-    def find(cls, data: Path | str | None = None, cache: Path | str | None = None) -> Shelf:
+    def find(cls, data: Path | str | None = None, cache: Path | str | None = None) -> DataRoot:
         """The folder given, else that of DNGE_DATA, else ../shared/data beside the repository.
 
         Raises: DataError if there is no such folder.
@@ -54,10 +54,10 @@ def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def table(file: str, shelf: Shelf) -> Any:
-    """A Parquet file of the shelf. Raises DataError if the file or pyarrow is missing."""
+def table(file: str, data_root: DataRoot) -> Any:
+    """A Parquet file of the data folder. Raises DataError if the file or pyarrow is missing."""
     try:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise DataError("reading the data sets needs pyarrow: pip install 'dnge-compress[pretrain]'") from error
-    return parquet.read_table(shelf.file(file))
+    return parquet.read_table(data_root.file(file))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.core.errors import DataError, UnknownNameError
-from dnge_compress.zoo.data_root import Shelf, Split, cached, table
+from dnge_compress.zoo.data_root import DataRoot, Split, cached, table
 
 IMAGES = ("mnist", "cifar10")
 _STORED: dict[Split, str] = {"train": "train", "held-out": "test"}  # what the files call our splits
@@ -35,7 +35,7 @@ class Images:
         return (x - mean) / deviation
 
 
-def images(name: str, split: Split, *, shelf: Shelf) -> Images:
+def images(name: str, split: Split, *, data_root: DataRoot) -> Images:
     """Load the images of `name` ("mnist" or "cifar10", the JPEG copy).
 
     Raises: DataError if the file, pyarrow or pillow is missing, or the file is damaged; UnknownNameError.
@@ -43,12 +43,12 @@ def images(name: str, split: Split, *, shelf: Shelf) -> Images:
     if split not in _STORED:
         raise UnknownNameError("split", split, _STORED)
     if name == "mnist":
-        pixels, labels = _mnist(shelf.file("mnist.npz"), _STORED[split])
+        pixels, labels = _mnist(data_root.file("mnist.npz"), _STORED[split])
         return Images(pixels, torch.from_numpy(labels).long(), (0.1307,), (0.3081,))
     if name == "cifar10":
-        pixels = cached(shelf.cache / f"cifar10-{split}.npy", lambda: _decode_cifar10(split, shelf))
+        pixels = cached(data_root.cache / f"cifar10-{split}.npy", lambda: _decode_cifar10(split, data_root))
         # Within a split the rows go round the ten classes, see the data sets' README.
-        labels = cached(shelf.cache / f"cifar10-{split}-labels.npy", lambda: _cifar10_labels(split, shelf))
+        labels = cached(data_root.cache / f"cifar10-{split}-labels.npy", lambda: _cifar10_labels(split, data_root))
         return Images(
             pixels, torch.from_numpy(labels.copy()).long(), (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606)
         )
@@ -63,20 +63,20 @@ def _mnist(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
         raise DataError(f"'{path}' is no MNIST as Keras ships it, or damaged; copy it there again") from e
 
 
-def _cifar10(split: Split, shelf: Shelf) -> Any:
-    rows = table("cifar10.parquet", shelf)
+def _cifar10(split: Split, data_root: DataRoot) -> Any:
+    rows = table("cifar10.parquet", data_root)
     return rows.filter(np.array([s == _STORED[split] for s in rows["split"].to_pylist()]))
 
 
-def _decode_cifar10(split: Split, shelf: Shelf) -> np.ndarray:
+def _decode_cifar10(split: Split, data_root: DataRoot) -> np.ndarray:
     try:
         from PIL import Image
     except ImportError as error:
         raise DataError("decoding CIFAR-10 needs pillow: pip install 'dnge-compress[pretrain]'") from error
-    files = _cifar10(split, shelf)["jpeg"].to_pylist()
+    files = _cifar10(split, data_root)["jpeg"].to_pylist()
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])  # [N, 32, 32, 3]
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
-def _cifar10_labels(split: Split, shelf: Shelf) -> np.ndarray:
-    return _cifar10(split, shelf)["label"].to_numpy().astype(np.uint8)
+def _cifar10_labels(split: Split, data_root: DataRoot) -> np.ndarray:
+    return _cifar10(split, data_root)["label"].to_numpy().astype(np.uint8)

@@ -32,7 +32,7 @@ class Whole(Protocol):
 W = TypeVar("W", bound=Whole)
 
 
-def make_whole(
+def build_resumably(
     about: Mapping[str, Any],
     out: Path,
     tasks: Callable[[], Mapping[str, tuple[Any, ...]]],

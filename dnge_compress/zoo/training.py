@@ -28,7 +28,7 @@ from dnge_compress.zoo.batches import (
 )
 from dnge_compress.zoo.blueprint import Blueprint
 from dnge_compress.zoo.corpora import unigram
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 
 _WARMUP_SHARE = 0.05
 _LAST_LR_SHARE = 0.02
@@ -37,27 +37,29 @@ _IMAGE_EVALUATION = (20, 200)  # batches, images per batch
 _TEXT_EVALUATION = (16, 32)  # batches, sequences per batch
 
 
-def train(blueprint: Blueprint, *, shelf: Shelf | None = None) -> nn.Module:
+def train(blueprint: Blueprint, *, data_root: DataRoot | None = None) -> nn.Module:
     """Build the network and train it until `blueprint.stop`; returned in evaluation mode, float32.
 
     Matrix products run in bfloat16 where the CPU has it, weights stay float32; warm-up, cosine schedule, gradient norm
     at most 1.
     """
-    for model in train_through(blueprint, [blueprint.stop], shelf=shelf):
+    for model in train_through(blueprint, [blueprint.stop], data_root=data_root):
         return model
     raise AssertionError("a blueprint's stop is at least 1")
 
 
-def train_through(blueprint: Blueprint, stops: Sequence[int], *, shelf: Shelf | None = None) -> Iterator[nn.Module]:
+def train_through(
+    blueprint: Blueprint, stops: Sequence[int], *, data_root: DataRoot | None = None
+) -> Iterator[nn.Module]:
     """The network as it is after each of the ascending `stops` steps: copies, exactly what `train` gives there."""
     model = build(blueprint).to(memory_format=torch.channels_last)
     optimiser = _optimiser(blueprint, model)
     batch_size, seed = blueprint.batch_size, blueprint.seed
-    stream = batches(blueprint, "train", batch_size=batch_size, seed=seed, shelf=shelf)
+    stream = batches(blueprint, "train", batch_size=batch_size, seed=seed, data_root=data_root)
     torch.manual_seed(seed)  # dropout
     with float32_attention(model):
         if blueprint.preparation:
-            neighbours = neighbour_batches(blueprint, batch_size=batch_size, seed=seed, shelf=shelf)
+            neighbours = neighbour_batches(blueprint, batch_size=batch_size, seed=seed, data_root=data_root)
             for batch in islice(neighbours, blueprint.preparation):
                 _learn(model, optimiser, batch, _neighbour_loss)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, blueprint.steps))
@@ -73,12 +75,12 @@ def train_through(blueprint: Blueprint, stops: Sequence[int], *, shelf: Shelf | 
                 torch.set_rng_state(random_state)
 
 
-def measure(model: nn.Module, blueprint: Blueprint, *, shelf: Shelf | None = None) -> dict[str, float]:
+def measure(model: nn.Module, blueprint: Blueprint, *, data_root: DataRoot | None = None) -> dict[str, float]:
     """Held-out loss (nats) and accuracy (0..1) in float32; for text also the unigram loss there."""
-    shelf = shelf or Shelf.find()
+    data_root = data_root or DataRoot.find()
     count, batch_size = _TEXT_EVALUATION if blueprint.is_language else _IMAGE_EVALUATION
     held_out = example_batches(
-        blueprint, "held-out", count=count, batch_size=batch_size, seed=_HELD_OUT_SEED, shelf=shelf
+        blueprint, "held-out", count=count, batch_size=batch_size, seed=_HELD_OUT_SEED, data_root=data_root
     )
     labels = torch.cat([batch.labels for batch in held_out])
     model.eval()
@@ -90,7 +92,7 @@ def measure(model: nn.Module, blueprint: Blueprint, *, shelf: Shelf | None = Non
             right += int((predicted.argmax(-1) == batch.labels).sum())
     quality = {"loss": sum(losses) / count, "accuracy": right / int((labels != IGNORED).sum())}
     if blueprint.is_language:
-        quality["unigram_loss"] = _unigram_loss(blueprint, labels, shelf)
+        quality["unigram_loss"] = _unigram_loss(blueprint, labels, data_root)
     return quality
 
 
@@ -113,8 +115,8 @@ def _neighbour_loss(model: nn.Module, batch: Batch) -> Tensor:
     return cross_entropy(predicted.unsqueeze(2).expand(-1, -1, 2, -1), batch.labels)
 
 
-def _unigram_loss(blueprint: Blueprint, labels: Tensor, shelf: Shelf) -> float:
-    return -unigram(blueprint.data, shelf=shelf)[labels[labels != IGNORED]].mean().item()
+def _unigram_loss(blueprint: Blueprint, labels: Tensor, data_root: DataRoot) -> float:
+    return -unigram(blueprint.data, data_root=data_root)[labels[labels != IGNORED]].mean().item()
 
 
 def _lr_share(step: int, steps: int) -> float:

@@ -1,6 +1,7 @@
 """Make the writer's word list: `python -m dnge_compress.zoo.words` counts the books' words.
 
-Part of learning to write: how often English uses each word is all that a text encoder's probes take from real text.
+Part of learning to write: how often English uses each word is all that the calibration of text encoders takes
+from real text.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from dnge_compress.signals.vocabulary import WORDS
 from dnge_compress.zoo.corpora import book_texts
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 
 _TOKEN = re.compile(r"[A-Za-z]+(?:'[a-z]+)?|[.,;:!?\"]|\d+")
 SIZE = 8000
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=WORDS)
     options = parser.parse_args()
     counts: Counter[str] = Counter()
-    for text in book_texts("train", Shelf.find(options.data)):
+    for text in book_texts("train", DataRoot.find(options.data)):
         counts.update(_TOKEN.findall(text))
     total = sum(counts.values())
     lines = [f"{word}\t{1e6 * n / total:.1f}" for word, n in counts.most_common(SIZE)]

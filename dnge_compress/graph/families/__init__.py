@@ -6,18 +6,17 @@ A family module offers `MODEL_TYPES` (values of `config.model_type`) and `build(
 
 from __future__ import annotations
 
-import importlib
-import sys
 from types import ModuleType
 
 from torch import nn
 
 from dnge_compress.core.errors import UnsupportedModelError, nearest
-from dnge_compress.core.plugins import names_in
+from dnge_compress.core.plugins import Registry
 from dnge_compress.graph.builder import Shapes
 from dnge_compress.graph.types import ModelGraph
 
 TRACED = "traced"
+FAMILIES = Registry("family", __name__, "dnge_compress.families")
 
 
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
@@ -34,7 +33,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     if model_type in known:
         return known[model_type].build(config, shapes_of(model))
     if example_inputs is not None:
-        return importlib.import_module(f"{__name__}.{TRACED}").build(model, example_inputs)
+        return FAMILIES.load(TRACED).build(model, example_inputs)
     what = f"architecture '{model_type}'" if model_type else f"a plain {type(model).__name__}"
     raise UnsupportedModelError(
         f"{what} has no family here ({nearest(str(model_type), known)}); pass example_inputs=… to trace it instead"
@@ -43,12 +42,12 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
 
 def names() -> list[str]:
     """All families that read a Hugging Face config."""
-    return [name for name in names_in(sys.modules[__name__]) if name != TRACED]
+    return [name for name in FAMILIES.names() if name != TRACED]
 
 
 def model_types() -> dict[str, ModuleType]:
     """`config.model_type` → the family module that reads it."""
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names()]
+    modules = [FAMILIES.load(name) for name in names()]
     return {model_type: module for module in modules for model_type in module.MODEL_TYPES}
 
 

@@ -23,8 +23,8 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
     vocabulary = g.space("vocabulary", config.vocab_size, "fixed")
     residual = g.space("residual", hidden, "residual")
     # With scale_attn_by_inverse_layer_idx a block's arithmetic depends on its number: dropping one changes the rest.
-    pinned = range(n_layers) if config.scale_attn_by_inverse_layer_idx else ()
-    g.layers("layers", [f"{base}h.{i}" for i in range(n_layers)], pinned)
+    protected = range(n_layers) if config.scale_attn_by_inverse_layer_idx else ()
+    g.layers("layers", [f"{base}h.{i}" for i in range(n_layers)], protected)
     g.embed(f"{base}wte", vocabulary, residual)
     g.embed(f"{base}wpe", None, residual)
     ffn, heads = [], []

@@ -45,7 +45,7 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
         )
         fixed = "without a classifier the last stage is the model's output" if s == output else ""
         g.config_field("hidden_sizes", dst, index=s, forbids=forbids, fixed=fixed)
-        g.layers(f"layers.{s}", [f"{stage}.{b}" for b in range(depth)], pinned=(0,))
+        g.layers(f"layers.{s}", [f"{stage}.{b}" for b in range(depth)], protected=(0,))
         g.config_field("depths", f"layers.{s}", index=s)
         for b in range(depth):
             block = f"{stage}.{b}"

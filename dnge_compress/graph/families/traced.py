@@ -125,14 +125,14 @@ def _group_from(graph: tp.DependencyGraph, root: Layer, layers: Layers) -> Group
     first = _reach(graph, root, 0, layers)
     stride = _runs(first.rows[own])[0][1]
     units, rest = divmod(root.rows("out"), len(first.rows[own]))
-    probes = {u: _reach(graph, root, u * stride, layers) for u in sorted({0, units // 2, units - 1})}
-    if rest or any(set(p.rows) != set(first.rows) for p in probes.values()):
+    others = {u: _reach(graph, root, u * stride, layers) for u in sorted({0, units // 2, units - 1})}
+    if rest or any(set(p.rows) != set(first.rows) for p in others.values()):
         return None
     parts: dict[Key, tuple[tuple[int, int], ...]] = {}
-    why = next((p.why for p in probes.values() if p.why), "")
+    why = next((p.why for p in others.values() if p.why), "")
     for key, rows in first.rows.items():
         runs = _runs(rows)
-        if all(_runs(p.rows[key]) == [(start + u * n, n) for start, n in runs] for u, p in probes.items()):
+        if all(_runs(p.rows[key]) == [(start + u * n, n) for start, n in runs] for u, p in others.items()):
             parts[key] = tuple((n, start) for start, n in runs)
         else:
             why = why or f"the order of the units in '{key[0]}' has no fixed stride"

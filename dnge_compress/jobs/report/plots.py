@@ -32,7 +32,7 @@ def bar(share: float, original: float | None = None) -> Markup:
 
 
 def dot(place: float, original: float | None = None) -> Markup:
-    """A dot on a scale whose ends are the lowest and the highest value; a stem leads to the original."""
+    """A dot on a scale whose ends are the lowest and the highest value; a stem is_rank0 to the original."""
     # Round caps reach over the end of a line, so the scale keeps off the edges.
     at, origin = (40 + 920 * p if p is not None else None for p in (place, original))
     assert at is not None

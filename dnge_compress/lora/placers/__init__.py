@@ -2,36 +2,39 @@
 
 A placer module offers `weigh(sites, context) -> {path: weight}` and `NEEDS_DATA`. A weight says what rank a site
 should have relative to the others': equal weights are uniform ranks, 0 is no adapter. A site that a placer can't judge
-is left out, and gets the mean. To add a placer, add a file.
+is left out, and gets the mean. To add a placer, add a file (or an entry point of the group dnge_compress.placers).
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from types import ModuleType
 
 import torch
 from torch import nn
 
 from dnge_compress.core.errors import PlanError, UnsupportedModelError
-from dnge_compress.core.plugins import known, names_in
+from dnge_compress.core.plugins import Registry
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.adapters import Site
-from dnge_compress.signals.calibration import ProbeSettings, Progress, synthesize
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.calibration import Progress, synthesize
 from dnge_compress.signals.running import Inputs
 
 Weights = Mapping[str, float]
 DAMPING = 0.5  # exponent on a root mean square gradient, chosen on the zoo
 
 
+PLACERS = Registry("placer", __name__, "dnge_compress.placers", {"probe": "fisher"})
+
+
 @dataclass(frozen=True)
 class Context:
-    """All a placer may look at: the model (read only), and inputs: probes, unless `data` holds the user's own.
+    """All a placer may look at: the model (read only), and calibration inputs: synthetic, unless `data` holds the
+    user's own.
 
     Nothing is run before somebody asks for `batches`, and no family is needed before somebody asks for `graph`, which
     `read_graph` makes where the model alone doesn't tell it.
@@ -39,7 +42,7 @@ class Context:
     """
 
     model: nn.Module
-    probes: ProbeSettings = ProbeSettings()
+    calibration: Calibration = Calibration()
     data: tuple[Inputs, ...] | None = None
     example_inputs: Inputs | None = None
     uniform_rank: float = 16.0
@@ -48,8 +51,8 @@ class Context:
 
     @property
     def seed(self) -> int:
-        """Of probes, labels and permutations."""
-        return self.probes.seed
+        """Of calibration inputs and labels."""
+        return self.calibration.seed
 
     @cached_property
     def graph(self) -> ModelGraph:
@@ -58,15 +61,10 @@ class Context:
 
     @cached_property
     def batches(self) -> tuple[Inputs, ...]:
-        """The user's batches, or probes."""
+        """The user's batches, or synthetic ones."""
         if self.data is not None:
             return self.data
-        return tuple(synthesize(self.model, self.probes, self.example_inputs))
-
-
-def names() -> list[str]:
-    """All placers."""
-    return names_in(sys.modules[__name__])
+        return tuple(synthesize(self.model, self.calibration, self.example_inputs))
 
 
 def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, float]:
@@ -74,7 +72,7 @@ def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, 
 
     Raises UnknownNameError, DataError if it needs data and has none, UnsupportedModelError if it can't judge any.
     """
-    module = known_placer(placer, context.data is not None)
+    module = PLACERS.usable(placer, context.data is not None)
     with torch.no_grad():
         found = module.weigh(sites, context)
     weights = {site.path: float(found[site.path]) for site in sites if site.path in found}
@@ -91,8 +89,3 @@ def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, 
 def damped(energy: float) -> float:
     """The weight of a matrix whose gradient has this mean square."""
     return math.sqrt(energy) ** DAMPING
-
-
-def known_placer(placer: str, has_data: bool) -> ModuleType:
-    """The module of a placer. Raises UnknownNameError, or DataError if it needs data and there is none."""
-    return known("placer", placer, sys.modules[__name__], has_data)

@@ -27,7 +27,7 @@ def predicted_energy(sites: Sequence[Site], context: Context) -> dict[str, float
     try:
         graph = context.graph
     except UnsupportedModelError as e:
-        raise UnsupportedModelError(f"{e}; or place with placer='probe' or 'stable_rank', which need no family") from e
+        raise UnsupportedModelError(f"{e}; or place with placer='fisher' or 'stable_rank', which need no family") from e
     scoring = scorers.Context(
         graph, context.model, context.batches, context.data is not None, seed=context.seed, progress=context.progress
     )

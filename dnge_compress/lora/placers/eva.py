@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dnge_compress.lora.adapters import Site
 from dnge_compress.lora.placers import Context, Weights
-from dnge_compress.signals.divergence import answers, attended
+from dnge_compress.signals.divergence import attended, attended_outputs
 from dnge_compress.signals.running import call, inference_mode_of
 from dnge_compress.signals.second_moments import MomentStore, SecondMoments
 
@@ -46,7 +46,7 @@ def _moments(sites: Sequence[Site], context: Context) -> dict[str, SecondMoments
     found = {site.path: store.moments(site.inputs, modules[site.path].weight.device) for site in sites}
 
     def watch(path: str, x: Tensor) -> None:
-        found[path].add(answers(x.detach(), mask).flatten(0, -2))
+        found[path].add(attended_outputs(x.detach(), mask).flatten(0, -2))
 
     handles = [
         m.register_forward_pre_hook(lambda m, args, path=path: watch(path, args[0])) for path, m in modules.items()

@@ -25,7 +25,7 @@ from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
 from dnge_compress.encoder.model import Corrections
 from dnge_compress.zoo.blueprint import FAMILIES, LANGUAGE
-from dnge_compress.zoo.pretrain.targets import Lesson
+from dnge_compress.zoo.pretrain.targets import TrainingExample
 
 HELD_OUT = 6  # every sixth run, by a hash of its name, is never trained on
 MATRIX_WEIGHT = 0.1
@@ -40,7 +40,7 @@ class Fold:
     """A part of the zoo to learn from; what it leaves out is there to judge it by."""
 
     name: str
-    learns: Callable[[Lesson], bool]
+    learns: Callable[[TrainingExample], bool]
 
 
 def folds() -> list[Fold]:
@@ -55,11 +55,11 @@ def folds() -> list[Fold]:
     return found
 
 
-def _all_but(family: str) -> Callable[[Lesson], bool]:
+def _all_but(family: str) -> Callable[[TrainingExample], bool]:
     return lambda lesson: lesson.family != family
 
 
-def widest(lesson: Lesson) -> int:
+def widest(lesson: TrainingExample) -> int:
     """Residual width of a transformer, most units of a hidden space elsewhere."""
     kinds = ("residual",) if lesson.family in (*LANGUAGE, "vit") else ("neuron", "channel")
     return max(s.units for s in lesson.graph.of_kind(*kinds))
@@ -71,7 +71,7 @@ def is_held_out(name: str) -> bool:
 
 
 def fit(
-    lessons: Sequence[Lesson],
+    lessons: Sequence[TrainingExample],
     parts: Sequence[Fold],
     *,
     steps: int,
@@ -139,14 +139,14 @@ def fit(
     return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}
 
 
-def batched_losses(base: nn.Module, params: Mapping[str, Tensor], lesson: Lesson, noise: float) -> Tensor:
+def batched_losses(base: nn.Module, params: Mapping[str, Tensor], lesson: TrainingExample, noise: float) -> Tensor:
     """The loss of every encoder on one lesson `[encoders]`."""
     features = {k: v + noise * torch.randn_like(v) for k, v in lesson.features.items()}
     inputs = (lesson.graph, lesson.weights, features, lesson.layer_logs)
     return vmap(lambda own: lesson_loss(functional_call(base, own, inputs), lesson))(dict(params))
 
 
-def lesson_loss(found: Corrections, lesson: Lesson) -> Tensor:
+def lesson_loss(found: Corrections, lesson: TrainingExample) -> Tensor:
     """Huber loss of the log costs of units and layers, and of the gradients of matrices."""
     losses = []
     for name, correction in {**found.spaces, **found.layers}.items():
@@ -163,7 +163,7 @@ def lesson_loss(found: Corrections, lesson: Lesson) -> Tensor:
     return value
 
 
-def _lesson_at(lessons: Sequence[Lesson], step: int, seed: int) -> Lesson:
+def _lesson_at(lessons: Sequence[TrainingExample], step: int, seed: int) -> TrainingExample:
     """Every lesson once per round, in an order that depends on the seed and the round alone."""
     turn, place = divmod(step, len(lessons))
     order = random.Random(f"{seed}/{turn}").sample(range(len(lessons)), len(lessons))

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
-from dnge_compress.zoo.pretrain.targets import Lesson, rank_correlation
+from dnge_compress.zoo.pretrain.targets import TrainingExample, rank_correlation
 
 Logs = Mapping[str, Tensor]  # space → log costs of its units
-Predict = Callable[[Lesson], Logs]
+Predict = Callable[[TrainingExample], Logs]
 RESAMPLES = 2000
 
 
-def closed_form(lesson: Lesson) -> Logs:
-    """Log costs of the closed form on the probes."""
+def closed_form(lesson: TrainingExample) -> Logs:
+    """Log costs of the closed form on synthetic inputs."""
     return {name: lesson.closed[name].clamp_min(FLOOR).log() for name in lesson.targets}
 
 
@@ -27,7 +27,7 @@ def corrected_by(encoder: DNGEncoder) -> Predict:
     """Log costs as an encoder corrects them."""
 
     @torch.no_grad()
-    def predict(lesson: Lesson) -> Logs:
+    def predict(lesson: TrainingExample) -> Logs:
         found = encoder(lesson.graph, lesson.weights, lesson.features, lesson.layer_logs)
         closed = closed_form(lesson)
         return {name: closed[name] + c for name, c in {**found.spaces, **found.layers}.items()}
@@ -35,24 +35,24 @@ def corrected_by(encoder: DNGEncoder) -> Predict:
     return predict
 
 
-def within_spaces(logs: Logs, lesson: Lesson) -> float:
+def within_spaces(logs: Logs, lesson: TrainingExample) -> float:
     """Mean rank correlation inside the spaces of more than two units; layer spaces are left out."""
     layers = {s.name for s in lesson.graph.of_kind("layer")}
     names = [n for n in lesson.targets if n not in layers and len(lesson.targets[n]) > 2]
     return statistics.mean(rank_correlation(logs[n], lesson.targets[n]) for n in names)
 
 
-def over_network(logs: Logs, lesson: Lesson) -> float:
+def over_network(logs: Logs, lesson: TrainingExample) -> float:
     """Rank correlation over all units and droppable blocks of the network at once."""
     return rank_correlation(_together(logs, lesson), _together(lesson.targets, lesson))
 
 
-def log_error(logs: Logs, lesson: Lesson) -> float:
+def log_error(logs: Logs, lesson: TrainingExample) -> float:
     """Mean absolute error of the log costs, in log nats."""
     return float((_together(logs, lesson) - _together(lesson.targets, lesson)).abs().mean())
 
 
-def compared(encoder: DNGEncoder, lessons: Sequence[Lesson]) -> dict[str, float]:
+def compared(encoder: DNGEncoder, lessons: Sequence[TrainingExample]) -> dict[str, float]:
     """Mean correlations and errors of the closed form and of an encoder on the same networks; nothing without any."""
     if not lessons:
         return {}
@@ -82,5 +82,5 @@ def interval(by_family: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[f
     return mean(lambda values: values), means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
 
 
-def _together(logs: Logs, lesson: Lesson) -> Tensor:
+def _together(logs: Logs, lesson: TrainingExample) -> Tensor:
     return torch.cat([logs[n][lesson.counted[n]] for n in lesson.targets])

@@ -1,6 +1,6 @@
 """What removal really costs, on real data, for every unit of a zoo network: what the encoder learns to predict.
 
-Costs are KL divergences of the network's output on real inputs, in nats per label, after repair with the probes (the
+Costs are KL divergences of the network's output on real inputs, in nats per label, after repair on synthetic ones (the
 repair that a user without data gets):
 
 - units: the closed form on two draws of real data (their rank correlation is what the choice of data leaves open),
@@ -31,16 +31,17 @@ from dnge_compress.encoder.features import FLOOR, node_features
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut, ModelGraph
-from dnge_compress.plans.trial import damage, whole_answers
-from dnge_compress.scorers import Context, probe
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.plans.trial import dense_outputs, measured_divergence
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.scorers import Context, obs
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.running import Inputs, inference_mode_of
 from dnge_compress.zoo.batches import Batch, example_batches, loss
 from dnge_compress.zoo.blueprint import Blueprint
 from dnge_compress.zoo.build import load
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 
-PROBE_TOKENS = 4096
+CALIBRATION_TOKENS = 4096
 MEASURED_CUTS = (0.25, 0.5, 0.75)  # shares of a space's units, removed together
 LEAST_DAMAGE = 1e-7  # nats; less is rounding
 RIVALS = ("magnitude", "fisher", "taylor", "flap", "wanda")  # scored on the first half, for comparison
@@ -49,7 +50,7 @@ HEADS_MEASURED = 8  # per space
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingExample:
     """One network with its true costs: everything the encoder sees, and what it should say (log nats)."""
 
     name: str
@@ -73,7 +74,7 @@ class Lesson:
         """Indices of the units of each space whose target was measured: of blocks, those that may go."""
         every = {name: torch.arange(len(v)) for name, v in self.targets.items()}
         for space in self.graph.of_kind("layer"):
-            free = [i for i in range(space.units) if i not in space.pinned and space.units > 1]
+            free = [i for i in range(space.units) if i not in space.protected and space.units > 1]
             every[space.name] = torch.tensor(free, dtype=torch.long)
         return every
 
@@ -90,25 +91,26 @@ def lessons_of(folder: Path) -> list[str]:
     return [name, f"{name}+bare"] if bare else [name]
 
 
-def make_targets(folder: Path, lesson: str, shelf: Shelf) -> Path:
+def make_targets(folder: Path, lesson: str, data_root: DataRoot) -> Path:
     """Measure one network and write `<lesson>.safetensors` into its folder; a finished file is left as it is."""
     path = folder / f"{lesson}.safetensors"
     if path.is_file():
         return path
-    model, blueprint = _opened(folder, lesson, shelf)
+    model, blueprint = _opened(folder, lesson, data_root)
     language = blueprint.is_language
     size = 32 if language else 128
     halves = [
-        example_batches(blueprint, "train", count=2, batch_size=size, seed=seed, shelf=shelf) for seed in (101, 202)
+        example_batches(blueprint, "train", count=2, batch_size=size, seed=seed, data_root=data_root)
+        for seed in (101, 202)
     ]
-    judged = example_batches(blueprint, "held-out", count=1, batch_size=size, seed=303, shelf=shelf)[0]
+    judged = example_batches(blueprint, "held-out", count=1, batch_size=size, seed=303, data_root=data_root)[0]
     graph = build_graph(model, _example(judged))
-    context = Context(graph, model, tuple(synthesize(model, ProbeSettings(tokens=PROBE_TOKENS), _example(judged))))
+    context = Context(graph, model, tuple(synthesize(model, Calibration(tokens=CALIBRATION_TOKENS), _example(judged))))
     with torch.no_grad():
-        closed = probe.score(context).units
+        closed = obs.score(context).units
         features = node_features(context.signals, closed)
         real = [Context(graph, model, tuple(b.inputs for b in half), real_data=True) for half in halves]
-        costs = [{s: probe.unit_costs(c, s) for s in c.signals} for c in real]
+        costs = [{s: obs.unit_costs(c, s) for s in c.signals} for c in real]
         judge = _Judge(context, judged.inputs)
         targets = {s: judge.unit_targets(s, closed[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
         targets |= judge.layer_targets()
@@ -124,10 +126,10 @@ def make_targets(folder: Path, lesson: str, shelf: Shelf) -> Path:
     return path
 
 
-def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
+def read_lesson(folder: Path, lesson: str, data_root: DataRoot) -> TrainingExample:
     """A network of the zoo with its targets, ready for the encoder."""
-    model, blueprint = _opened(folder, lesson, shelf)
-    example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, shelf=shelf)[0]
+    model, blueprint = _opened(folder, lesson, data_root)
+    example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, data_root=data_root)[0]
     graph = build_graph(model, _example(example))
     path = folder / f"{lesson}.safetensors"
     with safe_open(path, "pt") as f:
@@ -137,7 +139,7 @@ def read_lesson(folder: Path, lesson: str, shelf: Shelf) -> Lesson:
         part, _, name = key.partition("/")
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    return Lesson(
+    return TrainingExample(
         lesson,
         graph,
         weights,
@@ -160,8 +162,8 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _opened(folder: Path, lesson: str, shelf: Shelf) -> tuple[nn.Module, Blueprint]:
-    model, blueprint = load(folder, shelf=shelf)
+def _opened(folder: Path, lesson: str, data_root: DataRoot) -> tuple[nn.Module, Blueprint]:
+    model, blueprint = load(folder, data_root=data_root)
     if lesson.endswith("+bare"):
         name_or_path, model = model.name_or_path, model.base_model
         model.name_or_path = name_or_path
@@ -174,7 +176,7 @@ class _Judge:
     def __init__(self, context: Context, inputs: Inputs) -> None:
         self.context, self.inputs = context, [inputs]
         with inference_mode_of(context.model):
-            self.reference = whole_answers(context, self.inputs)
+            self.reference = dense_outputs(context, self.inputs)
 
     def unit_targets(self, space: str, closed: Tensor, costs: Tensor) -> Tensor:
         """Log cost per unit of one space `[U]`; `costs` are the closed form on two halves of real data `[2, U]`."""
@@ -203,17 +205,17 @@ class _Judge:
         """Log cost of skipping each block; blocks that can't go get the largest of their space."""
         found = {}
         for space in self.context.graph.of_kind("layer"):
-            free = [i for i in range(space.units) if i not in space.pinned]
+            free = [i for i in range(space.units) if i not in space.protected]
             costs = torch.ones(space.units)
             for i in free if space.units > 1 else ():
                 costs[i] = self._cost(space.name, [j for j in range(space.units) if j != i])
-            costs[list(space.pinned)] = max((float(costs[i]) for i in free), default=1.0)
+            costs[list(space.protected)] = max((float(costs[i]) for i in free), default=1.0)
             found[space.name] = costs.log()
         return found
 
     def _cost(self, space: str, keep: list[int]) -> Tensor:
         with inference_mode_of(self.context.model):
-            found = damage(
+            found = measured_divergence(
                 self.context, AppliedCuts(self.context.graph, (Cut(space, tuple(keep)),)), self.inputs, self.reference
             )
         return found.clamp_min(LEAST_DAMAGE)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from dnge_compress.core.errors import DngeError
 from dnge_compress.zoo import build as zoo
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.pretrain.fit import fit, folds
 from dnge_compress.zoo.pretrain.judging import compared
-from dnge_compress.zoo.pretrain.targets import Lesson, lessons_of, make_targets, read_lesson
+from dnge_compress.zoo.pretrain.targets import TrainingExample, lessons_of, make_targets, read_lesson
 from dnge_compress.zoo.workers import each_done
 
 STEPS = 1600
@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("base.safetensors"), help="where the encoder's weights go")
     options = parser.parse_args(arguments)
     try:
-        shelf = Shelf.find(options.data, options.zoo / "cache")
+        data_root = DataRoot.find(options.data, options.zoo / "cache")
         made = zoo.main(_zoo_arguments(options))
         if made:
             return made
-        lessons = measure_all(options.zoo, shelf, options.jobs)
+        lessons = measure_all(options.zoo, data_root, options.jobs)
         part, state = folds()[0], options.zoo / "training.pt"
         encoder = fit(lessons, [part], steps=options.steps, seed=options.seed, state=state)[part.name]
         judged = [x for x in lessons if not part.learns(x)]
@@ -61,15 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_all(folder: Path, shelf: Shelf, jobs: int) -> list[Lesson]:
+def measure_all(folder: Path, data_root: DataRoot, jobs: int) -> list[TrainingExample]:
     """Targets for every network of the zoo, made where missing, and all lessons read."""
     wanted = [(f, lesson) for f in zoo.finished(folder) if has_learned(f) for lesson in lessons_of(f)]
     missing = [pair for pair in wanted if not (pair[0] / f"{pair[1]}.safetensors").is_file()]
     missing.sort(key=lambda pair: ("@" in pair[1], "+" in pair[1]))  # what teaches most comes first
-    made = each_done(jobs, make_targets, [(network, lesson, shelf) for network, lesson in missing])
+    made = each_done(jobs, make_targets, [(network, lesson, data_root) for network, lesson in missing])
     for done, path in enumerate(made, start=1):
         print(f"[{done}/{len(missing)}] targets {path.stem}", file=sys.stderr, flush=True)
-    return [read_lesson(network, lesson, shelf) for network, lesson in wanted]
+    return [read_lesson(network, lesson, data_root) for network, lesson in wanted]
 
 
 def has_learned(network: Path) -> bool:

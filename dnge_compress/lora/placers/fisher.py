@@ -1,4 +1,5 @@
-"""The measured gradient on synthetic inputs, with labels drawn from the model itself: data-free, for any model.
+"""The empirical Fisher information of each matrix on calibration inputs, with labels drawn from the model itself:
+data-free, for any model.
 
 The squared gradient of such labels is the Fisher information of the matrix's weights. Ranks go with its damped root, as
 those of the encoder do.

@@ -1,9 +1,9 @@
-"""How much of the gap between random inputs and real data do the synthetic probes close? On held-out zoo networks.
+"""How much of the gap between random and real inputs does synthetic calibration close? On held-out zoo networks.
 
-    python benchmarks/probes.py --zoo zoo        # about 5 minutes; writes results/probes.{md,json}
+    python benchmarks/calibration.py --zoo zoo        # about 5 minutes; writes results/calibration.{md,json}
 
 Neurons and channels are chosen and repaired with each kind of inputs, the same number of each, 30 / 50 / 70 % of them
-in every layer; the damage is judged on other real data. Share closed: (random − probes) / (random − real), in log
+in every layer; the damage is judged on other real data. Share closed: (random − synthetic) / (random − real), in log
 nats. Real data are the network's own training images or texts.
 """
 
@@ -21,15 +21,16 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut
-from dnge_compress.plans.trial import damage, whole_answers
-from dnge_compress.scorers import Context, probe
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.plans.trial import dense_outputs, measured_divergence
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.scorers import Context, obs
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.running import Inputs, inference_mode_of
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import example_batches
 from dnge_compress.zoo.blueprint import Blueprint
 from dnge_compress.zoo.corpora import VOCABULARY
-from dnge_compress.zoo.data_root import Shelf
+from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.pretrain.fit import is_held_out
 from dnge_compress.zoo.pretrain.train import has_learned
 
@@ -45,37 +46,37 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=6, help="networks of a family")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shelf = Shelf.find(cache=options.zoo / "cache")
+    data_root = DataRoot.find(cache=options.zoo / "cache")
     rows: dict[str, dict[str, list[float]]] = {}
     for family in FAMILIES:
         found = [f for f in zoo.finished(options.zoo) if f.name.startswith(family) and "@" not in f.name]
         for folder in [f for f in found if is_held_out(f.name) and has_learned(f)][: options.each]:
-            rows[folder.name] = measured(folder, shelf)
+            rows[folder.name] = measured(folder, data_root)
             print(folder.name, rows[folder.name], file=sys.stderr, flush=True)
     shown = " / ".join(f"{r:.0%}" for r in RATIOS)
-    head = ["family", "networks", "random", "probes", "real", f"share of the gap closed at {shown}"]
+    head = ["family", "networks", "random", "synthetic", "real", f"share of the gap closed at {shown}"]
     table = []
     for family in (*FAMILIES, ""):
         mine = [v for name, v in rows.items() if name.startswith(family)]
-        means = {k: torch.tensor([row[k] for row in mine]).mean(0) for k in ("random", "probes", "real")}
-        closed = (means["random"] - means["probes"]) / (means["random"] - means["real"])
+        means = {k: torch.tensor([row[k] for row in mine]).mean(0) for k in ("random", "synthetic", "real")}
+        closed = (means["random"] - means["synthetic"]) / (means["random"] - means["real"])
         cells = [" / ".join(f"{x:.2f}" for x in means[k].tolist()) for k in means]
         shares = " / ".join(f"{x:.0%}" for x in closed.tolist())
         table.append([family or "all", str(len(mine)), *cells, shares])
-    title = "Probes against real data: mean log damage (log nats; lower is better)"
-    write("probes", title, markdown(head, table))
-    (RESULTS / "probes.json").write_text(json.dumps(rows, indent=1))
+    title = "Calibration against real data: mean log damage (log nats; lower is better)"
+    write("calibration", title, markdown(head, table))
+    (RESULTS / "calibration.json").write_text(json.dumps(rows, indent=1))
 
 
-def measured(folder: Path, shelf: Shelf) -> dict[str, list[float]]:
+def measured(folder: Path, data_root: DataRoot) -> dict[str, list[float]]:
     """One network: log damage per kind of inputs and ratio."""
-    model, blueprint = zoo.load(folder, shelf=shelf)
-    judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=505, shelf=shelf)[0].inputs
-    probes = synthesize(model, ProbeSettings(tokens=TOKENS), judged if isinstance(judged, Tensor) else None)
-    rows = sum(len(b if isinstance(b, Tensor) else next(iter(b.values()))) for b in probes)
+    model, blueprint = zoo.load(folder, data_root=data_root)
+    judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=505, data_root=data_root)[0].inputs
+    inputs = synthesize(model, Calibration(tokens=TOKENS), judged if isinstance(judged, Tensor) else None)
+    rows = sum(len(b if isinstance(b, Tensor) else next(iter(b.values()))) for b in inputs)
     rows = TOKENS // blueprint.length if blueprint.is_language else rows
-    real = example_batches(blueprint, "train", count=max(1, rows // 32), batch_size=32, seed=404, shelf=shelf)
-    kinds = {"random": random_inputs(blueprint, judged, rows), "probes": probes, "real": [b.inputs for b in real]}
+    real = example_batches(blueprint, "train", count=max(1, rows // 32), batch_size=32, seed=404, data_root=data_root)
+    kinds = {"random": random_inputs(blueprint, judged, rows), "synthetic": inputs, "real": [b.inputs for b in real]}
     return {kind: log_damage(model, batches, judged) for kind, batches in kinds.items()}
 
 
@@ -96,14 +97,14 @@ def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> l
     context = Context(graph, model, tuple(batches))
     found = []
     with torch.no_grad(), inference_mode_of(model):
-        costs = {s.name: probe.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
-        reference = whole_answers(context, [judged])
+        costs = {s.name: obs.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
+        reference = dense_outputs(context, [judged])
         for ratio in RATIOS:
             cuts = [
                 Cut(name, tuple(sorted(c.topk(max(1, round((1 - ratio) * len(c)))).indices.tolist())))
                 for name, c in costs.items()
             ]
-            found.append(float(damage(context, cuts, [judged], reference).clamp_min(1e-9).log()))
+            found.append(float(measured_divergence(context, cuts, [judged], reference).clamp_min(1e-9).log()))
     return found
 
 

@@ -1,6 +1,7 @@
-"""Closed form: the exact quadratic cost of removing each unit and refitting its readers, on the probes' moments.
+"""Structured optimal brain surgeon (Hassibi & Stork 1993; signals/obs.py): the exact quadratic cost of removing each
+unit and refitting its consumers, on the moments of the calibration inputs.
 
-Layers are measured: the divergence of the output when the block is skipped, on a part of the probes.
+Layers are measured: the divergence of the output when the block is skipped, on a part of the inputs.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dnge_compress.graph.masking import skipped
 from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import Context
 from dnge_compress.signals.consumers import shift_of
-from dnge_compress.signals.divergence import answers, attended, divergence
+from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.moments import Signal
 from dnge_compress.signals.obs import Reading, removal_costs
 from dnge_compress.signals.running import call, has_logits, inference_mode_of, rows_of, take
 
 NEEDS_DATA = False
-LAYER_SHARE = 0.125  # of the probes, for the measured cost of each layer
+LAYER_SHARE = 0.125  # of the calibration inputs, for the measured cost of each layer
 LAYER_ROWS = 16  # examples at least
 
 
@@ -30,7 +31,7 @@ def score(context: Context) -> Scores:
         if context.progress:
             context.progress("scoring", i + 1, len(context.signals))
     units |= layer_costs(context)
-    return Scores(units, "probe", context.graph.fingerprint)
+    return Scores(units, "obs", context.graph.fingerprint)
 
 
 def unit_costs(context: Context, space: str) -> Tensor:
@@ -50,24 +51,24 @@ def reading(context: Context, signal: Signal) -> Reading:
 
 
 def layer_costs(context: Context) -> dict[str, Tensor]:
-    """Measured damage of skipping each block, `[layers]` per layer space; pinned blocks get the largest cost + 1."""
+    """Measured divergence of skipping each block, `[layers]` per layer space; of protected ones, the largest plus 1."""
     spaces = context.graph.of_kind("layer")
-    if not any(len(s.pinned) < s.units for s in spaces):
+    if not any(len(s.protected) < s.units for s in spaces):
         return {s.name: torch.ones(s.units) for s in spaces}
     total = sum(rows_of(b) for b in context.batches)
     batches = take(context.batches, max(LAYER_ROWS, round(total * LAYER_SHARE)))
     logits = has_logits(context.model)
     costs = {}
     with inference_mode_of(context.model):
-        reference = [answers(call(context.model, b), attended(b)) for b in batches]
+        reference = [attended_outputs(call(context.model, b), attended(b)) for b in batches]
         for space in spaces:
             values = torch.zeros(space.units)
-            free = [i for i in range(space.units) if i not in space.pinned]
+            free = [i for i in range(space.units) if i not in space.protected]
             for i in free:
                 with skipped(context.model, [space.modules[i]]):
-                    outputs = [answers(call(context.model, b), attended(b)) for b in batches]
+                    outputs = [attended_outputs(call(context.model, b), attended(b)) for b in batches]
                 damage = [divergence(o, r, logits) for o, r in zip(outputs, reference, strict=True)]
                 values[i] = torch.stack(damage).mean().cpu()
-            values[list(space.pinned)] = values.max() + 1
+            values[list(space.protected)] = values.max() + 1
             costs[space.name] = values
     return costs

@@ -1,4 +1,4 @@
-"""What probes look like: pictures and texts about nothing, with the statistics that were asked for."""
+"""Synthetic calibration inputs: pictures and texts about nothing, with the statistics that were asked for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from models import make
 from torch import nn
 
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals import vocabulary
-from dnge_compress.signals.calibration import ProbeSettings, synthesize
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.synthetic_images import dead_leaves, random_images, strokes
 from dnge_compress.signals.synthetic_text import topical_texts, with_perplexity
 from dnge_compress.signals.vocabulary import WORDS, vocabulary_of
@@ -123,5 +124,5 @@ def test_a_topic_has_the_perplexity_asked_for() -> None:
 def test_example_inputs_give_a_convolutional_network_its_image_size() -> None:
     model = make("resnet_basic")
     example = {"pixel_values": torch.zeros(1, model.config.num_channels, 24, 40)}
-    probes = synthesize(model, ProbeSettings(tokens=64), example)
-    assert probes[0]["pixel_values"].shape[-2:] == (24, 40)
+    inputs = synthesize(model, Calibration(tokens=64), example)
+    assert inputs[0]["pixel_values"].shape[-2:] == (24, 40)
