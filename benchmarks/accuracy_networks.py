@@ -64,7 +64,9 @@ def readable(graph: ModelGraph) -> ModelGraph:
     spaces = (replace(s, name=name(s.name), kind="channel" if s.name in inner else s.kind) for s in graph.spaces)
     slots = (replace(s, space=name(s.space)) for s in graph.slots)
     steps = (replace(s, reads=(*map(name, s.reads),), writes=(*map(name, s.writes),)) for s in graph.steps)
-    return ModelGraph(graph.family, (*spaces,), (*slots,), (*steps,), fingerprint=graph.fingerprint)
+    return ModelGraph(
+        family=graph.family, spaces=(*spaces,), slots=(*slots,), steps=(*steps,), fingerprint=graph.fingerprint
+    )
 
 
 def unit_features(graph: ModelGraph, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,8 +17,8 @@ from dnge_compress.plans.legal_widths import droppable
 from dnge_compress.plans.problem import Budget
 from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Prune
-from dnge_compress.scorers import Context
-from dnge_compress.signals.running import inference_mode_of
+from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.inference import inference_mode_of
 
 LEVELS = 8
 BINS = 400  # steps of the budget
@@ -28,7 +28,7 @@ Choice = tuple[float, float, tuple[Cut, ...]]  # damage, price removed, cuts
 class MeasuredAllocation:
     """The table of one model: made once, solved for any ratio. `runs` counts forward passes over the inputs."""
 
-    def __init__(self, context: Context, scores: Scores, share: float = 0.25) -> None:
+    def __init__(self, context: ScoringContext, scores: Scores, share: float = 0.25) -> None:
         self.context, self.scores, self.runs = context, scores, 0
         self.batches = context.batches[: max(1, round(share * len(context.batches)))]
         self.budget = Budget.of(context.model, non_embedding_prices(context.model, context.graph))

@@ -60,11 +60,13 @@ def main() -> None:
     def judge(small: nn.Module) -> float:
         return math.log(perplexity(small, tokenizer, held_out)) - before
 
-    neurons = Table("bookworm", "Bookworm: increase of log-perplexity after removing FFN neurons", RATIOS)
+    neurons = Table(
+        columns="bookworm", rows="Bookworm: increase of log-perplexity after removing FFN neurons", caption=RATIOS
+    )
     whole = Table(
-        "bookworm_default",
-        "Bookworm: increase of log-perplexity at a ratio of all non-embedding parameters",
-        (0.2, 0.35),
+        columns="bookworm_default",
+        rows="Bookworm: increase of log-perplexity at a ratio of all non-embedding parameters",
+        caption=(0.2, 0.35),
     )
     sources = [(Source(model, seed=s), "none", ARMS if s else (*ARMS, *UNSEEDED_ARMS)) for s in range(options.seeds)]
     sources.append((Source(model, data=real_windows(tokenizer)), "256 windows", DATA_ARMS))

@@ -23,9 +23,9 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context, obs
+from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.calibration import synthesize
-from dnge_compress.signals.running import Inputs, inference_mode_of
+from dnge_compress.signals.inference import Inputs, inference_mode_of
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import example_batches
 from dnge_compress.zoo.blueprint import Blueprint
@@ -94,7 +94,7 @@ def random_inputs(blueprint: Blueprint, like: Inputs, rows: int) -> list[Inputs]
 def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> list[float]:
     """Log damage on `judged` after selection and repair on `batches`, at each ratio."""
     graph = build_graph(model, judged[:2] if isinstance(judged, Tensor) else None)
-    context = Context(graph, model, tuple(batches))
+    context = ScoringContext(graph=graph, model=model, batches=tuple(batches))
     found = []
     with torch.no_grad(), inference_mode_of(model):
         costs = {s.name: obs.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}

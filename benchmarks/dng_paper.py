@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import DataError
 from dnge_compress.inr import INR2JLS, InrClassifier, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.classifier import SMOOTHING
-from dnge_compress.inr.learning import Batch, in_pieces, share_right, train
+from dnge_compress.inr.learning import InrBatch, in_pieces, share_right, train
 from dnge_compress.inr.sets import pictures
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
@@ -92,7 +92,7 @@ def ablations(run: Run, seeds: int, folder: Path) -> None:
     def measured(name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         classifier = InrClassifier(encoder_of(ABLATIONS[name], COLOURS["mnist"]))
-        _teach(classifier, "mnist", TrainSettings(run.steps[0], BATCH, seed=seed), folder)
+        _teach(classifier, "mnist", TrainSettings(steps=run.steps[0], batch=BATCH, seed=seed), folder)
         return _judged(classifier, folder / "mnist-test.safetensors")
 
     for seed, name in product(range(seeds), run.arms):
@@ -147,7 +147,9 @@ def _classifier(arm: str, data: str, steps: int, seed: int, folder: Path) -> Inr
 
 
 def _settings(arm: str, data: str, steps: int, seed: int) -> TrainSettings:
-    return TrainSettings(steps, BATCH, backbone_lr_scale=ARMS[arm].backbone_lr_scale, jitter=data, seed=seed)
+    return TrainSettings(
+        steps=steps, batch=BATCH, backbone_lr_scale=ARMS[arm].backbone_lr_scale, jitter=data, seed=seed
+    )
 
 
 def _teach(classifier: InrClassifier, data: str, settings: TrainSettings, folder: Path) -> None:
@@ -163,7 +165,7 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     torch.manual_seed(seed)
     learned, judged = _sets(data, folder)
     encoder = reader(ARMS[arm], data, learned.siren)
-    model = INR2JLS(encoder, JlsConfig(SIDE[data]))
+    model = INR2JLS(encoder, JlsConfig(side=SIDE[data]))
     drawing, classifying, tuning = (_settings(arm, data, count, seed) for count in steps)
     if tuning.steps < drawing.steps + classifying.steps:
         tuning = replace(tuning, learning_rate=BRIEF)
@@ -191,11 +193,11 @@ def _rendered(data: str, steps: int, folder: Path, seed: int) -> dict[str, float
     learned, judged = _sets(data, folder)
     model = Rendered(SIDE[data], COLOURS[data])
 
-    def loss(batch: Batch) -> Tensor:
+    def loss(batch: InrBatch) -> Tensor:
         labels = learned.labels[batch.index]
         return nnf.cross_entropy(model(batch.stack, batch.siren), labels, label_smoothing=SMOOTHING)
 
-    train(model, learned, loss, TrainSettings(steps, BATCH, jitter=data, seed=seed))
+    train(model, learned, loss, TrainSettings(steps=steps, batch=BATCH, jitter=data, seed=seed))
     return {"accuracy": share_right(model, judged), "parameters": _size(model)}
 
 

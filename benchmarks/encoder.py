@@ -279,7 +279,11 @@ def can_lose(ratio: float, lesson: TrainingExample, zoo_folder: Path) -> bool:
     """Whether an even plan reaches the ratio, whatever the scores."""
     model, _ = zoo.load(zoo_folder / lesson.name)
     budget = Budget.of(model, non_embedding_prices(model, lesson.graph))
-    scores = Scores({n: torch.ones(len(v)) for n, v in lesson.targets.items()}, "none", lesson.graph.fingerprint)
+    scores = Scores(
+        units={n: torch.ones(len(v)) for n, v in lesson.targets.items()},
+        scorer="none",
+        fingerprint=lesson.graph.fingerprint,
+    )
     try:
         candidates(lesson.graph, scores, resolve("prune/default", {"ratio": ratio}).prune, budget)
     except BudgetError:

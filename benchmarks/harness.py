@@ -27,7 +27,7 @@ from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.calibration import checked_data, synthesize
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.surgery.cut import cut
@@ -54,7 +54,9 @@ class Source:
             batches = checked_data(self.data, self.model)
         else:
             batches = synthesize(self.model, Calibration(tokens=self.tokens, seed=self.seed))
-        self.context = Context(graph, self.model, tuple(batches), real_data=self.data is not None, seed=self.seed)
+        self.context = ScoringContext(
+            graph=graph, model=self.model, batches=tuple(batches), real_data=self.data is not None, seed=self.seed
+        )
 
     def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:
         """A pruned copy of the model; the split over kinds is measured, as `compress` does it for every scorer."""

@@ -19,7 +19,7 @@ from dnge_compress.inr import InrEncoder, InrEncoderConfig, InrReader
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.functional_init import functional_init
 from dnge_compress.inr.inputs import FEATURES, at_inference_scale, neuron_features, with_probes
-from dnge_compress.inr.siren import AXES, Siren, Stack, spread
+from dnge_compress.inr.siren import AXES, Siren, Stack, spread_points
 from dnge_compress.inr.symmetry import canonical, wrapped_phases
 
 GAIN = 1.5  # of messages at first, where initial values are random
@@ -87,7 +87,7 @@ class VariantEncoder(InrReader):
         self.network = NetworkEncoder(
             passes, embedding=variant.embedding, outputs=ends, output_hidden=variant.output_hidden
         )
-        self.points = nn.Parameter(spread(probes)) if probes else None
+        self.points = nn.Parameter(spread_points(probes)) if probes else None
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Embeddings `[N, E]` of stacked networks."""
@@ -117,7 +117,7 @@ class VariantEncoder(InrReader):
 def encoder_of(variant: Variant | None, outputs: int, probes: int = 0) -> InrReader:
     """The product's encoder, or a variant of it."""
     if variant is None:
-        return InrEncoder(InrEncoderConfig(outputs, probes=probes))
+        return InrEncoder(InrEncoderConfig(outputs=outputs, probes=probes))
     return VariantEncoder(variant, outputs, probes)
 
 

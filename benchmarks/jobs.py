@@ -26,7 +26,7 @@ import torch
 from harness import DATA, RESULTS, markdown
 from safetensors.torch import load_file
 
-from dnge_compress.jobs.report import JobReport
+from dnge_compress.jobs.report.job_report import JobReport
 
 BOOKWORM = Path(__file__).parents[1] / "examples" / "bookworm"
 HELD_OUT = BOOKWORM / "heldout.txt"

@@ -33,7 +33,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 from dnge_compress import LoraPlan, compress
 from dnge_compress.lora.adapters import Site
 from dnge_compress.lora.place import graph_of
-from dnge_compress.lora.placers import DAMPING, Context, weigh_by
+from dnge_compress.lora.placers import DAMPING, PlacingContext, weigh_by
 from dnge_compress.lora.planner import plan_of_weights
 from dnge_compress.lora.sites import find_sites
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
@@ -210,9 +210,15 @@ class Bench:
             return permuted(ours, seed) if placer == "permuted" else inverted(ours)
         return weigh_by(placer, self.sites, self._context(seed, data))
 
-    def _context(self, seed: int, data: tuple | None) -> Context:
+    def _context(self, seed: int, data: tuple | None) -> PlacingContext:
         graph = partial(graph_of, self.model)
-        return Context(self.model, Calibration(seed=seed), data, uniform_rank=self.setting.rank, read_graph=graph)
+        return PlacingContext(
+            model=self.model,
+            calibration=Calibration(seed=seed),
+            data=data,
+            uniform_rank=self.setting.rank,
+            read_graph=graph,
+        )
 
     @cached_property
     def model(self) -> nn.Module:

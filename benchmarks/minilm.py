@@ -42,7 +42,9 @@ def main() -> None:
     def judge(small: nn.Module) -> float:
         return float(torch.cosine_similarity(embed(small, judged), reference, dim=-1).mean())
 
-    table = Table("minilm", "MiniLM: cosine to the original embeddings after removing FFN neurons", RATIOS)
+    table = Table(
+        columns="minilm", rows="MiniLM: cosine to the original embeddings after removing FFN neurons", caption=RATIOS
+    )
     for seed in range(options.seeds):
         run(table, Source(model, seed=seed), ARMS if seed else (*ARMS, *UNSEEDED_ARMS), "none", judge)
     table.measure(("torch-pruning 1.6", "none", "none"), lambda r: torch_pruning(model, dict(judged[0]), r), judge)

@@ -22,12 +22,12 @@ from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.scorers.encoder import corrected
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
+from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
 from dnge_compress.signals.refit import least_squares_repair
-from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
 
 RATIOS = (0.2, 0.35, 0.5)
 Judge = Callable[[nn.Module], tuple[float, ...]]  # log damage first, then the task's own measure
@@ -52,8 +52,8 @@ class Subject:
         graph = build_graph(model, example)
         inputs = synthesize(model, Calibration(tokens=tokens, seed=seed), example)
         self.contexts = {
-            "synthetic": Context(graph, model, tuple(inputs), seed=seed),
-            "real": Context(graph, model, tuple(real), real_data=True, seed=seed),
+            "synthetic": ScoringContext(graph=graph, model=model, batches=tuple(inputs), seed=seed),
+            "real": ScoringContext(graph=graph, model=model, batches=tuple(real), real_data=True, seed=seed),
         }
         self.budget = Budget.of(model, non_embedding_prices(model, graph))
         self._scores: dict[tuple[str, str], Scores] = {}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
 from dnge_compress.encoder import DNGEncoder
-from dnge_compress.signals.running import inference_mode_of
+from dnge_compress.signals.inference import inference_mode_of
 from dnge_compress.zoo.corpora import book_texts
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images

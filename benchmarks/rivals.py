@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 from dnge_compress.surgery.cut import cut
 
 Producers = Callable[[nn.Module, int], list[nn.Linear]]

@@ -32,7 +32,7 @@ from dnge_compress.encoder.features import FEATURES
 from dnge_compress.graph.counting import non_embedding_prices
 from dnge_compress.graph.families import build_graph
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals.running import Inputs, call, take
+from dnge_compress.signals.inference import Inputs, call, first_examples
 
 LIMIT = 300  # seconds per measurement
 REPETITIONS = 3
@@ -165,7 +165,7 @@ def pass_seconds(model: nn.Module) -> dict[str, float]:
         call(model, inputs).float().square().mean().backward()
         model.zero_grad(set_to_none=True)
 
-    step(take([batch], 1)[0])  # warm up
+    step(first_examples([batch], 1)[0])  # warm up
     return {key: value * TOKENS / (BATCH * LENGTH) for key, value in medians(lambda: step(batch), 1).items()}
 
 

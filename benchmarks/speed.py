@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoModelForCausalLM, logging
 from dnge_compress import compress
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import synthesize
-from dnge_compress.signals.running import Inputs, call
+from dnge_compress.signals.inference import Inputs, call
 
 REPETITIONS = 7
 

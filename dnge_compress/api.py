@@ -26,11 +26,11 @@ from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import build_report
-from dnge_compress.scorers import SCORERS, Context
+from dnge_compress.scorers import SCORERS, ScoringContext
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import Progress, checked_data, synthesize
+from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.refit import least_squares_repair
-from dnge_compress.signals.running import Inputs, take
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
@@ -168,12 +168,12 @@ class _Job:
         self.data = None if data is None else checked_data(data, self.model)
 
     @cached_property
-    def context(self) -> Context:
+    def context(self) -> ScoringContext:
         batches = self._synthetic(self.recipe.calibration.tokens) if self.data is None else self.data
-        return Context(
-            self.graph,
-            self.model,
-            tuple(batches),
+        return ScoringContext(
+            graph=self.graph,
+            model=self.model,
+            batches=tuple(batches),
             real_data=self.data is not None,
             ridge=self.recipe.repair.ridge,
             seed=self.recipe.calibration.seed,
@@ -184,7 +184,7 @@ class _Job:
     def few_inputs(self) -> Inputs:
         """A couple of examples for the exactness check, without making all the calibration inputs for it."""
         batches = self._synthetic(CHECK_ROWS * self.recipe.calibration.length) if self.data is None else self.data
-        return take(batches, CHECK_ROWS)[0]
+        return first_examples(batches, CHECK_ROWS)[0]
 
     def _synthetic(self, tokens: int) -> list[Inputs]:
         settings = self.recipe.calibration.model_copy(update={"tokens": tokens})
@@ -195,7 +195,7 @@ class _Job:
 
     def plan(self, scores: Scores | None = None) -> PrunePlan:
         if self.recipe.prune.ratio == 0:
-            scores = Scores({}, self.recipe.scorer, self.graph.fingerprint)
+            scores = Scores(units={}, scorer=self.recipe.scorer, fingerprint=self.graph.fingerprint)
         if scores is not None and scores.fingerprint != self.graph.fingerprint:
             raise PlanError("the scores were made for another model; score this one")
         return make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)
@@ -216,9 +216,11 @@ class _Job:
                 check(small, dense, applied, inputs)
             apply_repair(small, applied, values)
         timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
-        report = build_report(plan, applied, before=dense, after=small, inputs=inputs, timings=timings)
+        report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
         config = getattr(dense, "config", None)
-        attached = Compression(plan, report, config.to_dict() if config is not None else None, inputs)
+        attached = Compression(
+            plan=plan, report=report, base_config=config.to_dict() if config is not None else None, inputs=inputs
+        )
         if inplace:
             small = _become(dense, small)
         small.dnge = attached

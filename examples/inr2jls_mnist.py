@@ -44,15 +44,15 @@ def main() -> int:
 
 def run(out: Path, count: int, steps: int) -> None:
     """The whole example; leaves the sets, so that a second run fits nothing again."""
-    drawing = TrainSettings(steps, 64, jitter="mnist")
+    drawing = TrainSettings(steps=steps, batch=64, jitter="mnist")
     torch.manual_seed(0)
     data_root = DataRoot.find()
     seen = build_set(about("mnist", "train", count=count), out / "seen.safetensors", data_root=data_root, jobs=2)
     unseen = build_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", data_root=data_root, jobs=2)
-    jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig(SIDE))
+    jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig(side=SIDE))
     digits = pictures(images("mnist", "train", data_root=data_root), slice(0, count))
     jls.fit(seen, digits, drawing)
-    jls.fit_classifier(seen, TrainSettings(max(1, steps // 3), 64, jitter="mnist"))
+    jls.fit_classifier(seen, TrainSettings(steps=max(1, steps // 3), batch=64, jitter="mnist"))
     draw(jls, unseen, pictures(images("mnist", "held-out", data_root=data_root), slice(0, SHOWN))).save(
         out / "digits.png"
     )

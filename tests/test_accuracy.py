@@ -28,7 +28,9 @@ ABOUT = about(PART + 2, kept=(1, 3), count=70)
 def noise(name: str, split: Split, *, data_root: DataRoot) -> Images:
     chance = np.random.default_rng(len(split))
     pixels = chance.integers(0, 256, (80, 3, 32, 32), dtype=np.uint8)
-    return Images(pixels, torch.from_numpy(chance.integers(0, 10, 80)), (0.5,) * 3, (0.25,) * 3)
+    return Images(
+        pixels=pixels, labels=torch.from_numpy(chance.integers(0, 10, 80)), mean=(0.5,) * 3, deviation=(0.25,) * 3
+    )
 
 
 def one_by_one(jobs: int, action: Callable[..., Any], tasks: Iterable[tuple[Any, ...]]) -> Iterator[Any]:

@@ -11,7 +11,7 @@ from models import example_inputs, graph_of, make
 
 from dnge_compress import scorers
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.calibration import synthesize
 
 
@@ -23,7 +23,7 @@ def table(request: pytest.FixtureRequest) -> MeasuredAllocation:
     batches = synthesize(
         model, Calibration(tokens=64, length=16), example if isinstance(example, torch.Tensor) else None
     )
-    context = Context(graph_of(name, model), model, tuple(batches[:2]))
+    context = ScoringContext(graph=graph_of(name, model), model=model, batches=tuple(batches[:2]))
     with torch.no_grad():
         return MeasuredAllocation(context, scorers.score("obs", context))
 

@@ -23,7 +23,7 @@ from dnge_compress.plans.planner import macs_per_element
 from dnge_compress.plans.problem import Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.recipes.library import resolve
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
 NEURONS: dict[str, Any] = {"kinds": ["neuron", "channel"]}
@@ -92,7 +92,7 @@ def test_a_ratio_of_units_is_reached_in_every_space_within_half_a_unit(name: str
 def test_a_ratio_of_macs_is_reached_within_a_unit(name: str) -> None:
     found, model, graph = planned(name, ratio=0.3, of="macs", **NEURONS)
     inputs = models.example_inputs(name)
-    context = Context(graph, model, (inputs,))
+    context = ScoringContext(graph=graph, model=model, batches=(inputs,))
     per = macs_per_element(context)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     before = sum(per[n] * shapes[n].numel() for n in per)
@@ -106,10 +106,14 @@ def test_a_ratio_of_macs_is_reached_within_a_unit(name: str) -> None:
 def test_macs_count_how_often_a_weight_is_used() -> None:
     """A conv on 16 × 16 pixels counts 256 times, after pooling 64 times, the head once; a linear per token."""
     model = models.make("cnn")
-    per = macs_per_element(Context(models.graph_of("cnn", model), model, (models.example_inputs("cnn"),)))
+    per = macs_per_element(
+        ScoringContext(graph=models.graph_of("cnn", model), model=model, batches=(models.example_inputs("cnn"),))
+    )
     assert {n: per[n] for n in per} == {"0.weight": 256, "4.weight": 64, "9.weight": 1}
     bert = models.make("bert_mlm")
-    per = macs_per_element(Context(models.graph_of("bert_mlm", bert), bert, (models.tokens(),)))
+    per = macs_per_element(
+        ScoringContext(graph=models.graph_of("bert_mlm", bert), model=bert, batches=(models.tokens(),))
+    )
     assert per["bert.encoder.layer.0.output.dense.weight"] == 11 and not any("embeddings" in n for n in per)
 
 
@@ -305,7 +309,9 @@ def test_scores_that_correct_the_closed_form_offer_its_own_global_plan_too() -> 
     prune = resolve("prune/default", {"ratio": 0.3, "allocation": "global", "uneven": True}).prune
 
     def plans(units: dict[str, torch.Tensor], closed: dict[str, torch.Tensor]) -> list[Candidate]:
-        return candidates(graph, Scores(units, "any", graph.fingerprint, closed=closed), prune, budget)[0]
+        return candidates(
+            graph, Scores(units=units, scorer="any", fingerprint=graph.fingerprint, closed=closed), prune, budget
+        )[0]
 
     its_own, without, offered = plans(closed, {})[0], plans(corrected, {}), plans(corrected, closed)
     assert its_own.applied.cuts not in [c.applied.cuts for c in without]

@@ -46,11 +46,17 @@ def compressed(name: str, *, uneven: bool = False, dtype: torch.dtype = torch.fl
     cut(small, AppliedCuts.of(graph, cuts))
     before, after = (sum(p.numel() for p in m.parameters()) for m in (base, small))
     plan = PrunePlan(
-        cuts, graph.fingerprint, "-", params_before=before, params_after=after, uneven=uneven, notes=("a note",)
+        cuts=cuts,
+        base=graph.fingerprint,
+        weights="-",
+        params_before=before,
+        params_after=after,
+        uneven=uneven,
+        notes=("a note",),
     )
-    report = build_report(plan, AppliedCuts(graph, plan.cuts), before=base, after=small)
+    report = build_report(plan, graph, before=base, after=small)
     config = base.config.to_dict() if hasattr(base, "config") else None
-    small.dnge = Compression(plan, report, config, inputs)
+    small.dnge = Compression(plan=plan, report=report, base_config=config, inputs=inputs)
     return small
 
 
@@ -484,10 +490,10 @@ def test_a_base_model_without_a_pooler_gets_no_random_one(tmp_path: Path) -> Non
     assert opened.pooler is None
     assert torch.equal(outputs(opened, example_inputs("bert")), outputs(model, example_inputs("bert")))
     graph = build_graph(opened)
-    plan = PrunePlan((Cut("ffn.1", (0, 3, 4)),), graph.fingerprint, "-", uneven=True)
+    plan = PrunePlan(cuts=(Cut("ffn.1", (0, 3, 4)),), base=graph.fingerprint, weights="-", uneven=True)
     base_config = opened.config.to_dict()
     cut(opened, AppliedCuts.of(graph, plan.cuts))
-    opened.dnge = Compression(plan, None, base_config, example_inputs("bert"))
+    opened.dnge = Compression(plan=plan, report=None, base_config=base_config, inputs=example_inputs("bert"))
     loaded = load(save(opened, tmp_path / "out"))
     assert torch.equal(outputs(loaded, example_inputs("bert")), outputs(opened, example_inputs("bert")))
 

@@ -15,7 +15,7 @@ from dnge_compress.encoder.features import node_features
 from dnge_compress.encoder.model import EncoderConfig
 from dnge_compress.graph.families import build_graph
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context, obs
+from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.zoo.pretrain import fit as fitting
 from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, fit, folds, is_held_out, lesson_loss
@@ -31,7 +31,9 @@ def lesson(name: str) -> TrainingExample:
     example = example_inputs(name)
     plain = example if isinstance(example, torch.Tensor) else None
     graph = build_graph(model, plain)
-    context = Context(graph, model, tuple(synthesize(model, Calibration(tokens=64, length=16), plain)[:2]))
+    context = ScoringContext(
+        graph=graph, model=model, batches=tuple(synthesize(model, Calibration(tokens=64, length=16), plain)[:2])
+    )
     with torch.no_grad():
         closed = obs.score(context).units
         features = node_features(context.signals, closed)
@@ -40,7 +42,18 @@ def lesson(name: str) -> TrainingExample:
         for i, (n, v) in enumerate(closed.items())
     }
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
-    return TrainingExample(f"{name}-000", graph, weights, features, closed, targets, {}, {}, 1.0, 1.0)
+    return TrainingExample(
+        name=f"{name}-000",
+        graph=graph,
+        weights=weights,
+        features=features,
+        closed=closed,
+        targets=targets,
+        matrices={},
+        rivals={},
+        reliability=1.0,
+        reliability_over_all=1.0,
+    )
 
 
 @pytest.fixture(scope="module")

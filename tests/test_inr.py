@@ -26,7 +26,7 @@ from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.sets import InrSet, about, build_set, main
-from dnge_compress.inr.siren import Siren, grid, spread
+from dnge_compress.inr.siren import Siren, grid, spread_points
 from dnge_compress.inr.symmetry import canonical, move, recolour, wrapped_phases
 from dnge_compress.inr.views import JITTERS, Moves, six_views
 from dnge_compress.zoo.data_root import DataRoot
@@ -41,7 +41,7 @@ def networks(count: int = 4, siren: Siren = SIREN, dtype: torch.dtype = torch.fl
 
 def encoder(siren: Siren = SIREN, *, hidden: int = 16, probes: int = 0) -> InrEncoder:
     torch.manual_seed(0)
-    config = InrEncoderConfig(siren.widths[-1], hidden=hidden, output_hidden=16, embedding=12, probes=probes)
+    config = InrEncoderConfig(outputs=siren.widths[-1], hidden=hidden, output_hidden=16, embedding=12, probes=probes)
     return InrEncoder(config).double().eval()
 
 
@@ -63,7 +63,14 @@ def rewrite(
 
 def a_set(count: int = 8, siren: Siren = SIREN) -> InrSet:
     stack = siren.initial(count, torch.Generator().manual_seed(1))
-    return InrSet(siren, stack, torch.arange(count) % 3, torch.arange(count), torch.zeros(count), {})
+    return InrSet(
+        siren=siren,
+        stack=stack,
+        labels=torch.arange(count) % 3,
+        image=torch.arange(count),
+        psnr=torch.zeros(count),
+        about={},
+    )
 
 
 @pytest.fixture
@@ -180,7 +187,7 @@ def test_message_passing_is_initialised_as_the_inference_of_its_network(hidden: 
     """With its gates wholly shut, outputs' states are the sines of the colours at the points of the input nodes."""
     stack, read = networks(), encoder(hidden=hidden)
     read.network.passes[0].update.from_input.bias.data *= 100
-    shown = SIREN.render(stack, spread(hidden).double())  # [N, P, C]
+    shown = SIREN.render(stack, spread_points(hidden).double())  # [N, P, C]
     torch.testing.assert_close(read.states(stack, SIREN)["output"], shown.mT.sin(), rtol=0, atol=1e-10)
 
 
@@ -461,8 +468,10 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: read_chain({"0.weight": torch.ones(3, 2).long()}), "'0.weight' is torch.int64"),
     (lambda: small_jls().fit(a_set(6), torch.full((6, 3, 8, 8), 255.0), TrainSettings(steps=1)), "in −1 … 1"),
     (lambda: small_jls().fit(a_set(6), torch.full((6, 3, 8, 8), torch.nan), TrainSettings(steps=1)), "in −1 … 1"),
-    (lambda: fit(torch.zeros(1, 1, 8, 8), Siren(), FitSettings(30, 1e30), 0), "diverged at a learning rate"),
-    (lambda: InrClassifier(encoder().float()).fit(a_set(6), TrainSettings(9, 6, 1e30)), "lower the learning rate"),
+    (lambda: fit(torch.zeros(1, 1, 8, 8), Siren(), FitSettings(steps=30, learning_rate=1e30), 0),
+     "diverged at a learning rate"),
+    (lambda: InrClassifier(encoder().float()).fit(a_set(6), TrainSettings(steps=9, batch=6, learning_rate=1e30)),
+     "lower the learning rate"),
     (lambda: fit(torch.full((1, 1, 8, 8), torch.nan), Siren(), FitSettings(), 0), "images hold values"),
 ])  # fmt: skip
 def test_wrong_settings_are_told_where_they_are_made(make, told: str) -> None:

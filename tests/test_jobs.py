@@ -27,7 +27,7 @@ from dnge_compress.jobs.data import storage
 from dnge_compress.jobs.data.rows import Collator
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.measuring import batches_of, summed_loss
-from dnge_compress.jobs.report import JobReport
+from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.jobs.running import job_of, run
 from dnge_compress.jobs.training import WHOLE, last_whole
 

@@ -32,7 +32,7 @@ from dnge_compress import LoraPlan, compress, flatten_adapter, place_lora
 from dnge_compress.core.errors import CheckpointError, PlanError, RecipeError
 from dnge_compress.lora.adapters import Adapter, Site
 from dnge_compress.lora.peft_config import patterns
-from dnge_compress.lora.sites import base_of
+from dnge_compress.lora.sites import lora_fingerprint
 from dnge_compress.lora.verify import verify
 from dnge_compress.recipes.lora_schema import LoraRecipe
 
@@ -126,11 +126,21 @@ def test_trap_1_a_name_that_ends_another_is_told_apart() -> None:
     model = Twice(1)
     paths = ["layers.0.fc", "layers.1.fc", "decoder.layers.0.fc", "decoder.layers.1.fc"]
     ranks = [3, 0, 1, 2]
-    adapters = tuple(Adapter(Site(p, "module", 6, 8), r) for p, r in zip(paths, ranks, strict=True))
-    plan = LoraPlan(adapters, base_of(model), 10**6, LoraRecipe().model_dump(mode="json"))
+    adapters = tuple(
+        Adapter(site=Site(path=p, kind="module", inputs=6, outputs=8), rank=r)
+        for p, r in zip(paths, ranks, strict=True)
+    )
+    plan = LoraPlan(
+        adapters=adapters, base=lora_fingerprint(model), budget=10**6, recipe=LoraRecipe().model_dump(mode="json")
+    )
     assert plan.verify(model) == plan.params
-    swapped = tuple(Adapter(Site(p, "module", 6, 8), r) for p, r in zip(paths, [3, 1, 0, 2], strict=True))
-    plan = LoraPlan(swapped, base_of(model), 10**6, LoraRecipe().model_dump(mode="json"))
+    swapped = tuple(
+        Adapter(site=Site(path=p, kind="module", inputs=6, outputs=8), rank=r)
+        for p, r in zip(paths, [3, 1, 0, 2], strict=True)
+    )
+    plan = LoraPlan(
+        adapters=swapped, base=lora_fingerprint(model), budget=10**6, recipe=LoraRecipe().model_dump(mode="json")
+    )
     assert plan.verify(model) == plan.params
 
 

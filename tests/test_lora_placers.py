@@ -17,7 +17,7 @@ from dnge_compress import place_lora
 from dnge_compress.core.errors import BudgetError, DataError, UnsupportedModelError, WeightError
 from dnge_compress.lora import placers
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, weigh_by
+from dnge_compress.lora.placers import PlacingContext, weigh_by
 from dnge_compress.lora.ranks import allocate
 from dnge_compress.lora.sites import find_sites, matrix_of
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget
@@ -28,11 +28,13 @@ from dnge_compress.signals.gradients import mean_square_gradients, real_labels
 NAMES = placers.PLACERS.names()
 
 
-def context_of(name: str = "llama", *, seed: int = 0, real: bool = False) -> Context:
+def context_of(name: str = "llama", *, seed: int = 0, real: bool = False) -> PlacingContext:
     """A tiny model with a few calibration inputs, which may pass for real data."""
     model = models.make(name)
     settings = Calibration(tokens=128, length=16, seed=seed)
-    return Context(model, settings, tuple(synthesize(model, settings)) if real else None, uniform_rank=3)
+    return PlacingContext(
+        model=model, calibration=settings, data=tuple(synthesize(model, settings)) if real else None, uniform_rank=3
+    )
 
 
 def data_of(model: nn.Module) -> list[Any]:
@@ -130,7 +132,7 @@ def test_weights_of_a_symmetric_model_do_not_depend_on_the_order_of_its_neurons(
         mlp = context.model.get_submodule("model.layers.0.mlp")
         for module, axis in ((mlp.gate_proj, 0), (mlp.up_proj, 0), (mlp.down_proj, 1)):
             module.weight.copy_(module.weight.index_select(axis, order))
-    after = weigh_by(placer, sites, Context(context.model, context.calibration))
+    after = weigh_by(placer, sites, PlacingContext(model=context.model, calibration=context.calibration))
     assert after == pytest.approx(before, rel=1e-3)
 
 
@@ -172,7 +174,10 @@ def test_matrices_come_as_outputs_by_inputs() -> None:
 def random_problem(seed: int) -> tuple[list[Site], dict[str, float], int, Lora]:
     """Sites, weights, a budget and limits, all drawn."""
     rng = random.Random(seed)
-    sites = [Site(f"m.{i}", "module", rng.randint(4, 40), rng.randint(4, 40)) for i in range(rng.randint(1, 12))]
+    sites = [
+        Site(path=f"m.{i}", kind="module", inputs=rng.randint(4, 40), outputs=rng.randint(4, 40))
+        for i in range(rng.randint(1, 12))
+    ]
     weights = {s.path: rng.choice([0.0, 1.0, rng.random(), 10 * rng.random()]) for s in sites}
     weights[sites[0].path] = 1.0
     low = rng.randint(1, 3)
@@ -207,11 +212,11 @@ def test_scaling_all_weights_changes_nothing(seed: int) -> None:
 
 
 def test_ranks_go_with_weights() -> None:
-    sites = [Site(f"m.{i}", "module", 100, 100) for i in range(3)]
+    sites = [Site(path=f"m.{i}", kind="module", inputs=100, outputs=100) for i in range(3)]
     weights = {"m.0": 1.0, "m.1": 2.0, "m.2": 5.0}
     assert allocate(sites, weights, 200 * 16, Lora()) == {"m.0": 2, "m.1": 4, "m.2": 10}
 
 
 def test_no_weight_at_all_is_an_error() -> None:
     with pytest.raises(BudgetError):
-        allocate([Site("m", "module", 4, 4)], {"m": 0.0}, 100, Lora())
+        allocate([Site(path="m", kind="module", inputs=4, outputs=4)], {"m": 0.0}, 100, Lora())

@@ -12,13 +12,16 @@ from models import FAMILIES, MODELS, PLAIN, example_inputs, graph_of, make
 from torch import nn
 
 from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.terminal import plain
+from dnge_compress.core.wording import count
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Space
+from dnge_compress.plans.condense import MAX_LINES, alike
+from dnge_compress.plans.planner import counted
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.report.condense import MAX_LINES, lines
+from dnge_compress.plans.space_rows import SpaceRow, rows_of, spaces_table
 from dnge_compress.report.report import Report, build_report
-from dnge_compress.report.rows import Row, Totals, macs_of, measure, rows_of
-from dnge_compress.report.tables import count, plain
+from dnge_compress.report.sizes import Totals, macs_of, measure
 from dnge_compress.surgery.cut import cut
 
 
@@ -26,7 +29,15 @@ def plan_of(graph: ModelGraph, *cuts: Cut) -> PrunePlan:
     """A plan made by hand."""
     costs = {c.space: 0.01 * (i + 1) for i, c in enumerate(cuts)}
     recipe = {"name": "prune/default", "scorer": "obs"}
-    return PrunePlan(cuts, graph.fingerprint, "-", recipe, predicted_cost=0.5, notes=("a note",), costs=costs)
+    return PrunePlan(
+        cuts=cuts,
+        base=graph.fingerprint,
+        weights="-",
+        recipe=recipe,
+        predicted_cost=0.5,
+        notes=("a note",),
+        costs=costs,
+    )
 
 
 def report_of(name: str, *kinds: str) -> Report:
@@ -37,21 +48,54 @@ def report_of(name: str, *kinds: str) -> Report:
     small = copy.deepcopy(model)
     cut(small, AppliedCuts.of(graph, cuts))
     timings = {"plan": 1.25, "score": 0.5}
-    return build_report(
-        plan_of(graph, *cuts), AppliedCuts(graph, cuts), before=model, after=small, inputs=inputs, timings=timings
-    )
+    plan = counted(plan_of(graph, *cuts), AppliedCuts(graph, cuts), model)
+    return build_report(plan, graph, before=model, after=small, inputs=inputs, timings=timings)
 
 
 def made_up(layers: int, widths: int) -> Report:
     """A report of a large model whose layers kept `widths` different numbers of neurons and heads."""
     rows = [
-        Row(f"{kind}.{i}", kind, i, total - total // 64 * (i % widths), total, 10**8, 9 * 10**7, 0.001 * (i + 1))
+        SpaceRow(
+            space=f"{kind}.{i}",
+            kind=kind,
+            layer=i,
+            kept=total - total // 64 * (i % widths),
+            total=total,
+            params_before=10**8,
+            params_after=9 * 10**7,
+            cost=0.001 * (i + 1),
+        )
         for kind, total in (("neuron", 11008), ("head", 64))
         for i in range(layers)
     ]
-    rows.append(Row("layers", "layer", None, layers, layers, 10**10, 9 * 10**9, 0.0))
-    totals = Totals((7 * 10**9, 6 * 10**9), (65 * 10**8, 55 * 10**8), (10**12, 9 * 10**11), (14 * 10**9, 12 * 10**9))
-    return Report(tuple(rows), totals, {"score": 1.0}, ("n",) * 40, "encoder", "prune/default", "large", 1.5)
+    rows.append(
+        SpaceRow(
+            space="layers",
+            kind="layer",
+            layer=None,
+            kept=layers,
+            total=layers,
+            params_before=10**10,
+            params_after=9 * 10**9,
+            cost=0.0,
+        )
+    )
+    totals = Totals(
+        params=(7 * 10**9, 6 * 10**9),
+        non_embedding_params=(65 * 10**8, 55 * 10**8),
+        macs=(10**12, 9 * 10**11),
+        bytes=(14 * 10**9, 12 * 10**9),
+    )
+    return Report(
+        rows=tuple(rows),
+        totals=totals,
+        timings={"score": 1.0},
+        notes=("n",) * 40,
+        scorer="encoder",
+        recipe_name="prune/default",
+        model_name="large",
+        predicted_cost=1.5,
+    )
 
 
 def parameters(model: nn.Module) -> int:
@@ -132,8 +176,7 @@ def test_spaces_of_a_dropped_layer_keep_nothing_and_have_no_line() -> None:
     rows = rows_of(AppliedCuts(graph, (Cut("layers", (0, 2)),)), {}, measure(model, graph).shapes)
     gone = {r.space for r in rows if r.kept == 0}
     assert gone == {"ffn.1", "heads.1"}
-    shown = lines(rows)
-    assert [(line.kind, line.where) for line in shown] == [
+    assert [(group[0].kind, where) for where, group in alike(rows)] == [
         ("neuron", "0, 2"),
         ("head", "0, 2"),
         ("layer", "without 1"),
@@ -141,18 +184,20 @@ def test_spaces_of_a_dropped_layer_keep_nothing_and_have_no_line() -> None:
 
 
 def test_layers_that_came_out_alike_share_a_line() -> None:
-    shown = lines(made_up(layers=32, widths=1).rows)
-    assert [(line.kind, line.where) for line in shown] == [("neuron", "0–31"), ("head", "0–31"), ("layer", "all")]
-    assert shown[0].cost == (0.001, 0.032)
-    assert shown[0].before == 32 * 10**8
+    rows = made_up(layers=32, widths=1).rows
+    shown = [(group[0].kind, where) for where, group in alike(rows)]
+    assert shown == [("neuron", "0–31"), ("head", "0–31"), ("layer", "all")]
+    neurons = [cell.text for cell in spaces_table(rows).rows[0]]
+    assert neurons[-2:] == ["3.20 G → 2.88 G", "0.001–0.032"]
 
 
 @pytest.mark.parametrize("layers", [32, 100])
 def test_a_large_uneven_model_stays_readable(layers: int) -> None:
     report = made_up(layers, widths=29)
-    assert len(lines(report.rows)) <= MAX_LINES
+    shown = alike(report.rows)
+    assert len(shown) <= MAX_LINES
     assert len(plain(report, 80).splitlines()) <= MAX_LINES + 20
-    assert sum(line.before for line in lines(report.rows)) == sum(r.params_before for r in report.rows)
+    assert sum(len(group) for _, group in shown) == len(report.rows)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -185,10 +230,16 @@ def test_a_report_survives_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "raw", [{}, {"rows": 3}, {"rows": [{"x": 1}], "totals": {}}, {"rows": [], "totals": {"a": [1]}}]
+    ("raw", "told"),
+    [
+        ({}, "report: 'rows' is missing"),
+        ({"rows": 3, "totals": {}}, "report.rows should be a list, not 3"),
+        ({"rows": [{"x": 1}], "totals": {}}, r"report.rows\[0\]: unknown key 'x'"),
+        ({"rows": [], "totals": {"a": [1]}}, "report.totals: unknown key 'a'"),
+    ],
 )
-def test_a_malformed_report_is_refused_in_one_line(raw: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match="the report is malformed"):
+def test_a_malformed_report_is_refused_in_one_line(raw: dict[str, Any], told: str) -> None:
+    with pytest.raises(CheckpointError, match=told):
         Report.from_dict(raw)
 
 

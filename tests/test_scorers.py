@@ -14,16 +14,18 @@ from dnge_compress import scorers
 from dnge_compress.core.errors import DataError, UnknownNameError
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Scores, Space
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.calibration import synthesize
 
 
-def context_of(name: str, *, real_data: bool = False, seed: int = 0) -> Context:
+def context_of(name: str, *, real_data: bool = False, seed: int = 0) -> ScoringContext:
     """A tiny model with a few calibration inputs."""
     model = models.make(name)
     example = None if models.MODELS[name].family else models.example_inputs(name)
     batches = synthesize(model, Calibration(tokens=64, length=16), example)[:2]
-    return Context(models.graph_of(name, model), model, tuple(batches), real_data=real_data, seed=seed)
+    return ScoringContext(
+        graph=models.graph_of(name, model), model=model, batches=tuple(batches), real_data=real_data, seed=seed
+    )
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -85,7 +87,7 @@ def test_random_scores_follow_the_seed() -> None:
 
 def test_weights_only_scorers_run_nothing() -> None:
     model = models.make("mlp")
-    context = Context(models.graph_of("mlp", model), model, ())
+    context = ScoringContext(graph=models.graph_of("mlp", model), model=model, batches=())
     for scorer in ("magnitude", "random"):
         assert scorers.score(scorer, context).units
     assert "signals" not in context.__dict__
@@ -104,7 +106,7 @@ def test_an_unSCORERS_offers_the_nearest() -> None:
 
 def test_a_score_that_is_not_finite_names_its_space() -> None:
     with pytest.raises(ValueError, match="'mine'.*space 'ffn.0'"):
-        Scores({"ffn.0": torch.tensor([1.0, float("nan")])}, "mine", "")
+        Scores(units={"ffn.0": torch.tensor([1.0, float("nan")])}, scorer="mine", fingerprint="")
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "vit", "resnet_basic", "resnet_bottleneck", "cnn_plain"])
@@ -155,7 +157,7 @@ def group_of(theirs: tp.DependencyGraph, model: nn.Module, graph: ModelGraph, sp
 
 
 @torch.no_grad()
-def zero_unit(context: Context, space: Space, unit: int) -> None:
+def zero_unit(context: ScoringContext, space: Space, unit: int) -> None:
     """Nothing writes the unit and nothing reads it."""
     for slot in context.graph.slots_of(space.name):
         if not slot.param.endswith("running_var"):

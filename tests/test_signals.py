@@ -22,8 +22,8 @@ from dnge_compress.signals import second_moments
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import as_matrix, from_matrix
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
+from dnge_compress.signals.inference import inference_mode_of
 from dnge_compress.signals.moments import Signal, Signals
-from dnge_compress.signals.running import inference_mode_of
 
 
 def batches_for(name: str, model: nn.Module, tokens: int = 64) -> list[Any]:

@@ -16,7 +16,7 @@ from dnge_compress.core.errors import DataError
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.messages import MAGNITUDE, RAW
 from dnge_compress.inr import INR2JLS, InrEncoder, InrEncoderConfig, JlsConfig, TrainSettings
-from dnge_compress.inr.siren import Siren, grid, spread
+from dnge_compress.inr.siren import Siren, grid, spread_points
 from dnge_compress.zoo.pretrain.fit import fit
 
 SMALL = replace(RANDOM, hidden=8, embedding=12, signs="twins")
@@ -91,13 +91,13 @@ def test_another_order_of_the_layers_is_another_embedding(order: str, width: int
 def test_a_functional_variant_begins_as_the_inference_of_its_network(signs: str) -> None:
     stack, read = networks(), VariantEncoder(Variant(signs=signs, hidden=16, embedding=8), 3).double()
     read.network.passes[0].update.from_input.bias.data *= 100
-    shown = SIREN.render(stack, spread(16).double()).mT.sin()
+    shown = SIREN.render(stack, spread_points(16).double()).mT.sin()
     torch.testing.assert_close(read.states(stack, SIREN)["output"], shown, rtol=0, atol=1e-10)
 
 
 def test_the_product_is_the_variant_without_changes() -> None:
     torch.manual_seed(0)
-    product = InrEncoder(InrEncoderConfig(3, hidden=16, output_hidden=16, embedding=12)).double()
+    product = InrEncoder(InrEncoderConfig(outputs=3, hidden=16, output_hidden=16, embedding=12)).double()
     torch.manual_seed(0)
     same = VariantEncoder(Variant(hidden=16, output_hidden=16, embedding=12), 3).double()
     assert torch.equal(product(networks(), SIREN), same(networks(), SIREN))

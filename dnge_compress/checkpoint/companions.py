@@ -49,7 +49,7 @@ class Base:
     metadata: dict[str, Any]
 
 
-def base_of(model: nn.Module) -> Base:
+def origin_of(model: nn.Module) -> Base:
     """The base that a model was loaded from, by the name transformers keeps on it."""
     config = getattr(model, "config", None)
     name = str(getattr(config, "_name_or_path", "") or "")

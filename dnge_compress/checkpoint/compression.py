@@ -8,7 +8,7 @@ from typing import Any
 
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report.report import Report
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 
 PLAN = "dnge_plan.json"
 
@@ -22,7 +22,7 @@ BASE_CONFIG = "dnge_base_config.json"
 INPUTS = "dnge_inputs.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compression:
     """What `compress` leaves on a model as `model.dnge`.
 

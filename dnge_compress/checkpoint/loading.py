@@ -22,7 +22,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report.report import Report
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 from dnge_compress.surgery.cut import cut
 
 
@@ -116,7 +116,7 @@ def _load(
         model.name_or_path = model.config.name_or_path = str(folder)
     else:
         model = read(folder, trust_remote_code=trust_remote_code, dtype=dtype)
-    model.dnge = Compression(plan, report, base_config)
+    model.dnge = Compression(plan=plan, report=report, base_config=base_config)
     return model.eval()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dnge_compress.checkpoint.card import model_card
-from dnge_compress.checkpoint.companions import Base, base_of, copy_companions
+from dnge_compress.checkpoint.companions import Base, copy_companions, origin_of
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
 from dnge_compress.checkpoint.loading import load, outline
 from dnge_compress.checkpoint.model_files import WEIGHTS
@@ -22,7 +22,7 @@ from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
 from dnge_compress.core.folders import staged
-from dnge_compress.signals.running import call, device_of, inference_mode_of, to_device
+from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
@@ -47,7 +47,7 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     if isinstance(model, PreTrainedModel) and compression.plan.uneven and compression.base_config is None:
         raise CheckpointError("an uneven plan is replayed on the base's config, but model.dnge.base_config is None")
     check_weights(model)
-    target, base = Path(path).expanduser().resolve(), base_of(model)
+    target, base = Path(path).expanduser().resolve(), origin_of(model)
     _refuse_target(target, base, force)
     try:
         with staged(target) as stage:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,24 +16,24 @@ from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.compression import PLAN, REPORT
 from dnge_compress.checkpoint.model_files import read_json
 from dnge_compress.cli.progress_bars import session
+from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import standing
-from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.folder import STATE
-from dnge_compress.jobs.report import JobReport, finished
-from dnge_compress.lora import tables as plan_tables
+from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.plans.condense import PLURAL
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.recipes.library import assignments, resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
-from dnge_compress.report.report import Report, tables
-from dnge_compress.report.rows import rows_of
+from dnge_compress.report.report import Report
 from dnge_compress.signals.calibration import Progress
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.user_text import read_texts
 
 P = TypeVar("P", bound=PrunePlan | LoraPlan)
@@ -48,7 +49,7 @@ def score(options: Namespace) -> None:
         print_json(scores.to_dict())
     else:
         graph = build_graph(model)
-        tables.show(tables.scores({n: (graph.space(n).kind, v.tolist()) for n, v in scores.units.items()}))
+        show(_scores_table({n: (graph.space(n).kind, v.tolist()) for n, v in scores.units.items()}))
 
 
 def plan(options: Namespace) -> None:
@@ -65,9 +66,7 @@ def plan(options: Namespace) -> None:
     if options.json or not target:
         print(made.to_json(), end="")
     else:
-        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        rows = rows_of(AppliedCuts(build_graph(model), made.cuts), made.costs, shapes)
-        tables.show(tables.plan(made, rows))
+        show(made.document())
 
 
 def apply(options: Namespace) -> None:
@@ -110,7 +109,7 @@ def place(options: Namespace) -> None:
     if options.json or not target:
         print(made.to_json(), end="")
     else:
-        tables.show(plan_tables.placement(made))
+        show(made.document())
 
 
 def report(options: Namespace) -> None:
@@ -192,8 +191,21 @@ def print_report(made: Report | JobReport, options: Namespace) -> None:
     if options.json:
         print_json(made.to_dict())
     else:
-        tables.show(made)  # type: ignore[arg-type]  # mypy sees no protocol in a union
+        show(made.document())
 
 
 def print_json(document: Any) -> None:
     print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def _scores_table(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:
+    """Lowest, median and highest score per space; `summary` maps a space to its kind and values."""
+    rows = []
+    for space, (kind, values) in summary.items():
+        ordered = sorted(values)
+        points = (ordered[0], ordered[len(ordered) // 2], ordered[-1])
+        cells = (Cell(text=f"{len(ordered):,}"), *(Cell(text=f"{point:.3g}") for point in points))
+        rows.append((Cell(text=space), Cell(text=PLURAL.get(kind, kind), style="quiet"), *cells))
+    names = (Column(title="space", kind="text"), Column(kind="text"))
+    numbers = (Column(title=title) for title in ("units", "lowest", "median", "highest"))
+    return Table(columns=(*names, *numbers), rows=tuple(rows))

@@ -14,7 +14,9 @@ import warnings
 from collections.abc import Sequence
 
 from dnge_compress import __version__
+from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
+from dnge_compress.core.terminal import show
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, INTERRUPTED = 1, 2, 3, 4, 130
 DEFAULT_RECIPE = "prune/default"
@@ -166,8 +168,10 @@ def _recipes(options: argparse.Namespace) -> int:
     elif options.json:
         print(json.dumps([library.load(name).model_dump() for name in library.names()], indent=1))
     else:
-        tables = importlib.import_module("dnge_compress.report.tables")
-        tables.show(tables.recipes((r.name, r.about) for r in map(library.load, library.names())))
+        listed = [library.load(name) for name in library.names()]
+        rows = tuple((Cell(text=r.name), Cell(text=r.about, style="quiet")) for r in listed)
+        columns = (Column(title="recipe", kind="text"), Column(kind="text", is_long=True))
+        show(Table(columns=columns, rows=rows))
     return 0
 
 

@@ -16,7 +16,7 @@ from types import ModuleType
 from dnge_compress.core.errors import DataError, DngeError, UnknownNameError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Registry:
     """The modules of a `package` of ours, those that begin with an underscore left out, and the entry points of a
     `group`. `what` one of them is called in messages; `renamed` maps names of old to those of today."""

@@ -29,7 +29,7 @@ HUB_ERRORS = (OSError, HFValidationError, HTTPError)  # the last is the client's
 WAY_OUT = 'use "base" or make some with `dnge pretrain`'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stored:
     """What lies on disk: tensors by name, the config's fields, how the weights were made, and their card."""
 
@@ -117,7 +117,7 @@ def _read_folder(folder: Path) -> Stored:
         ) from None
     if stored.config and stored.config != config:
         raise CheckpointError(f"'{folder / CONFIG}' isn't the config in the header of {WEIGHTS}; fetch both again")
-    return Stored(folder, config, stored.tensors, stored.provenance, stored.card)
+    return Stored(path=folder, config=config, tensors=stored.tensors, provenance=stored.provenance, card=stored.card)
 
 
 def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) -> Stored:
@@ -134,4 +134,4 @@ def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) ->
     if bad:
         raise CheckpointError(f"'{bad[0]}' in '{path}' holds NaN or infinite values; fetch it again or {WAY_OUT}")
     text = card_file.read_text(encoding="utf-8") if card_file is not None and card_file.is_file() else ""
-    return Stored(path, config, tensors, provenance, text)
+    return Stored(path=path, config=config, tensors=tensors, provenance=provenance, card=text)

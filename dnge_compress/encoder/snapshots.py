@@ -15,7 +15,7 @@ from dnge_compress.graph.types import ModelGraph, Slot, Step
 ROLES = ("linear", "gate", "up", "query", "key", "value", "conv", "embed", "norm")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Edge:
     """One weight block of a snapshot: `[dst rows, src rows, kernel]`, or `[rows]` for the diagonal of a norm.
 
@@ -72,7 +72,12 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
     if step.op in ("norm", "batchnorm"):
         for s in slots:
             rows = _rows(weight, 0, s, graph)
-            yield Edge(ROLES.index("norm"), s.space, s.space, rows.flatten(1).mean(1) if rows.dim() > 1 else rows)
+            yield Edge(
+                role=ROLES.index("norm"),
+                src=s.space,
+                dst=s.space,
+                weight=rows.flatten(1).mean(1) if rows.dim() > 1 else rows,
+            )
         return
     in_axis = 0 if step.op == "embed" else step.in_axis
     sources = [s for s in slots if s.axis == in_axis]
@@ -82,8 +87,14 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
             block = _rows(_rows(weight, in_axis, src, graph), 1 - in_axis, dst, graph)
             block = block.transpose(0, 1) if in_axis == 0 else block
             role = ROLES.index(_role(step, position, i, fused=len(targets) > 1))
-            yield Edge(role, src.space, dst.space, block.flatten(2) if block.dim() > 2 else block[..., None],
-                       dst.width, src.width)  # fmt: skip
+            yield Edge(
+                role=role,
+                src=src.space,
+                dst=dst.space,
+                weight=block.flatten(2) if block.dim() > 2 else block[..., None],
+                dst_width=dst.width,
+                src_width=src.width,
+            )
 
 
 def _role(step: Step, position: int, target: int, fused: bool) -> str:

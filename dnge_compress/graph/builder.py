@@ -29,18 +29,20 @@ class GraphBuilder:
 
     def space(self, name: str, units: int, kind: Kind, layer: int | None = None) -> str:
         """Add a space and return its name."""
-        self._spaces.append(Space(name, units, kind, layer))
+        self._spaces.append(Space(name=name, units=units, kind=kind, layer=layer))
         return name
 
     def layers(self, name: str, modules: Iterable[str], protected: Iterable[int] = ()) -> str:
         """Add the space of droppable blocks, given by module path; `protected` ones can't go."""
         paths = tuple(modules)
-        self._spaces.append(Space(name, len(paths), "layer", None, paths, tuple(protected)))
+        self._spaces.append(
+            Space(name=name, units=len(paths), kind="layer", layer=None, modules=paths, protected=tuple(protected))
+        )
         return name
 
     def config_field(self, key: str, *spaces: str, **rules: Any) -> None:
         """Declare that config `key` counts the kept units of `spaces` (see ConfigField for the rules)."""
-        self._fields.append(ConfigField(key, spaces, **rules))
+        self._fields.append(ConfigField(key=key, spaces=spaces, **rules))
 
     def attribute(self, space: str, module: str, name: str, factor: int = 1) -> None:
         """Declare that `module.name` holds `factor` × the kept units of `space`."""
@@ -49,12 +51,14 @@ class GraphBuilder:
     def slot(self, param: str, axis: int, space: str, width: int = 1, offset: int = 0) -> None:
         """Tie `param` along `axis` to `space`, if the parameter exists (biases may not)."""
         if param in self.shapes:
-            self._slots.append(Slot(param, axis, space, width, offset))
+            self._slots.append(Slot(param=param, axis=axis, space=space, width=width, offset=offset))
 
     def step(self, op: Op, reads: Iterable[str], writes: Iterable[str], params: Iterable[str], **detail: Any) -> None:
         """Add one moment of inference; `activation` and `is_behind` as in Step."""
         present = tuple(p for p in params if p in self.shapes)
-        self._steps.append(Step(len(self._steps), op, tuple(reads), tuple(writes), present, **detail))
+        self._steps.append(
+            Step(index=len(self._steps), op=op, reads=tuple(reads), writes=tuple(writes), params=present, **detail)
+        )
 
     def embed(self, module: str, rows: str | None, dst: str) -> None:
         """An embedding table `[rows, dst]`; rows are never cut."""
@@ -125,13 +129,13 @@ class GraphBuilder:
     def finish(self) -> ModelGraph:
         """The finished graph. Raises UnsupportedModelError where slots and shapes disagree."""
         graph = ModelGraph(
-            self.family,
-            tuple(self._spaces),
-            tuple(self._slots),
-            tuple(self._steps),
-            tuple(self._fields),
-            tuple(self._attributes),
-            fingerprint(self.family, self.shapes),
+            family=self.family,
+            spaces=tuple(self._spaces),
+            slots=tuple(self._slots),
+            steps=tuple(self._steps),
+            config_fields=tuple(self._fields),
+            attributes=tuple(self._attributes),
+            fingerprint=fingerprint(self.family, self.shapes),
         )
         covered: dict[tuple[str, int], int] = {}
         for slot in graph.slots:

@@ -27,7 +27,7 @@ STATISTICS = (("running_mean", 0), ("running_var", 0))
 COPY_SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """A layer that was executed: the tensors (suffix, axis) that run over its outputs and over its inputs.
 
@@ -118,7 +118,7 @@ def as_float32(inputs: Any) -> Any:
     return tuple(as_float32(v) for v in inputs) if isinstance(inputs, (tuple, list)) else inputs
 
 
-def call(net: nn.Module, inputs: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
+def call_with(net: nn.Module, inputs: Any, tensors: Mapping[str, Tensor] | None = None) -> Any:
     """`net` on a tensor, a tuple or a dict of arguments, with `tensors` in place of its own if given."""
     args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
     kwargs = inputs if isinstance(inputs, dict) else {}
@@ -161,7 +161,7 @@ def executed_layers(net: nn.Module, inputs: Any) -> list[Layer]:
 
     hooks = [m.register_forward_hook(record) for m in net.modules() if not list(m.children())]
     try:
-        call(net, inputs)
+        call_with(net, inputs)
     except Exception as e:
         what = f"{type(net).__name__} can't be called with these example_inputs"
         raise DataError(f"{what} ({type(e).__name__}: {e}); give a tensor, a tuple or a dict of its arguments") from e
@@ -177,19 +177,25 @@ def _describe(path: str, module: nn.Module) -> Layer | None:
         if "weight" not in owned:
             return None  # weight_norm and other parametrizations: the weight is computed, it has no rows to take out
         if isinstance(module, nn.Linear):
-            return Layer(path, module, "linear", OUT, IN)
+            return Layer(path=path, module=module, op="linear", writes=OUT, reads=IN)
         if isinstance(module, nn.Embedding):
-            return Layer(path, module, "embed", (("weight", 1),))
+            return Layer(path=path, module=module, op="embed", writes=(("weight", 1),))
         if module.groups == 1:
-            return Layer(path, module, "conv", OUT, IN)
+            return Layer(path=path, module=module, op="conv", writes=OUT, reads=IN)
         depthwise = module.groups == module.in_channels == module.out_channels
-        return Layer(path, module, "norm", OUT) if depthwise else None  # one kernel per channel: nothing mixes
+        return (
+            Layer(path=path, module=module, op="norm", writes=OUT) if depthwise else None
+        )  # one kernel per channel: nothing mixes
     if not owned:
         return None
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
-        return Layer(path, module, "batchnorm", OUT + STATISTICS)
+        return Layer(path=path, module=module, op="batchnorm", writes=OUT + STATISTICS)
     is_flat_norm = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-    return Layer(path, module, "norm", OUT) if is_flat_norm or isinstance(module, nn.GroupNorm) else None
+    return (
+        Layer(path=path, module=module, op="norm", writes=OUT)
+        if is_flat_norm or isinstance(module, nn.GroupNorm)
+        else None
+    )
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 PRUNABLE: tuple[Kind, ...] = ("neuron", "head", "channel", "layer")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Space:
     """One axis of the network, shared by several tensors; a unit is the smallest thing that can go.
 
@@ -42,7 +42,7 @@ class Space:
             raise ValueError(f"space '{self.name}': exactly the layer spaces name one module per unit")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Slot:
     """Rows `offset + u * width … offset + (u + 1) * width` of `param` along `axis` belong to unit u of `space`."""
 
@@ -57,7 +57,7 @@ class Slot:
         return (self.offset + units[:, None] * self.width + torch.arange(self.width)).flatten()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """One moment of inference: the snapshot of the dynamic graph in which `writes` is computed from `reads`.
 
@@ -79,7 +79,7 @@ class Step:
         return 0 if self.op.endswith("_t") else 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConfigField:
     """A key of the Hugging Face config that counts units: value = `factor` × kept units of each of `spaces`.
 
@@ -103,7 +103,7 @@ class ConfigField:
         return value != self.forbids and (self.divides is None or self.divides % value == 0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelGraph:
     """A network as a dynamic graph: spaces, the slots that tie tensors to them, and the steps of inference.
 
@@ -173,7 +173,7 @@ class ModelGraph:
         return tuple(s for s in self.slots_of(space) if self.consumes(s))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Predicted cost of removal, in nats of loss per unit after repair; larger = keep; comparable across spaces.
 

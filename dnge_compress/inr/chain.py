@@ -20,17 +20,36 @@ def chain(widths: Sequence[int], activation: str = "sine") -> ModelGraph:
     last = len(widths) - 1
     names = [INPUT, *(f"hidden{i}" for i in range(1, last)), OUTPUT]
     spaces = [
-        Space(name, units, "fixed" if name in (INPUT, OUTPUT) else "neuron", i if 0 < i < last else None)
+        Space(
+            name=name,
+            units=units,
+            kind="fixed" if name in (INPUT, OUTPUT) else "neuron",
+            layer=i if 0 < i < last else None,
+        )
         for i, (name, units) in enumerate(zip(names, widths, strict=True))
     ]
     slots, steps = [], []
     for i in range(last):
-        slots += [Slot(f"{i}.weight", 0, names[i + 1]), Slot(f"{i}.weight", 1, names[i]),
-                  Slot(f"{i}.bias", 0, names[i + 1])]  # fmt: skip
-        steps.append(Step(i, "linear", (names[i],), (names[i + 1],), (f"{i}.weight", f"{i}.bias"),
-                          activation if i < last - 1 else ""))  # fmt: skip
+        weight, bias = f"{i}.weight", f"{i}.bias"
+        slots += [
+            Slot(param=weight, axis=0, space=names[i + 1]),
+            Slot(param=weight, axis=1, space=names[i]),
+            Slot(param=bias, axis=0, space=names[i + 1]),
+        ]
+        steps.append(
+            Step(
+                index=i,
+                op="linear",
+                reads=(names[i],),
+                writes=(names[i + 1],),
+                params=(weight, bias),
+                activation=activation if i < last - 1 else "",
+            )
+        )
     fingerprint = hashlib.sha256(repr((tuple(widths), activation)).encode()).hexdigest()[:16]
-    return ModelGraph("chain", tuple(spaces), tuple(slots), tuple(steps), fingerprint=fingerprint)
+    return ModelGraph(
+        family="chain", spaces=tuple(spaces), slots=tuple(slots), steps=tuple(steps), fingerprint=fingerprint
+    )
 
 
 def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dnge_compress.core.precision import fast_products
 from dnge_compress.inr.encoders import InrReader
-from dnge_compress.inr.learning import Batch, TrainSettings, refuse_labels, share_right, train
+from dnge_compress.inr.learning import InrBatch, TrainSettings, refuse_labels, share_right, train
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 
@@ -35,7 +35,7 @@ class InrClassifier(nn.Module):
         """Learn the labels of a set; returns the loss of every step. Raises DataError."""
         refuse_labels(inrs, self.head[-1].out_features)
 
-        def loss(batch: Batch) -> Tensor:
+        def loss(batch: InrBatch) -> Tensor:
             labels = inrs.labels[batch.index]
             return nnf.cross_entropy(self(batch.stack, batch.siren), labels, label_smoothing=SMOOTHING)
 

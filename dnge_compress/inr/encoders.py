@@ -17,11 +17,11 @@ from dnge_compress.graph.types import ModelGraph
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
 from dnge_compress.inr.functional_init import functional_init
 from dnge_compress.inr.inputs import FEATURES, at_inference_scale, neuron_features, with_probes
-from dnge_compress.inr.siren import AXES, Siren, Stack, spread
+from dnge_compress.inr.siren import AXES, Siren, Stack, spread_points
 from dnge_compress.inr.symmetry import canonical
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InrEncoderConfig:
     """An encoder for SIRENs of the plane, with some number of outputs.
 
@@ -82,7 +82,7 @@ class InrEncoder(InrReader):
         self.network = NetworkEncoder(
             [one], embedding=config.embedding, outputs=config.outputs, output_hidden=config.output_hidden
         )
-        self.points = nn.Parameter(spread(config.probes)) if config.probes else None
+        self.points = nn.Parameter(spread_points(config.probes)) if config.probes else None
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""

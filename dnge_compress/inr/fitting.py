@@ -15,7 +15,7 @@ WARM_UP = 20  # steps
 BETAS = (0.9, 0.99)  # Adam's
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitSettings:
     """Adam's steps, its largest learning rate, and the stride of the pixels that one step looks at.
 

@@ -12,7 +12,7 @@ import torch
 
 from dnge_compress.encoder.passes import GRU, MessagePass
 from dnge_compress.inr.chain import INPUT
-from dnge_compress.inr.siren import spread
+from dnge_compress.inr.siren import spread_points
 
 SHUT = 4.0  # of a gate's logit, at first
 
@@ -24,7 +24,7 @@ def functional_init(one: MessagePass) -> None:
     assert isinstance(update, GRU)
     for parameter in one.parameters():
         parameter.zero_()
-    one.nodes[INPUT].copy_(spread(size).T)
+    one.nodes[INPUT].copy_(spread_points(size).T)
     for weight in (message.node.weight, one.mix.weight):
         weight.copy_(torch.eye(size))
     message.edge.fill_(1)

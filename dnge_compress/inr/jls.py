@@ -19,7 +19,7 @@ from dnge_compress.core.errors import DataError, refuse_below
 from dnge_compress.core.precision import fast_products
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.encoders import InrReader
-from dnge_compress.inr.learning import Batch, TrainSettings, refuse_empty, refuse_labels, share_right, train
+from dnge_compress.inr.learning import InrBatch, TrainSettings, refuse_empty, refuse_labels, share_right, train
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.views import VIEWS, six_views
@@ -27,7 +27,7 @@ from dnge_compress.inr.views import VIEWS, six_views
 CELL = 4  # pixels of a cell's side, by the decoder's two doublings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JlsConfig:
     """Sizes: side of the square images (a multiple of 4), latent channels, width of the latent generator, size of a
     cell's learned vector (`place`), classes; and the share of the classifier's inputs that is dropped while it learns.
@@ -96,7 +96,7 @@ class INR2JLS(nn.Module):
             raise DataError("images must be floating-point numbers in −1 … 1; see `dnge_compress.inr.sets.pictures`")
         chance = torch.Generator().manual_seed(settings.seed)
 
-        def loss(batch: Batch) -> Tensor:
+        def loss(batch: InrBatch) -> Tensor:
             views = self._some_views(chance)
             wanted = six_views(batch.moves.of_images(images[inrs.image[batch.index]]), views)
             return nnf.mse_loss(self.decode(self.encode(batch.stack, batch.siren, views)), wanted)
@@ -111,7 +111,7 @@ class INR2JLS(nn.Module):
         refuse_labels(inrs, self.config.classes)
         chance = torch.Generator().manual_seed(settings.seed)
 
-        def loss(batch: Batch) -> Tensor:
+        def loss(batch: InrBatch) -> Tensor:
             with torch.set_grad_enabled(fine_tune):  # what has no gradient stays as it is
                 latents = self.encode(batch.stack, batch.siren, self._some_views(chance))
             labels = inrs.labels[batch.index].repeat_interleave(self.config.views)

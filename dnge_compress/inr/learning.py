@@ -21,7 +21,7 @@ CLIP = 1.0  # norm of a step's gradient
 TELL_EVERY = 200  # steps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """AdamW with a warm-up and a cosine decay of the rate; `jitter` names the random moves of the pictures.
 
@@ -47,8 +47,8 @@ class TrainSettings:
             raise DataError(f"backbone_lr_scale is {self.backbone_lr_scale}; it must be at most 1")
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, kw_only=True)
+class InrBatch:
     """Some networks of a set, moved at random, and which they are."""
 
     stack: dict[str, Tensor]
@@ -57,7 +57,7 @@ class Batch:
     moves: Moves
 
 
-def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
+def train(module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], settings: TrainSettings) -> list[float]:
     """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError.
 
     The same module, set and settings give the same result; torch's global random generator is left as it was. The
@@ -72,7 +72,9 @@ def train(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], sett
         module.eval()
 
 
-def _trained(module: nn.Module, inrs: InrSet, loss: Callable[[Batch], Tensor], settings: TrainSettings) -> list[float]:
+def _trained(
+    module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], settings: TrainSettings
+) -> list[float]:
     learning = [p for p in module.parameters() if p.requires_grad]
     groups = _groups(module, settings)
     optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
@@ -141,7 +143,7 @@ def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
         yield inrs.select(slice(first, first + size))
 
 
-def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[Batch]:
+def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[InrBatch]:
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(inrs), generator=generator)
     at = 0
@@ -151,4 +153,6 @@ def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[Batch]:
         index = order[at : at + settings.batch]
         at += settings.batch
         moves = Moves.draw(JITTERS[settings.jitter], len(index), inrs.siren.widths[-1], generator)
-        yield Batch(moves.of_networks(take(inrs.stack, index), inrs.siren), inrs.siren, index, moves)
+        yield InrBatch(
+            stack=moves.of_networks(take(inrs.stack, index), inrs.siren), siren=inrs.siren, index=index, moves=moves
+        )

@@ -41,7 +41,7 @@ STEPS = {"mnist": 300, "cifar10": 400}
 HIDDEN = (32, 32)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InrSet:
     """Fitted networks of one data set, and what each of them shows."""
 
@@ -93,7 +93,8 @@ class InrSet:
             shape = json.loads(header["siren"])
             siren = Siren(tuple(shape["widths"]), shape["omega"])
             labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
-            return cls(siren, tensors, labels, image, quality, json.loads(header["about"]))
+            about = json.loads(header["about"])
+            return cls(siren=siren, stack=tensors, labels=labels, image=image, psnr=quality, about=about)
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
             raise CheckpointError(
                 f"'{path}' is no set of fitted networks ({first_line(e)}); make one with `dnge inr`"
@@ -126,8 +127,8 @@ def gather(
     known = torch.as_tensor(labels if len(labels) else [-1] * count)
     if known.is_floating_point() or (len(labels) and known.min() < 0):
         raise DataError("labels must be whole numbers, from 0")
-    return InrSet(Siren(widths, omega), stack, known.long(), torch.arange(count),
-                  torch.full((count,), torch.nan), {})  # fmt: skip
+    return InrSet(siren=Siren(widths, omega), stack=stack, labels=known.long(), image=torch.arange(count),
+                  psnr=torch.full((count,), torch.nan), about={})  # fmt: skip
 
 
 def _read(number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -153,7 +154,7 @@ def build_set(about: dict[str, Any], out: Path, *, data_root: DataRoot, jobs: in
 
 def usual(data: str) -> FitSettings:
     """How networks of a data set's images are fitted where nothing else is asked for."""
-    return FitSettings(STEPS.get(data, FitSettings().steps))
+    return FitSettings(steps=STEPS.get(data, FitSettings().steps))
 
 
 def about(
@@ -178,7 +179,7 @@ def pictures(found: Images, index: Tensor | slice) -> Tensor:
 def _joined(made: Sequence[InrSet]) -> InrSet:
     stack = {name: torch.cat([m.stack[name] for m in made]) for name in made[0].stack}
     labels, image, quality = (torch.cat([getattr(m, name) for m in made]) for name in ("labels", "image", "psnr"))
-    return InrSet(made[0].siren, stack, labels, image, quality, made[0].about)
+    return InrSet(siren=made[0].siren, stack=stack, labels=labels, image=image, psnr=quality, about=made[0].about)
 
 
 def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, data_root: DataRoot) -> str:
@@ -187,7 +188,14 @@ def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: 
     siren = Siren((2, *about["hidden"], x.shape[1]))
     seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
     stack, quality = fit(x, siren, FitSettings(**about["fit"]), seed)
-    part = InrSet(siren, stack, found.labels[first:last], torch.arange(first, last), quality, about)
+    part = InrSet(
+        siren=siren,
+        stack=stack,
+        labels=found.labels[first:last],
+        image=torch.arange(first, last),
+        psnr=quality,
+        about=about,
+    )
     part.save(file)
     return f"{quality.mean():.1f} dB"
 

@@ -84,7 +84,7 @@ def grid(side: int) -> Tensor:
     return torch.cartesian_prod(line, line)
 
 
-def spread(count: int) -> Tensor:
+def spread_points(count: int) -> Tensor:
     """Points `[count, 2]` in −1 … 1: the centres of a grid's cells where the number is a square, else spread evenly."""
     side = math.isqrt(count)
     if side**2 == count:

@@ -25,7 +25,7 @@ def six_views(images: Tensor, views: Sequence[int] = range(VIEWS)) -> Tensor:
     return torch.stack([torch.rot90(images.flip(flips[v]), turns[v], (-2, -1)) for v in views], 1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Jitter:
     """How far pictures are moved at random while learning; all bounds of uniform draws."""
 
@@ -45,7 +45,7 @@ JITTERS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Moves:
     """One draw for N pictures: where a point is looked up, `[N, 2, 2]` and `[N, 2]`, and what becomes of a colour."""
 
@@ -68,8 +68,12 @@ class Moves:
         shear[:, 0, 1] = uniform(jitter.shear)
         if jitter.flip:
             scale[:, 1, 1] *= torch.randint(2, (count,), generator=generator) * 2.0 - 1
-        return cls(turn @ shear @ scale, uniform(jitter.shift, 2), 1 + uniform(jitter.contrast, 1),
-                   uniform(jitter.brightness, channels))  # fmt: skip
+        return cls(
+            matrix=turn @ shear @ scale,
+            shift=uniform(jitter.shift, 2),
+            contrast=1 + uniform(jitter.contrast, 1),
+            brightness=uniform(jitter.brightness, channels),
+        )
 
     def of_networks(self, stack: Stack, siren: Siren) -> dict[str, Tensor]:
         """The networks of the moved pictures."""

@@ -11,7 +11,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from dnge_compress.jobs.data.rows import Examples
-from dnge_compress.signals.running import device_of, inference_mode_of
+from dnge_compress.signals.inference import device_of, inference_mode_of
 
 Batch = Mapping[str, Tensor]
 REPEATS = 5

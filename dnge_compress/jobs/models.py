@@ -14,7 +14,7 @@ from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.errors import DataError, UnsupportedModelError, first_line
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.signals.running import CAUSAL
+from dnge_compress.signals.inference import CAUSAL
 
 
 def original(job: Job) -> nn.Module:

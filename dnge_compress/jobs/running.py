@@ -19,7 +19,8 @@ from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow, is_rank0, workers_of
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
-from dnge_compress.jobs.report import REPORT, Curve, JobReport, Milestone, Rank, Width, finished, write
+from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
+from dnge_compress.jobs.report.values import Curve, Milestone, Rank, Width
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.jobs.threads import same_threads
 from dnge_compress.lora.placers import PLACERS
@@ -97,7 +98,7 @@ def run(job: Job, tell: Progress = silent) -> JobReport | None:
         same_threads(folder, tell),
     ):
         crew = workers_of(folder, job, tell)
-        work = Work(job, folder, crew, tell)
+        work = Work(job=job, folder=folder, crew=crew, tell=tell)
         stages = stages_of(job)
         for stage in stages:
             if folder.done(stage.name) is None or not _stands(folder, job, stage):

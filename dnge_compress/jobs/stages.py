@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
-from dnge_compress.jobs.report import Milestone, Width
+from dnge_compress.jobs.report.values import Milestone, Width
 from dnge_compress.jobs.training import clear_torn, last_whole
 from dnge_compress.lora.attach import merged
 from dnge_compress.lora.place import flatten_adapter, place_lora
@@ -42,7 +42,7 @@ from dnge_compress.scorers import SCORERS
 Facts = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
     """What every stage is given."""
 
@@ -125,7 +125,9 @@ def prune(work: Work) -> Facts:
     rows = _own_rows(work, labels=False) if needed else None
     small = api.compress(model, recipe, data=rows, inplace=True, progress=work.tell)
     api.save(small, work.folder.pruned)
-    widths = [Width(r.space, r.kind, r.layer, r.kept, r.total) for r in small.dnge.report.rows]
+    widths = [
+        Width(space=r.space, kind=r.kind, layer=r.layer, kept=r.kept, total=r.total) for r in small.dnge.report.rows
+    ]
     return {"widths": [asdict(width) for width in widths], "notes": list(small.dnge.plan.notes)}
 
 
@@ -205,12 +207,16 @@ def _held_out_batches(work: Work) -> list[Batch]:
 
 def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> Milestone:
     parameters = list(model.parameters())
-    size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+    size = Milestone(
+        name=name,
+        params=sum(p.numel() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
+    )
     if batches is None:
-        return Milestone(name, *size)
+        return size
     total, count = summed_loss(model, batches)
     loss = total / count if count else math.nan
-    return Milestone(name, *size, loss=loss, tokens_per_second=tokens_per_second(model, batches[0]))
+    return replace(size, loss=loss, tokens_per_second=tokens_per_second(model, batches[0]))
 
 
 def _trained(work: Work, arm: str) -> nn.Module:

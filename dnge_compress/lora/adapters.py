@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 SiteKind = Literal["module", "parameter"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Site:
     """A matrix that an adapter can be put on.
 
@@ -52,7 +52,7 @@ class Site:
         return f"{self.path}.weight" if self.kind == "module" else self.path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Adapter:
     """One line of a plan: a site, the rank it gets (0 = no adapter), the placer's score and why.
 
@@ -97,7 +97,7 @@ class Adapter:
             if key not in row:
                 raise PlanError(f"an adapter of the plan lacks '{key}': {dict(row)}")
         site = Site(**{k: v for k, v in row.items() if k in of_site})
-        return cls(site, row["rank"], float(row.get("score", 0.0)), str(row.get("reason", "")))
+        return cls(site=site, rank=row["rank"], score=float(row.get("score", 0.0)), reason=str(row.get("reason", "")))
 
 
 def _is_whole(value: object) -> bool:

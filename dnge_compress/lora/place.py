@@ -18,13 +18,13 @@ from dnge_compress.graph.families import build_graph, shapes_of
 from dnge_compress.graph.pruned import pruned_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.export import flatten_adapter
-from dnge_compress.lora.placers import Context
+from dnge_compress.lora.placers import PlacingContext
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.planner import make_lora_plan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.signals.calibration import checked_data
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 
 __all__ = ["flatten_adapter", "place_lora"]
 
@@ -58,12 +58,12 @@ def place_lora(
         overrides["lora.budget"] = dict(budget)
     settings = resolve(recipe, overrides, LoraRecipe)
     opened = open_model(model) if isinstance(model, str | Path) else model
-    context = Context(
-        opened,
-        settings.calibration,
-        None if data is None else tuple(checked_data(data, opened)),
-        example_inputs,
-        progress,
+    context = PlacingContext(
+        model=opened,
+        calibration=settings.calibration,
+        data=None if data is None else tuple(checked_data(data, opened)),
+        example_inputs=example_inputs,
+        uniform_rank=progress,
         read_graph=partial(graph_of, opened, example_inputs),
     )
     return make_lora_plan(context, settings)

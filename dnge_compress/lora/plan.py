@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
+from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
+from dnge_compress.core.terminal import Drawn, plain
 from dnge_compress.lora.adapters import Adapter, _is_whole
-from dnge_compress.lora.sites import base_of
+from dnge_compress.lora.adapters_table import adapters_table
+from dnge_compress.lora.sites import lora_fingerprint
 from dnge_compress.plans.plan_json import plan_values
 from dnge_compress.recipes.lora_schema import Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from rich.console import RenderableType
 
 ExportForm = Literal["peft", "axolotl", "flat_config"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraPlan:
     """Adapters for one base model. Round-trips through JSON, one line per adapter.
 
@@ -60,6 +64,20 @@ class LoraPlan:
         """The largest rank."""
         return max(a.rank for a in self.adapters)
 
+    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
+        yield Drawn(self.document())
+
+    def __str__(self) -> str:
+        return plain(Drawn(self.document()))
+
+    def document(self) -> Document:
+        """Where adapters go, with ranks and trainable parameters; blocks that are treated alike share a line."""
+        told = f"{self.params:,} trainable parameters"
+        sections = [Section("Adapters", (adapters_table(self.adapters),))]
+        if self.notes:
+            sections.append(Section("Notes", (Notes(self.notes, "the plan"),)))
+        return Document(title=told, facts=(f"of at most {self.budget:,}",), sections=tuple(sections))
+
     def lora_config(self, task_type: str | None = None) -> LoraConfig:
         """A plain `peft.LoraConfig`; `task_type` as peft wants it ("CAUSAL_LM", "SEQ_CLS", …).
 
@@ -79,10 +97,10 @@ class LoraPlan:
         """
         from dnge_compress.lora.verify import verify
 
-        if self.base != base_of(model):
+        if self.base != lora_fingerprint(model):
             raise PlanError(
                 f"the plan was made for another model (fingerprint {self.base}, this {type(model).__name__} has "
-                f"{base_of(model)}); place adapters for this one"
+                f"{lora_fingerprint(model)}); place adapters for this one"
             )
         return verify(self.adapters, self.lora_config(), model)
 
@@ -130,4 +148,4 @@ class LoraPlan:
             if isinstance(e, PlanError):
                 raise
             raise PlanError(f"the plan is malformed: {e}") from None
-        return cls(adapters, str(raw["base"]), raw["budget"], recipe, notes)
+        return cls(adapters=adapters, base=str(raw["base"]), budget=raw["budget"], recipe=recipe, notes=notes)

@@ -9,14 +9,14 @@ from torch import nn
 
 from dnge_compress.core.errors import BudgetError, RecipeError
 from dnge_compress.lora.adapters import Adapter, Site
-from dnge_compress.lora.placers import PLACERS, Context, weigh_by
+from dnge_compress.lora.placers import PLACERS, PlacingContext, weigh_by
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.ranks import allocate, ladder
-from dnge_compress.lora.sites import base_of, find_sites
+from dnge_compress.lora.sites import find_sites, lora_fingerprint
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 
 
-def make_lora_plan(context: Context, recipe: LoraRecipe) -> LoraPlan:
+def make_lora_plan(context: PlacingContext, recipe: LoraRecipe) -> LoraPlan:
     """Where the recipe puts adapters on the context's model, which is only read.
 
     Raises BudgetError for a budget that can't be met, UnknownNameError for an unknown placer or target, and whatever
@@ -42,11 +42,14 @@ def plan_of_weights(
     weights = dict.fromkeys((s.path for s in sites), sum(judged.values()) / len(judged)) | dict(judged)
     ranks = allocate(sites, weights, budget, lora)
     return LoraPlan(
-        tuple(Adapter(s, ranks[s.path], weights[s.path], _reason(s, ranks, weights, lora)) for s in sites),
-        base_of(model),
-        budget,
-        recipe.model_dump(mode="json"),
-        tuple(_notes(sites, ranks, weights, budget, lora, [s.path for s in sites if s.path not in judged])),
+        adapters=tuple(
+            Adapter(site=s, rank=ranks[s.path], score=weights[s.path], reason=_reason(s, ranks, weights, lora))
+            for s in sites
+        ),
+        base=lora_fingerprint(model),
+        budget=budget,
+        recipe=recipe.model_dump(mode="json"),
+        notes=tuple(_notes(sites, ranks, weights, budget, lora, [s.path for s in sites if s.path not in judged])),
     )
 
 

@@ -77,19 +77,28 @@ def _all_sites(model: nn.Module) -> Iterator[Site]:
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
             if experts and path.rpartition(".")[2] in REWRITTEN:
-                yield Site(f"{path}.weight", "parameter", module.in_features, module.out_features)
+                yield Site(
+                    path=f"{path}.weight", kind="parameter", inputs=module.in_features, outputs=module.out_features
+                )
             else:
-                yield Site(path, "module", module.in_features, module.out_features)
+                yield Site(path=path, kind="module", inputs=module.in_features, outputs=module.out_features)
         elif isinstance(module, Conv1D):
             inputs, outputs = module.weight.shape
-            yield Site(path, "module", inputs, outputs, is_transposed=True)
+            yield Site(path=path, kind="module", inputs=inputs, outputs=outputs, is_transposed=True)
         for name, _ in module.named_parameters(path, recurse=False):
             if name in experts:
                 copies, outputs, inputs = experts[name].shape
                 is_transposed = bool(getattr(module, "is_transposed", False))
                 if is_transposed:
                     outputs, inputs = inputs, outputs
-                yield Site(name, "parameter", inputs, outputs, copies, is_transposed)
+                yield Site(
+                    path=name,
+                    kind="parameter",
+                    inputs=inputs,
+                    outputs=outputs,
+                    copies=copies,
+                    is_transposed=is_transposed,
+                )
 
 
 def _is_expert(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
@@ -118,6 +127,6 @@ def _tied_weights(model: nn.Module) -> set[str]:
     return {n for group in names.values() if len(group) > 1 for n in group}
 
 
-def base_of(model: nn.Module) -> str:
+def lora_fingerprint(model: nn.Module) -> str:
     """Fingerprint of the names and shapes that a LoRA plan is made for."""
     return fingerprint("lora", shapes_of(model))

@@ -15,8 +15,8 @@ from dnge_compress.graph.types import ConfigField, ModelGraph, Space
 from dnge_compress.recipes.schema import Prune
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, kw_only=True)
+class TiedWidths:
     """Spaces of one kind of width that shrink together. `legal` lists the allowed steps, ascending, `steps` last."""
 
     kind: str
@@ -34,7 +34,7 @@ class Group:
         return min(self.legal, key=lambda t: (abs(t - fraction * self.steps), -t))
 
 
-def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[Group], list[str]]:
+def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], list[str]]:
     """The groups that a recipe allows to shrink (no layer spaces), and notes on what must stay and why."""
     notes: list[str] = []
     groups = []
@@ -52,7 +52,7 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[Group], list[str
             continue
         steps = math.gcd(*(s.units for s in spaces))
         legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune))
-        groups.append(Group(kind, tuple(names), steps, legal))
+        groups.append(TiedWidths(kind=kind, spaces=tuple(names), steps=steps, legal=legal))
         if not prune.uneven:
             notes += _restrictions(groups[-1], fields, spaces)
     return groups, notes
@@ -117,7 +117,7 @@ def _is_legal(t: int, steps: int, spaces: Sequence[Space], fields: Sequence[Conf
     return True
 
 
-def _restrictions(group: Group, fields: Sequence[ConfigField], spaces: Sequence[Space]) -> list[str]:
+def _restrictions(group: TiedWidths, fields: Sequence[ConfigField], spaces: Sequence[Space]) -> list[str]:
     units = {s.name: s.units for s in spaces}
     for f in fields:
         if f.divides is not None:

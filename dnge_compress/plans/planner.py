@@ -17,18 +17,19 @@ from dnge_compress.graph.families import TRACED
 from dnge_compress.graph.types import Scores
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
-from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
+from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Recipe
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.consumers import feature_axis
-from dnge_compress.signals.running import call, inference_mode_of, rows_of, take
+from dnge_compress.signals.inference import call, examples_in, first_examples, inference_mode_of
 
 MEASURE_SHARE = 0.125  # of the calibration inputs
 MEASURE_ROWS = 32  # examples at least
 
 
-def make_plan(context: Context, scores: Scores, recipe: Recipe) -> PrunePlan:
+def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PrunePlan:
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
@@ -65,14 +66,15 @@ def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePla
         params_before=sum(math.prod(shape) for shape in shapes.values()),
         params_after=after,
         uneven=_is_uneven(applied, model),
+        counted_cuts=fingerprint(plan.cuts),
     )
     notes = list(plan.notes)
-    if plan.params_after not in (0, after):
+    if plan.is_edited:
         notes = ["the plan was edited: its predicted cost is unknown"]
         found = replace(found, costs={}, predicted_cost=0.0)
     if found.uneven and not plan.uneven:
         notes.append("widths that the config can't say: the result loads with dnge_compress.load only")
-    return replace(found, notes=tuple(notes))
+    return replace(found, notes=tuple(notes), rows=rows_of(applied, found.costs, shapes))
 
 
 def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
@@ -82,13 +84,13 @@ def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
     return applied.graph.family == TRACED or not applied.reloads_plainly
 
 
-def _prices(context: Context, of: str) -> Prices:
+def _prices(context: ScoringContext, of: str) -> Prices:
     if of == "macs":
         return macs_per_element(context)
     return non_embedding_prices(context.model, context.graph)
 
 
-def macs_per_element(context: Context) -> Prices:
+def macs_per_element(context: ScoringContext) -> Prices:
     """How often each weight is multiplied for one example: the positions at which its module's output is computed."""
     positions: dict[str, float] = {}
     handles = []
@@ -106,18 +108,18 @@ def macs_per_element(context: Context) -> Prices:
             handles.append(context.model.get_submodule(module).register_forward_hook(count(param)))
     try:
         with torch.no_grad(), inference_mode_of(context.model):
-            call(context.model, take(context.batches, 1)[0])
+            call(context.model, first_examples(context.batches, 1)[0])
     finally:
         for handle in handles:
             handle.remove()
     return positions
 
 
-def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:
+def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:
     if len(found) == 1:
         return found[0], []
-    total = sum(rows_of(b) for b in context.batches)
-    batches = take(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
+    total = sum(examples_in(b) for b in context.batches)
+    batches = first_examples(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
     with torch.no_grad(), inference_mode_of(context.model):
         reference = dense_outputs(context, batches)
         costs = []
@@ -133,7 +135,7 @@ def _best(context: Context, found: Sequence[Candidate], recipe: Recipe) -> tuple
     return found[best], [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]
 
 
-def _describe(context: Context, candidate: Candidate) -> str:
+def _describe(context: ScoringContext, candidate: Candidate) -> str:
     """ "2 of 6 layers, 543 of 704 neurons": what a candidate keeps of each kind that it cuts, in one space of it."""
     parts: dict[str, str] = {}
     for cut in candidate.applied.cuts:

@@ -13,7 +13,7 @@ from dnge_compress.graph.builder import Shapes
 from dnge_compress.graph.counting import Prices
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Scores
-from dnge_compress.plans.legal_widths import Group
+from dnge_compress.plans.legal_widths import TiedWidths
 
 NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note
 
@@ -62,7 +62,7 @@ class Problem:
         graph: ModelGraph,
         scores: Scores,
         budget: Budget,
-        groups: list[Group],
+        groups: list[TiedWidths],
         layers: list[tuple[str, int]],
         min_keep: float,
     ) -> None:
@@ -81,7 +81,7 @@ class Problem:
                 found.append((name, i))
         return found
 
-    def cuts(self, steps: Mapping[Group, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
+    def cuts(self, steps: Mapping[TiedWidths, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
         """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
         found = self.layer_cuts(dropped)
         gone = AppliedCuts.of(self.graph, found).dropped_spaces

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
+from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
+from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.core.wording import count, percent, several
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.plan_json import plan_values
+from dnge_compress.plans.space_rows import SpaceRow, spaces_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrunePlan:
-    """What to keep, for which base model, and what is expected of it. Round-trips through JSON.
+    """What to keep, for which base model, and what is expected of it. Round-trips through JSON; `print(plan)` draws it.
 
-    `params_before` and `params_after` count all parameters; `predicted_cost` is the scorer's sum in nats;
-    `notes` explain every rounding; `base` fingerprints names and shapes, `weights` a sample of the values.
+    `params_before` and `params_after` count all parameters; `predicted_cost` is the scorer's sum in nats; `costs` are
+    its parts per space, and `rows` say what becomes of each. All of these belong to the cuts that `counted_cuts`
+    fingerprints: other ones were edited since. `notes` explain every rounding. `base` fingerprints names and shapes,
+    `weights` a sample of the values.
     """
 
     cuts: tuple[Cut, ...]
@@ -32,6 +40,8 @@ class PrunePlan:
     uneven: bool = False
     notes: tuple[str, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
+    rows: tuple[SpaceRow, ...] = ()
+    counted_cuts: str = ""
 
     VERSION = 1
 
@@ -40,21 +50,34 @@ class PrunePlan:
         if len(set(names)) != len(names):
             raise PlanError("a plan holds at most one cut per space")
 
+    @property
+    def is_edited(self) -> bool:
+        """Whether the cuts are others than those that were counted, so that sizes and costs are unknown."""
+        return self.counted_cuts not in ("", fingerprint(self.cuts))
+
     def keep(self, space: str) -> tuple[int, ...] | None:
         """The kept units of a space, or None if the plan leaves it whole."""
         return next((c.keep for c in self.cuts if c.space == space), None)
 
-    def preview(self, model: nn.Module, example_inputs: Any = None) -> nn.Module:
-        """The base model under this plan, without surgery or repair: call it as the model. Nothing is changed.
+    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
+        yield Drawn(self.document())
 
-        `example_inputs` lets a plain module be traced. Raises PlanError for a model the plan wasn't made for.
+    def __str__(self) -> str:
+        return plain(Drawn(self.document()))
 
-            damaged = plan.preview(model)(**inputs)
-        """
-        # The only import that points upwards, here so that plans stay plain values: a preview is the plan's own verb.
-        from dnge_compress import preview
-
-        return preview(self, model, example_inputs)
+    def document(self) -> Document:
+        """What will be removed, and why that differs from what was asked."""
+        notes = Section("Notes", (Notes(self.notes, "the plan"),))
+        cuts = several(len(self.cuts), "cut")
+        if self.is_edited or not self.params_before:
+            facts = (cuts, "edited: its size is counted when it is applied") if self.is_edited else (cuts,)
+            return Document(title="plan", facts=facts, sections=(notes,) if self.notes else ())
+        saved = percent(1 - self.params_after / self.params_before)
+        return Document(
+            title=f"{count(self.params_before)} → {count(self.params_after)} parameters",
+            facts=(f"{saved} saved", cuts),
+            sections=(Section("Units kept", (spaces_table(self.rows),)), *((notes,) if self.notes else ())),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
@@ -69,16 +92,19 @@ class PrunePlan:
             "uneven": self.uneven,
             "notes": list(self.notes),
             "costs": dict(self.costs),
+            "counted_cuts": self.counted_cuts,
+            "rows": [asdict(row) for row in self.rows],
             "cuts": {c.space: list(c.keep) for c in self.cuts},
         }
 
     def to_json(self) -> str:
-        """JSON text, one line per cut, made to be read, diffed and edited."""
-        body = self.to_dict()
-        cuts = body.pop("cuts")
-        head = json.dumps(body, indent=1)[:-2]
+        """JSON text, one line per row and cut, made to be read, diffed and edited."""
+        values = self.to_dict()
+        cuts, rows = values.pop("cuts"), values.pop("rows")
+        head = json.dumps(values, indent=1)[:-2]
+        drawn = ",\n".join(f"  {json.dumps(row)}" for row in rows)
         lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in cuts.items())
-        return f'{head},\n "cuts": {{\n{lines}\n }}\n}}\n'
+        return f'{head},\n "rows": [\n{drawn}\n ],\n "cuts": {{\n{lines}\n }}\n}}\n'
 
     @classmethod
     def from_json(cls, text: str) -> PrunePlan:
@@ -89,9 +115,16 @@ class PrunePlan:
             cuts = tuple(Cut(str(k), tuple(_index(i) for i in v)) for k, v in raw["cuts"].items())
             rest = {k: v for k, v in raw.items() if k not in ("dnge_plan", "cuts")}
             rest["notes"] = tuple(rest.get("notes", ()))
+            rest["rows"] = tuple(SpaceRow(**row) for row in rest.get("rows", ()))
             return cls(cuts=cuts, **rest)
         except (TypeError, AttributeError) as e:
             raise PlanError(f"the plan is malformed: {e}") from None
+
+
+def fingerprint(cuts: tuple[Cut, ...]) -> str:
+    """16 hexadecimal digits that tell these cuts from others."""
+    told = json.dumps({cut.space: cut.keep for cut in cuts}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def _index(value: object) -> int:

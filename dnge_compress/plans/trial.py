@@ -9,19 +9,19 @@ from torch import Tensor
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
+from dnge_compress.signals.inference import Inputs, call, has_logits
 from dnge_compress.signals.refit import least_squares_repair
-from dnge_compress.signals.running import Inputs, call, has_logits
 
 
-def dense_outputs(context: Context, batches: Sequence[Inputs]) -> list[Tensor]:
+def dense_outputs(context: ScoringContext, batches: Sequence[Inputs]) -> list[Tensor]:
     """The model's own answers on each batch; call it in inference mode."""
     return [attended_outputs(call(context.model, b), attended(b)) for b in batches]
 
 
 def measured_divergence(
-    context: Context,
+    context: ScoringContext,
     applied: AppliedCuts,
     batches: Sequence[Inputs],
     reference: Sequence[Tensor],

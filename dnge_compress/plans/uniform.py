@@ -8,7 +8,7 @@ from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.counting import price_left
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut
-from dnge_compress.plans.legal_widths import Group
+from dnge_compress.plans.legal_widths import TiedWidths
 from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
 from dnge_compress.recipes.schema import Prune
 
@@ -72,7 +72,7 @@ def uniform(problem: Problem, prune: Prune) -> list[Candidate]:
     return sorted((c for c in found if c.removed <= least + 0.02), key=lambda c: c.cost)
 
 
-def _head_levels(heads: list[Group], widths: bool) -> list[float]:
+def _head_levels(heads: list[TiedWidths], widths: bool) -> list[float]:
     """Fractions of heads to try: the widest few and the narrowest; all of them if no width can make up the rest."""
     if not heads:
         return [1.0]
@@ -81,13 +81,17 @@ def _head_levels(heads: list[Group], widths: bool) -> list[float]:
 
 
 def _fit_width(
-    problem: Problem, widths: list[Group], fixed: dict[Group, int], dropped: list[tuple[str, int]], ratio: float
+    problem: Problem,
+    widths: list[TiedWidths],
+    fixed: dict[TiedWidths, int],
+    dropped: list[tuple[str, int]],
+    ratio: float,
 ) -> tuple[tuple[Cut, ...], float]:
     """The widest common fraction of the width groups with which the ratio is reached, beside fixed heads and layers."""
 
     prefixes = AppliedCuts.of(problem.graph, problem.layer_cuts(dropped)).dropped_prefixes
 
-    def steps(fraction: float) -> dict[Group, int]:
+    def steps(fraction: float) -> dict[TiedWidths, int]:
         return fixed | {g: g.at_most(fraction) for g in widths}
 
     def removed(fraction: float) -> float:

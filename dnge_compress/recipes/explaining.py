@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from dnge_compress.core.errors import BudgetError, DngeError, RecipeError, nearest
 from dnge_compress.recipes.hints import hint
 from dnge_compress.recipes.keys import RENAMED_KINDS, Keys, keys_at, leaves
-from dnge_compress.recipes.schema import Section
+from dnge_compress.recipes.schema import RecipeSection
 from dnge_compress.recipes.yaml_lines import Lines, Place
 
 
 def explain(
-    error: ValidationError, section: type[Section], origin: str, lines: Lines, overridden: Collection[Place] = ()
+    error: ValidationError, section: type[RecipeSection], origin: str, lines: Lines, overridden: Collection[Place] = ()
 ) -> DngeError:
     """What to raise for a failed validation. `overridden` are the places that the file isn't to blame for."""
     problem = _first(error)
@@ -41,7 +41,7 @@ def explain(
     if kind == "value_error":
         message = str(problem["ctx"]["error"])
     what = re.sub(r"^(Input|Value|String|Tuple) should", "should", message).replace("valid tuple", "valid list")
-    shown = f", not {value!r}" if not isinstance(value, Mapping | Section) and "not" not in what else ""
+    shown = f", not {value!r}" if not isinstance(value, Mapping | RecipeSection) and "not" not in what else ""
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
     if keys[-2:] == ("calibration", "kind") and value in RENAMED_KINDS:
         close = f"did you mean '{RENAMED_KINDS[value]}', which '{value}' is called now?"
@@ -57,7 +57,7 @@ def _first(error: ValidationError) -> Mapping[str, Any]:
     return unknown[0] if unknown and not first["loc"] else first
 
 
-def _steps(loc: tuple[int | str, ...], section: type[Section]) -> list[int | str]:
+def _steps(loc: tuple[int | str, ...], section: type[RecipeSection]) -> list[int | str]:
     """The keys and list positions of a location; pydantic puts names of types in between, which nobody wrote."""
     found: list[int | str] = []
     for part in loc:
@@ -67,7 +67,7 @@ def _steps(loc: tuple[int | str, ...], section: type[Section]) -> list[int | str
     return found
 
 
-def _right_place(keys: Keys, section: type[Section]) -> str:
+def _right_place(keys: Keys, section: type[RecipeSection]) -> str:
     """Where an unknown key should go: into another section, or spelled differently."""
     *above, name = keys
     elsewhere = leaves(section).get(name, []) if name != "recipe" else []

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from dnge_compress.recipes.lora_schema import Lora
-from dnge_compress.recipes.schema import Calibration, Prune, Real, Repair, Section, Whole, as_tuple
+from dnge_compress.recipes.schema import Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
 
 RowKind = Literal["text", "prompt_completion", "messages", "sampled"]
 # Which columns a kind of rows needs; `Dataset.columns` renames.
@@ -23,7 +23,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 
 
-class Dataset(Section):
+class Dataset(RecipeSection):
     """One source of rows.
 
     `path` is a .jsonl, .json, .parquet, .csv or .txt file, a folder of such, or a hub id (with `name`, `data_files`,
@@ -57,7 +57,7 @@ class Dataset(Section):
         return self.columns.get(ours, ours)
 
 
-class Train(Section):
+class Train(RecipeSection):
     """How to train; names and meanings are those of `transformers.TrainingArguments`.
 
     `max_length` is tokens per row, longer rows are cut there (and counted); `packing` joins rows of type "text" and
@@ -97,21 +97,21 @@ class Train(Section):
         return self
 
 
-class Distill(Section):
+class Distill(RecipeSection):
     """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL."""
 
     weight: Real = Field(default=1.0, ge=0, le=1)
     temperature: Real = Field(default=1.0, gt=0)
 
 
-class Save(Section):
+class Save(RecipeSection):
     """What to leave behind besides the adapter: the merged model; a zero-padded uniform adapter."""
 
     merge_adapter: bool = True
     flat_adapter: bool = False
 
 
-class Launch(Section):
+class Launch(RecipeSection):
     """How many processes train and how they share the work; obtained ones are checked against these."""
 
     num_processes: Whole = Field(default=1, ge=1)
@@ -124,7 +124,7 @@ class Launch(Section):
         return self
 
 
-class Job(Section):
+class Job(RecipeSection):
     """A whole job: a model, what to do with it, where to put the result.
 
     Sections that are absent are stages that don't happen: no `prune`, nothing is pruned; no `train`, nothing is

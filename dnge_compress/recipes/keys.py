@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from dnge_compress.core.errors import RecipeError, UnknownNameError
-from dnge_compress.recipes.schema import Section
+from dnge_compress.recipes.schema import RecipeSection
 
 Keys = tuple[str, ...]
 REMOVED = object()  # as the value of an override: take the key away
@@ -15,7 +15,7 @@ RENAMED = {"probes": "calibration", "protect": "protected"}
 RENAMED_KINDS = {"random": "words", "noise": "images"}
 
 
-def leaves(section: type[Section]) -> dict[str, list[Keys]]:
+def leaves(section: type[RecipeSection]) -> dict[str, list[Keys]]:
     """Leaf name → its paths in a recipe, e.g. "ratio" → [("prune", "ratio")]."""
     found: dict[str, list[Keys]] = {}
     for path in _paths(section):
@@ -23,19 +23,19 @@ def leaves(section: type[Section]) -> dict[str, list[Keys]]:
     return found
 
 
-def keys_at(section: type[Section], path: Keys) -> Keys:
+def keys_at(section: type[RecipeSection], path: Keys) -> Keys:
     """The keys known in the part of a recipe at `path`; () is the recipe itself. List positions are left out."""
     found = _section_at(section, path)
     return () if found is None else tuple(found.model_fields)
 
 
-def section_of(section: type[Section], name: str) -> type[Section] | None:
+def section_of(section: type[RecipeSection], name: str) -> type[RecipeSection] | None:
     """What the key `name` holds, if that is a section, or a list of them, or one that may be absent."""
     field = section.model_fields.get(name)
     return None if field is None else next(_sections_in(field.annotation), None)
 
 
-def put(raw: dict[str, Any], section: type[Section], key: str, value: Any) -> Keys:
+def put(raw: dict[str, Any], section: type[RecipeSection], key: str, value: Any) -> Keys:
     """Set `key` ("a.b.0.c", or a leaf name that only one place has) in plain values; returns the path.
 
     Sections on the way that are absent are made. Raises UnknownNameError for a key nobody knows, RecipeError for one
@@ -69,7 +69,7 @@ def put(raw: dict[str, Any], section: type[Section], key: str, value: Any) -> Ke
     return path
 
 
-def _place_of(section: type[Section], key: str) -> Keys:
+def _place_of(section: type[RecipeSection], key: str) -> Keys:
     path = tuple(key.split("."))
     named = tuple(p for p in path if not p.isdigit())
     if named and named[-1] in keys_at(section, named[:-1]):
@@ -84,8 +84,8 @@ def _place_of(section: type[Section], key: str) -> Keys:
     raise UnknownNameError("recipe key", key, known, "see recipes/README.md", instead if instead != key else "")
 
 
-def _section_at(section: type[Section], path: Keys) -> type[Section] | None:
-    found: type[Section] | None = section
+def _section_at(section: type[RecipeSection], path: Keys) -> type[RecipeSection] | None:
+    found: type[RecipeSection] | None = section
     for name in path:
         found = section_of(found, name) if found is not None else None
     return found
@@ -97,7 +97,7 @@ def _index(values: list[Any], name: str, key: str) -> int:
     return int(name)
 
 
-def _paths(section: type[Section], prefix: Keys = ()) -> Iterator[Keys]:
+def _paths(section: type[RecipeSection], prefix: Keys = ()) -> Iterator[Keys]:
     for name in section.model_fields:
         inner = section_of(section, name)
         if inner is None:
@@ -107,9 +107,9 @@ def _paths(section: type[Section], prefix: Keys = ()) -> Iterator[Keys]:
             yield from _paths(inner, (*prefix, name))
 
 
-def _sections_in(kind: Any) -> Iterator[type[Section]]:
+def _sections_in(kind: Any) -> Iterator[type[RecipeSection]]:
     if isinstance(kind, type) and not get_args(kind):
-        if issubclass(kind, Section):
+        if issubclass(kind, RecipeSection):
             yield kind
         return
     for part in get_args(kind):

@@ -6,12 +6,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dnge_compress.recipes.schema import Calibration, Real, Section, Whole, as_tuple
+from dnge_compress.recipes.schema import Calibration, Real, RecipeSection, Whole, as_tuple
 
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
-class LoraBudget(Section):
+class LoraBudget(RecipeSection):
     """How much may be trained: exactly one of the three.
 
     `match_uniform_r`: as many parameters as rank r on every target has. `trainable_params`: a count.
@@ -33,7 +33,7 @@ class LoraBudget(Section):
         return self
 
 
-class Lora(Section):
+class Lora(RecipeSection):
     """Where LoRA goes and with what rank.
 
     `placer` decides; see placers/. `target_modules` and `exclude_modules` follow peft: "all-linear", or names that
@@ -63,7 +63,7 @@ class Lora(Section):
         return self
 
 
-class LoraRecipe(Section):
+class LoraRecipe(RecipeSection):
     """Everything that decides a placement except the model and the data.
 
     LoraRecipe(lora=Lora(budget=LoraBudget(trainable_params=4_000_000)))

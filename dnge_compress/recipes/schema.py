@@ -30,14 +30,14 @@ Whole = Annotated[int, BeforeValidator(_reject_bool)]
 Real = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     IS_CHOICE: ClassVar[bool] = False  # whether only one of its keys is given at a time
 
 
-class Calibration(Section):
+class Calibration(RecipeSection):
     """The synthetic inputs on which a model is calibrated where no data is given.
 
     `kind` "auto" picks "sampled", text from the model itself, for causal language models, "words", words of English
@@ -58,7 +58,7 @@ class Calibration(Section):
         return self
 
 
-class Prune(Section):
+class Prune(RecipeSection):
     """How much goes, and from where.
 
     `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
@@ -93,7 +93,7 @@ class Prune(Section):
         return self
 
 
-class Repair(Section):
+class Repair(RecipeSection):
     """What happens to the matrices that consume a pruned space.
 
     `lstsq` refits them by least squares with relative `ridge` on the activations of the calibration inputs, `bias`
@@ -104,7 +104,7 @@ class Repair(Section):
     ridge: Real = Field(default=0.003, gt=0)
 
 
-class Recipe(Section):
+class Recipe(RecipeSection):
     """Everything that decides a compression except the model and the data.
 
         Recipe(scorer="obs", prune=Prune(ratio=0.3, kinds=("neuron",)))

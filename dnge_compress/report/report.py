@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from dnge_compress.core.errors import CheckpointError
-from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.core.document import Cell, Column, Document, Notes, Paragraph, Section, Table
+from dnge_compress.core.markdown import body
+from dnge_compress.core.strict_json import json_values, read_strictly
+from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.core.wording import count, percent
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.report import tables
-from dnge_compress.report.rows import Row, Totals, measure, rows_of
-from dnge_compress.signals.running import Inputs
+from dnge_compress.plans.space_rows import SpaceRow, spaces_table
+from dnge_compress.report.page import page
+from dnge_compress.report.sizes import Totals, measure
+from dnge_compress.signals.inference import Inputs
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import RenderableType
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Rows per space, totals and timings in seconds. `print(report)` draws the tables."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SpaceRow, ...]
     totals: Totals
     timings: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -32,61 +37,70 @@ class Report:
     model_name: str = ""
     predicted_cost: float = 0.0
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from tables.report(self, console, options)
+    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
+        yield Drawn(self.document())
 
     def __str__(self) -> str:
-        return tables.plain(self)
+        return plain(Drawn(self.document()))
+
+    def document(self) -> Document:
+        """The report in sections."""
+        facts = [self.recipe_name, f"scorer {self.scorer}" if self.scorer else ""]
+        if self.predicted_cost:
+            facts.append(f"predicted cost {self.predicted_cost:.3g}")
+        times = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.timings.items())
+        sections = [
+            Section("Units kept", (spaces_table(self.rows),)),
+            Section("Before and after", (_totals(self.totals),)),
+        ]
+        if times:
+            sections.append(Section("Time", (Paragraph(times, "quiet", ("terminal", "page")),)))
+        if self.notes:
+            sections.append(Section("Notes", (Notes(self.notes, "the plan"),)))
+        return Document(title=self.model_name, facts=tuple(filter(None, facts)), sections=tuple(sections),
+                        eyebrow="Compression report")  # fmt: skip
 
     def to_markdown(self) -> str:
-        """The same tables as Markdown, for a model card."""
-        return tables.markdown(self)
+        """The tables as Markdown, for a model card."""
+        return body(self.document())
+
+    def to_html(self) -> str:
+        """One page; it holds everything it needs, runs nothing and asks nobody."""
+        return page(self.document())
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
-        raw = asdict(self)
-        raw["rows"] = [asdict(row) for row in self.rows]
-        raw["totals"] = {name: list(change) for name, change in asdict(self.totals).items()}
-        raw["timings"], raw["notes"] = dict(self.timings), list(self.notes)
-        return raw
+        return json_values(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Report:
-        """Read a report. Raises CheckpointError where it is malformed."""
-        try:
-            totals = {name: (int(change[0]), int(change[1])) for name, change in raw["totals"].items()}
-            rest = {
-                **raw,
-                "rows": tuple(Row(**row) for row in raw["rows"]),
-                "totals": Totals(**totals),
-                "notes": tuple(raw.get("notes", ())),
-            }
-            return cls(**rest)
-        except (TypeError, KeyError, AttributeError, IndexError, ValueError) as e:
-            raise CheckpointError(f"the report is malformed: {type(e).__name__}: {e}") from None
+        """Read a report. Raises CheckpointError where a key is unknown or missing, or a value of the wrong type."""
+        return read_strictly(cls, raw, "report")
 
 
 def build_report(
     plan: PrunePlan,
-    applied: AppliedCuts,
+    graph: ModelGraph,
     *,
     before: nn.Module,
     after: nn.Module,
     inputs: Inputs | None = None,
     timings: Mapping[str, float] | None = None,
 ) -> Report:
-    """Compare a model with what a plan made of it. Work is counted on the first example of `inputs`.
+    """Compare a model with what a counted plan made of it; `graph` is that of the model before.
 
-    report = build_report(plan, AppliedCuts(graph, plan.cuts), before=model, after=apply(plan, model), inputs=batch)
+    Work is counted on the first example of `inputs`.
+
+    report = build_report(plan, graph, before=model, after=apply(plan, model), inputs=batch)
     """
-    old, new = measure(before, applied.graph, inputs), measure(after, applied.graph, inputs)
+    old, new = measure(before, graph, inputs), measure(after, graph, inputs)
     return Report(
-        rows=rows_of(applied, plan.costs, old.shapes),
+        rows=plan.rows,
         totals=Totals(
-            (old.params, new.params),
-            (old.non_embedding_params, new.non_embedding_params),
-            (old.macs, new.macs),
-            (old.bytes, new.bytes),
+            params=(old.params, new.params),
+            non_embedding_params=(old.non_embedding_params, new.non_embedding_params),
+            macs=(old.macs, new.macs),
+            bytes=(old.bytes, new.bytes),
         ),
         timings=dict(timings or {}),
         notes=plan.notes,
@@ -95,6 +109,27 @@ def build_report(
         model_name=_name_of(before),
         predicted_cost=plan.predicted_cost,
     )
+
+
+def _totals(totals: Totals) -> Table:
+    named = (
+        ("parameters", totals.params, ""),
+        ("without embeddings", totals.non_embedding_params, ""),
+        ("multiply-accumulates", totals.macs, ""),
+        ("bytes", totals.bytes, "B"),
+    )
+    rows = tuple(
+        (
+            Cell(text=name),
+            Cell(text=count(before, unit), style="quiet"),
+            Cell(text=count(after, unit)),
+            Cell(text=percent(1 - after / before), style="strong"),
+        )
+        for name, (before, after), unit in named
+        if before
+    )
+    columns = (Column(kind="text"), Column(title="before"), Column(title="after"), Column(title="saved"))
+    return Table(columns=columns, rows=rows)
 
 
 def _name_of(model: nn.Module) -> str:

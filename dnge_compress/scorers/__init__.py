@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from dnge_compress.core.plugins import Registry
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.signals.calibration import Progress
+from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.moments import Signals
-from dnge_compress.signals.running import Inputs
 
-SCORERS = Registry("scorer", __name__, "dnge_compress.scorers", {"probe": "obs"})
+SCORERS = Registry(what="scorer", package=__name__, group="dnge_compress.scorers", renamed={"probe": "obs"})
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, kw_only=True)
+class ScoringContext:
     """All a scorer may look at: the graph, the model (read only), and the signals of `batches`.
 
     `real_data` tells whether the batches are the user's own. Weights-only scorers never touch `signals`, so nothing
@@ -50,7 +50,7 @@ class Context:
         return {k: v.detach() for k, v in self.model.state_dict(keep_vars=True).items()}
 
 
-def score(scorer: str, context: Context) -> Scores:
+def score(scorer: str, context: ScoringContext) -> Scores:
     """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
     module = SCORERS.usable(scorer, context.real_data)
     with torch.no_grad():

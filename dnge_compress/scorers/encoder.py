@@ -12,17 +12,17 @@ import torch
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR, node_features
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, obs
+from dnge_compress.scorers import ScoringContext, obs
 
 NEEDS_DATA = False
 
 
-def score(context: Context) -> Scores:
+def score(context: ScoringContext) -> Scores:
     """Costs in nats per label, for units, heads, channels and layers."""
     return corrected(context, obs.score(context), DNGEncoder.from_pretrained("base"))
 
 
-def corrected(context: Context, closed: Scores, encoder: DNGEncoder) -> Scores:
+def corrected(context: ScoringContext, closed: Scores, encoder: DNGEncoder) -> Scores:
     """The closed form under an encoder's corrections."""
     features = node_features(context.signals, closed.units)
     layers = {s.name: closed.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
@@ -31,4 +31,6 @@ def corrected(context: Context, closed: Scores, encoder: DNGEncoder) -> Scores:
     logs = {**found.spaces, **found.layers}
     units = {name: values.clamp_min(FLOOR) * logs[name].exp() for name, values in closed.units.items()}
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
-    return Scores(units, "encoder", context.graph.fingerprint, matrices, closed=closed.units)
+    return Scores(
+        units=units, scorer="encoder", fingerprint=context.graph.fingerprint, matrices=matrices, closed=closed.units
+    )

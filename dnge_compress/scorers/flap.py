@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, obs
+from dnge_compress.scorers import ScoringContext, obs
 
 NEEDS_DATA = True
 
 
-def score(context: Context) -> Scores:
+def score(context: ScoringContext) -> Scores:
     """Fluctuation times reader norm, as a z-score per space; layers are measured."""
     units = {}
     for name, signals in context.signals.items():
@@ -19,4 +19,4 @@ def score(context: Context) -> Scores:
             norms = s.own_weight.float().square().sum(0)
             total += (s.variance * norms).view(s.units, -1).sum(1).cpu()
         units[name] = (total - total.mean()) / total.std().clamp_min(1e-30) if len(total) > 1 else total
-    return Scores(units | obs.layer_costs(context), "flap", context.graph.fingerprint)
+    return Scores(units=units | obs.layer_costs(context), scorer="flap", fingerprint=context.graph.fingerprint)

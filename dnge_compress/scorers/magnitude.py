@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 from dnge_compress.graph.types import PRUNABLE, Scores, Space
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 
 NEEDS_DATA = False
 
 
-def score(context: Context) -> Scores:
+def score(context: ScoringContext) -> Scores:
     """Mean over a space's tensors of Σ w² per unit, relative to the space's mean; layers by their mean square."""
     units = {}
     for space in context.graph.of_kind(*PRUNABLE):
         units[space.name] = _layers(context, space) if space.kind == "layer" else _units(context, space)
-    return Scores(units, "magnitude", context.graph.fingerprint)
+    return Scores(units=units, scorer="magnitude", fingerprint=context.graph.fingerprint)
 
 
-def _units(context: Context, space: Space) -> Tensor:
+def _units(context: ScoringContext, space: Space) -> Tensor:
     norms = []
     for slot in context.graph.slots_of(space.name):
         step = context.graph.step_of(slot.param)
@@ -36,7 +36,7 @@ def _units(context: Context, space: Space) -> Tensor:
     return total / total.mean().clamp_min(1e-30)
 
 
-def _layers(context: Context, space: Space) -> Tensor:
+def _layers(context: ScoringContext, space: Space) -> Tensor:
     squares = []
     for module in space.modules:
         own = [w.float() for n, w in context.weights.items() if n.startswith(f"{module}.") and w.dim() > 1]

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from dnge_compress.graph.masking import skipped
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.consumers import shift_of
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
+from dnge_compress.signals.inference import call, examples_in, first_examples, has_logits, inference_mode_of
 from dnge_compress.signals.moments import Signal
 from dnge_compress.signals.obs import Reading, removal_costs
-from dnge_compress.signals.running import call, has_logits, inference_mode_of, rows_of, take
 
 NEEDS_DATA = False
 LAYER_SHARE = 0.125  # of the calibration inputs, for the measured cost of each layer
 LAYER_ROWS = 16  # examples at least
 
 
-def score(context: Context) -> Scores:
+def score(context: ScoringContext) -> Scores:
     """Costs in nats per label, for every unit of every prunable space."""
     units = {}
     for i, space in enumerate(context.signals):
@@ -31,17 +31,17 @@ def score(context: Context) -> Scores:
         if context.progress:
             context.progress("scoring", i + 1, len(context.signals))
     units |= layer_costs(context)
-    return Scores(units, "obs", context.graph.fingerprint)
+    return Scores(units=units, scorer="obs", fingerprint=context.graph.fingerprint)
 
 
-def unit_costs(context: Context, space: str) -> Tensor:
+def unit_costs(context: ScoringContext, space: str) -> Tensor:
     """The closed form for one space `[U]`."""
     signals = context.signals[space]
     readings = [reading(context, s) for s in signals]
     return removal_costs(readings, signals[0].units, context.ridge)
 
 
-def reading(context: Context, signal: Signal) -> Reading:
+def reading(context: ScoringContext, signal: Signal) -> Reading:
     """A reader's weight, moments and output importance."""
     moments = signal.gram[signal.own, signal.own]
     if shift_of(context.graph, signal.slot) is not None:
@@ -50,13 +50,13 @@ def reading(context: Context, signal: Signal) -> Reading:
     return Reading(signal.own_weight, moments, signal.out_fisher)
 
 
-def layer_costs(context: Context) -> dict[str, Tensor]:
+def layer_costs(context: ScoringContext) -> dict[str, Tensor]:
     """Measured divergence of skipping each block, `[layers]` per layer space; of protected ones, the largest plus 1."""
     spaces = context.graph.of_kind("layer")
     if not any(len(s.protected) < s.units for s in spaces):
         return {s.name: torch.ones(s.units) for s in spaces}
-    total = sum(rows_of(b) for b in context.batches)
-    batches = take(context.batches, max(LAYER_ROWS, round(total * LAYER_SHARE)))
+    total = sum(examples_in(b) for b in context.batches)
+    batches = first_examples(context.batches, max(LAYER_ROWS, round(total * LAYER_SHARE)))
     logits = has_logits(context.model)
     costs = {}
     with inference_mode_of(context.model):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from dnge_compress.graph.types import Scores
-from dnge_compress.scorers import Context, obs
+from dnge_compress.scorers import ScoringContext, obs
 
 NEEDS_DATA = True
 
 
-def score(context: Context) -> Scores:
+def score(context: ScoringContext) -> Scores:
     """Magnitude times activation norm, averaged over a reader's outputs, relative to the space's mean; layers are
     measured."""
     units = {}
@@ -21,4 +21,4 @@ def score(context: Context) -> Scores:
             norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
             total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
         units[name] = total / total.mean().clamp_min(1e-30)
-    return Scores(units | obs.layer_costs(context), "wanda", context.graph.fingerprint)
+    return Scores(units=units | obs.layer_costs(context), scorer="wanda", fingerprint=context.graph.fingerprint)

@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals.running import Inputs, call, device_of, inference_mode_of, take, to_device, writes_text
-from dnge_compress.signals.sampled_text import text_length, written
+from dnge_compress.signals.inference import (
+    Inputs,
+    call,
+    device_of,
+    first_examples,
+    inference_mode_of,
+    to_device,
+    writes_text,
+)
+from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.synthetic_images import random_images
 from dnge_compress.signals.synthetic_text import topical_texts
 
@@ -74,7 +82,7 @@ def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
         raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
     try:
         with torch.no_grad(), inference_mode_of(model):
-            call(model, take(batches, 1)[0])
+            call(model, first_examples(batches, 1)[0])
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
         reason = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise DataError(f"data batch 0 doesn't fit a {type(model).__name__} ({reason}); pass its inputs only") from e
@@ -95,7 +103,7 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
     length = text_length(model, settings.length)
     rows = max(1, round(settings.tokens / length))
     batches: list[Inputs] = []
-    for ids in written(model, rows, length, max(1, 2 * BATCH_TOKENS // length), generator):
+    for ids in sample_batches(model, rows, length, max(1, 2 * BATCH_TOKENS // length), generator):
         batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
     return batches
 

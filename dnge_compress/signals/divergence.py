@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 
 
 def attended(batch: Inputs) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
-from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of, writes_text
+from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, writes_text
 
 Loss = Callable[[nn.Module, Inputs], tuple[Tensor, int]]  # a sum over labels, and how many they are
 

@@ -22,7 +22,7 @@ from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot
 from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.consumers import as_matrix, feature_axis
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
-from dnge_compress.signals.running import Inputs, call, has_logits, inference_mode_of
+from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
 from dnge_compress.signals.second_moments import MomentStore
 
 CONV_ROWS_PER_FEATURE = 8

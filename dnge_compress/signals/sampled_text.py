@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnge_compress.signals.running import device_of
+from dnge_compress.signals.inference import device_of
 
 
 def text_length(model: Any, length: int) -> int:
@@ -17,7 +17,9 @@ def text_length(model: Any, length: int) -> int:
     return min(length, getattr(model.config, "max_position_embeddings", length))
 
 
-def written(model: Any, rows: int, length: int, rows_at_once: int, generator: torch.Generator) -> Iterator[Tensor]:
+def sample_batches(
+    model: Any, rows: int, length: int, rows_at_once: int, generator: torch.Generator
+) -> Iterator[Tensor]:
     """Batches of token ids `[rows, length]` sampled from the model itself at temperature 1, after its start-of-text
     token. The model should be in inference mode."""
     config, device = model.config, device_of(model)

@@ -20,7 +20,7 @@ DRAWN_SHARE = 0.75  # of images with one channel
 STROKE_POINTS = 24
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Brush:
     """How leaves are painted. Radii are shares of the side; the rest are standard deviations or amplitudes against
     an image of unit variance, and `rough` is the exponent of the texture's spectrum."""

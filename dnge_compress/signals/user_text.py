@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.signals.calibration import BATCH_TOKENS
-from dnge_compress.signals.running import Inputs, device_of
+from dnge_compress.signals.inference import Inputs, device_of
 
 
 def read_texts(path: Path, model: nn.Module, length: int) -> list[Inputs]:

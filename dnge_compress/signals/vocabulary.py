@@ -20,7 +20,7 @@ BARE_COVERAGE = 1 / 3  # where nothing is known of words
 MOST_UNKNOWN = 0.05  # share of words that a tokenizer may not know before it counts as one of something else
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """What texts are made of: token ids of each known word `[N]` and frequencies `[N]`; ids of all entries that are
     words or parts of words `[E]`, and the share of them that the known words use; the frame around a text."""
@@ -37,7 +37,12 @@ def vocabulary_of(model: Any) -> Vocabulary:
     """English in the tokens of a text model; its bare token ids, all as frequent, if no tokenizer lies beside it."""
     size = model.get_input_embeddings().weight.shape[0]
     found = _english(model.name_or_path or "", size)
-    return found or Vocabulary(tuple((i,) for i in range(size)), torch.ones(size), torch.arange(size), BARE_COVERAGE)
+    return found or Vocabulary(
+        spellings=tuple((i,) for i in range(size)),
+        frequencies=torch.ones(size),
+        entries=torch.arange(size),
+        coverage=BARE_COVERAGE,
+    )
 
 
 @lru_cache(maxsize=8)
@@ -63,12 +68,12 @@ def _english(path: str, size: int) -> Vocabulary | None:
     frame = tokenizer("").input_ids
     half = (len(frame) + 1) // 2
     return Vocabulary(
-        tuple(s for s, _ in kept),
-        torch.tensor([n for _, n in kept]),
-        torch.tensor(entries, dtype=torch.long),
-        coverage,
-        tuple(frame[:half]),
-        tuple(frame[half:]),
+        spellings=tuple(s for s, _ in kept),
+        frequencies=torch.tensor([n for _, n in kept]),
+        entries=torch.tensor(entries, dtype=torch.long),
+        coverage=coverage,
+        before=tuple(frame[:half]),
+        after=tuple(frame[half:]),
     )
 
 

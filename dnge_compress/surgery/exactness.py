@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import ExactnessError
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.signals.running import Inputs, call, inference_mode_of
+from dnge_compress.signals.inference import Inputs, call, inference_mode_of
 
 # Relative to the output's norm: summation order changes with the shapes, more so in half precision.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}

@@ -21,7 +21,7 @@ _MASKED_SHARE = 0.15
 
 
 @dataclass(frozen=True)
-class Batch:
+class ZooBatch:
     """Inputs and labels of one forward pass.
 
     `inputs` are keywords of a transformers model, or the one positional tensor of a plain module. `labels`
@@ -33,14 +33,14 @@ class Batch:
     labels: Tensor
 
 
-def logits(model: nn.Module, batch: Batch) -> Tensor:
+def logits(model: nn.Module, batch: ZooBatch) -> Tensor:
     """Run any network of the zoo: [B, classes] or [B, L, V]."""
     if isinstance(batch.inputs, Tensor):
         return model(batch.inputs)
     return model(**batch.inputs).logits
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
+def loss(model: nn.Module, batch: ZooBatch) -> Tensor:
     """Mean cross-entropy in nats over the predicted positions (only the masked ones for BERT)."""
     return cross_entropy(logits(model, batch), batch.labels)
 
@@ -53,7 +53,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def example_batches(
     blueprint: Blueprint, split: Split, *, count: int, batch_size: int, seed: int, data_root: DataRoot | None = None
-) -> list[Batch]:
+) -> list[ZooBatch]:
     """Draw `count` batches of the blueprint's own data set; the same seed gives the same batches.
 
     Raises: DataError if the data are missing or a batch holds more than there is.
@@ -64,7 +64,7 @@ def example_batches(
 
 def batches(
     blueprint: Blueprint, split: Split, *, batch_size: int, seed: int, data_root: DataRoot | None = None
-) -> Iterator[Batch]:
+) -> Iterator[ZooBatch]:
     """Endless shuffled batches of the blueprint's own data set; see `example_batches`."""
     data_root = data_root or DataRoot.find()
     generator = torch.Generator().manual_seed(seed)
@@ -75,7 +75,7 @@ def batches(
 
 def neighbour_batches(
     blueprint: Blueprint, *, batch_size: int, seed: int, data_root: DataRoot | None = None
-) -> Iterator[Batch]:
+) -> Iterator[ZooBatch]:
     """Endless train batches of BERT's preparation: name the tokens before and after every position.
 
     Inputs as for masked language modelling; labels [B, L, 2]. The task teaches attention to look at
@@ -86,12 +86,12 @@ def neighbour_batches(
     while True:
         ids = _windows(stream, blueprint.length + 2, batch_size, generator)  # [B, L + 2]
         inputs = _masked(ids[:, 1:-1], blueprint.mask_id, generator).inputs
-        yield Batch(inputs, torch.stack([ids[:, :-2], ids[:, 2:]], dim=-1))
+        yield ZooBatch(inputs, torch.stack([ids[:, :-2], ids[:, 2:]], dim=-1))
 
 
 def _image_batches(
     blueprint: Blueprint, split: Split, batch_size: int, generator: torch.Generator, data_root: DataRoot
-) -> Iterator[Batch]:
+) -> Iterator[ZooBatch]:
     data = images(blueprint.data, split, data_root=data_root)
     total = len(data.labels)
     if batch_size > total:
@@ -101,12 +101,12 @@ def _image_batches(
         for start in range(0, total - batch_size + 1, batch_size):
             index = order[start : start + batch_size]
             x = data.batch(index)
-            yield Batch(x if blueprint.family in ("mlp", "cnn") else {"pixel_values": x}, data.labels[index])
+            yield ZooBatch(x if blueprint.family in ("mlp", "cnn") else {"pixel_values": x}, data.labels[index])
 
 
 def _text_batches(
     blueprint: Blueprint, stream: np.ndarray, batch_size: int, generator: torch.Generator
-) -> Iterator[Batch]:
+) -> Iterator[ZooBatch]:
     if len(stream) < blueprint.length + 2:
         raise DataError(f"{blueprint.data} has {len(stream)} tokens, too few for sequences of {blueprint.length}")
     while True:
@@ -114,7 +114,7 @@ def _text_batches(
         if blueprint.family == "bert":
             yield _masked(ids[:, 1:].contiguous(), blueprint.mask_id, generator)
         else:
-            yield Batch({"input_ids": ids[:, :-1].contiguous()}, ids[:, 1:].contiguous())
+            yield ZooBatch({"input_ids": ids[:, :-1].contiguous()}, ids[:, 1:].contiguous())
 
 
 def _windows(stream: np.ndarray, width: int, batch_size: int, generator: torch.Generator) -> Tensor:
@@ -122,9 +122,9 @@ def _windows(stream: np.ndarray, width: int, batch_size: int, generator: torch.G
     return torch.from_numpy(np.stack([stream[s : s + width] for s in starts]).astype(np.int64))
 
 
-def _masked(ids: Tensor, mask_id: int, generator: torch.Generator) -> Batch:
+def _masked(ids: Tensor, mask_id: int, generator: torch.Generator) -> ZooBatch:
     """Hide 15 % of the positions of every sequence, the same number in each."""
     hidden_per_row = max(1, round(_MASKED_SHARE * ids.shape[1]))
     order = torch.rand(ids.shape, generator=generator).argsort(1)
     hidden = torch.zeros_like(ids, dtype=torch.bool).scatter_(1, order[:, :hidden_per_row], True)
-    return Batch({"input_ids": ids.masked_fill(hidden, mask_id)}, ids.masked_fill(~hidden, IGNORED))
+    return ZooBatch({"input_ids": ids.masked_fill(hidden, mask_id)}, ids.masked_fill(~hidden, IGNORED))

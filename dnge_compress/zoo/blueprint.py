@@ -26,7 +26,7 @@ _WIDE_FROM = 16  # from this turn on, every third network of a family is wide, a
 EARLY = (0.2, 0.5)  # shares of a run after which a network is kept as well, beside the last one
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Blueprint:
     """One network of the zoo; the fields after `stop` belong to some families only."""
 

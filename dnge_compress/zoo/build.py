@@ -27,7 +27,7 @@ from torch import nn
 
 from dnge_compress.core.errors import CheckpointError, DngeError
 from dnge_compress.zoo.architectures import build
-from dnge_compress.zoo.batches import Batch, example_batches, logits, loss
+from dnge_compress.zoo.batches import ZooBatch, example_batches, logits, loss
 from dnge_compress.zoo.blueprint import FAMILIES, Blueprint, blueprints
 from dnge_compress.zoo.corpora import tokenizer_folder, tokens
 from dnge_compress.zoo.data_root import DataRoot
@@ -37,7 +37,7 @@ from dnge_compress.zoo.workers import each_done, positive
 
 __all__ = [
     "FAMILIES",
-    "Batch",
+    "ZooBatch",
     "Blueprint",
     "DataRoot",
     "blueprints",

@@ -19,7 +19,7 @@ IMAGES = ("mnist", "cifar10")
 _STORED: dict[Split, str] = {"train": "train", "held-out": "test"}  # what the files call our splits
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Images:
     """Labelled images of one split; kept as uint8 and normalised batch by batch."""
 
@@ -44,13 +44,16 @@ def images(name: str, split: Split, *, data_root: DataRoot) -> Images:
         raise UnknownNameError("split", split, _STORED)
     if name == "mnist":
         pixels, labels = _mnist(data_root.file("mnist.npz"), _STORED[split])
-        return Images(pixels, torch.from_numpy(labels).long(), (0.1307,), (0.3081,))
+        return Images(pixels=pixels, labels=torch.from_numpy(labels).long(), mean=(0.1307,), deviation=(0.3081,))
     if name == "cifar10":
         pixels = cached(data_root.cache / f"cifar10-{split}.npy", lambda: _decode_cifar10(split, data_root))
         # Within a split the rows go round the ten classes, see the data sets' README.
         labels = cached(data_root.cache / f"cifar10-{split}-labels.npy", lambda: _cifar10_labels(split, data_root))
         return Images(
-            pixels, torch.from_numpy(labels.copy()).long(), (0.4913, 0.4821, 0.4465), (0.2452, 0.2428, 0.2606)
+            pixels=pixels,
+            labels=torch.from_numpy(labels.copy()).long(),
+            mean=(0.4913, 0.4821, 0.4465),
+            deviation=(0.2452, 0.2428, 0.2606),
         )
     raise UnknownNameError("image data set", name, IMAGES)
 

@@ -18,7 +18,7 @@ from dnge_compress.core.precision import fast_products
 from dnge_compress.zoo.architectures import build
 from dnge_compress.zoo.batches import (
     IGNORED,
-    Batch,
+    ZooBatch,
     batches,
     cross_entropy,
     example_batches,
@@ -99,8 +99,8 @@ def measure(model: nn.Module, blueprint: Blueprint, *, data_root: DataRoot | Non
 def _learn(
     model: nn.Module,
     optimiser: torch.optim.Optimizer,
-    batch: Batch,
-    compute: Callable[[nn.Module, Batch], Tensor],
+    batch: ZooBatch,
+    compute: Callable[[nn.Module, ZooBatch], Tensor],
 ) -> None:
     with fast_products(training=True):
         value = compute(model, batch)
@@ -110,7 +110,7 @@ def _learn(
     optimiser.zero_grad()
 
 
-def _neighbour_loss(model: nn.Module, batch: Batch) -> Tensor:
+def _neighbour_loss(model: nn.Module, batch: ZooBatch) -> Tensor:
     predicted = logits(model, batch)  # [B, L, V]
     return cross_entropy(predicted.unsqueeze(2).expand(-1, -1, 2, -1), batch.labels)
 

@@ -16,7 +16,7 @@ from dnge_compress.graph.builder import Shapes
 from dnge_compress.graph.types import ModelGraph
 
 TRACED = "traced"
-FAMILIES = Registry("family", __name__, "dnge_compress.families")
+FAMILIES = Registry(what="family", package=__name__, group="dnge_compress.families")
 
 
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:

@@ -23,7 +23,7 @@ from dnge_compress.graph.tracing import (
     Layer,
     Side,
     as_float32,
-    call,
+    call_with,
     deadline,
     executed_layers,
     randomised_copy,
@@ -39,8 +39,8 @@ TOLERANCE = 1e-4  # relative to the largest output; float32 noise is far smaller
 NOT_CUT = "the outputs are not cut"
 
 
-@dataclass(frozen=True)
-class Group:
+@dataclass(frozen=True, kw_only=True)
+class TracedGroup:
     """Axes that only go together: per axis (width, offset) of each run of rows of a unit. `why` it's fixed, if so."""
 
     root: Layer
@@ -92,15 +92,15 @@ def build(model: nn.Module, example_inputs: Any, *, timeout_s: float = 60.0) -> 
     return _assemble({key: tuple(t.shape) for key, t in state.items()}, layers, groups)
 
 
-def _coupled_groups(net: nn.Module, inputs: Any, layers: Layers) -> list[Group]:
+def _coupled_groups(net: nn.Module, inputs: Any, layers: Layers) -> list[TracedGroup]:
     """The groups that torch-pruning finds, each from the first layer executed that writes it."""
     graph = tp.DependencyGraph()
-    groups: list[Group] = []
+    groups: list[TracedGroup] = []
     try:
         graph.build_dependency(  # every container anew: its defaults are shared between calls
             net,
             example_inputs=inputs,
-            forward_fn=call,
+            forward_fn=call_with,
             output_transform=lambda out: [t for t in tensors_in(out) if t.grad_fn is not None],
             customized_pruners={},
             ignored_layers=[],
@@ -119,7 +119,7 @@ def _coupled_groups(net: nn.Module, inputs: Any, layers: Layers) -> list[Group]:
     return _whole_axes(groups, layers)
 
 
-def _group_from(graph: tp.DependencyGraph, root: Layer, layers: Layers) -> Group | None:
+def _group_from(graph: tp.DependencyGraph, root: Layer, layers: Layers) -> TracedGroup | None:
     """The group that `root` writes, or None if its rows are not alike (those of a sum with a concatenation)."""
     own: Key = (root.path, "out")
     first = _reach(graph, root, 0, layers)
@@ -148,7 +148,7 @@ def _group_from(graph: tp.DependencyGraph, root: Layer, layers: Layers) -> Group
     if units == 1:
         why = why or "there is a single unit"
     residual = any(isinstance(m.module, (nn.LayerNorm, nn.Embedding)) for m in members)
-    return Group(root, units, parts, why, residual)
+    return TracedGroup(root=root, units=units, parts=parts, why=why, residual=residual)
 
 
 def _reach(graph: tp.DependencyGraph, root: Layer, row: int, layers: Layers) -> Reach:
@@ -170,7 +170,7 @@ def _reach(graph: tp.DependencyGraph, root: Layer, row: int, layers: Layers) -> 
     return reach
 
 
-def _whole_axes(groups: list[Group], layers: Layers) -> list[Group]:
+def _whole_axes(groups: list[TracedGroup], layers: Layers) -> list[TracedGroup]:
     """Drop the parts of axes that the groups don't cover exactly once; a group that loses one becomes fixed."""
     covered: dict[Key, list[int]] = {}
     for group in groups:
@@ -184,7 +184,7 @@ def _whole_axes(groups: list[Group], layers: Layers) -> list[Group]:
     return [g for g in whole if g.parts]
 
 
-def _prove(net: nn.Module, inputs: Any, layers: Layers, groups: list[Group]) -> list[Group]:
+def _prove(net: nn.Module, inputs: Any, layers: Layers, groups: list[TracedGroup]) -> list[TracedGroup]:
     """Fix every group whose removal is more than masking its readers; all are tried at once, then one by one."""
     free = [g for g in groups if g.kind not in ("fixed", "residual")]
     if not free or _is_exact(net, inputs, layers, free):
@@ -196,7 +196,7 @@ def _prove(net: nn.Module, inputs: Any, layers: Layers, groups: list[Group]) -> 
     return [replace(g, why="removing units is not the same as masking them") if g in unproved else g for g in groups]
 
 
-def _is_exact(net: nn.Module, inputs: Any, layers: Layers, groups: list[Group]) -> bool:
+def _is_exact(net: nn.Module, inputs: Any, layers: Layers, groups: list[TracedGroup]) -> bool:
     """Whether `net` without a random half of each group's units equals `net` with what reads them at zero."""
     chance = random.Random(SAMPLE_SEED)
     whole: dict[str, Tensor] = {**dict(net.named_parameters()), **dict(net.named_buffers())}
@@ -216,12 +216,12 @@ def _is_exact(net: nn.Module, inputs: Any, layers: Layers, groups: list[Group]) 
     for (param, axis), dropped in gone.items():
         stay = sorted(set(range(whole[param].shape[axis])) - dropped)
         cut[param] = cut[param].index_select(axis, _index(stay, whole[param]))
-    expected = tensors_in(call(net, inputs, masked))
+    expected = tensors_in(call_with(net, inputs, masked))
     depthwise = [x for x in layers.values() if getattr(x.module, "groups", 1) > 1]
     try:
         for layer in depthwise:
             layer.module.groups = len(cut[f"{layer.path}.weight"])
-        actual = tensors_in(call(net, inputs, cut))
+        actual = tensors_in(call_with(net, inputs, cut))
     except Exception:  # whatever a model raises when shapes no longer fit is the answer "no", not a failure
         return False
     finally:
@@ -237,7 +237,7 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= TOLERANCE * a.abs().max())
 
 
-def _assemble(shapes: Shapes, layers: Layers, groups: list[Group]) -> ModelGraph:
+def _assemble(shapes: Shapes, layers: Layers, groups: list[TracedGroup]) -> ModelGraph:
     g = GraphBuilder("traced", shapes)
     for group in groups:
         g.space(group.root.path, group.units, group.kind)
@@ -249,7 +249,7 @@ def _assemble(shapes: Shapes, layers: Layers, groups: list[Group]) -> ModelGraph
     return g.finish()
 
 
-def _tie(g: GraphBuilder, layer: Layer, side: Side, groups: list[Group]) -> tuple[str, ...]:
+def _tie(g: GraphBuilder, layer: Layer, side: Side, groups: list[TracedGroup]) -> tuple[str, ...]:
     """Slots for one side of a layer; returns the spaces there, a fixed one of its own where no group reaches."""
     names = []
     for group in groups:

@@ -27,8 +27,8 @@ BATCH = 1000
 LONGEST_CELL = 2**31 - 1
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, kw_only=True)
+class RowTable:
     """Rows of one file or hub data set, in order. Iterating gives pairs: where the row stands, and the row.
 
     `first` is the number of rows before these in the file. A .txt file's rows are its lines, breaks included.
@@ -48,10 +48,10 @@ class Table:
             elif row["text"].strip():
                 yield place, _parsed(row["text"], place)
 
-    def part(self, low: int, high: int) -> Table:
+    def part(self, low: int, high: int) -> RowTable:
         """Rows `low` to `high`, the latter not included."""
         rows = self.rows[low:high] if isinstance(self.rows, list) else self.rows.select(range(low, high))
-        return Table(self.origin, self.suffix, rows, low)
+        return RowTable(origin=self.origin, suffix=self.suffix, rows=rows, first=low)
 
 
 def head_of(file: Path, source: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -76,21 +76,21 @@ def head_of(file: Path, source: Dataset) -> Iterator[tuple[str, dict[str, Any]]]
                 yield place, _parsed(line, place)
 
 
-def open_file(file: Path, source: Dataset, cache: Path) -> Table:
+def open_file(file: Path, source: Dataset, cache: Path) -> RowTable:
     """All rows of a file; `datasets` writes below `cache`. Raises DataError."""
     suffix = file.suffix.lower()
     if suffix == ".csv":
         options = {"encoding": ENCODING, "keep_default_na": False, "features": _text_columns(file)}
-        return Table(str(file), suffix, _load("csv", file, cache, options))
+        return RowTable(origin=str(file), suffix=suffix, rows=_load("csv", file, cache, options))
     if suffix == ".parquet":
         check_columns(_parquet_columns(file), source, f"'{file}'")
         columns = [source.column(name) for name in COLUMNS[source.type]]
-        return Table(str(file), suffix, _load("parquet", file, cache, {"columns": columns}))
+        return RowTable(origin=str(file), suffix=suffix, rows=_load("parquet", file, cache, {"columns": columns}))
     _check_not_blank(file)
     if _is_list(file):
-        return Table(str(file), suffix, _json_list(file))
+        return RowTable(origin=str(file), suffix=suffix, rows=_json_list(file))
     rows = _load("text", file, cache, {"encoding": ENCODING, "keep_linebreaks": suffix == ".txt"})
-    return Table(str(file), ".txt" if suffix == ".txt" else ".jsonl", rows)
+    return RowTable(origin=str(file), suffix=".txt" if suffix == ".txt" else ".jsonl", rows=rows)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.chat import check_template, encode_chat
 from dnge_compress.jobs.data.fields import fields
-from dnge_compress.jobs.data.formats import Table
+from dnge_compress.jobs.data.formats import RowTable
 from dnge_compress.jobs.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
 from dnge_compress.jobs.data.rows import Collator, Ledger, Rows, split_rows
 from dnge_compress.jobs.data.sources import check_sources, open_tables
@@ -85,7 +85,7 @@ class _Reader:
             self.ledger.counts["read"] += 1
             self.ledger.add_text(list(ids))
 
-    def add_tables(self, tables: Sequence[Table], source: Dataset) -> None:
+    def add_tables(self, tables: Sequence[RowTable], source: Dataset) -> None:
         read = self.ledger.counts["read"]
         for table in tables:
             done = self.ledger.counts["read"] - read

@@ -10,10 +10,10 @@ from torch import nn
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.signals.calibration import Progress
-from dnge_compress.signals.running import device_of, inference_mode_of, writes_text
-from dnge_compress.signals.sampled_text import cache_name, text_length, written
+from dnge_compress.signals.inference import device_of, inference_mode_of, writes_text
+from dnge_compress.signals.sampled_text import cache_name, sample_batches, text_length
 
-# Rows written side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
+# Rows sampled side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
 # the model alone, so that the rows don't depend on the machine.
 CACHE_NUMBERS = 1 << 28
 ROWS_AT_ONCE = (8, 256)  # at least and at most
@@ -35,7 +35,7 @@ def sample_rows(
         total = math.ceil(tokens / length)
         generator = torch.Generator().manual_seed(seed)
         rows: list[list[int]] = []
-        for ids in written(model, total, length, _rows_at_once(model, length), generator):
+        for ids in sample_batches(model, total, length, _rows_at_once(model, length), generator):
             rows += ids.tolist()
             if progress is not None:
                 progress("write", len(rows), total)

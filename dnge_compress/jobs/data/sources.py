@@ -7,8 +7,8 @@ from pathlib import Path
 
 from dnge_compress.core.errors import DataError, first_line, nearest
 from dnge_compress.jobs.data.fields import check_columns, fields
-from dnge_compress.jobs.data.files import is_on_hub, locate
-from dnge_compress.jobs.data.formats import Table, head_of, open_file, quiet_datasets
+from dnge_compress.jobs.data.formats import RowTable, head_of, open_file, quiet_datasets
+from dnge_compress.jobs.data.row_files import is_on_hub, locate
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 
@@ -33,7 +33,7 @@ def check_sources(sources: Iterable[Dataset], folder: Path) -> None:
                 fields(row, source, place)
 
 
-def open_tables(source: Dataset, folder: Path, cache: Path) -> list[Table]:
+def open_tables(source: Dataset, folder: Path, cache: Path) -> list[RowTable]:
     """The rows of a source, one table per file; what `datasets` writes goes below `cache`. Raises DataError."""
     if is_on_hub(source, folder):
         return [_from_hub(source)]
@@ -51,7 +51,7 @@ def _wanted(source: Dataset, folder: Path) -> dict[str, list[Path]]:
     return {name: known[name] for name in names}
 
 
-def _sliced(tables: dict[str, list[Table]], source: Dataset) -> list[Table]:
+def _sliced(tables: dict[str, list[RowTable]], source: Dataset) -> list[RowTable]:
     """The tables that `split` asks for, each cut to its part of a slice such as "train[:90%]"."""
     lengths = {split: sum(len(table.rows) for table in parts) for split, parts in tables.items()}
     try:
@@ -73,7 +73,7 @@ def _sliced(tables: dict[str, list[Table]], source: Dataset) -> list[Table]:
     return taken
 
 
-def _from_hub(source: Dataset) -> Table:
+def _from_hub(source: Dataset) -> RowTable:
     files = list(source.data_files) if isinstance(source.data_files, tuple) else source.data_files
     with quiet_datasets() as datasets:
         try:
@@ -85,4 +85,6 @@ def _from_hub(source: Dataset) -> Table:
                 f"'{source.path}' is no file or folder beside the recipe, and the hub doesn't give it: {first_line(e)}"
             ) from e
     check_columns(rows.column_names, source, f"'{source.path}'")
-    return Table(source.path, "", rows.select_columns([source.column(name) for name in COLUMNS[source.type]]))
+    return RowTable(
+        origin=source.path, suffix="", rows=rows.select_columns([source.column(name) for name in COLUMNS[source.type]])
+    )

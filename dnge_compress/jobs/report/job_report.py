@@ -9,72 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnge_compress.core.document import Document
 from dnge_compress.core.errors import CheckpointError
-from dnge_compress.jobs.report import markdown, page, tables
-from dnge_compress.jobs.report.reading import read, written
-from dnge_compress.report.tables import plain
+from dnge_compress.core.markdown import markdown
+from dnge_compress.core.strict_json import json_values, read_strictly
+from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.jobs.report import content
+from dnge_compress.jobs.report.values import Curve, Milestone, Rank, Width
+from dnge_compress.report.page import page
 
 if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.console import RenderableType
 
 VERSION_KEY = "dnge_job_report"
 REPORT = "report.json"
 
 
-@dataclass(frozen=True)
-class Milestone:
-    """The model at one point of the job.
-
-    `name` is "original", "pruned", "trained", or "trained, <placer>" for a compared placement. `loss` is nats per token
-    that counts, on the held-out rows (perplexity = exp(loss)); `tokens_per_second` is a forward pass over those rows.
-    Values that were not measured are None.
-    """
-
-    name: str
-    params: int
-    bytes: int
-    loss: float | None = None
-    tokens_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class Width:
-    """How much of one space was kept; 0 where its whole block was dropped."""
-
-    space: str
-    kind: str
-    layer: int | None
-    kept: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.kept <= self.total or not self.total:
-            raise CheckpointError(f"width of space '{self.space}': {self.kept} of {self.total} units can't be kept")
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One adapter: the module it is on, its rank and its trainable parameters. Rank 0 is no adapter."""
-
-    module: str
-    rank: int
-    params: int
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise CheckpointError(f"rank of module '{self.module}' is {self.rank}; it should be at least 0")
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Losses along one training: (optimiser step, nats per token)."""
-
-    name: str
-    train: tuple[tuple[int, float], ...] = ()
-    held_out: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobReport:
     """Everything a finished job has to say.
 
@@ -97,11 +48,33 @@ class JobReport:
 
     VERSION = 1
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from tables.report(self, console, options)
+    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
+        yield Drawn(self.document())
 
     def __str__(self) -> str:
-        return plain(self)
+        return plain(Drawn(self.document()))
+
+    def document(self) -> Document:
+        """The report in sections."""
+        told = (
+            content.comparison(self.milestones),
+            content.losses(self.curves),
+            content.widths(self.widths),
+            content.ranks(self.ranks),
+            content.times(self.times),
+            content.facts("Data", {key: f"{n:,}" for key, n in self.rows.items()}),
+            content.facts("Machine", self.machine),
+            content.notes(self.notes),
+        )
+        return Document(
+            title=self.model,
+            facts=(self.name,) if self.name else (),
+            place=self.output_dir,
+            eyebrow="Job report",
+            stages=self.stages,
+            headlines=content.headlines(self.milestones, self.result),
+            sections=tuple(section for section in told if section is not None),
+        )
 
     @property
     def times(self) -> dict[str, float | None]:
@@ -116,15 +89,15 @@ class JobReport:
 
     def to_markdown(self) -> str:
         """The tables as Markdown, for a model card."""
-        return markdown.report(self)
+        return markdown(self.document())
 
     def to_html(self) -> str:
         """One page with tables and plots; it holds everything it needs, runs nothing and asks nobody."""
-        return page.report(self)
+        return page(self.document())
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict, read back by `from_dict`. Numbers that aren't finite become "nan", "inf" or "-inf"."""
-        return {VERSION_KEY: self.VERSION, **written(self)}
+        return {VERSION_KEY: self.VERSION, **json_values(self)}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> JobReport:
@@ -136,7 +109,7 @@ class JobReport:
                 f"the job report has version {raw[VERSION_KEY]!r:.80}, and this package reads version {cls.VERSION}; "
                 "use the package that wrote it"
             )
-        report: JobReport = read(cls, {key: raw[key] for key in raw if key != VERSION_KEY}, "job report")
+        report: JobReport = read_strictly(cls, {key: raw[key] for key in raw if key != VERSION_KEY}, "job report")
         return report
 
 

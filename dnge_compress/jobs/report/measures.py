@@ -5,18 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from dnge_compress.jobs.report.wording import NOT_MEASURED, signed
-from dnge_compress.report.tables import count
-
-if TYPE_CHECKING:
-    from dnge_compress.jobs.report import Milestone
+from dnge_compress.core.wording import NOT_MEASURED, count, signed
+from dnge_compress.jobs.report.values import Milestone
 
 FOLD = 10  # from here on a growth is told as a factor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measure:
     """One column of the comparison.
 
@@ -76,9 +72,16 @@ def _plain(value: float) -> str:
 
 
 MEASURES = (
-    Measure("parameters", "", lambda m: m.params, count),
-    Measure("bytes", "", lambda m: m.bytes, lambda v: count(v, "B")),
-    Measure("perplexity", "held-out", perplexity, _plain, is_quality=True),
-    Measure("loss", "nats per token", lambda m: m.loss, lambda v: f"{v:.3f}", is_difference=True, is_quality=True),
-    Measure("tokens/s", "forward pass", lambda m: m.tokens_per_second, _plain),
+    Measure(name="parameters", unit="", of=lambda m: m.params, show=count),
+    Measure(name="bytes", unit="", of=lambda m: m.bytes, show=lambda v: count(v, "B")),
+    Measure(name="perplexity", unit="held-out", of=perplexity, show=_plain, is_quality=True),
+    Measure(
+        name="loss",
+        unit="nats per token",
+        of=lambda m: m.loss,
+        show=lambda v: f"{v:.3f}",
+        is_difference=True,
+        is_quality=True,
+    ),
+    Measure(name="tokens/s", unit="forward pass", of=lambda m: m.tokens_per_second, show=_plain),
 )

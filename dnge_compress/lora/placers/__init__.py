@@ -22,17 +22,17 @@ from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.adapters import Site
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import Progress, synthesize
-from dnge_compress.signals.running import Inputs
+from dnge_compress.signals.inference import Inputs
 
 Weights = Mapping[str, float]
 DAMPING = 0.5  # exponent on a root mean square gradient, chosen on the zoo
 
 
-PLACERS = Registry("placer", __name__, "dnge_compress.placers", {"probe": "fisher"})
+PLACERS = Registry(what="placer", package=__name__, group="dnge_compress.placers", renamed={"probe": "fisher"})
 
 
-@dataclass(frozen=True)
-class Context:
+@dataclass(frozen=True, kw_only=True)
+class PlacingContext:
     """All a placer may look at: the model (read only), and calibration inputs: synthetic, unless `data` holds the
     user's own.
 
@@ -67,7 +67,7 @@ class Context:
         return tuple(synthesize(self.model, self.calibration, self.example_inputs))
 
 
-def weigh_by(placer: str, sites: Sequence[Site], context: Context) -> dict[str, float]:
+def weigh_by(placer: str, sites: Sequence[Site], context: PlacingContext) -> dict[str, float]:
     """Weights of the sites that the placer called `placer` can judge, in the order of `sites`.
 
     Raises UnknownNameError, DataError if it needs data and has none, UnsupportedModelError if it can't judge any.

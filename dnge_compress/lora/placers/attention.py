@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights
+from dnge_compress.lora.placers import PlacingContext, Weights
 
 NEEDS_DATA = False
 NAMES = ("attn", "attention")
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """Ones on the matrices whose name says attention, zeros elsewhere."""
     return {site.path: float(is_attention(site)) for site in sites}
 

@@ -12,24 +12,29 @@ from collections.abc import Sequence
 from dnge_compress import scorers
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights, damped
+from dnge_compress.lora.placers import PlacingContext, Weights, damped
 
 NEEDS_DATA = False
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """The damped root mean square of the predicted gradient, of the matrices that are in the graph."""
     return {path: damped(value) for path, value in predicted_energy(sites, context).items()}
 
 
-def predicted_energy(sites: Sequence[Site], context: Context) -> dict[str, float]:
+def predicted_energy(sites: Sequence[Site], context: PlacingContext) -> dict[str, float]:
     """The encoder's mean square gradient per site of the graph. Raises UnsupportedModelError for an unknown family."""
     try:
         graph = context.graph
     except UnsupportedModelError as e:
         raise UnsupportedModelError(f"{e}; or place with placer='fisher' or 'stable_rank', which need no family") from e
-    scoring = scorers.Context(
-        graph, context.model, context.batches, context.data is not None, seed=context.seed, progress=context.progress
+    scoring = scorers.ScoringContext(
+        graph=graph,
+        model=context.model,
+        batches=context.batches,
+        real_data=context.data is not None,
+        seed=context.seed,
+        progress=context.progress,
     )
     matrices = scorers.score("encoder", scoring).matrices
     return {site.path: matrices[site.weight] for site in sites if site.weight in matrices}

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights
+from dnge_compress.lora.placers import PlacingContext, Weights
 from dnge_compress.signals.divergence import attended, attended_outputs
-from dnge_compress.signals.running import call, inference_mode_of
+from dnge_compress.signals.inference import call, inference_mode_of
 from dnge_compress.signals.second_moments import MomentStore, SecondMoments
 
 NEEDS_DATA = True
 RHO = 2.0  # peft's default
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """How many of the best components each module's input has; experts' parameters aren't judged."""
     modules = [site for site in sites if site.kind == "module"]
     rank = max(1.0, context.uniform_rank)
@@ -39,7 +39,7 @@ def weigh(sites: Sequence[Site], context: Context) -> Weights:
     return counts
 
 
-def _moments(sites: Sequence[Site], context: Context) -> dict[str, SecondMoments]:
+def _moments(sites: Sequence[Site], context: PlacingContext) -> dict[str, SecondMoments]:
     """Site → moments of what its module reads."""
     store, mask = MomentStore(), None
     modules = {site.path: context.model.get_submodule(site.path) for site in sites}

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights, damped
+from dnge_compress.lora.placers import PlacingContext, Weights, damped
 from dnge_compress.signals.gradients import mean_square_gradients, sampled_labels
 
 NEEDS_DATA = False
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """The damped root mean square gradient."""
     params = [site.weight for site in sites]
     loss = sampled_labels(context.seed)

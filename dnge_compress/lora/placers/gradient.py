@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights
+from dnge_compress.lora.placers import PlacingContext, Weights
 from dnge_compress.signals.gradients import mean_square_gradients, real_labels
 
 NEEDS_DATA = True
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """Root of the mean square gradient; labels are the batches' own, or next tokens."""
     params = [site.weight for site in sites]
     loss = real_labels(context.seed)

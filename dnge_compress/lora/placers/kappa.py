@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from peft.helpers import KappaTuneSelector
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights
+from dnge_compress.lora.placers import PlacingContext, Weights
 
 NEEDS_DATA = False
 TOP = 0.2  # share of the matrices: the default of peft's find_kappa_target_modules
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """One for the share TOP of lowest condition numbers, of modules and of experts each; zero for the others.
 
     The selector looks at `nn.Linear` and at experts' parameters only; it says nothing about GPT-2's Conv1D.

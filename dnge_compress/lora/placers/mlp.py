@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights
+from dnge_compress.lora.placers import PlacingContext, Weights
 from dnge_compress.lora.placers.attention import is_attention
 
 NEEDS_DATA = False
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """Ones on feed-forward matrices, zeros elsewhere."""
     return {site.path: float(_is_in_block(site) and not is_attention(site)) for site in sites}
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from dnge_compress.lora.adapters import Site
-from dnge_compress.lora.placers import Context, Weights
+from dnge_compress.lora.placers import PlacingContext, Weights
 from dnge_compress.lora.sites import matrix_of
 
 NEEDS_DATA = False
 
 
-def weigh(sites: Sequence[Site], context: Context) -> Weights:
+def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     """Ranks in proportion to the stable rank; of experts, its mean."""
     found = {}
     for i, site in enumerate(sites):

@@ -33,10 +33,10 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut, ModelGraph
 from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.scorers import Context, obs
+from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.calibration import synthesize
-from dnge_compress.signals.running import Inputs, inference_mode_of
-from dnge_compress.zoo.batches import Batch, example_batches, loss
+from dnge_compress.signals.inference import Inputs, inference_mode_of
+from dnge_compress.zoo.batches import ZooBatch, example_batches, loss
 from dnge_compress.zoo.blueprint import Blueprint
 from dnge_compress.zoo.build import load
 from dnge_compress.zoo.data_root import DataRoot
@@ -49,7 +49,7 @@ BARE_FAMILIES = ("bert", "vit", "resnet")
 HEADS_MEASURED = 8  # per space
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingExample:
     """One network with its true costs: everything the encoder sees, and what it should say (log nats)."""
 
@@ -105,11 +105,18 @@ def make_targets(folder: Path, lesson: str, data_root: DataRoot) -> Path:
     ]
     judged = example_batches(blueprint, "held-out", count=1, batch_size=size, seed=303, data_root=data_root)[0]
     graph = build_graph(model, _example(judged))
-    context = Context(graph, model, tuple(synthesize(model, Calibration(tokens=CALIBRATION_TOKENS), _example(judged))))
+    context = ScoringContext(
+        graph=graph,
+        model=model,
+        batches=tuple(synthesize(model, Calibration(tokens=CALIBRATION_TOKENS), _example(judged))),
+    )
     with torch.no_grad():
         closed = obs.score(context).units
         features = node_features(context.signals, closed)
-        real = [Context(graph, model, tuple(b.inputs for b in half), real_data=True) for half in halves]
+        real = [
+            ScoringContext(graph=graph, model=model, batches=tuple(b.inputs for b in half), real_data=True)
+            for half in halves
+        ]
         costs = [{s: obs.unit_costs(c, s) for s in c.signals} for c in real]
         judge = _Judge(context, judged.inputs)
         targets = {s: judge.unit_targets(s, closed[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
@@ -140,9 +147,9 @@ def read_lesson(folder: Path, lesson: str, data_root: DataRoot) -> TrainingExamp
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     return TrainingExample(
-        lesson,
-        graph,
-        weights,
+        name=lesson,
+        graph=graph,
+        weights=weights,
         **parts,
         reliability=float(reliability["reliability"]),
         reliability_over_all=float(reliability["reliability_over_all"]),
@@ -173,7 +180,7 @@ def _opened(folder: Path, lesson: str, data_root: DataRoot) -> tuple[nn.Module, 
 class _Judge:
     """Measures cuts of one network on real inputs."""
 
-    def __init__(self, context: Context, inputs: Inputs) -> None:
+    def __init__(self, context: ScoringContext, inputs: Inputs) -> None:
         self.context, self.inputs = context, [inputs]
         with inference_mode_of(context.model):
             self.reference = dense_outputs(context, self.inputs)
@@ -221,7 +228,7 @@ class _Judge:
         return found.clamp_min(LEAST_DAMAGE)
 
 
-def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[Batch]) -> dict[str, Tensor]:
+def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[ZooBatch]) -> dict[str, Tensor]:
     """Log of the mean squared gradient of every weight matrix, relative to the network's mean."""
     model.zero_grad()
     for batch in batches:
@@ -238,5 +245,5 @@ def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[Batch]) -
     return {p: v - mean for p, v in logs.items()}
 
 
-def _example(batch: Batch) -> Tensor | None:
+def _example(batch: ZooBatch) -> Tensor | None:
     return batch.inputs[:2] if isinstance(batch.inputs, Tensor) else None

@@ -93,13 +93,13 @@ def to_device(inputs: Any, device: torch.device) -> Inputs:
     return inputs.to(device)
 
 
-def rows_of(inputs: Inputs) -> int:
+def examples_in(inputs: Inputs) -> int:
     """How many examples a batch holds."""
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     return len(first[0]) if isinstance(first, tuple) else len(first)
 
 
-def take(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
+def first_examples(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
     """The first `rows` examples of the batches."""
     taken: list[Inputs] = []
     for batch in batches:
@@ -111,5 +111,5 @@ def take(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
             taken.append(tuple(t[:rows] for t in batch))
         else:
             taken.append(batch[:rows])
-        rows -= rows_of(batch)
+        rows -= examples_in(batch)
     return taken

@@ -6,19 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
-from dnge_compress.report.condense import extent
-
-if TYPE_CHECKING:
-    from dnge_compress.jobs.report import Rank
+from dnge_compress.core.wording import extent
+from dnge_compress.jobs.report.values import Rank
 
 WIDEST_GAP = 1024  # layers without an adapter are shown as gaps up to here
 INDEXED = re.compile(r"(.*?)\.?\b([0-9]{1,9})\.(.+)")
 
 
 @dataclass(frozen=True)
-class Row:
+class ModuleRow:
     """The adapters on one type of module, e.g. "self_attn.q_proj".
 
     `cells` maps a layer to the ranks there: one, or several where a layer has many such modules, as experts are.
@@ -48,10 +45,10 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Grid:
+class RankGrid:
     """Rows in the order of their first module; modules outside all layers have rows without cells."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ModuleRow, ...]
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
@@ -74,7 +71,7 @@ class Grid:
         return sum(row.params for row in self.rows)
 
 
-def grid(ranks: Sequence[Rank]) -> Grid:
+def grid(ranks: Sequence[Rank]) -> RankGrid:
     """Sort adapters by type and layer: the first number in a module's path is its layer, what follows is its type.
 
     Where layers of several stacks are numbered, as in encoder-decoders, the stack's path is part of the type. Further
@@ -90,12 +87,12 @@ def grid(ranks: Sequence[Rank]) -> Grid:
             layer = int(number)
             name = re.sub(r"(?<=\.)[0-9]+(?=\.)", "*", rest if len(stacks) == 1 else f"{stack}.*.{rest}")
         rows.setdefault(name, []).append((layer, rank))
-    return Grid(tuple(_row(name, members) for name, members in rows.items()))
+    return RankGrid(tuple(_row(name, members) for name, members in rows.items()))
 
 
-def _row(name: str, members: Sequence[tuple[int | None, Rank]]) -> Row:
+def _row(name: str, members: Sequence[tuple[int | None, Rank]]) -> ModuleRow:
     cells: dict[int, list[int]] = {}
     for layer, rank in members:
         if layer is not None:
             cells.setdefault(layer, []).append(rank.rank)
-    return Row(name, tuple(rank for _, rank in members), {layer: tuple(cells[layer]) for layer in sorted(cells)})
+    return ModuleRow(name, tuple(rank for _, rank in members), {layer: tuple(cells[layer]) for layer in sorted(cells)})

@@ -14,28 +14,28 @@ from dnge_compress.core.errors import CheckpointError, nearest
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def read(kind: Any, raw: Any, where: str) -> Any:
+def read_strictly(kind: Any, raw: Any, where: str) -> Any:
     """`raw` as a `kind`: a dataclass, a tuple, a mapping of strings, or a plain type. Raises CheckpointError."""
     origin, of = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return None if raw is None else read(next(k for k in of if k is not type(None)), raw, where)
+        return None if raw is None else read_strictly(next(k for k in of if k is not type(None)), raw, where)
     if is_dataclass(kind):
         return _read_fields(kind, raw, where)
     if origin is tuple:
         return _read_tuple(of, raw, where)
     if origin is Mapping:
-        return {str(key): read(of[1], value, f"{where}.{key}") for key, value in _mapping(raw, where).items()}
+        return {str(key): read_strictly(of[1], value, f"{where}.{key}") for key, value in _mapping(raw, where).items()}
     return _read_plain(kind, raw, where)
 
 
-def written(value: Any) -> Any:
-    """What JSON can hold of a value that `read` reads."""
+def json_values(value: Any) -> Any:
+    """What JSON can hold of a value that `read_strictly` reads."""
     if is_dataclass(value):
-        return {f.name: written(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: json_values(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):
-        return {key: written(inner) for key, inner in value.items()}
+        return {key: json_values(inner) for key, inner in value.items()}
     if isinstance(value, tuple | list):
-        return [written(inner) for inner in value]
+        return [json_values(inner) for inner in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -48,17 +48,17 @@ def _read_fields(kind: Any, raw: Any, where: str) -> Any:
     missing = [n for n, f in known.items() if n not in found and f.default is f.default_factory is MISSING]
     if missing:
         raise CheckpointError(f"{where}: '{missing[0]}' is missing")
-    return kind(**{key: read(hints[key], value, f"{where}.{key}") for key, value in found.items()})
+    return kind(**{key: read_strictly(hints[key], value, f"{where}.{key}") for key, value in found.items()})
 
 
 def _read_tuple(of: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(raw, list | tuple):
         raise CheckpointError(f"{where} should be a list, not {raw!r:.80}")
     if of[1:] == (...,):
-        return tuple(read(of[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
+        return tuple(read_strictly(of[0], item, f"{where}[{i}]") for i, item in enumerate(raw))
     if len(raw) != len(of):
         raise CheckpointError(f"{where} should have {len(of)} items, not {len(raw)}")
-    return tuple(read(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(of, raw, strict=True)))
+    return tuple(read_strictly(kind, item, f"{where}[{i}]") for i, (kind, item) in enumerate(zip(of, raw, strict=True)))
 
 
 def _read_plain(kind: type, raw: Any, where: str) -> Any:

@@ -4,18 +4,14 @@ every screen. Horizontal coordinates and vertical ones run from 0 to 1000; lines
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
-from dnge_compress.jobs.report.axes import Point, decimals, layer_ticks, thinned, ticks
-from dnge_compress.jobs.report.markup import Markup, tag
-from dnge_compress.jobs.report.ranks import Grid, Row
-from dnge_compress.jobs.report.wording import percent, several
-from dnge_compress.report.condense import PLURAL
-from dnge_compress.report.tables import span
+from markupsafe import Markup
 
-if TYPE_CHECKING:
-    from dnge_compress.jobs.report import Curve, Width
+from dnge_compress.core.wording import percent
+from dnge_compress.report.axes import Point, decimals, layer_ticks, thinned, ticks
+from dnge_compress.report.markup import tag
 
 SIDE = 1000.0
 Mark = tuple[float, str]  # a place (0..1) along an axis and what stands there
@@ -32,7 +28,7 @@ def bar(share: float, original: float | None = None) -> Markup:
 
 
 def dot(place: float, original: float | None = None) -> Markup:
-    """A dot on a scale whose ends are the lowest and the highest value; a stem is_rank0 to the original."""
+    """A dot on a scale whose ends are the lowest and the highest value; a stem leads to the original."""
     # Round caps reach over the end of a line, so the scale keeps off the edges.
     at, origin = (40 + 920 * p if p is not None else None for p in (place, original))
     assert at is not None
@@ -42,38 +38,41 @@ def dot(place: float, original: float | None = None) -> Markup:
     return _inline([*parts, _tick(original, 40), _line("point", (at, SIDE / 2), (at, SIDE / 2))], "dots")
 
 
-def widths(kind: str, found: Sequence[Width]) -> Markup:
-    """A column per space: how much of it was kept, before the whole of it. A lone space gets a bar."""
-    if len(found) == 1:
-        return bar(found[0].kept / found[0].total)
-    plural = PLURAL.get(kind, kind)
-    step = SIDE / len(found)
-    gap = 0.18 * step if len(found) <= CROWDED else 0.0
-    columns = []
-    for i, width in enumerate(found):
-        share = width.kept / width.total
+def columns(title: str, description: str, shares: Sequence[tuple[float, str]], layers: Sequence[int | None]) -> Markup:
+    """A column for each share (0..1) of a whole, with a text that says it; a lone one is a bar. `layers` are the
+    numbers below."""
+    if len(shares) == 1:
+        return bar(shares[0][0])
+    step = SIDE / len(shares)
+    gap = 0.18 * step if len(shares) <= CROWDED else 0.0
+    shapes = []
+    for i, (share, told) in enumerate(shares):
         place = {"x": i * step + gap / 2, "width": step - gap}
-        told = f"{_place(width)}: {width.kept:,} of {width.total:,} {plural} kept ({percent(share)})"
         whole = tag("rect", class_="ghost", y=0, height=SIDE, **place)
-        columns.append(
-            tag("g", tag("title", told), whole, tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place))
-        )
-    kept, total = sum(w.kept for w in found), sum(w.total for w in found)
-    below = [((i + 0.5) / len(found), f"{layer}") for i, layer in layer_ticks([w.layer for w in found])]
+        kept = tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place)
+        shapes.append(tag("g", tag("title", f"{told} ({percent(share)})"), whole, kept))
     return _plot(
-        columns,
-        (
-            f"Share of {plural} kept",
-            f"{kept:,} of {total:,} {plural} in {several(len(found), 'space')}, a column each.",
-        ),
+        shapes,
+        (title, description),
         left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
-        below=below,
+        below=[((i + 0.5) / len(shares), f"{layer}") for i, layer in layer_ticks(layers)],
         kind="columns",
-        style=f"max-width:{5 + 4 * len(found)}rem",
+        style=f"max-width:{5 + 4 * len(shares)}rem",
     )
 
 
-def curves(found: Sequence[Curve]) -> Markup:
+class LossCurve(Protocol):
+    """Losses along a training."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def train(self) -> Sequence[Point]: ...
+    @property
+    def held_out(self) -> Sequence[Point]: ...
+
+
+def curves(found: Sequence[LossCurve]) -> Markup:
     """Loss over optimiser steps: thin lines for training, bold ones with points for held-out rows."""
     points = [p for c in found for p in (*c.train, *c.held_out) if math.isfinite(p[1])]
     across = ticks(0, max((step for step, _ in points), default=1))
@@ -109,46 +108,40 @@ def swatch(number: int) -> Markup:
     )
 
 
-def heat(row: Row, placed: Grid) -> Markup:
-    """A cell per layer for one type of module, the stronger the higher the rank; an outline is no adapter."""
-    layers = placed.layers
+def heat(
+    name: str, description: str, layers: Sequence[int], cells: Mapping[int, Sequence[int]], highest: int
+) -> Markup:
+    """A cell per layer, the stronger the higher its numbers; an outline is zero. Layers without a cell stay empty."""
     drawn = _svg(
-        [_cell(row, layer, i, placed) for i, layer in enumerate(layers) if layer in row.cells],
-        (f"Ranks on {row.name}", f"{several(row.placed, 'adapter')}, rank {span(row.range)}, layer by layer."),
+        [_cell(f"{name}, layer {x}", cells[x], i, len(layers), highest) for i, x in enumerate(layers) if x in cells],
+        (f"Ranks on {name}", description),
         box=f"0 0 {len(layers)} 1",
     )
-    room = next((f" numbers-{name}" for most, name in NUMBERED if len(layers) <= most), "")
-    spans = (tag("span", _ranks(row.cells[layer]) if layer in row.cells else None) for layer in layers)
+    room = next((f" numbers-{size}" for most, size in NUMBERED if len(layers) <= most), "")
+    spans = (tag("span", _span(cells[layer]) if layer in cells else None) for layer in layers)
     numbers = tag("div", *spans, class_="numbers", aria_hidden="true") if room else None
     return tag("div", drawn, numbers, class_=f"strip{room}", style=f"--layers:{len(layers)}")
 
 
-def layer_axis(placed: Grid) -> Markup:
+def layer_axis(layers: Sequence[int]) -> Markup:
     """The numbers of the layers, to stand under rows of `heat`."""
-    layers = placed.layers
     marks = [((i + 0.5) / len(layers), f"{layer}") for i, layer in layer_ticks(layers)]
     return tag("div", _below(marks), class_="strip-axis", style=f"--layers:{len(layers)}")
 
 
-def _cell(row: Row, layer: int, position: int, placed: Grid) -> Markup:
-    ranks = row.cells[layer]
+def _cell(where: str, ranks: Sequence[int], position: int, count: int, highest: int) -> Markup:
     mean = sum(ranks) / len(ranks)
-    told = tag("title", f"{row.name}, layer {layer}: {'rank ' + _ranks(ranks) if mean else 'no adapter'}")
-    gap = 0.08 if len(placed.layers) <= CROWDED else 0.0
+    told = tag("title", f"{where}: {'rank ' + _span(ranks) if mean else 'no adapter'}")
+    gap = 0.08 if count <= CROWDED else 0.0
     place = {"x": position + gap / 2, "y": 0.0, "width": 1 - gap, "height": 1.0}
     if not mean:
         return tag("rect", told, class_="none", **place)
-    strength = FAINTEST + (1 - FAINTEST) * mean / placed.highest
-    return tag("rect", told, fill_opacity=strength, **place)
+    return tag("rect", told, fill_opacity=FAINTEST + (1 - FAINTEST) * mean / highest, **place)
 
 
-def _ranks(ranks: Sequence[int]) -> str:
+def _span(ranks: Sequence[int]) -> str:
     low, high = min(ranks), max(ranks)
     return f"{low}" if low == high else f"{low}–{high}"
-
-
-def _place(width: Width) -> str:
-    return width.space if width.layer is None else f"layer {width.layer}, {width.space}"
 
 
 def _plot(
@@ -174,7 +167,7 @@ def _below(marks: Sequence[Mark]) -> Markup:
 
 
 def _svg(shapes: Iterable[Markup], told: tuple[str, str], box: str = "0 0 1000 1000") -> Markup:
-    """A drawing for readers of the text too; `told` are its title and description."""
+    """A drawing that screen readers describe; `told` are its title and description."""
     title, description = told
     return tag(
         "svg",
@@ -189,7 +182,7 @@ def _svg(shapes: Iterable[Markup], told: tuple[str, str], box: str = "0 0 1000 1
 
 
 def _inline(shapes: Iterable[Markup | None], kind: str) -> Markup:
-    """A drawing beside a number that says the same, so it is hidden from readers of the text."""
+    """A drawing beside a number that says the same, so it is hidden from screen readers."""
     return tag("svg", *shapes, class_=kind, viewBox="0 0 1000 1000", preserveAspectRatio="none", aria_hidden="true")
 
 

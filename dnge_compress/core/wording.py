@@ -1,13 +1,16 @@
-"""Names and numbers as readers see them, the same in the terminal, in Markdown and on the page."""
+"""Names and numbers as readers see them, the same in the terminal, in Markdown and on a page."""
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 NOT_MEASURED = "not measured"
 # Controls, lone surrogates, and the marks that turn the direction of all text after them.
 UNSAFE = ("Cc", "Cs")
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+Range = tuple[float, float]
 
 
 def clean(text: object) -> str:
@@ -22,7 +25,34 @@ def safe(text: str) -> str:
 
 def spoken(key: str) -> str:
     """A key as words: `cut_at_max_length` → "cut at max length"."""
-    return clean(key.replace("_", " "))
+    return key.replace("_", " ")
+
+
+def count(n: float, unit: str = "") -> str:
+    """Three digits and a decimal prefix, e.g. 22.7 M."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if n >= size * 0.9995:
+            digits = f"{n / size:#.3g}".rstrip(".") if n < size * 999.5 else f"{n / size:,.0f}"
+            return f"{digits} {prefix}{unit}"
+    return f"{n:.0f} {unit}".rstrip()
+
+
+def extent(values: Iterable[float]) -> Range:
+    """The lowest and the highest of some numbers."""
+    known = list(values)
+    return min(known), max(known)
+
+
+def span(extent: Range) -> str:
+    """A range in words, or one number where both ends are equal."""
+    low, high = extent
+    return f"{low:,.0f}" if low == high else f"{low:,.0f}–{high:,.0f}"
+
+
+def cost_span(extent: Range) -> str:
+    """A range of costs, with two digits each."""
+    low, high = (f"{value:.2g}" for value in extent)
+    return low if low == high else f"{low}–{high}"
 
 
 def duration(seconds: float) -> str:
