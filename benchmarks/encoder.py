@@ -88,43 +88,43 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data_root = DataRoot.find(cache=options.zoo / "cache")
-    lessons = cache(lambda: measure_all(options.zoo, data_root, 1))  # a minute or more, and not every part needs them
+    examples = cache(lambda: measure_all(options.zoo, data_root, 1))  # a minute or more, and not every part needs them
     if options.only == "ablations":
-        ablate(options, lessons)
+        ablate(options, examples)
         return
     seeds = range(options.seeds) if options.seed is None else [options.seed]
     encoders = {
-        variant: [trained(variant, folds(), lessons, options.steps, seed, options.work) for seed in seeds]
+        variant: [trained(variant, folds(), examples, options.steps, seed, options.work) for seed in seeds]
         for variant in COMPARED
     }
     if options.only in (None, "ranking"):
         title = "Ranking: Spearman with the true cost over all units, families left out"
-        write("encoder_ranking", title, families_left_out(lessons(), encoders))
+        write("encoder_ranking", title, families_left_out(examples(), encoders))
         title = "Transfer: Spearman with the true cost over all units"
-        write("encoder_transfer", title, transfers(lessons(), encoders))
+        write("encoder_transfer", title, transfers(examples(), encoders))
     if options.only is None:
-        ablate(options, lessons)
+        ablate(options, examples)
     if options.only in (None, "pruning"):
-        prune_all(options, data_root, lessons(), encoders)
+        prune_all(options, data_root, examples(), encoders)
     if options.only in (None, "real"):
         prune_real(options, data_root, encoders)
 
 
-def ablate(options: argparse.Namespace, lessons: Callable[[], Sequence[TrainingExample]]) -> None:
+def ablate(options: argparse.Namespace, examples: Callable[[], Sequence[TrainingExample]]) -> None:
     """Train every variant for a shorter time, each without one family, and rank that family's networks."""
     parts = [f for f in folds() if f.name.startswith("without")]
     found = {
-        v: [trained(v, parts, lessons, options.ablation_steps, seed, options.work) for seed in ABLATED_SEEDS]
+        v: [trained(v, parts, examples, options.ablation_steps, seed, options.work) for seed in ABLATED_SEEDS]
         for v in VARIANTS
     }
     title = f"Ablations: a quarter of the training ({options.ablation_steps} steps), families left out"
-    write("encoder_ablations", title, families_left_out(lessons(), found))
+    write("encoder_ablations", title, families_left_out(examples(), found))
 
 
 def prune_all(
     options: argparse.Namespace,
     data_root: DataRoot,
-    lessons: Sequence[TrainingExample],
+    examples: Sequence[TrainingExample],
     encoders: dict[str, list[dict[str, DNGEncoder]]],
 ) -> None:
     """Prune a few networks of every family with every arm, each by encoders that never saw the family."""
@@ -132,7 +132,7 @@ def prune_all(
     for family in FAMILIES:
         # A network whose stem and residual stream hold too much can't lose half of its parameters evenly.
         names = [
-            x.name for x in lessons if x.family == family and is_whole(x) and can_lose(max(RATIOS), x, options.zoo)
+            x.name for x in examples if x.family == family and is_whole(x) and can_lose(max(RATIOS), x, options.zoo)
         ]
         for name in names[len(names) // (2 * options.each) :: max(1, len(names) // options.each)][: options.each]:
             for seed in range(options.seeds):
@@ -151,7 +151,7 @@ def prune_real(
 ) -> None:
     """The real models, by encoders that learned from all families of the zoo; one seed of inputs per encoder seed.
 
-    What decides between the closed form and the default comes first, for all models and seeds; then the rivals; the
+    What decides between obs and the default comes first, for all models and seeds; then the rivals; the
     measured tables last, each of which costs more than all the other arms together.
     """
     kept = Kept(options.work / f"real-{options.steps}.json")
@@ -219,10 +219,10 @@ class Kept:
 
 
 def pruning_table(kept: Kept) -> list[str]:
-    """Means over ratios and seeds per family, over all, and the paired differences from the closed form's plans."""
+    """Means over ratios and seeds per family, over all, and the paired differences from the plans of obs."""
     by_family = {f: [n for n in kept.rows if n.startswith(f)] for f in FAMILIES}
     by_family = {f: names for f, names in by_family.items() if names}
-    bases = {"obs · uniform · synthetic": "− closed form, uniform", "obs · global · synthetic": "− closed form, global"}
+    bases = {"obs · uniform · synthetic": "− obs, uniform", "obs · global · synthetic": "− obs, global"}
     titles = [f"{title} (95 %)" for title in bases.values()]
     head = ["scorer, plan, inputs", *by_family, "mean", *titles, "families better than both", "removed"]
     table = []
@@ -275,17 +275,17 @@ without brackets it is one. Real: 256 samples, one run. –: not run."""
     return [*markdown(head, table), "", note]
 
 
-def can_lose(ratio: float, lesson: TrainingExample, zoo_folder: Path) -> bool:
+def can_lose(ratio: float, example: TrainingExample, zoo_folder: Path) -> bool:
     """Whether an even plan reaches the ratio, whatever the scores."""
-    model, _ = zoo.load(zoo_folder / lesson.name)
-    budget = Budget.of(model, non_embedding_prices(model, lesson.graph))
+    model, _ = zoo.load(zoo_folder / example.name)
+    budget = Budget.of(model, non_embedding_prices(model, example.graph))
     scores = Scores(
-        units={n: torch.ones(len(v)) for n, v in lesson.targets.items()},
+        units={n: torch.ones(len(v)) for n, v in example.targets.items()},
         scorer="none",
-        fingerprint=lesson.graph.fingerprint,
+        fingerprint=example.graph.fingerprint,
     )
     try:
-        candidates(lesson.graph, scores, resolve("prune/default", {"ratio": ratio}).prune, budget)
+        candidates(example.graph, scores, resolve("prune/default", {"ratio": ratio}).prune, budget)
     except BudgetError:
         return False
     return True

@@ -21,15 +21,15 @@ from dnge_compress.zoo.pretrain.fit import NARROW, Fold, fit, folds, widest
 from dnge_compress.zoo.pretrain.judging import (
     Logs,
     Predict,
-    closed_form,
     corrected_by,
     interval,
+    obs_logs,
     over_network,
     within_spaces,
 )
 from dnge_compress.zoo.pretrain.targets import BARE_FAMILIES, RIVALS, TrainingExample
 
-CLOSED = "closed form (obs)"
+CLOSED = "obs"
 STATISTICS = "statistics-only MLP"
 VARIANTS: dict[str, Callable[[], DNGEncoder]] = {
     "encoder": DNGEncoder,
@@ -46,7 +46,7 @@ VARIANTS: dict[str, Callable[[], DNGEncoder]] = {
 def trained(
     variant: str,
     parts: Sequence[Fold],
-    lessons: Callable[[], Sequence[TrainingExample]],
+    examples: Callable[[], Sequence[TrainingExample]],
     steps: int,
     seed: int,
     work: Path,
@@ -59,7 +59,7 @@ def trained(
         folder.mkdir(parents=True, exist_ok=True)
         print(f"training '{variant}', seed {seed}", file=sys.stderr, flush=True)
         make, state = VARIANTS[variant], folder / "training.pt"
-        for part, encoder in fit(lessons(), parts, steps=steps, seed=seed, make=make, state=state).items():
+        for part, encoder in fit(examples(), parts, steps=steps, seed=seed, make=make, state=state).items():
             encoder.save_pretrained(files[part], {"fold": part, "seed": seed, "steps": steps})
     return {part: _loaded(variant, file) for part, file in files.items()}
 
@@ -74,30 +74,30 @@ def rival(name: str) -> Predict:
     """Another scorer's costs; only their order counts."""
     if name == "random":
         return _random
-    return lambda lesson: {n: lesson.rivals[f"{name}/{n}"] for n in lesson.targets}
+    return lambda example: {n: example.rivals[f"{name}/{n}"] for n in example.targets}
 
 
-def _random(lesson: TrainingExample) -> Logs:
-    generator = torch.Generator().manual_seed(zlib.crc32(lesson.name.encode()))
-    return {name: torch.rand(len(v), generator=generator) for name, v in lesson.targets.items()}
+def _random(example: TrainingExample) -> Logs:
+    generator = torch.Generator().manual_seed(zlib.crc32(example.name.encode()))
+    return {name: torch.rand(len(v), generator=generator) for name, v in example.targets.items()}
 
 
 def families_left_out(
-    lessons: Sequence[TrainingExample], encoders: dict[str, list[dict[str, DNGEncoder]]]
+    examples: Sequence[TrainingExample], encoders: dict[str, list[dict[str, DNGEncoder]]]
 ) -> list[str]:
     """The table of rank correlations, every family judged by encoders that never saw it."""
-    judged = {f: [x for x in lessons if x.family == f and is_whole(x)] for f in FAMILIES}
+    judged = {f: [x for x in examples if x.family == f and is_whole(x)] for f in FAMILIES}
     rows: dict[str, dict[str, list[float]]] = {}
     inside: dict[str, list[float]] = {}
 
     def add(who: str, family: str, predicts: Sequence[Predict]) -> None:
-        for lesson in judged[family]:
-            logs = [predict(lesson) for predict in predicts]
-            rows.setdefault(who, {}).setdefault(family, []).append(mean(over_network(x, lesson) for x in logs))
-            inside.setdefault(who, []).append(mean(within_spaces(x, lesson) for x in logs))
+        for example in judged[family]:
+            logs = [predict(example) for predict in predicts]
+            rows.setdefault(who, {}).setdefault(family, []).append(mean(over_network(x, example) for x in logs))
+            inside.setdefault(who, []).append(mean(within_spaces(x, example) for x in logs))
 
     for family in FAMILIES:
-        add(CLOSED, family, [closed_form])
+        add(CLOSED, family, [obs_logs])
         for variant, seeds in encoders.items():
             left_out = [found[f"without {family}"] for found in seeds]
             add(variant, family, [corrected_by(encoder) for encoder in left_out])
@@ -105,7 +105,7 @@ def families_left_out(
             add(name if name in ("random", "magnitude") else f"{name}, real data", family, [rival(name)])
     ceiling = {f: [x.reliability_over_all for x in judged[f]] for f in FAMILIES}
     base = rows[CLOSED]
-    head = ["scorer", *FAMILIES, "mean", "share of reliability", "− closed form (95 %)", "within a space"]
+    head = ["scorer", *FAMILIES, "mean", "share of reliability", "− obs (95 %)", "within a space"]
     table: list[list[str]] = []
     top = mean(mean(ceiling[f]) for f in FAMILIES)
     for who, found in rows.items():
@@ -131,7 +131,7 @@ def families_left_out(
         "",
         f"Networks judged, fully trained: {counts}. Intervals: bootstrap over networks inside every family.",
         "Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts), part of what the target is made of.",
-        "Reliability: correlation of the closed form on one draw of real data with that on another; targets use both.",
+        "Reliability: correlation of OBS on one draw of real data with that on another; targets use both.",
         "Scores of Magnitude, FLAP and Wanda are relative to their space by definition and only compare within one.",
     ]
     if STATISTICS in rows:
@@ -142,9 +142,9 @@ def families_left_out(
     return lines
 
 
-def transfers(lessons: Sequence[TrainingExample], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
+def transfers(examples: Sequence[TrainingExample], encoders: dict[str, list[dict[str, DNGEncoder]]]) -> list[str]:
     """Vision to language and back, narrow to wide, and to networks without a head."""
-    whole = [x for x in lessons if is_whole(x)]
+    whole = [x for x in examples if is_whole(x)]
 
     def of(*families: str) -> list[tuple[str, list[TrainingExample]]]:
         return [(f, [x for x in whole if x.family == f]) for f in families]
@@ -156,39 +156,39 @@ def transfers(lessons: Sequence[TrainingExample], encoders: dict[str, list[dict[
         (f"up to {NARROW} wide", "narrow", [(f"wider ({len(wide)})", wide)]),
     ]
     for family in BARE_FAMILIES:
-        bare = [x for x in lessons if x.family == family and x.name.endswith("+bare")]
+        bare = [x for x in examples if x.family == family and x.name.endswith("+bare")]
         cases.append((f"all but {family}", f"without {family}", [(f"{family} without its head", bare)]))
     others = ("random", *RIVALS)
     own = "encoder, abstaining"
-    head = ["learned from", "judged on", *encoders, own, "closed form", *others, "encoder − closed form (95 %)"]
+    head = ["learned from", "judged on", *encoders, own, "obs", *others, "encoder − obs (95 %)"]
     table = []
     for source, fold, targets in cases:
         learns = next(f.learns for f in folds() if f.name == fold)
-        learned = set().union(*(roles_in(x) for x in lessons if learns(x)))
+        learned = set().union(*(roles_in(x) for x in examples if learns(x)))
         for where, judged in targets:
             found: dict[str, list[float]] = {}
             for x in judged:
                 ranked = {who: [corrected_by(s[fold])(x) for s in seeds] for who, seeds in encoders.items()}
-                ranked["closed form"] = [closed_form(x)]
-                ranked[own] = ranked["encoder" if roles_in(x) <= learned else "closed form"]
+                ranked["obs"] = [obs_logs(x)]
+                ranked[own] = ranked["encoder" if roles_in(x) <= learned else "obs"]
                 ranked |= {name: [rival(name)(x)] for name in others}
                 for who, logs in ranked.items():
                     found.setdefault(who, []).append(mean(over_network(each, x) for each in logs))
-            gains = {"": [a - b for a, b in zip(found["encoder"], found["closed form"], strict=True)]}
+            gains = {"": [a - b for a, b in zip(found["encoder"], found["obs"], strict=True)]}
             value, low, high = interval(gains)
-            cells = [f"{mean(found[who]):.3f}" for who in (*encoders, own, "closed form", *others)]
+            cells = [f"{mean(found[who]):.3f}" for who in (*encoders, own, "obs", *others)]
             table.append([source, where, *cells, f"{value:+.3f} ({low:+.3f} … {high:+.3f})"])
     note = """\
 Fisher, Taylor, FLAP and Wanda have real data (256 images, 64 texts). Means over seeds. Abstaining: a network with
-blocks of a role that never occurred in training (a convolution, a query, …) is left to the closed form."""
+blocks of a role that never occurred in training (a convolution, a query, …) is left to OBS."""
     return [*markdown(head, table), "", note]
 
 
-def roles_in(lesson: TrainingExample) -> set[str]:
+def roles_in(example: TrainingExample) -> set[str]:
     """What the weight blocks of a network do: "linear", "conv", "query", …"""
-    return {ROLES[e.role] for s in snapshots(lesson.graph, lesson.weights, torch.float32) for e in s.edges}
+    return {ROLES[e.role] for s in snapshots(example.graph, example.weights, torch.float32) for e in s.edges}
 
 
-def is_whole(lesson: TrainingExample) -> bool:
+def is_whole(example: TrainingExample) -> bool:
     """Whether it is a fully trained network with its head, rather than an early one or a bare body."""
-    return "@" not in lesson.name and "+" not in lesson.name
+    return "@" not in example.name and "+" not in example.name

@@ -170,7 +170,7 @@ def pass_seconds(model: nn.Module) -> dict[str, float]:
 
 
 def score_seconds(model: nn.Module) -> dict[str, float]:
-    """Seconds of one score() with default settings: calibration, signals, closed form, layers, encoder."""
+    """Seconds of one score() with default settings: calibration, signals, OBS costs, layers, encoder."""
     started = time.perf_counter()
     score(model, scorer="encoder")
     return {"wall": time.perf_counter() - started}

@@ -15,6 +15,7 @@ from torch import nn
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save
 from dnge_compress.core.errors import PlanError
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
@@ -28,7 +29,7 @@ from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import build_report
 from dnge_compress.scorers import SCORERS, ScoringContext
 from dnge_compress.scorers import score as run_scorer
-from dnge_compress.signals.calibration import Progress, checked_data, synthesize
+from dnge_compress.signals.calibration import checked_data, synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.surgery.cut import cut
@@ -47,6 +48,8 @@ def compress(
     *,
     ratio: float | None = None,
     data: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    progress: Progress = silent,
     inplace: bool = False,
     **overrides: Any,
 ) -> nn.Module:
@@ -54,16 +57,16 @@ def compress(
 
     `model` is an nn.Module, a Hugging Face model, or the path or hub id of one. `ratio` (0 <= ratio < 1) is the
     fraction to remove, of the non-embedding parameters unless the recipe says otherwise. The model is calibrated on
-    `data`, an iterable of its inputs, or on synthetic ones. Further keywords override leaves of the recipe
-    (scorer="magnitude", compensate="none", seed=1); `example_inputs` lets a plain module be traced;
-    `progress(stage, done, total)` is called along the way. The result carries `.dnge.plan` and `.dnge.report`.
+    `data`, an iterable of its inputs, or on synthetic ones. `example_inputs` lets a plain module be traced;
+    `progress` is called along the way (core/progress.py). Further keywords override leaves of the recipe
+    (scorer="magnitude", compensate="none", seed=1). The result carries `.dnge.plan` and `.dnge.report`.
 
     Raises a DngeError (see errors.py) and leaves the model as it was.
 
         small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), ratio=0.3)
     """
     started = time.perf_counter()
-    job = _Job(model, recipe, ratio, data, overrides)
+    job = _Job(model, recipe, _with_ratio(overrides, ratio), data, example_inputs, progress)
     found = job.plan()
     planned = time.perf_counter()
     return job.apply(found, inplace, {"plan": planned - started})
@@ -74,30 +77,35 @@ def score(
     recipe: str | Path | Recipe = "prune/default",
     *,
     data: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    progress: Progress = silent,
     **overrides: Any,
 ) -> Scores:
-    """Predicted cost of removing each unit, by the recipe's scorer. The model is only read.
+    """Predicted cost of removing each unit, by the recipe's scorer. The model is only read; arguments as in `compress`.
 
     scores = score(model, scorer="obs")
     """
-    return _Job(model, recipe, None, data, overrides).scores()
+    return _Job(model, recipe, overrides, data, example_inputs, progress).scores()
 
 
 def plan(
     model: Model,
     recipe: str | Path | Recipe = "prune/default",
     *,
+    ratio: float | None = None,
     scores: Scores | None = None,
     data: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    progress: Progress = silent,
     **overrides: Any,
 ) -> PrunePlan:
     """What a recipe would keep and cut, as a value: print it, edit it, `apply` it. The model is only read.
 
-    `scores` from `score` are used again if given (at another ratio, say).
+    `scores` from `score` are used again if given (at another ratio, say); the other arguments are as in `compress`.
 
         Path("plan.json").write_text(plan(model, ratio=0.3).to_json())
     """
-    return _Job(model, recipe, None, data, overrides).plan(scores)
+    return _Job(model, recipe, _with_ratio(overrides, ratio), data, example_inputs, progress).plan(scores)
 
 
 def apply(
@@ -105,6 +113,8 @@ def apply(
     model: Model,
     *,
     data: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    progress: Progress = silent,
     inplace: bool = False,
     any_weights: bool = False,
     **overrides: Any,
@@ -116,7 +126,7 @@ def apply(
         small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
     """
     recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
-    job = _Job(model, recipe, None, data, overrides)
+    job = _Job(model, recipe, overrides, data, example_inputs, progress)
     if (job.recipe.prune, job.recipe.scorer) != (recipe.prune, recipe.scorer):
         raise PlanError(
             "a plan's cuts are made; only calibration, repair and check can be overridden, or make a new plan"
@@ -144,6 +154,10 @@ def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = N
     return MaskedModel(model, AppliedCuts(graph, plan.cuts))
 
 
+def _with_ratio(overrides: dict[str, Any], ratio: float | None) -> dict[str, Any]:
+    return overrides if ratio is None else overrides | {"ratio": ratio}
+
+
 def _refuse_other_base(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> None:
     if plan.base != graph.fingerprint:
         raise PlanError(
@@ -156,11 +170,16 @@ class _Job:
     """One model under one recipe: opened, checked, read as a graph, with calibration inputs made on first use."""
 
     def __init__(
-        self, model: Model, recipe: str | Path | Recipe, ratio: float | None, data: Any, overrides: dict[str, Any]
+        self,
+        model: Model,
+        recipe: str | Path | Recipe,
+        overrides: dict[str, Any],
+        data: Iterable[Any] | None,
+        example_inputs: Inputs | None,
+        progress: Progress,
     ) -> None:
-        self.progress: Progress | None = overrides.pop("progress", None)
-        self.example_inputs: Inputs | None = overrides.pop("example_inputs", None)
-        self.recipe = resolve(recipe, overrides | ({} if ratio is None else {"ratio": ratio}))
+        self.example_inputs, self.progress = example_inputs, progress
+        self.recipe = resolve(recipe, overrides)
         SCORERS.usable(self.recipe.scorer, data is not None)
         self.model = open_model(model) if isinstance(model, str | Path) else model
         check_weights(self.model)

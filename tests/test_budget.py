@@ -18,7 +18,7 @@ from dnge_compress.graph.builder import is_embedding
 from dnge_compress.graph.counting import non_embedding_prices
 from dnge_compress.graph.types import ModelGraph, Scores, Space
 from dnge_compress.plans.candidates import candidates
-from dnge_compress.plans.greedy import levelled
+from dnge_compress.plans.greedy import shrunk_levels
 from dnge_compress.plans.planner import macs_per_element
 from dnge_compress.plans.problem import Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -275,19 +275,19 @@ def test_a_model_never_loses_its_last_layer() -> None:
     assert width(found, graph.space("layers")) == 1
 
 
-def test_levels_are_drawn_together_as_far_as_trust_says() -> None:
+def test_levels_shrink_towards_their_mean() -> None:
     items = [(1.0, "a", 0), (math.e, "a", 1), (math.e**4, "b", 0), (math.e**5, "b", 1)]
-    assert levelled(items, trust=1) == items
-    for trust, gap in ((0.5, 2.0), (0.0, 0.0)):
-        found = {(name, i): value for value, name, i in levelled(items, trust)}
+    assert shrunk_levels(items, shrinkage=0) == items
+    for shrinkage, gap in ((0.5, 2.0), (1.0, 0.0)):
+        found = {(name, i): value for value, name, i in shrunk_levels(items, shrinkage)}
         assert found["b", 0] - found["a", 0] == pytest.approx(gap)
         assert found["a", 1] - found["a", 0] == pytest.approx(1)  # inside a space nothing moves
 
 
-def test_scores_below_zero_keep_their_order_at_any_trust() -> None:
+def test_scores_below_zero_keep_their_order_at_any_shrinkage() -> None:
     items = [(-3.0, "a", 0), (-1.0, "a", 1), (2.0, "a", 2)]
-    for trust in (1.0, 0.5, 0.0):
-        values = [value for value, _, _ in levelled(items, trust)]
+    for shrinkage in (0.0, 0.5, 1.0):
+        values = [value for value, _, _ in shrunk_levels(items, shrinkage)]
         assert values == sorted(values) and len(set(values)) == 3
 
 
@@ -298,25 +298,22 @@ def test_a_block_too_coarse_for_the_rest_of_the_budget_stays(ratio: float) -> No
     assert removed < ratio + 0.15
 
 
-def test_scores_that_correct_the_closed_form_offer_its_own_global_plan_too() -> None:
+def test_scores_that_correct_obs_offer_its_own_global_plan_too() -> None:
     model = models.make("bert")
     graph = models.graph_of("bert", model)
     generator = torch.Generator().manual_seed(0)
     spaces = graph.of_kind("neuron", "head", "layer")
-    closed = {s.name: torch.rand(s.units, generator=generator) + 0.1 for s in spaces}
-    corrected = {name: values * (1 + 5 * i) for i, (name, values) in enumerate(closed.items())}
+    uncorrected = {s.name: torch.rand(s.units, generator=generator) + 0.1 for s in spaces}
+    corrected = {name: values * (1 + 5 * i) for i, (name, values) in enumerate(uncorrected.items())}
     budget = Budget.of(model, non_embedding_prices(model, graph))
     prune = resolve("prune/default", {"ratio": 0.3, "allocation": "global", "uneven": True}).prune
 
-    def plans(units: dict[str, torch.Tensor], closed: dict[str, torch.Tensor]) -> list[Candidate]:
-        return candidates(
-            graph, Scores(units=units, scorer="any", fingerprint=graph.fingerprint, closed=closed), prune, budget
-        )[0]
+    def plans(units: dict[str, torch.Tensor], uncorrected: dict[str, torch.Tensor]) -> list[Candidate]:
+        scores = Scores(units=units, scorer="any", fingerprint=graph.fingerprint, uncorrected=uncorrected)
+        return candidates(graph, scores, prune, budget)[0]
 
-    its_own, without, offered = plans(closed, {})[0], plans(corrected, {}), plans(corrected, closed)
+    its_own, without, offered = plans(uncorrected, {})[0], plans(corrected, {}), plans(corrected, uncorrected)
     assert its_own.applied.cuts not in [c.applied.cuts for c in without]
     (added,) = [c for c in offered if c.applied.cuts not in [x.applied.cuts for x in without]]
-    assert (
-        added.applied.cuts == its_own.applied.cuts and added.cost != its_own.cost
-    )  # at the prices of the scores in effect
+    assert added.applied.cuts == its_own.applied.cuts and added.cost != its_own.cost  # at the corrected costs
     assert offered[0].applied.cuts == without[0].applied.cuts and len(offered) == len(without) + 1

@@ -149,7 +149,7 @@ def test_messages_reach_a_unit_from_what_reads_it() -> None:
     assert moved[3] > 10 * moved.median()
 
 
-def test_an_untrained_encoder_leaves_the_closed_form_as_it_is() -> None:
+def test_an_untrained_encoder_leaves_the_obs_costs_as_it_is() -> None:
     model = make("bert")
     graph = graph_of("bert", model)
     features = {k: v.float() for k, v in features64(graph).items()}

@@ -75,7 +75,7 @@ def test_layer_spaces_name_blocks_that_exist(name: str) -> None:
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_producers_reach_the_output_only_through_our_consumers(name: str) -> None:
-    """With a unit's readers at zero, whatever writes the unit can hold anything: no slot is missing."""
+    """With a unit's consumers at zero, whatever writes the unit can hold anything: no slot is missing."""
     model, inputs = models.make(name), models.example_inputs(name)
     graph = models.graph_of(name, model)
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}

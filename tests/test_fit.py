@@ -18,15 +18,15 @@ from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.zoo.pretrain import fit as fitting
-from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, fit, folds, is_held_out, lesson_loss
-from dnge_compress.zoo.pretrain.judging import closed_form, interval, over_network
+from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, example_loss, fit, folds, is_held_out
+from dnge_compress.zoo.pretrain.judging import interval, obs_logs, over_network
 from dnge_compress.zoo.pretrain.targets import TrainingExample, rank_correlation
 
 HIDDEN = 8
 
 
-def lesson(name: str) -> TrainingExample:
-    """A tiny network whose true costs are the closed form's times something smooth."""
+def example(name: str) -> TrainingExample:
+    """A tiny network whose true costs are the OBS costs times something smooth."""
     model = make(name)
     example = example_inputs(name)
     plain = example if isinstance(example, torch.Tensor) else None
@@ -35,11 +35,11 @@ def lesson(name: str) -> TrainingExample:
         graph=graph, model=model, batches=tuple(synthesize(model, Calibration(tokens=64, length=16), plain)[:2])
     )
     with torch.no_grad():
-        closed = obs.score(context).units
-        features = node_features(context.signals, closed)
+        obs_costs = obs.score(context).units
+        features = node_features(context.signals, obs_costs)
     targets = {
         n: v.clamp_min(1e-12).log() + torch.linspace(-1, 1, len(v)) + 0.9 * (i % 3)
-        for i, (n, v) in enumerate(closed.items())
+        for i, (n, v) in enumerate(obs_costs.items())
     }
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     return TrainingExample(
@@ -47,7 +47,7 @@ def lesson(name: str) -> TrainingExample:
         graph=graph,
         weights=weights,
         features=features,
-        closed=closed,
+        obs_costs=obs_costs,
         targets=targets,
         matrices={},
         rivals={},
@@ -57,8 +57,8 @@ def lesson(name: str) -> TrainingExample:
 
 
 @pytest.fixture(scope="module")
-def lessons() -> list[TrainingExample]:
-    return [lesson("llama"), lesson("bert"), lesson("mlp")]
+def examples() -> list[TrainingExample]:
+    return [example("llama"), example("bert"), example("mlp")]
 
 
 PARTS = [Fold("all", lambda x: True), Fold("bert", lambda x: x.family == "bert"), Fold("none", lambda x: False)]
@@ -68,39 +68,39 @@ def small() -> DNGEncoder:
     return DNGEncoder(EncoderConfig(hidden=HIDDEN))
 
 
-def test_encoders_side_by_side_lose_what_each_loses_alone(lessons: list[TrainingExample]) -> None:
+def test_encoders_side_by_side_lose_what_each_loses_alone(examples: list[TrainingExample]) -> None:
     torch.manual_seed(0)
     encoders = [small() for _ in range(3)]
     for p in (p for e in encoders for p in e.parameters()):
         torch.nn.init.normal_(p, std=0.2)
     params, _ = stack_module_state(encoders)
-    for item in lessons:
+    for item in examples:
         together = batched_losses(encoders[0].train(), params, item, noise=0.0)
         alone = [
-            lesson_loss(e.eval()(item.graph, item.weights, item.features, item.layer_logs), item) for e in encoders
+            example_loss(e.eval()(item.graph, item.weights, item.features, item.layer_logs), item) for e in encoders
         ]
         assert torch.allclose(together, torch.stack(alone), atol=1e-5)
 
 
-def test_each_encoder_learns_from_its_own_part_alone(lessons: list[TrainingExample]) -> None:
-    found = fit(lessons, PARTS[:2], steps=24, seed=0, make=small)
+def test_each_encoder_learns_from_its_own_part_alone(examples: list[TrainingExample]) -> None:
+    found = fit(examples, PARTS[:2], steps=24, seed=0, make=small)
     torch.manual_seed(0)
     start = [small() for _ in PARTS]
 
     def loss(encoder: DNGEncoder, item: TrainingExample) -> float:
         with torch.no_grad():
-            return float(lesson_loss(encoder(item.graph, item.weights, item.features, item.layer_logs), item))
+            return float(example_loss(encoder(item.graph, item.weights, item.features, item.layer_logs), item))
 
-    assert loss(found["bert"], lessons[1]) < 0.95 * loss(start[1], lessons[1])
-    assert all(loss(found["all"], x) < loss(start[0], x) for x in lessons)
-    assert loss(found["bert"], lessons[0]) > loss(found["all"], lessons[0])
+    assert loss(found["bert"], examples[1]) < 0.95 * loss(start[1], examples[1])
+    assert all(loss(found["all"], x) < loss(start[0], x) for x in examples)
+    assert loss(found["bert"], examples[0]) > loss(found["all"], examples[0])
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(
-    lessons: list[TrainingExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    examples: list[TrainingExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "KEEP_EVERY", 2)
-    whole = fit(lessons, PARTS[:1], steps=6, seed=1, make=small)["all"]
+    whole = fit(examples, PARTS[:1], steps=6, seed=1, make=small)["all"]
     original, calls = fitting.batched_losses, []
 
     def killed(*args: object) -> torch.Tensor:
@@ -111,9 +111,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(
 
     monkeypatch.setattr(fitting, "batched_losses", killed)
     with pytest.raises(KeyboardInterrupt):
-        fit(lessons, PARTS[:1], steps=6, seed=1, make=small, state=tmp_path / "state.pt")
+        fit(examples, PARTS[:1], steps=6, seed=1, make=small, state=tmp_path / "state.pt")
     monkeypatch.setattr(fitting, "batched_losses", original)
-    again = fit(lessons, PARTS[:1], steps=6, seed=1, make=small, state=tmp_path / "state.pt")["all"]
+    again = fit(examples, PARTS[:1], steps=6, seed=1, make=small, state=tmp_path / "state.pt")["all"]
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
@@ -141,23 +141,23 @@ def test_correlations_and_intervals() -> None:
     assert mean == 3.0 and low < 3.0 < high  # families weigh alike, however many networks they have
 
 
-def test_the_closed_form_is_judged_on_all_units_at_once(lessons: list[TrainingExample]) -> None:
-    assert 0.5 < over_network(closed_form(lessons[0]), lessons[0]) < 1
+def test_the_obs_costs_is_judged_on_all_units_at_once(examples: list[TrainingExample]) -> None:
+    assert 0.5 < over_network(obs_logs(examples[0]), examples[0]) < 1
 
 
-def test_a_state_of_another_training_is_refused(lessons: list[TrainingExample], tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+def test_a_state_of_another_training_is_refused(examples: list[TrainingExample], tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
     monkeypatch.setattr(fitting, "KEEP_EVERY", 1)
-    fit(lessons, PARTS[:1], steps=1, seed=1, make=small, state=tmp_path / "state.pt")
+    fit(examples, PARTS[:1], steps=1, seed=1, make=small, state=tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="another training"):
-        fit(lessons, PARTS[:1], steps=1, seed=2, make=small, state=tmp_path / "state.pt")
+        fit(examples, PARTS[:1], steps=1, seed=2, make=small, state=tmp_path / "state.pt")
 
 
-def test_a_fold_without_lessons_is_refused(lessons: list[TrainingExample]) -> None:
+def test_a_fold_without_lessons_is_refused(examples: list[TrainingExample]) -> None:
     with pytest.raises(DataError, match="'none'"):
-        fit(lessons, PARTS[2:], steps=1, seed=0, make=small)
+        fit(examples, PARTS[2:], steps=1, seed=0, make=small)
 
 
-def test_blocks_that_cannot_go_do_not_count(lessons: list[TrainingExample]) -> None:
-    protected = lesson("resnet_basic")
+def test_blocks_that_cannot_go_do_not_count(examples: list[TrainingExample]) -> None:
+    protected = example("resnet_basic")
     layers = [s for s in protected.graph.of_kind("layer")]
     assert layers and all(0 not in protected.counted[s.name] for s in layers)

@@ -169,13 +169,13 @@ def test_wanda_is_the_mean_weight_times_the_norm_of_the_activation() -> None:
     context = context_of("bert", real_data=True)
     seen: list[torch.Tensor] = []
     (slot,) = context.graph.consumers("ffn.0")
-    reader = context.model.get_submodule(slot.param.removesuffix(".weight"))
-    handle = reader.register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten(0, 1)))
+    consumer = context.model.get_submodule(slot.param.removesuffix(".weight"))
+    handle = consumer.register_forward_pre_hook(lambda m, args: seen.append(args[0].flatten(0, 1)))
     for batch in context.batches:
         context.model(**batch)
     handle.remove()
     norm = torch.cat(seen).square().mean(0).sqrt()
-    expected = reader.weight.abs().mean(0) * norm
+    expected = consumer.weight.abs().mean(0) * norm
     found = scorers.score("wanda", context).units["ffn.0"]
     torch.testing.assert_close(found, (expected / expected.mean()).detach(), rtol=1e-4, atol=1e-6)
 

@@ -245,7 +245,7 @@ def test_divergence_of_logits_is_the_kl_in_nats() -> None:
 
 @pytest.mark.parametrize("padding", [1, "same", "valid"])
 def test_conv_moments_are_of_kernel_patches(padding: int | str) -> None:
-    """The reader as a matrix times a patch is what the conv computes, so its moments are those of patches."""
+    """The consumer as a matrix times a patch is what the conv computes, so its moments are those of patches."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 5, 3, padding=1), nn.ReLU(), nn.Conv2d(5, 4, 3, padding=padding), nn.Flatten(), nn.LazyLinear(3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from encoder_variants import WAVES, random_fourier, scoring
 from inr_variants import RANDOM, FlatEncoder, Variant, VariantEncoder, lift
-from test_fit import PARTS, lesson
+from test_fit import PARTS, example
 from test_inr import SIREN, a_set, networks, rewrite
 
 from dnge_compress.core.errors import DataError
@@ -40,11 +40,11 @@ def variant(**choices: object) -> VariantEncoder:
     ],
 )
 def test_every_variant_that_scores_trains(make: Callable[[], DNGEncoder]) -> None:
-    assert set(fit([lesson("llama"), lesson("bert")], PARTS[:2], steps=2, seed=0, make=make)) == {"all", "bert"}
+    assert set(fit([example("llama"), example("bert")], PARTS[:2], steps=2, seed=0, make=make)) == {"all", "bert"}
 
 
 def test_an_encoder_without_signals_sees_none() -> None:
-    encoder, item = scoring(signals=False)(), lesson("llama")
+    encoder, item = scoring(signals=False)(), example("llama")
     for p in encoder.parameters():
         torch.nn.init.normal_(p, std=0.3)
     other = {k: v + 1 for k, v in item.features.items()}

@@ -301,16 +301,16 @@ def test_targets_add_up_to_what_cuts_really_cost(
     watched = lambda self, space, keep: paid.setdefault(space, []).append(float(c := measured(self, space, keep))) or c  # noqa: E731
     monkeypatch.setattr(targets._Judge, "_cost", watched)
     folder = zoo.train_networks(tiny(family), tmp_path, data_root=data_root)[-1]
-    for name in targets.lessons_of(folder):
+    for name in targets.examples_of(folder):
         paid.clear()
         targets.make_targets(folder, name, data_root)
-        lesson = targets.read_lesson(folder, name, data_root)
-        assert set(lesson.targets) == set(lesson.closed) and all(
-            torch.isfinite(t).all() for t in lesson.targets.values()
+        example = targets.read_example(folder, name, data_root)
+        assert set(example.targets) == set(example.obs_costs) and all(
+            torch.isfinite(t).all() for t in example.targets.values()
         )
-        for space in lesson.graph.of_kind("neuron"):
-            cheapest = lesson.closed[space.name].argsort()[: round(0.75 * space.units)]
+        for space in example.graph.of_kind("neuron"):
+            cheapest = example.obs_costs[space.name].argsort()[: round(0.75 * space.units)]
             most = max(paid[space.name])
-            assert float(lesson.targets[space.name][cheapest].exp().sum()) == pytest.approx(most, rel=0.01, abs=1e-5)
-    assert len(targets.lessons_of(folder)) == (2 if family == "vit" else 1)
-    assert targets.lessons_of(folder.with_name(f"{folder.name}@20")) == [f"{folder.name}@20"]
+            assert float(example.targets[space.name][cheapest].exp().sum()) == pytest.approx(most, rel=0.01, abs=1e-5)
+    assert len(targets.examples_of(folder)) == (2 if family == "vit" else 1)
+    assert targets.examples_of(folder.with_name(f"{folder.name}@20")) == [f"{folder.name}@20"]

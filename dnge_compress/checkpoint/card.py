@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import yaml
 from torch import nn
 
-from dnge_compress.checkpoint.companions import MODULES, Base
+from dnge_compress.checkpoint.aux_files import MODULES, Base
 from dnge_compress.checkpoint.compression import PLAN, Compression
 from dnge_compress.plans.prune_plan import PrunePlan
 

@@ -17,7 +17,7 @@ from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPO
 from dnge_compress.checkpoint.model_files import locate, read_config, read_json, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, without_pooler
 from dnge_compress.core.errors import CheckpointError, first_line
-from dnge_compress.core.folders import standing
+from dnge_compress.core.folders import whole_folder
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -45,7 +45,7 @@ def open_model(
 
         model = open_model("./all-MiniLM-L6-v2")
     """
-    folder = locate(standing(Path(source)), allow_pickle)
+    folder = locate(whole_folder(Path(source)), allow_pickle)
     if (folder / PLAN).is_file() and _plan_of(folder).uneven:
         model = _load(folder, None, trust_remote_code, dtype)
     else:
@@ -61,7 +61,7 @@ def load(path: str | Path, *, model: nn.Module | None = None, trust_remote_code:
 
         small = load("out")
     """
-    return _load(locate(standing(Path(path))), model, trust_remote_code, None)
+    return _load(locate(whole_folder(Path(path))), model, trust_remote_code, None)
 
 
 def outline(inputs: Inputs) -> str:

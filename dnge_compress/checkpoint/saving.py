@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dnge_compress.checkpoint.aux_files import Base, copy_aux_files, origin_of
 from dnge_compress.checkpoint.card import model_card
-from dnge_compress.checkpoint.companions import Base, copy_companions, origin_of
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
 from dnge_compress.checkpoint.loading import load, outline
 from dnge_compress.checkpoint.model_files import WEIGHTS
 from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
-from dnge_compress.core.folders import staged
+from dnge_compress.core.folders import atomic_folder
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -50,7 +50,7 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     target, base = Path(path).expanduser().resolve(), origin_of(model)
     _refuse_target(target, base, force)
     try:
-        with staged(target) as stage:
+        with atomic_folder(target) as stage:
             _write(model, compression, base, stage)
             _verify(model, compression, stage)
     except (OSError, SafetensorError) as e:
@@ -74,7 +74,7 @@ def _refuse_target(target: Path, base: Base, force: bool) -> None:
 
 
 def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) -> None:
-    copied, left_out = copy_companions(base, stage)
+    copied, left_out = copy_aux_files(base, stage)
     if isinstance(model, PreTrainedModel):
         with quiet():
             try:

@@ -19,7 +19,8 @@ from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
 from dnge_compress.core.files import write_whole
-from dnge_compress.core.folders import standing
+from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.folder import STATE
@@ -32,7 +33,6 @@ from dnge_compress.recipes.library import assignments, resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import Report
-from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.user_text import read_texts
 
@@ -42,9 +42,9 @@ P = TypeVar("P", bound=PrunePlan | LoraPlan)
 def score(options: Namespace) -> None:
     """`dnge score MODEL`"""
     recipe = _recipe(options)
-    with session() as tell:
-        model = _open(options, tell)
-        scores = api.score(model, recipe, data=_data(options, model, recipe.calibration.length), progress=tell)
+    with session() as progress:
+        model = _open(options, progress)
+        scores = api.score(model, recipe, data=_data(options, model, recipe.calibration.length), progress=progress)
     if options.json:
         print_json(scores.to_dict())
     else:
@@ -58,9 +58,9 @@ def plan(options: Namespace) -> None:
     target = Path(options.output) if options.output else None
     if target:
         _refuse_file(target, options.force)
-    with session() as tell:
-        model = _open(options, tell)
-        made = api.plan(model, recipe, data=_data(options, model, recipe.calibration.length), progress=tell)
+    with session() as progress:
+        model = _open(options, progress)
+        made = api.plan(model, recipe, data=_data(options, model, recipe.calibration.length), progress=progress)
     if target:
         write_whole(target, made.to_json())
     if options.json or not target:
@@ -74,12 +74,12 @@ def apply(options: Namespace) -> None:
     made: PrunePlan = _read_plan(Path(options.plan))
     recipe: Recipe = validate(made.recipe, options.plan)
     _refuse_folder(Path(options.output), options.force)
-    with session() as tell:
-        model = _open(options, tell)
+    with session() as progress:
+        model = _open(options, progress)
         data = _data(options, model, recipe.calibration.length)
         anyway = options.any_weights
-        small = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=tell)
-        _save(small, options, tell)
+        small = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=progress)
+        _save(small, options, progress)
     _show_report(small, options)
 
 
@@ -87,11 +87,11 @@ def compress(options: Namespace) -> None:
     """`dnge compress MODEL -o OUT`"""
     recipe = _recipe(options)
     _refuse_folder(Path(options.output), options.force)
-    with session() as tell:
-        model = _open(options, tell)
+    with session() as progress:
+        model = _open(options, progress)
         data = _data(options, model, recipe.calibration.length)
-        small = api.compress(model, recipe, data=data, inplace=True, progress=tell)
-        _save(small, options, tell)
+        small = api.compress(model, recipe, data=data, inplace=True, progress=progress)
+        _save(small, options, progress)
     _show_report(small, options)
 
 
@@ -101,9 +101,9 @@ def place(options: Namespace) -> None:
     target = Path(options.output) if options.output else None
     if target:
         _refuse_file(target, options.force, LoraPlan)
-    with session() as tell:
-        model = _open(options, tell)
-        made = place_lora(model, recipe, data=_data(options, model, recipe.calibration.length), progress=tell)
+    with session() as progress:
+        model = _open(options, progress)
+        made = place_lora(model, recipe, data=_data(options, model, recipe.calibration.length), progress=progress)
     if target:
         write_whole(target, made.to_json())
     if options.json or not target:
@@ -114,7 +114,7 @@ def place(options: Namespace) -> None:
 
 def report(options: Namespace) -> None:
     """`dnge report OUT`"""
-    folder = standing(Path(options.folder))
+    folder = whole_folder(Path(options.folder))
     if (folder / STATE).is_file():
         print_report(finished(folder), options)
         return
@@ -128,14 +128,14 @@ def _recipe(options: Namespace) -> Recipe:
     return resolve(options.recipe, overrides | assignments(options.set))
 
 
-def _open(options: Namespace, tell: Progress) -> nn.Module:
+def _open(options: Namespace, progress: Progress) -> nn.Module:
     if options.device:
         try:
             torch.empty(0, device=options.device)
         except (RuntimeError, AssertionError, NotImplementedError) as e:
             reason = str(e).splitlines()[0]
             raise DngeError(f"device '{options.device}' can't be used: {reason}") from None
-    tell("open", 0, 1)
+    progress("open", 0, 1)
     model = open_model(
         options.model,
         trust_remote_code=options.trust_remote_code,
@@ -143,7 +143,7 @@ def _open(options: Namespace, tell: Progress) -> nn.Module:
         dtype=options.dtype,
         device=options.device,
     )
-    tell("open", 1, 1)
+    progress("open", 1, 1)
     return model
 
 
@@ -177,10 +177,10 @@ def _refuse_folder(path: Path, force: bool) -> None:
         raise CheckpointError(f"'{path}' exists and wasn't saved by dnge; choose another folder, or pass --force")
 
 
-def _save(model: nn.Module, options: Namespace, tell: Progress) -> None:
-    tell("save", 0, 1)
+def _save(model: nn.Module, options: Namespace, progress: Progress) -> None:
+    progress("save", 0, 1)
     api.save(model, options.output, force=options.force)
-    tell("save", 1, 1)
+    progress("save", 1, 1)
 
 
 def _show_report(model: Any, options: Namespace) -> None:

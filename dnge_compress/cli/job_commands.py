@@ -37,8 +37,8 @@ def run(options: Namespace) -> None:
         if options.json:
             print_json(job.model_dump(mode="json"))
         return
-    with session() as tell:
-        found = run_job(job, tell)
+    with session() as progress:
+        found = run_job(job, progress)
     assert found is not None
     print_report(found, options)
 

@@ -143,7 +143,7 @@ def _run(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     if options.command == "recipes":
         return _recipes(options)
-    if options.command == "run":  # a wrong recipe is told before torch and the rest are loaded
+    if options.command == "run":  # a wrong recipe is reported before torch and the rest are loaded
         library = importlib.import_module("dnge_compress.recipes.library")
         library.load(options.recipe, library.assignments(options.overrides))
     home = "job_commands" if options.command == "run" else "commands"

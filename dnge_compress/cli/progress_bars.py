@@ -30,18 +30,18 @@ def session() -> Iterator[Progress]:
     )
     bars = Bars(*columns, console=console, transient=True)
     tasks: dict[str, TaskID] = {}
-    said: dict[str, str] = {}
+    shown: dict[str, str] = {}
 
-    def tell(stage: str, done: int, total: int, note: str = "") -> None:
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
         if stage not in tasks:
             tasks[stage] = bars.add_task(stage, total=total or None, note="")
             if not console.is_terminal:
                 print(f"dnge: {stage} {note}".rstrip(), file=sys.stderr, flush=True)
-        elif not console.is_terminal and note and said.get(stage) != note:
-            said[stage] = note
+        elif not console.is_terminal and note and shown.get(stage) != note:
+            shown[stage] = note
             if done % max(1, total // QUIET_STEPS) == 0 or done == total:
                 print(f"dnge: {stage} {done}/{total}  {note}", file=sys.stderr, flush=True)
         bars.update(tasks[stage], completed=done, total=total or None, note=note)
 
     with quiet(), bars:
-        yield tell
+        yield progress

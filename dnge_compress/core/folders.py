@@ -15,11 +15,11 @@ _NEW, _OLD = "dnge-new", "dnge-old"
 
 
 @contextmanager
-def staged(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes if it raises.
 
     Killed at any moment, it leaves the old folder, under its own name or (between the two renames) under the hidden
-    one where `standing` finds it and the next `staged` puts it back.
+    one where `whole_folder` finds it and the next `atomic_folder` puts it back.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _recover(target)
@@ -34,7 +34,7 @@ def staged(target: Path) -> Iterator[Path]:
         raise
 
 
-def standing(target: Path) -> Path:
+def whole_folder(target: Path) -> Path:
     """Where the content of `target` is: there, or set aside by a save that was killed between its two renames."""
     target = target.expanduser()
     if target.exists():

@@ -58,8 +58,8 @@ class Drawn:
 
 def _document(document: Document, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
     beside = [*document.facts, " → ".join(map(clean, document.stages))]
-    told = " · ".join(filter(None, map(clean, beside)))
-    title = Text.assemble((clean(document.title) or "model", "bold"), "   ", (told, QUIET))
+    text = " · ".join(filter(None, map(clean, beside)))
+    title = Text.assemble((clean(document.title) or "model", "bold"), "   ", (text, QUIET))
     if document.place:
         title.append(f"\n{clean(document.place)}", QUIET)
     parts: list[RenderableType] = [title]
@@ -79,8 +79,8 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
         case Paragraph():
             return Text(clean(block.text), STYLES[block.style])
         case Facts():
-            told = " · ".join(f"{clean(key)} {clean(value)}" for key, value in block.items)
-            return _beside(Text(clean(title).lower(), QUIET), Text(told), gap=2)
+            text = " · ".join(f"{clean(key)} {clean(value)}" for key, value in block.items)
+            return _beside(Text(clean(title).lower(), QUIET), Text(text), gap=2)
         case Notes():
             shown = [*block.texts[:MAX_NOTES]]
             if len(block.texts) > MAX_NOTES:

@@ -1,4 +1,4 @@
-"""Node features of the snapshot: what synthetic inference told about each unit, on a log scale, free of size.
+"""Node features of the snapshot: what synthetic inference says about each unit, on a log scale, free of size.
 
 Every statistic appears twice: relative to the mean of its space (who is unusual here) and as that mean relative to
 the whole network (which space is unusual).
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from dnge_compress.signals.moments import Signal, Signals
 
-STATISTICS = ("cost", "alone", "variance", "square", "mean", "gradient", "mask", "reader", "share")
+STATISTICS = ("cost", "alone", "variance", "square", "mean", "gradient", "mask", "consumer", "share")
 FEATURES = 2 * len(STATISTICS)
 FLOOR = 1e-12
 
 
 def node_features(signals: Signals, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Space → features `[U, 2 · statistics]`, for every space with signals; `costs` are the closed form's."""
+    """Space → features `[U, 2 · statistics]`, for every space with signals; `costs` are those of OBS."""
     raw = {space: _statistics(signals[space], costs[space]) for space in signals}
     means = {space: values.mean(0) for space, values in raw.items()}
     everywhere = torch.stack(list(means.values())).mean(0)
@@ -30,9 +30,9 @@ def node_features(signals: Signals, costs: Mapping[str, Tensor]) -> dict[str, Te
 
 
 def _statistics(signals: Sequence[Signal], cost: Tensor) -> Tensor:
-    """Logs of the statistics `[U, statistics]` of a space, summed over its readers."""
+    """Logs of the statistics `[U, statistics]` of a space, summed over its consumers."""
     units = signals[0].units
-    alone = variance = square = mean = gradient = mask = reader = torch.zeros(units)
+    alone = variance = square = mean = gradient = mask = consumer = torch.zeros(units)
     for s in signals:
         weight = s.own_weight.float()
         weighted = (weight.square() * s.out_fisher[:, None]).sum(0)
@@ -42,9 +42,9 @@ def _statistics(signals: Sequence[Signal], cost: Tensor) -> Tensor:
         alone = alone + (0.5 * weighted * s.variance).view(units, -1).sum(1).cpu()
         gradient = gradient + s.grad_square[s.own].view(units, -1).sum(1).cpu()
         mask = mask + s.fisher.cpu()
-        reader = reader + weight.square().sum(0).view(units, -1).sum(1).cpu()
+        consumer = consumer + weight.square().sum(0).view(units, -1).sum(1).cpu()
     share = cost.cpu() / (alone + FLOOR)  # what refitting the others can't make up for
     logs = [
-        t.clamp_min(FLOOR).log() for t in (cost.cpu(), alone, variance, square, mean, gradient, mask, reader, share)
+        t.clamp_min(FLOOR).log() for t in (cost.cpu(), alone, variance, square, mean, gradient, mask, consumer, share)
     ]
     return torch.stack(logs, -1)

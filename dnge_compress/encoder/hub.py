@@ -88,7 +88,7 @@ def card(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     made = f"```json\n{json.dumps(provenance, indent=1)}\n```" if provenance else "Nothing is recorded."
     return (
         "# Weights of a dynamic graph encoder\n\n"
-        "They correct the closed-form removal costs by which dnge_compress scores units for structured pruning.\n\n"
+        "They correct the OBS removal costs by which dnge_compress scores units for structured pruning.\n\n"
         "```python\nfrom dnge_compress.encoder import DNGEncoder\n\n"
         'encoder = DNGEncoder.from_pretrained("PATH")\n```\n\n'
         f"## Config\n\n```json\n{json.dumps(config, indent=1)}\n```\n\n## How they were made\n\n{made}\n"

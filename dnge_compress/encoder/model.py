@@ -1,4 +1,4 @@
-"""DNGEncoder: two passes and three readouts. It predicts corrections, in log nats, to the closed-form costs."""
+"""DNGEncoder: two passes and three readouts. It predicts corrections, in log nats, to the OBS costs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class Corrections:
-    """Factors by which the closed form is wrong, as natural logs: one per space, one per layer `[L]`; and per weight
+    """Factors by which the OBS costs are wrong, as natural logs: one per space, one per layer `[L]`; and per weight
     matrix the log of its loss gradient's mean square."""
 
     spaces: Mapping[str, Tensor]
@@ -197,7 +197,7 @@ class DNGEncoder(
 
 
 def _readout(inputs: int) -> nn.Sequential:
-    """A small MLP whose last layer starts at zero: an untrained encoder leaves the closed form as it is."""
+    """A small MLP whose last layer starts at zero: an untrained encoder leaves the OBS costs as they are."""
     last = nn.Linear(64, 1)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)

@@ -179,7 +179,7 @@ class Scores:
 
     `units` holds float32 `[units]` per prunable space (the layer spaces included), `matrices` one number per
     weight matrix. Baselines whose scale has no meaning in nats (magnitude, random) keep their own scale.
-    `notes` are for the report; `closed` is the closed form's `units`, where a scorer corrects them.
+    `notes` are for the report; `uncorrected` are the OBS costs where a scorer corrects them.
     """
 
     units: Mapping[str, Tensor]
@@ -187,7 +187,7 @@ class Scores:
     fingerprint: str
     matrices: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    closed: Mapping[str, Tensor] = field(default_factory=dict)
+    uncorrected: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, values in self.units.items():

@@ -76,29 +76,29 @@ class JobFolder:
         """The zero-padded uniform adapter."""
         return self.root / "flat_adapter"
 
-    def lora_plan(self, arm: str = "") -> Path:
-        """The placement of an arm: "" is the job's own, others are named by their placer."""
-        return self.root / f"lora_plan{_suffix(arm)}.json"
+    def lora_plan(self, variant: str = "") -> Path:
+        """The placement of an variant: "" is the job's own, others are named by their placer."""
+        return self.root / f"lora_plan{_suffix(variant)}.json"
 
-    def adapter(self, arm: str = "") -> Path:
-        """The trained adapter of an arm."""
-        return self.root / f"adapter{_suffix(arm)}"
+    def adapter(self, variant: str = "") -> Path:
+        """The trained adapter of an variant."""
+        return self.root / f"adapter{_suffix(variant)}"
 
-    def training(self, arm: str = "") -> Path:
-        """Folder of an arm's checkpoints."""
-        return self.root / f"training{_suffix(arm)}"
+    def training(self, variant: str = "") -> Path:
+        """Folder of an variant's checkpoints."""
+        return self.root / f"training{_suffix(variant)}"
 
-    def failure(self, arm: str = "") -> Path:
+    def failure(self, variant: str = "") -> Path:
         """What the processes of a training failed with."""
-        return self.training(arm) / "failed.txt"
+        return self.training(variant) / "failed.txt"
 
-    def machine(self, arm: str = "") -> Path:
+    def machine(self, variant: str = "") -> Path:
         """What the processes of a training ran on."""
-        return self.training(arm) / "machine.json"
+        return self.training(variant) / "machine.json"
 
-    def curve(self, arm: str = "") -> Path:
-        """The losses of an arm along its training."""
-        return self.training(arm) / "curve.json"
+    def curve(self, variant: str = "") -> Path:
+        """The losses of an variant along its training."""
+        return self.training(variant) / "curve.json"
 
     def read(self) -> dict[str, Any]:
         """The record: identity, seconds and facts of every stage done. Raises CheckpointError if it's broken."""
@@ -206,12 +206,12 @@ def _is_free(folder: JobFolder) -> bool:
 
 def identity(job: Job) -> str:
     """A hash of everything in the recipe that decides the result."""
-    told = {k: v for k, v in job.model_dump(mode="json").items() if k not in UNIMPORTANT}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    text = {k: v for k, v in job.model_dump(mode="json").items() if k not in UNIMPORTANT}
+    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
 
 
-def _suffix(arm: str) -> str:
-    return f"-{arm}" if arm else ""
+def _suffix(variant: str) -> str:
+    return f"-{variant}" if variant else ""
 
 
 def _difference(old: Job, new: Job) -> str:

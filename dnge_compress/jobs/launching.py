@@ -35,10 +35,10 @@ PATIENCE = timedelta(days=7)  # how long the others wait while one process score
 
 @dataclass(frozen=True)
 class Workers:
-    """Trains an arm of the job by calling `train(arm)`; see the three makers below."""
+    """Trains an variant of the job by calling `train(variant)`; see the three makers below."""
 
     train: Callable[[str], dict[str, str]]
-    dismiss: Callable[[], None] = lambda: None
+    shutdown: Callable[[], None] = lambda: None
 
 
 def launcher_world() -> tuple[int, int] | None:
@@ -47,15 +47,15 @@ def launcher_world() -> tuple[int, int] | None:
     return (int(os.environ["RANK"]), processes) if processes > 1 and "RANK" in os.environ else None
 
 
-def workers_of(folder: JobFolder, job: Job, tell: Progress) -> Workers:
+def workers_of(folder: JobFolder, job: Job, progress: Progress) -> Workers:
     """What trains for this process, rank 0. Raises LaunchError if an outer launcher's size isn't the recipe's."""
     world = launcher_world()
     if world is not None:
         _refuse_other_size(world[1], job)
-        return _led(folder, job, tell)
+        return _led(folder, job, progress)
     if job.launch.num_processes == 1:
-        return Workers(lambda arm: train(folder, job, arm, tell))
-    return Workers(lambda arm: _started(folder, job, arm))
+        return Workers(lambda variant: train(folder, job, variant, progress))
+    return Workers(lambda variant: _started(folder, job, variant))
 
 
 def follow(folder: JobFolder, job: Job) -> None:
@@ -64,48 +64,48 @@ def follow(folder: JobFolder, job: Job) -> None:
     assert world is not None
     _refuse_other_size(world[1], job)
     _meet(job)
-    while (order := _told(None)) != ("stop", ""):
+    while (order := _broadcast(None)) != ("stop", ""):
         share_threads(folder)
         train(folder, job, order[1])
 
 
 def main(arguments: list[str] | None = None) -> int:
     """`python -m dnge_compress.jobs.launching FOLDER ARM`: one process of several that `_started` started."""
-    root, arm = arguments or sys.argv[1:]
+    root, variant = arguments or sys.argv[1:]
     folder = JobFolder(Path(root))
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     try:
         with at_work(folder), room(folder.root):
             job = folder.job()
             share_threads(folder, job.launch.num_processes)
-            obtained = train(folder, job, arm, _said)
+            obtained = train(folder, job, variant, _print_progress)
     except DngeError as e:
         if is_rank0():
-            write_whole(folder.failure(arm), str(e))
+            write_whole(folder.failure(variant), str(e))
         return 1
     if is_rank0():
-        write_whole(folder.machine(arm), json.dumps(obtained))
+        write_whole(folder.machine(variant), json.dumps(obtained))
     return 0
 
 
-def _led(folder: JobFolder, job: Job, tell: Progress) -> Workers:
+def _led(folder: JobFolder, job: Job, progress: Progress) -> Workers:
     _meet(job)
 
-    def order(arm: str) -> dict[str, str]:
-        _told(("train", arm))
-        return train(folder, job, arm, tell)
+    def order(variant: str) -> dict[str, str]:
+        _broadcast(("train", variant))
+        return train(folder, job, variant, progress)
 
-    def dismiss() -> None:
-        _told(("stop", ""))
+    def shutdown() -> None:
+        _broadcast(("stop", ""))
 
-    return Workers(order, dismiss)
+    return Workers(order, shutdown)
 
 
-def _started(folder: JobFolder, job: Job, arm: str) -> dict[str, str]:
+def _started(folder: JobFolder, job: Job, variant: str) -> dict[str, str]:
     """Start the processes through torch's own launcher and wait for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), arm]
-    failure, machine = folder.failure(arm), folder.machine(arm)
+    command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), variant]
+    failure, machine = folder.failure(variant), folder.machine(variant)
     for path in (failure, machine):
         path.unlink(missing_ok=True)
     # Whatever libraries print belongs to stderr here: stdout is for the report.
@@ -137,11 +137,11 @@ def _meet(job: Job) -> None:
     PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
 
 
-def _told(order: tuple[str, str] | None) -> tuple[str, str]:
+def _broadcast(order: tuple[str, str] | None) -> tuple[str, str]:
     """The leader's order, in every process."""
-    said: list[Any] = [order]
-    dist.broadcast_object_list(said, src=0)
-    return tuple(said[0])  # type: ignore[return-value]
+    message: list[Any] = [order]
+    dist.broadcast_object_list(message, src=0)
+    return tuple(message[0])  # type: ignore[return-value]
 
 
 def _refuse_other_size(processes: int, job: Job) -> None:
@@ -152,7 +152,7 @@ def _refuse_other_size(processes: int, job: Job) -> None:
         )
 
 
-def _said(stage: str, done: int, total: int, note: str = "") -> None:
+def _print_progress(stage: str, done: int, total: int, note: str = "") -> None:
     every = max(1, total // 20)
     if done % every == 0 or done == total:
         print(f"dnge: {stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -77,7 +77,7 @@ def _refuse_model(job: Job) -> None:
         )
 
 
-def run(job: Job, tell: Progress = silent) -> JobReport | None:
+def run(job: Job, progress: Progress = silent) -> JobReport | None:
     """Carry out what isn't done yet, and report. A finished job is read from its folder and nothing is changed.
 
     Killed at any moment, a run can be started again and ends with the same result. Under an outer launcher
@@ -95,15 +95,15 @@ def run(job: Job, tell: Progress = silent) -> JobReport | None:
     with (
         room(folder.root),
         claim(folder, job, versions(), torch.get_num_threads()),
-        same_threads(folder, tell),
+        same_threads(folder, progress),
     ):
-        crew = workers_of(folder, job, tell)
-        work = Work(job=job, folder=folder, crew=crew, tell=tell)
+        workers = workers_of(folder, job, progress)
+        work = Work(job=job, folder=folder, workers=workers, progress=progress)
         stages = stages_of(job)
         for stage in stages:
             if folder.done(stage.name) is None or not _stands(folder, job, stage):
                 folder.finish(stage.name, timed(stage, work))
-        crew.dismiss()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
+        workers.shutdown()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
         report = _report(folder, job, stages)
         write(report, folder.root)
     return report
@@ -139,8 +139,8 @@ def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
     places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
     if isinstance(recipe, Job) or kind_of(recipe) == "job":
         return resolve(recipe, overrides | places, Job)
-    told: dict[str, Any] = load(recipe, overrides).model_dump(exclude={"recipe"})
-    return validate(told | places, "override", kind=Job)
+    values: dict[str, Any] = load(recipe, overrides).model_dump(exclude={"recipe"})
+    return validate(values | places, "override", kind=Job)
 
 
 def _absolute(job: Job) -> Job:
@@ -165,7 +165,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     done = folder.read()["stages"]
     facts: dict[str, dict[str, Any]] = {name: done.get(name, {}) for name in ("data", "prune", "place", "train")}
     data, pruned, place, trained = facts.values()
-    arms = ("", *job.compare) if job.train is not None else ()
+    variants = ("", *job.compare) if job.train is not None else ()
     counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
     return JobReport(
         name=job.name,
@@ -176,7 +176,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
         widths=tuple(Width(**row) for row in pruned.get("widths", ())),
         ranks=_ranks(folder, job),
-        curves=tuple(_curve(folder, arm) for arm in arms),
+        curves=tuple(_curve(folder, variant) for variant in variants),
         rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
@@ -190,7 +190,7 @@ def _ranks(folder: JobFolder, job: Job) -> tuple[Rank, ...]:
     return tuple(Rank(a.site.path, a.rank, a.params) for a in plan.adapters)
 
 
-def _curve(folder: JobFolder, arm: str) -> Curve:
-    raw = json.loads(folder.curve(arm).read_text(encoding="utf-8"))
+def _curve(folder: JobFolder, variant: str) -> Curve:
+    raw = json.loads(folder.curve(variant).read_text(encoding="utf-8"))
     train, held_out = (tuple((int(step), float(loss)) for step, loss in raw[key]) for key in ("train", "held_out"))
-    return Curve(f"trained, {arm}" if arm else "trained", train, held_out)
+    return Curve(f"trained, {variant}" if variant else "trained", train, held_out)

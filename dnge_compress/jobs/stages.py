@@ -18,7 +18,7 @@ from dnge_compress import api
 from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import write_whole
-from dnge_compress.core.folders import staged
+from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.jobs import models
 from dnge_compress.jobs.data.reading import read_rows
@@ -48,8 +48,8 @@ class Work:
 
     job: Job
     folder: JobFolder
-    crew: Workers
-    tell: Progress
+    workers: Workers
+    progress: Progress
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ def stages_of(job: Job) -> list[Stage]:
     if job.lora is not None:
         found.append(Stage("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}", place))
     if job.train is not None:
-        for arm in ("", *job.compare):
-            found.append(Stage(_name("train", arm), _train_about(job, arm), partial(train, arm=arm)))
+        for variant in ("", *job.compare):
+            found.append(Stage(_name("train", variant), _train_about(job, variant), partial(train, variant=variant)))
         if job.lora is None or job.save.merge_adapter or job.save.flat_adapter:
             found.append(Stage("save", "the model as an ordinary checkpoint", save))
     found.append(Stage("measure", "size" if job.train is None else "held-out loss, size and speed", measure))
@@ -89,8 +89,8 @@ def data(work: Work) -> Facts:
     def sampled(tokens: int) -> list[list[int]]:
         model = models.original(job)
         models.refuse_other_tasks(type(model).__name__, job.model_name_or_path)
-        tell = _stage_of(work, "sample")
-        return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=tell)
+        progress = _stage_of(work, "sample")
+        return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=progress)
 
     def rows_of(sources: tuple[Dataset, ...]) -> Any:
         return read_rows(
@@ -123,7 +123,7 @@ def prune(work: Work) -> Facts:
     model = models.original(job)
     needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
     rows = _own_rows(work, labels=False) if needed else None
-    small = api.compress(model, recipe, data=rows, inplace=True, progress=work.tell)
+    small = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)
     api.save(small, work.folder.pruned)
     widths = [
         Width(space=r.space, kind=r.kind, layer=r.layer, kept=r.kept, total=r.total) for r in small.dnge.report.rows
@@ -140,24 +140,24 @@ def place(work: Work) -> Facts:
     def placed(lora: Lora) -> LoraPlan:
         recipe = LoraRecipe(name=job.name, calibration=job.calibration, lora=lora)
         needed = PLACERS.usable(lora.placer, bool(job.datasets)).NEEDS_DATA
-        return place_lora(model, recipe, data=_own_rows(work, labels=True) if needed else None, progress=work.tell)
+        return place_lora(model, recipe, data=_own_rows(work, labels=True) if needed else None, progress=work.progress)
 
     own = placed(job.lora)
     own.verify(model)
     write_whole(folder.lora_plan(), own.to_json())
     notes = [f"{own.params:,} trainable parameters", *own.notes]
-    for arm in job.compare:
-        told: dict[str, Any] = {"placer": arm, "budget": LoraBudget(trainable_params=own.params)}
-        other = placed(Lora(**{**dict(job.lora), **told}))
-        write_whole(folder.lora_plan(arm), other.to_json())
-        notes += [f"compared placement {arm}: {other.params:,} trainable parameters", *other.notes]
+    for variant in job.compare:
+        changes: dict[str, Any] = {"placer": variant, "budget": LoraBudget(trainable_params=own.params)}
+        other = placed(Lora(**{**dict(job.lora), **changes}))
+        write_whole(folder.lora_plan(variant), other.to_json())
+        notes += [f"compared placement {variant}: {other.params:,} trainable parameters", *other.notes]
     return {"params": own.params, "notes": notes}
 
 
-def train(work: Work, arm: str) -> Facts:
-    """Train, alone or in a crew."""
-    clear_torn(work.folder.training(arm))
-    return {"machine": work.crew.train(arm)}
+def train(work: Work, variant: str) -> Facts:
+    """Train, alone or with others."""
+    clear_torn(work.folder.training(variant))
+    return {"machine": work.workers.train(variant)}
 
 
 def save(work: Work) -> Facts:
@@ -166,7 +166,7 @@ def save(work: Work) -> Facts:
     if job.lora is None or job.save.merge_adapter:
         _keep_model(_trained(work, ""), work)
     if job.lora is not None and job.save.flat_adapter:
-        with staged(folder.flat_adapter) as stage:
+        with atomic_folder(folder.flat_adapter) as stage:
             flatten_adapter(folder.adapter(), stage)
     return {}
 
@@ -179,22 +179,22 @@ def measure(work: Work) -> Facts:
         openers["pruned"] = lambda: models.base(folder, job)
     if job.train is not None:
         openers["trained"] = partial(_trained, work, "")
-        openers |= {f"trained, {arm}": partial(_trained, work, arm) for arm in job.compare}
+        openers |= {f"trained, {variant}": partial(_trained, work, variant) for variant in job.compare}
     judge = partial(_milestone, batches=_held_out_batches(work) if job.train is not None else None)
     found = []
     for i, (name, open_it) in enumerate(openers.items()):
-        work.tell("measure", i, len(openers))
+        work.progress("measure", i, len(openers))
         found.append(asdict(judge(name, open_it())))
-    work.tell("measure", len(openers), len(openers))
+    work.progress("measure", len(openers), len(openers))
     return {"milestones": found}
 
 
 def timed(stage: Stage, work: Work) -> Facts:
     """Run a stage; its facts and its seconds."""
     started = time.perf_counter()
-    work.tell(stage.name, 0, 0)
+    work.progress(stage.name, 0, 0)
     facts = stage.run(work)
-    work.tell(stage.name, 1, 1)
+    work.progress(stage.name, 1, 1)
     return {**facts, "seconds": round(time.perf_counter() - started, 3)}
 
 
@@ -219,18 +219,18 @@ def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> 
     return replace(size, loss=loss, tokens_per_second=tokens_per_second(model, batches[0]))
 
 
-def _trained(work: Work, arm: str) -> nn.Module:
+def _trained(work: Work, variant: str) -> nn.Module:
     """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
     job, folder = work.job, work.folder
     model: Any = models.base(folder, job)
     if job.lora is not None:
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        whole = merged(model.float(), folder.adapter(arm))
+        whole = merged(model.float(), folder.adapter(variant))
         for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):  # not all of one dtype: rotary tables
             tensor.data = tensor.data.to(dtypes[name])
         return whole
-    last = last_whole(folder.training(arm))
+    last = last_whole(folder.training(variant))
     assert last is not None
     weights = {k: v for file in last.glob("*.safetensors") for k, v in load_file(file).items()}
     missing, unknown = model.load_state_dict(weights, strict=False)
@@ -245,7 +245,7 @@ def _keep_model(model: Any, work: Work) -> None:
     if job.prune is not None:
         api.save(model, folder.model)
         return
-    with staged(folder.model) as stage, quiet():
+    with atomic_folder(folder.model) as stage, quiet():
         model.save_pretrained(stage)
         models.tokenizer_of(job).save_pretrained(stage)
 
@@ -263,11 +263,11 @@ def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
 
 
 def _stage_of(work: Work, name: str) -> Callable[[str, int, int], None]:
-    return lambda _, done, total: work.tell(name, done, total)
+    return lambda _, done, total: work.progress(name, done, total)
 
 
-def _name(stage: str, arm: str) -> str:
-    return f"{stage} {arm}" if arm else stage
+def _name(stage: str, variant: str) -> str:
+    return f"{stage} {variant}" if variant else stage
 
 
 def _data_about(job: Job) -> str:
@@ -281,11 +281,11 @@ def _budget_about(budget: LoraBudget) -> str:
     return f"{name} {value:,}"
 
 
-def _train_about(job: Job, arm: str) -> str:
+def _train_about(job: Job, variant: str) -> str:
     settings = job.train
     assert settings is not None
     length = f"{settings.max_steps:,} steps" if settings.max_steps > 0 else f"{settings.num_train_epochs:g} epochs"
-    what = "all parameters" if job.lora is None else f"LoRA, {arm} placement" if arm else "LoRA"
+    what = "all parameters" if job.lora is None else f"LoRA, {variant} placement" if variant else "LoRA"
     processes = job.launch.num_processes
     many = f" in {processes} processes" if processes > 1 else ""
     taught = ", taught by the original" if job.distill else ""

@@ -13,11 +13,11 @@ from dnge_compress.jobs.folder import JobFolder
 
 
 @contextmanager
-def same_threads(folder: JobFolder, tell: Progress) -> Iterator[None]:
+def same_threads(folder: JobFolder, progress: Progress) -> Iterator[None]:
     """Run the block with the number of threads that the claimed folder records, and say so where it is another."""
     given, wanted = torch.get_num_threads(), folder.threads
     if given != wanted:
-        tell("go on", 1, 1, f"with {wanted} CPU threads, as the job began, instead of {given}")
+        progress("go on", 1, 1, f"with {wanted} CPU threads, as the job began, instead of {given}")
     torch.set_num_threads(wanted)
     try:
         yield

@@ -19,7 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.errors import LaunchError, first_line
 from dnge_compress.core.files import write_whole
-from dnge_compress.core.folders import staged
+from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
@@ -34,15 +34,15 @@ WHOLE = "whole"  # the mark of a checkpoint that was written to its end
 NOT_ARGUMENTS = ("max_length", "packing")
 
 
-def train(folder: JobFolder, job: Job, arm: str = "", tell: Progress = silent) -> dict[str, str]:
-    """Train the job's base model, with the adapters of the arm's plan if there is one; leave adapter or model.
+def train(folder: JobFolder, job: Job, variant: str = "", progress: Progress = silent) -> dict[str, str]:
+    """Train the job's base model, with the adapters of the variant's plan if there is one; leave adapter or model.
 
     Every process of a training calls this. Returns what did the work: device, processes, strategy. Raises LaunchError
     if that isn't what the recipe asked for.
     """
     settings = job.train
     assert settings is not None
-    arguments = _arguments(job, settings, folder.training(arm))
+    arguments = _arguments(job, settings, folder.training(variant))
     rows, held_out = stored(folder.train_rows), stored(folder.held_out_rows)
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
@@ -50,21 +50,23 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Progress = silent) -
     refuse_other_tasks(type(model).__name__, job.model_name_or_path)
     model.config.use_cache = False
     if job.lora is not None:
-        model = attach(model, LoraPlan.from_json(folder.lora_plan(arm).read_text(encoding="utf-8")), seed=job.seed)
+        model = attach(model, LoraPlan.from_json(folder.lora_plan(variant).read_text(encoding="utf-8")), seed=job.seed)
     else:
         model = model.float()  # steps as small as the learning rate's would be rounded away in bfloat16
     teaching = _Teaching(original(job), job.distill) if job.distill else None
     try:
-        trainer = _Trainer(model, arguments, rows, held_out, Collator.of(tokenizer), teaching, _Telling(tell, arm))
+        trainer = _Trainer(
+            model, arguments, rows, held_out, Collator.of(tokenizer), teaching, _ProgressCallback(progress, variant)
+        )
     except (ValueError, RuntimeError) as e:
         raise LaunchError(f"the training can't start as asked: {first_line(e)}") from e
     obtained = check_launch(trainer, job.launch)
-    last = last_whole(folder.training(arm))
+    last = last_whole(folder.training(variant))
     with quiet():
         if last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trainer.is_world_process_zero():
-            _keep(folder, job, arm)
+            _keep(folder, job, variant)
         trainer.accelerator.wait_for_everyone()
     return obtained
 
@@ -72,7 +74,7 @@ def train(folder: JobFolder, job: Job, arm: str = "", tell: Progress = silent) -
 def _arguments(job: Job, train: Train, out: Path) -> TrainingArguments:
     """The recipe's `train` section as transformers' arguments."""
     given = train.model_dump(exclude=set(NOT_ARGUMENTS))
-    given["use_cpu"] = uses_cpu(job)  # told so, several processes on CPUs are a group; otherwise they count as none
+    given["use_cpu"] = uses_cpu(job)  # then several processes on CPUs are a group; otherwise they count as none
     if job.launch.strategy == "fsdp2":
         given |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
     try:
@@ -86,7 +88,7 @@ def _arguments(job: Job, train: Train, out: Path) -> TrainingArguments:
                 logging_strategy="steps",
                 remove_unused_columns=False,
                 disable_tqdm=True,
-                logging_nan_inf_filter=False,  # a loss that isn't finite is told as it is
+                logging_nan_inf_filter=False,  # a loss that isn't finite is logged as it is
                 **given,
             )
     except (ValueError, TypeError, ImportError, RuntimeError) as e:
@@ -169,9 +171,9 @@ class _Trainer(Trainer):
         held_out: Examples,
         collator: Collator,
         teaching: _Teaching | None,
-        tell: _Telling,
+        progress: _ProgressCallback,
     ) -> None:
-        callbacks = [_Marking(), tell]
+        callbacks = [_Marking(), progress]
         super().__init__(model, arguments, collator, rows, held_out, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the report
         self.held_out, self.teaching = held_out, teaching
@@ -232,11 +234,11 @@ class _Marking(TrainerCallback):
             write_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}" / WHOLE, "")
 
 
-class _Telling(TrainerCallback):
+class _ProgressCallback(TrainerCallback):
     """Steps and the loss as they come."""
 
-    def __init__(self, tell: Progress, arm: str) -> None:
-        self.tell, self.stage, self.note = tell, f"train {arm}".strip(), ""
+    def __init__(self, progress: Progress, variant: str) -> None:
+        self.progress, self.stage, self.note = progress, f"train {variant}".strip(), ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._say(state)
@@ -252,21 +254,21 @@ class _Telling(TrainerCallback):
 
     def _say(self, state: Any) -> None:
         if state.is_world_process_zero:
-            self.tell(self.stage, state.global_step, state.max_steps, self.note)
+            self.progress(self.stage, state.global_step, state.max_steps, self.note)
 
 
-def _keep(folder: JobFolder, job: Job, arm: str) -> None:
+def _keep(folder: JobFolder, job: Job, variant: str) -> None:
     """Put a trained adapter in its place, and the losses beside; a whole model stays in its last checkpoint."""
-    last = last_whole(folder.training(arm))
+    last = last_whole(folder.training(variant))
     assert last is not None
     history = _state_of(last)["log_history"]
     curve = {
         "train": [[x["step"], x["loss"]] for x in history if "loss" in x],
         "held_out": [[x["step"], x["eval_loss"]] for x in history if "eval_loss" in x],
     }
-    write_whole(folder.curve(arm), json.dumps(curve) + "\n")
+    write_whole(folder.curve(variant), json.dumps(curve) + "\n")
     if job.lora is not None:
-        with staged(folder.adapter(arm)) as stage:
+        with atomic_folder(folder.adapter(variant)) as stage:
             for name in ("adapter_config.json", "adapter_model.safetensors"):
                 shutil.copy2(last / name, stage / name)
 

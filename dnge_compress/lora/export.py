@@ -83,8 +83,8 @@ def _axolotl(config: LoraConfig) -> str:
     }
     needed = ("adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
     defaults = {"peft_init_lora_weights": True, "lora_fan_in_fan_out": False}
-    said = {k: v for k, v in body.items() if k in needed or (v and v != defaults.get(k))}
-    return yaml.safe_dump(said, sort_keys=False, width=100_000)
+    shown = {k: v for k, v in body.items() if k in needed or (v and v != defaults.get(k))}
+    return yaml.safe_dump(shown, sort_keys=False, width=100_000)
 
 
 def _flat_config(config: LoraConfig) -> str:

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from dnge_compress.checkpoint import Compression, open_model
 from dnge_compress.core.errors import RecipeError
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph, shapes_of
 from dnge_compress.graph.pruned import pruned_graph
@@ -37,20 +38,21 @@ def place_lora(
     *,
     budget: Mapping[str, int | float] | None = None,
     data: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    progress: Progress = silent,
     **overrides: Any,
 ) -> LoraPlan:
     """Which matrices get a LoRA adapter, and of what rank, within a budget of trainable parameters.
 
     `model` is an nn.Module, a Hugging Face model (pruned or not), or the path or hub id of one; it is only read.
     `budget` is {"match_uniform_r": 16}, {"trainable_params": 4_000_000} or {"trainable_fraction": 0.01}. `data`, an
-    iterable of model inputs, takes the place of synthetic ones where the placer looks at any. Further keywords
-    override leaves of the recipe (placer="fisher", max_rank=32); `example_inputs` and `progress` are as in `compress`.
+    iterable of model inputs, takes the place of synthetic ones where the placer looks at any; `example_inputs` and
+    `progress` are as in `compress`. Further keywords override leaves of the recipe (placer="fisher", max_rank=32).
 
     Raises a DngeError.
 
         model = get_peft_model(model, place_lora(model).lora_config("CAUSAL_LM"))
     """
-    progress, example_inputs = overrides.pop("progress", None), overrides.pop("example_inputs", None)
     if budget is not None:
         if not isinstance(budget, Mapping):
             known = ", ".join(LoraBudget.model_fields)
@@ -63,8 +65,8 @@ def place_lora(
         calibration=settings.calibration,
         data=None if data is None else tuple(checked_data(data, opened)),
         example_inputs=example_inputs,
-        uniform_rank=progress,
         read_graph=partial(graph_of, opened, example_inputs),
+        progress=progress,
     )
     return make_lora_plan(context, settings)
 

@@ -72,11 +72,11 @@ class LoraPlan:
 
     def document(self) -> Document:
         """Where adapters go, with ranks and trainable parameters; blocks that are treated alike share a line."""
-        told = f"{self.params:,} trainable parameters"
+        size = f"{self.params:,} trainable parameters"
         sections = [Section("Adapters", (adapters_table(self.adapters),))]
         if self.notes:
             sections.append(Section("Notes", (Notes(self.notes, "the plan"),)))
-        return Document(title=told, facts=(f"of at most {self.budget:,}",), sections=tuple(sections))
+        return Document(title=size, facts=(f"of at most {self.budget:,}",), sections=tuple(sections))
 
     def lora_config(self, task_type: str | None = None) -> LoraConfig:
         """A plain `peft.LoraConfig`; `task_type` as peft wants it ("CAUSAL_LM", "SEQ_CLS", …).

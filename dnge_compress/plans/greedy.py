@@ -11,11 +11,11 @@ from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
 from dnge_compress.recipes.schema import Prune
 
 
-def cheapest_first(problem: Problem, prune: Prune, trust: float) -> Candidate:
+def cheapest_first(problem: Problem, prune: Prune, shrinkage: float) -> Candidate:
     """Units of all kinds in one list, cheapest per removed price first, until the ratio is reached.
 
-    The difference in level between a space and the others counts by `trust`, on a log scale; at 0 only the order and
-    the spread inside a space count.
+    `shrinkage` (0 … 1) draws the levels of the spaces' costs together, on a log scale; at 1 only the order and the
+    spread inside a space count.
     """
     items: list[tuple[float, str, int]] = []
     for group in problem.groups:
@@ -28,7 +28,7 @@ def cheapest_first(problem: Problem, prune: Prune, trust: float) -> Candidate:
     for name, i in problem.layers:
         keep = tuple(j for j in range(problem.graph.space(name).units) if j != i)
         items.append((float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i))
-    items = levelled(items, trust)
+    items = shrunk_levels(items, shrinkage)
     items.sort(key=lambda item: item[0])
     counts = {
         g.spaces[0]: [problem.graph.space(g.spaces[0]).units * t // g.steps for t in g.legal] for g in problem.groups
@@ -69,12 +69,12 @@ def cheapest_first(problem: Problem, prune: Prune, trust: float) -> Candidate:
             return problem.candidate(cuts)
 
 
-def levelled(items: list[tuple[float, str, int]], trust: float) -> list[tuple[float, str, int]]:
+def shrunk_levels(items: list[tuple[float, str, int]], shrinkage: float) -> list[tuple[float, str, int]]:
     """Costs per price with the level of every space (its mean log cost) drawn towards the mean of all levels.
 
     Scores that can be negative (FLAP's are standardised) are no costs on a log scale: their own mean is the level.
     """
-    if trust == 1:
+    if shrinkage == 0:
         return items
     positive = all(value > 0 for value, _, _ in items)
     values: dict[str, list[float]] = {}
@@ -83,6 +83,6 @@ def levelled(items: list[tuple[float, str, int]], trust: float) -> list[tuple[fl
     means = {name: sum(found) / len(found) for name, found in values.items()}
     middle = sum(means.values()) / max(1, len(means))
     return [
-        ((math.log(value) if positive else value) + (1 - trust) * (middle - means[name]), name, i)
+        ((math.log(value) if positive else value) + shrinkage * (middle - means[name]), name, i)
         for value, name, i in items
     ]

@@ -128,8 +128,7 @@ def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -
                 context, candidate.applied, batches, reference, compensate=recipe.repair.compensate
             )
             costs.append(float(found_cost))
-            if context.progress:
-                context.progress("comparing plans", i + 1, len(found))
+            context.progress("comparing plans", i + 1, len(found))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=True))
     return found[best], [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]

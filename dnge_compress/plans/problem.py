@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from dnge_compress.graph.builder import Shapes
 from dnge_compress.graph.counting import Prices
@@ -54,29 +54,32 @@ class Candidate:
         return sum(self.costs.values())
 
 
+@dataclass(frozen=True, kw_only=True)
 class Problem:
-    """The givens, and the step from a choice of widths and layers to cuts and their price."""
+    """The givens, and the step from a choice of widths and layers to cuts and their price.
 
-    def __init__(
-        self,
-        graph: ModelGraph,
-        scores: Scores,
-        budget: Budget,
-        groups: list[TiedWidths],
-        layers: list[tuple[str, int]],
-        min_keep: float,
-    ) -> None:
-        self.graph, self.scores, self.budget, self.groups = graph, scores, budget, groups
-        self.droppable = len(layers)
-        self.layers = self._cheapest(layers, min_keep)
-        self.order = {name: values.argsort(descending=True, stable=True) for name, values in scores.units.items()}
+    `groups` are the widths that may shrink, `droppable` the blocks that may go: (layer space, unit).
+    """
 
-    def _cheapest(self, layers: list[tuple[str, int]], min_keep: float) -> list[tuple[str, int]]:
+    graph: ModelGraph
+    scores: Scores
+    budget: Budget
+    groups: list[TiedWidths]
+    droppable: list[tuple[str, int]]
+    min_keep: float
+
+    @cached_property
+    def order(self) -> dict[str, Tensor]:
+        """Units of every space, best first."""
+        return {name: values.argsort(descending=True, stable=True) for name, values in self.scores.units.items()}
+
+    @cached_property
+    def layers(self) -> list[tuple[str, int]]:
         """Blocks that may go, cheapest first; every layer space keeps at least one block and `min_keep` of them."""
         found: list[tuple[str, int]] = []
-        for name, i in sorted(layers, key=lambda item: float(self.scores.units[item[0]][item[1]])):
+        for name, i in sorted(self.droppable, key=lambda item: float(self.scores.units[item[0]][item[1]])):
             units = self.graph.space(name).units
-            least = max(1, math.ceil(min_keep * units - 1e-9))
+            least = max(1, math.ceil(self.min_keep * units - 1e-9))
             if sum(n == name for n, _ in found) < units - least:
                 found.append((name, i))
         return found

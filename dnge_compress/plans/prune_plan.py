@@ -123,8 +123,8 @@ class PrunePlan:
 
 def fingerprint(cuts: tuple[Cut, ...]) -> str:
     """16 hexadecimal digits that tell these cuts from others."""
-    told = json.dumps({cut.space: cut.keep for cut in cuts}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    text = json.dumps({cut.space: cut.keep for cut in cuts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _index(value: object) -> int:

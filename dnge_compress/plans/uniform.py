@@ -1,4 +1,4 @@
-"""Even allocations: the same share of every space, or the widest common width beside dropped layers and heads."""
+"""Uniform allocations: the same share of every space, or the widest common width beside dropped layers and heads."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def of_units(problem: Problem, prune: Prune) -> tuple[Candidate, list[str]]:
             f"{prune.min_keep:g}; lower the ratio or min_keep"
         )
     steps = {g: g.nearest(1 - ratio) for g in problem.groups}
-    wanted = math.floor(ratio * problem.droppable + 0.5)
+    wanted = math.floor(ratio * len(problem.droppable) + 0.5)
     dropped = problem.layers[:wanted]
     cuts = problem.cuts(steps, dropped)
     if not cuts:
@@ -36,7 +36,7 @@ def of_units(problem: Problem, prune: Prune) -> tuple[Candidate, list[str]]:
         for kind, units, of, t in sorted(gone)
     ]
     if problem.droppable:
-        rounded.append(rounded_note(len(dropped), problem.droppable, "layers", ratio))
+        rounded.append(rounded_note(len(dropped), len(problem.droppable), "layers", ratio))
     return problem.candidate(cuts), [note for note in rounded if note]
 
 

@@ -82,10 +82,10 @@ def kind_of(recipe: str | Path) -> str:
     return str(_kind_of(raw, origin, lines).model_fields["recipe"].default)
 
 
-def assignments(told: Sequence[str]) -> dict[str, Any]:
+def assignments(words: Sequence[str]) -> dict[str, Any]:
     """Overrides from words: "a.b=c" (c is YAML), "a.b=null" or "~a.b" to take a key away. Raises RecipeError."""
     found: dict[str, Any] = {}
-    for word in told:
+    for word in words:
         key, equals, value = word.partition("=")
         if word.startswith("~") and not equals:
             found[word[1:].strip()] = REMOVED

@@ -46,11 +46,11 @@ def columns(title: str, description: str, shares: Sequence[tuple[float, str]], l
     step = SIDE / len(shares)
     gap = 0.18 * step if len(shares) <= CROWDED else 0.0
     shapes = []
-    for i, (share, told) in enumerate(shares):
+    for i, (share, label) in enumerate(shares):
         place = {"x": i * step + gap / 2, "width": step - gap}
         whole = tag("rect", class_="ghost", y=0, height=SIDE, **place)
         kept = tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place)
-        shapes.append(tag("g", tag("title", f"{told} ({percent(share)})"), whole, kept))
+        shapes.append(tag("g", tag("title", f"{label} ({percent(share)})"), whole, kept))
     return _plot(
         shapes,
         (title, description),
@@ -79,12 +79,12 @@ def curves(found: Sequence[LossCurve]) -> Markup:
     up = ticks(min((loss for _, loss in points), default=0), max((loss for _, loss in points), default=1))
     first, last, low, high = 0.0, max((step for step, _ in points), default=1) or 1, up[0], up[-1]
 
-    def path(series: Sequence[Point], kind: str, number: int, told: str) -> Markup | None:
+    def path(series: Sequence[Point], kind: str, number: int, label: str) -> Markup | None:
         places = [((s - first) / (last - first) * SIDE, (high - v) / (high - low) * SIDE) for s, v in series]
         drawn = tag("path", d=_through(places), class_=f"{kind} series-{number % COLOURS} dash-{number % 4}")
         marks = [_line(f"point series-{number % COLOURS}", p, p) for p in places if math.isfinite(p[1])]
         shown = [drawn, *marks] if kind == "held-out" and len(places) <= 60 else [drawn]
-        return tag("g", tag("title", told), *shown) if places else None
+        return tag("g", tag("title", label), *shown) if places else None
 
     # Held-out lines come last and lie on top; among them the job's own, which comes first, is topmost.
     numbered = [*enumerate(found)][::-1]
@@ -131,12 +131,12 @@ def layer_axis(layers: Sequence[int]) -> Markup:
 
 def _cell(where: str, ranks: Sequence[int], position: int, count: int, highest: int) -> Markup:
     mean = sum(ranks) / len(ranks)
-    told = tag("title", f"{where}: {'rank ' + _span(ranks) if mean else 'no adapter'}")
+    label = tag("title", f"{where}: {'rank ' + _span(ranks) if mean else 'no adapter'}")
     gap = 0.08 if count <= CROWDED else 0.0
     place = {"x": position + gap / 2, "y": 0.0, "width": 1 - gap, "height": 1.0}
     if not mean:
-        return tag("rect", told, class_="none", **place)
-    return tag("rect", told, fill_opacity=FAINTEST + (1 - FAINTEST) * mean / highest, **place)
+        return tag("rect", label, class_="none", **place)
+    return tag("rect", label, fill_opacity=FAINTEST + (1 - FAINTEST) * mean / highest, **place)
 
 
 def _span(ranks: Sequence[int]) -> str:
@@ -146,17 +146,17 @@ def _span(ranks: Sequence[int]) -> str:
 
 def _plot(
     shapes: Iterable[Markup],
-    told: tuple[str, str],
+    described: tuple[str, str],
     *,
     left: Sequence[Mark],
     below: Sequence[Mark],
     kind: str,
     style: str | None = None,
 ) -> Markup:
-    """An SVG with its ticks; `told` are its title and description."""
+    """An SVG with its ticks; `described` are its title and description."""
     marks = (tag("span", text, style=f"bottom:{100 * at:.2f}%") for at, text in left)
     beside = tag("div", *marks, class_="left", aria_hidden="true")
-    return tag("div", beside, _svg(shapes, told), _below(below), class_=f"plot {kind}", style=style)
+    return tag("div", beside, _svg(shapes, described), _below(below), class_=f"plot {kind}", style=style)
 
 
 def _below(marks: Sequence[Mark]) -> Markup:
@@ -166,9 +166,9 @@ def _below(marks: Sequence[Mark]) -> Markup:
     return tag("div", *spans, class_="below", aria_hidden="true")
 
 
-def _svg(shapes: Iterable[Markup], told: tuple[str, str], box: str = "0 0 1000 1000") -> Markup:
-    """A drawing that screen readers describe; `told` are its title and description."""
-    title, description = told
+def _svg(shapes: Iterable[Markup], described: tuple[str, str], box: str = "0 0 1000 1000") -> Markup:
+    """A drawing that screen readers describe; `described` are its title and description."""
+    title, description = described
     return tag(
         "svg",
         tag("title", title),

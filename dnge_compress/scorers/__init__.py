@@ -1,8 +1,7 @@
 """Scorers, one file each: a file's name is its registration, baselines included.
 
 A scorer module offers `score(context) -> Scores` and `NEEDS_DATA`. Scores are the predicted cost of removal, larger =
-keep. To add one, add a file (or an entry point
-of the group dnge_compress.scorers).
+keep. To add one, add a file (or an entry point of the group dnge_compress.scorers).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.plugins import Registry
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
-from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.moments import Signals
 
@@ -37,7 +36,7 @@ class ScoringContext:
     real_data: bool = False
     ridge: float = 0.003
     seed: int = 0
-    progress: Progress | None = field(default=None, compare=False)
+    progress: Progress = field(default=silent, compare=False)
 
     @cached_property
     def signals(self) -> Signals:

@@ -1,7 +1,7 @@
-"""The pretrained encoder: the closed form, corrected by what was learned on networks whose true costs are known.
+"""The pretrained encoder: OBS costs, corrected by what was learned on networks whose true costs are known.
 
-Its corrections move whole spaces and layers. Inside a space the order stays that of the closed form: corrections of
-single units rank better and prune worse, since greedy elimination is jointly optimal on the calibration inputs
+Its corrections move whole spaces and layers. Inside a space the order stays that of OBS: corrections of single units
+rank better and prune worse, since greedy elimination is jointly optimal on the calibration inputs
 (benchmarks/results/encoder_pruning.md).
 """
 
@@ -22,15 +22,19 @@ def score(context: ScoringContext) -> Scores:
     return corrected(context, obs.score(context), DNGEncoder.from_pretrained("base"))
 
 
-def corrected(context: ScoringContext, closed: Scores, encoder: DNGEncoder) -> Scores:
-    """The closed form under an encoder's corrections."""
-    features = node_features(context.signals, closed.units)
-    layers = {s.name: closed.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
+def corrected(context: ScoringContext, scores: Scores, encoder: DNGEncoder) -> Scores:
+    """OBS costs under an encoder's corrections."""
+    features = node_features(context.signals, scores.units)
+    layers = {s.name: scores.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
     weights = {k: v.cpu() for k, v in context.weights.items()}
     found = encoder(context.graph, weights, features, layers)
     logs = {**found.spaces, **found.layers}
-    units = {name: values.clamp_min(FLOOR) * logs[name].exp() for name, values in closed.units.items()}
+    units = {name: values.clamp_min(FLOOR) * logs[name].exp() for name, values in scores.units.items()}
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
     return Scores(
-        units=units, scorer="encoder", fingerprint=context.graph.fingerprint, matrices=matrices, closed=closed.units
+        units=units,
+        scorer="encoder",
+        fingerprint=context.graph.fingerprint,
+        matrices=matrices,
+        uncorrected=scores.units,
     )

@@ -11,7 +11,7 @@ NEEDS_DATA = True
 
 
 def score(context: ScoringContext) -> Scores:
-    """Fluctuation times reader norm, as a z-score per space; layers are measured."""
+    """Fluctuation times consumer norm, as a z-score per space; layers are measured."""
     units = {}
     for name, signals in context.signals.items():
         total = torch.zeros(signals[0].units)

@@ -16,7 +16,7 @@ from dnge_compress.signals.consumers import shift_of
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.inference import call, examples_in, first_examples, has_logits, inference_mode_of
 from dnge_compress.signals.moments import Signal
-from dnge_compress.signals.obs import Reading, removal_costs
+from dnge_compress.signals.obs import Consumer, removal_costs
 
 NEEDS_DATA = False
 LAYER_SHARE = 0.125  # of the calibration inputs, for the measured cost of each layer
@@ -28,26 +28,24 @@ def score(context: ScoringContext) -> Scores:
     units = {}
     for i, space in enumerate(context.signals):
         units[space] = unit_costs(context, space)
-        if context.progress:
-            context.progress("scoring", i + 1, len(context.signals))
+        context.progress("scoring", i + 1, len(context.signals))
     units |= layer_costs(context)
     return Scores(units=units, scorer="obs", fingerprint=context.graph.fingerprint)
 
 
 def unit_costs(context: ScoringContext, space: str) -> Tensor:
-    """The closed form for one space `[U]`."""
+    """Costs of the units of one space `[U]`."""
     signals = context.signals[space]
-    readings = [reading(context, s) for s in signals]
-    return removal_costs(readings, signals[0].units, context.ridge)
+    return removal_costs([consumer(context, s) for s in signals], signals[0].units, context.ridge)
 
 
-def reading(context: ScoringContext, signal: Signal) -> Reading:
-    """A reader's weight, moments and output importance."""
+def consumer(context: ScoringContext, signal: Signal) -> Consumer:
+    """A consumer's weight, moments and output importance."""
     moments = signal.gram[signal.own, signal.own]
     if shift_of(context.graph, signal.slot) is not None:
         mean = signal.mean[signal.own]
         moments = moments - torch.outer(mean, mean)
-    return Reading(signal.own_weight, moments, signal.out_fisher)
+    return Consumer(signal.own_weight, moments, signal.out_fisher)
 
 
 def layer_costs(context: ScoringContext) -> dict[str, Tensor]:
@@ -67,8 +65,8 @@ def layer_costs(context: ScoringContext) -> dict[str, Tensor]:
             for i in free:
                 with skipped(context.model, [space.modules[i]]):
                     outputs = [attended_outputs(call(context.model, b), attended(b)) for b in batches]
-                damage = [divergence(o, r, logits) for o, r in zip(outputs, reference, strict=True)]
-                values[i] = torch.stack(damage).mean().cpu()
+                found = [divergence(o, r, logits) for o, r in zip(outputs, reference, strict=True)]
+                values[i] = torch.stack(found).mean().cpu()
             values[list(space.protected)] = values.max() + 1
             costs[space.name] = values
     return costs

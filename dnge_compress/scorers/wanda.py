@@ -1,4 +1,4 @@
-"""Wanda for structures: Σ |w_out| · ‖a‖ over the readers of a unit, on real data (Sun et al. 2023, An et al. 2023)."""
+"""Wanda for structures: Σ |w_out| · ‖a‖ over a unit's consumers, on real data (Sun et al. 2023, An et al. 2023)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NEEDS_DATA = True
 
 
 def score(context: ScoringContext) -> Scores:
-    """Magnitude times activation norm, averaged over a reader's outputs, relative to the space's mean; layers are
+    """Magnitude times activation norm, averaged over a consumer's outputs, relative to the space's mean; layers are
     measured."""
     units = {}
     for name, signals in context.signals.items():

@@ -1,1 +1,1 @@
-"""What is measured on a model: calibration inputs, moments, gradients, the closed form."""
+"""What is measured on a model: calibration inputs, moments, gradients, OBS costs."""

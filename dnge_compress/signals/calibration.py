@@ -7,7 +7,7 @@ is seeded and the model is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,8 +27,6 @@ from dnge_compress.signals.inference import (
 from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.synthetic_images import random_images
 from dnge_compress.signals.synthetic_text import topical_texts
-
-Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64

@@ -8,7 +8,7 @@ from dnge_compress.graph.types import ModelGraph, Slot
 
 
 def as_matrix(weight: Tensor, graph: ModelGraph, slot: Slot) -> Tensor:
-    """A reader's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
+    """A consumer's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
     if graph.step_of(slot.param).in_axis == 0:
         weight = weight.T
     return weight.flatten(1)
@@ -22,7 +22,7 @@ def from_matrix(matrix: Tensor, like: Tensor, graph: ModelGraph, slot: Slot) -> 
 
 
 def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
-    """The parameter that can take up a constant added to a reader's output, and its sign: the reader's bias, or the
+    """The parameter that can take up a constant added to a consumer's output, and its sign: the consumer's bias, or the
     running mean of the batch norm right behind it; None where there is neither."""
     step = graph.step_of(slot.param)
     bias = slot.param.removesuffix("weight") + "bias"

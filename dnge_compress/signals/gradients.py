@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.signals.calibration import Progress
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, writes_text
 
@@ -18,7 +18,7 @@ Loss = Callable[[nn.Module, Inputs], tuple[Tensor, int]]  # a sum over labels, a
 
 
 def mean_square_gradients(
-    model: nn.Module, params: Sequence[str], batches: Sequence[Inputs], loss: Loss, progress: Progress | None = None
+    model: nn.Module, params: Sequence[str], batches: Sequence[Inputs], loss: Loss, progress: Progress = silent
 ) -> dict[str, float]:
     """Parameter name → mean over its elements and over `batches` of the squared gradient, per label.
 
@@ -32,8 +32,7 @@ def mean_square_gradients(
             total, count = loss(model, batch)
             total.backward()
             labels += count
-            if progress:
-                progress("measuring gradients", i + 1, len(batches))
+            progress("measuring gradients", i + 1, len(batches))
     return {name: value / max(1, labels) for name, value in sums.items()}
 
 

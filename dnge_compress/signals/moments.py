@@ -1,9 +1,9 @@
 """What synthetic inference tells about every unit: the statistics of its activations and of its gradients.
 
-A *reader* is a matrix through which the rest of the network reads a space (a consumer slot). Signals are gathered at
-the reader's input, through the model's own modules under hooks: no second implementation of attention exists here.
+A *consumer* is a matrix through which the rest of the network reads a space (a consumer slot). Signals are gathered at
+the consumer's input, through the model's own modules under hooks: no second implementation of attention exists here.
 
-Letters: U units, W values per unit at the reader (head size, kernel positions), F = U·W features, D outputs.
+Letters: U units, W values per unit at the consumer (head size, kernel positions), F = U·W features, D outputs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot
-from dnge_compress.signals.calibration import Progress
 from dnge_compress.signals.consumers import as_matrix, feature_axis
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
@@ -30,15 +30,15 @@ CONV_ROWS_PER_FEATURE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:
-    """The weight `[D, F]` of one reader of a space, and moments at its input, averaged over positions (tokens, pixels).
+    """The weight `[D, F]` of one consumer of a space, and moments of its input, averaged over positions.
 
     mean `[F]` and gram `[F, F]` = E[a aᵀ] of the activations read, per position. Gradient moments are sums over the
     positions of an example, per label (a token of a language model, an image of a classifier), so that costs are
     nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
-    gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the reader's outputs.
+    gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the consumer's outputs.
     Gradients are of the log-likelihood of labels sampled from the model itself (the true Fisher), or of random
-    unit-variance output directions where there are no logits. Moments cover all F features of the reader; `own` are
-    the space's, which is all of them unless the reader's input is a concatenation.
+    unit-variance output directions where there are no logits. Moments cover all F features of the consumer; `own` are
+    the space's, which is all of them unless the consumer's input is a concatenation.
     """
 
     slot: Slot
@@ -73,7 +73,7 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
         graph: ModelGraph,
         batches: Sequence[Inputs],
         seed: int = 0,
-        progress: Progress | None = None,
+        progress: Progress = silent,
     ) -> None:
         self.model, self.graph, self.batches, self.seed, self.progress = model, graph, batches, seed, progress
         self._spaces = {s.name: s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"}
@@ -125,8 +125,7 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
                         return False
                     for r in recording:
                         r.end_batch(labels=output.numel() // output.shape[-1])
-                    if self.progress:
-                        self.progress("calibrate", i + 1, len(self.batches))
+                    self.progress("calibrate", i + 1, len(self.batches))
             finally:
                 for h in handles:
                     h.remove()

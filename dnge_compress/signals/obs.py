@@ -1,9 +1,9 @@
-"""The closed form behind scores and repair: what a reader's output loses when units go and the rest is refitted.
+"""The optimal brain surgeon behind scores and repair: what outputs lose when units go and the rest is refitted.
 
-With H = Cov(a) + λI (E[a aᵀ] where the reader has no bias), removing the features R and refitting the reader W by
-least squares costs ½ tr(S W_R (H⁻¹_RR)⁻¹ W_Rᵀ), S the Fisher information of the outputs: the optimal brain surgeon
-(Hassibi & Stork 1993), here with whole units of several features and several readers at a time. Units are removed
-greedily, cheapest first, each paying for what the earlier ones left behind.
+With H = Cov(a) + λI (E[a aᵀ] where the consumer has no bias), removing the features R and refitting the consumer W by
+least squares costs ½ tr(S W_R (H⁻¹_RR)⁻¹ W_Rᵀ), S the Fisher information of the outputs (Hassibi & Stork 1993), here
+with whole units of several features and several consumers at a time. Units are removed greedily, cheapest first; each
+pays for what the earlier ones left behind.
 
 Letters: U units, W features per unit, F = U·W, D outputs.
 """
@@ -20,8 +20,8 @@ ROUNDS = 64  # units leave in about this many rounds; between rounds H⁻¹ and 
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One reader: weight `[D, F]`, second moments `[F, F]` (centred where a bias can take up the mean), importance
+class Consumer:
+    """One consumer: weight `[D, F]`, second moments `[F, F]` (centred where a bias can take up the mean), importance
     of its outputs `[D]` in nats per squared unit."""
 
     weight: Tensor
@@ -29,13 +29,13 @@ class Reading:
     importance: Tensor
 
 
-def removal_costs(readings: Sequence[Reading], units: int, ridge: float) -> Tensor:
+def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Tensor:
     """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
 
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
     """
-    states = [_State(r, units, ridge) for r in readings]
-    alive = torch.arange(units, device=readings[0].weight.device)
+    states = [_State(r, units, ridge) for r in consumers]
+    alive = torch.arange(units, device=consumers[0].weight.device)
     costs = torch.zeros(units, dtype=torch.float64)
     floor = 0.0
     while len(alive) > 1:
@@ -55,7 +55,7 @@ def removal_costs(readings: Sequence[Reading], units: int, ridge: float) -> Tens
 
 
 def refit(weight: Tensor, moments: Tensor, keep: Tensor, ridge: float) -> Tensor:
-    """The reader restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in float64."""
+    """The consumer restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in float64."""
     w, c = weight.double(), moments.double()
     gone = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
     gone[keep] = False
@@ -93,15 +93,15 @@ def features_of(units: Tensor, width: int) -> Tensor:
 
 
 class _State:
-    """One reader during elimination: the inverse moments and the refitted weight of the units still alive."""
+    """One consumer during elimination: the inverse moments and the refitted weight of the units still alive."""
 
-    def __init__(self, reading: Reading, units: int, ridge: float) -> None:
-        moments = reading.moments.float()
+    def __init__(self, consumer: Consumer, units: int, ridge: float) -> None:
+        moments = consumer.moments.float()
         self.width = moments.shape[0] // units
         damped = moments.clone()
         damped.diagonal().add_(damping(moments, ridge))
         self.inverse = torch.cholesky_inverse(factor(damped))
-        self.weight = reading.weight.float() * (0.5 * reading.importance.float()).sqrt()[:, None]
+        self.weight = consumer.weight.float() * (0.5 * consumer.importance.float()).sqrt()[:, None]
 
     def unit_costs(self) -> Tensor:
         """½ tr(S W_u (H⁻¹_uu)⁻¹ W_uᵀ) for every unit alive `[U]`."""

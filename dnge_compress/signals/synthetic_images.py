@@ -8,7 +8,6 @@ and about standardised: zero mean and unit variance over the images.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,22 +19,11 @@ DRAWN_SHARE = 0.75  # of images with one channel
 STROKE_POINTS = 24
 
 
-@dataclass(frozen=True, kw_only=True)
-class Brush:
-    """How leaves are painted. Radii are shares of the side; the rest are standard deviations or amplitudes against
-    an image of unit variance, and `rough` is the exponent of the texture's spectrum."""
-
-    smallest: float = 0.04
-    largest: float = 0.6
-    shading: float = 0.3
-    texture: float = 0.25
-    rough: float = 0.7
-    colour: float = 0.45
-    contrast: float = 0.1
-    tint: float = 0.1
-
-
-PHOTOGRAPH = Brush()
+# How leaves are painted: radii as shares of the side, standard deviations or amplitudes against an image of unit
+# variance, and the exponent of the texture's spectrum.
+SMALLEST, LARGEST = 0.04, 0.6
+SHADING, TEXTURE, COLOUR, CONTRAST, TINT = 0.3, 0.25, 0.45, 0.1, 0.1
+ROUGHNESS = 0.7
 
 
 def random_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -47,23 +35,23 @@ def random_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     return torch.cat(parts)[torch.randperm(n, generator=generator)]
 
 
-def dead_leaves(shape: tuple[int, ...], generator: torch.Generator, brush: Brush = PHOTOGRAPH) -> Tensor:
+def dead_leaves(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Images `[N, C, H, W]` of opaque leaves, each with a colour, a shading and a texture of its own."""
     n, channels, height, width = shape
     if max(height, width) > CANVAS:
-        small = dead_leaves((n, channels, CANVAS, CANVAS), generator, brush)
+        small = dead_leaves((n, channels, CANVAS, CANVAS), generator)
         large = torch.nn.functional.interpolate(small, (height, width), mode="bilinear", align_corners=False)
         return large + 0.1 * _spectral(shape, 0.5, generator)
     y, x = (torch.linspace(-0.5, 0.5, size) for size in (height, width))
     y, x = y.view(1, -1, 1), x.view(1, 1, -1)
-    image = _colours(n, channels, generator, brush.colour).expand(n, channels, height, width).clone()
-    rough = _spectral(shape, brush.rough, generator)
+    image = _colours(n, channels, generator).expand(n, channels, height, width).clone()
+    rough = _spectral(shape, ROUGHNESS, generator)
     for _ in range(LEAVES):
         centre = 1.2 * (torch.rand(2, n, 1, 1, generator=generator) - 0.5)
         angle = math.pi * torch.rand(n, 1, 1, generator=generator)
         # Areas that fall as a power law, density ∝ r⁻³, look alike at every distance.
         u = torch.rand(n, 1, 1, generator=generator)
-        radius = (brush.smallest**-2 - u * (brush.smallest**-2 - brush.largest**-2)) ** -0.5
+        radius = (SMALLEST**-2 - u * (SMALLEST**-2 - LARGEST**-2)) ** -0.5
         stretch = torch.exp(0.4 * torch.randn(n, 1, 1, generator=generator))
         dx, dy = x - centre[0], y - centre[1]
         along = (dx * angle.cos() + dy * angle.sin()) / (radius * stretch)
@@ -71,12 +59,12 @@ def dead_leaves(shape: tuple[int, ...], generator: torch.Generator, brush: Brush
         is_round = torch.rand(n, 1, 1, generator=generator) < 0.6
         distance = torch.where(is_round, (along.square() + across.square()).sqrt(), along.abs().maximum(across.abs()))
         soft = ((1 - distance) * radius * min(height, width) + 0.5).clamp(0, 1)[:, None]  # edges one pixel wide
-        shading = brush.shading * torch.randn(n, 1, 1, 1, generator=generator) * along[:, None].clamp(-1, 1)
-        texture = brush.texture * torch.rand(n, 1, 1, 1, generator=generator) * rough
-        leaf = _colours(n, channels, generator, brush.colour) + shading + texture
+        shading = SHADING * torch.randn(n, 1, 1, 1, generator=generator) * along[:, None].clamp(-1, 1)
+        texture = TEXTURE * torch.rand(n, 1, 1, 1, generator=generator) * rough
+        leaf = _colours(n, channels, generator) + shading + texture
         image = image + soft * (leaf - image)
-    contrast = torch.exp(brush.contrast * torch.randn(n, 1, 1, 1, generator=generator))
-    return image * contrast + brush.tint * torch.randn(n, channels, 1, 1, generator=generator)
+    contrast = torch.exp(CONTRAST * torch.randn(n, 1, 1, 1, generator=generator))
+    return image * contrast + TINT * torch.randn(n, channels, 1, 1, generator=generator)
 
 
 def strokes(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -113,7 +101,7 @@ def _spectral(shape: tuple[int, ...], exponent: float, generator: torch.Generato
     return filtered / filtered.std()
 
 
-def _colours(n: int, channels: int, generator: torch.Generator, saturation: float) -> Tensor:
+def _colours(n: int, channels: int, generator: torch.Generator) -> Tensor:
     """Random colours `[N, C, 1, 1]`: mostly grey, as the world is."""
     grey = torch.randn(n, 1, 1, 1, generator=generator)
-    return 0.9 * grey + saturation * torch.randn(n, channels, 1, 1, generator=generator)
+    return 0.9 * grey + COLOUR * torch.randn(n, channels, 1, 1, generator=generator)

@@ -30,7 +30,7 @@ def build(blueprint: Blueprint) -> nn.Module:
     """Make the network with initial weights from the blueprint's seed, in training mode.
 
     Example:
-        >>> from dnge_compress.pretrain.blueprint import blueprints
+        >>> from dnge_compress.zoo.blueprint import blueprints
         >>> type(build(blueprints(1, seed=0)[0])).__name__
         'MLP'
     """

@@ -62,20 +62,20 @@ def _make_parts(
 ) -> list[Path]:
     """One file beside `out` for each named task, in their order; those that are there already are kept.
 
-    `make(file, *task)` writes a file and returns what to tell of it. Raises CheckpointError if the parts that lie there
-    belong to a set that is something else than `about`, or if nothing can be written there.
+    `make(file, *task)` writes a file and returns what to print of it. Raises CheckpointError if the parts there
+    belong to a set that is not `about`, or if nothing can be written there.
     """
     folder = _folder(out)
-    told = folder / "about.json"
+    record = folder / "about.json"
     if out.is_dir():
         raise CheckpointError(f"'{out}' is a folder; name a file")
     try:
-        is_started = told.is_file() and any(folder.glob("*.safetensors"))
-        if is_started and json.loads(told.read_text(encoding="utf-8")) != about:
+        is_started = record.is_file() and any(folder.glob("*.safetensors"))
+        if is_started and json.loads(record.read_text(encoding="utf-8")) != about:
             raise CheckpointError(f"{folder} is the half of another set; delete it, or choose another output")
         folder.mkdir(parents=True, exist_ok=True)
         if not is_started:
-            write_whole(told, json.dumps(about))
+            write_whole(record, json.dumps(about))
     except (OSError, json.JSONDecodeError) as e:
         raise CheckpointError(f"can't write the parts of '{out}' ({first_line(e)}); choose another place") from e
     files = {name: folder / f"{name}.safetensors" for name in tasks}

@@ -1,7 +1,7 @@
 """Any `nn.Module`, through torch-pruning's DependencyGraph: CNNs, MLPs and whatever no family file knows.
 
 torch-pruning proposes which axes belong together; nothing is believed without proof. A space is prunable only if the
-model without half of its units computes what the whole model computes with those units' readers set to zero, which is
+model without half of its units computes what the whole model computes with those units' consumers set to zero, which is
 tried on a randomised copy. Everything else (outputs, attention, shared modules, interleavings, …) is "fixed"; widths
 under a layer norm or an embedding are "residual".
 """
@@ -185,7 +185,7 @@ def _whole_axes(groups: list[TracedGroup], layers: Layers) -> list[TracedGroup]:
 
 
 def _prove(net: nn.Module, inputs: Any, layers: Layers, groups: list[TracedGroup]) -> list[TracedGroup]:
-    """Fix every group whose removal is more than masking its readers; all are tried at once, then one by one."""
+    """Fix every group whose removal is more than masking its consumers; all are tried at once, then one by one."""
     free = [g for g in groups if g.kind not in ("fixed", "residual")]
     if not free or _is_exact(net, inputs, layers, free):
         return groups

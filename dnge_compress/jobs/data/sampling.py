@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.signals.calibration import Progress
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.signals.inference import device_of, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import cache_name, sample_batches, text_length
 
@@ -19,13 +19,11 @@ CACHE_NUMBERS = 1 << 28
 ROWS_AT_ONCE = (8, 256)  # at least and at most
 
 
-def sample_rows(
-    model: nn.Module, tokens: int, length: int, seed: int, progress: Progress | None = None
-) -> list[list[int]]:
+def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress: Progress = silent) -> list[list[int]]:
     """At least `tokens` tokens in rows of `length` (or as many as the model has positions for), sampled at temperature
     1 after its start-of-text token. The same seed gives the same rows; the model is left as it was.
 
-    `progress` is told ("write", rows done, rows in all). Raises DataError for a model that can't write.
+    `progress` gets ("write", rows done, rows in all). Raises DataError for a model that can't write.
 
         rows = sample_rows(model, tokens=65_536, length=512, seed=42)
     """
@@ -37,8 +35,7 @@ def sample_rows(
         rows: list[list[int]] = []
         for ids in sample_batches(model, total, length, _rows_at_once(model, length), generator):
             rows += ids.tolist()
-            if progress is not None:
-                progress("write", len(rows), total)
+            progress("write", len(rows), total)
     return rows
 
 

@@ -54,8 +54,8 @@ def comparison(milestones: Sequence[Milestone]) -> Section | None:
         return Section("Before and after", (table,))
     scale = "; dots run from the lowest to the highest value, on the scale of the loss"
     kinds = f"Bars start at zero{scale if any(m.is_quality for m in measures) else ''}"
-    told = f"Changes are against {milestones[0].name}, which the upright line marks. {kinds}."
-    return Section("Before and after", (table, Paragraph(told, "quiet", ("page",))))
+    caption = f"Changes are against {milestones[0].name}, which the upright line marks. {kinds}."
+    return Section("Before and after", (table, Paragraph(caption, "quiet", ("page",))))
 
 
 def losses(curves: Sequence[Curve]) -> Section | None:
@@ -66,9 +66,9 @@ def losses(curves: Sequence[Curve]) -> Section | None:
     columns = (Column(title="held-out loss", unit="nats per token", kind="text"),
                *(Column(title=title) for title in ("first", "lowest", "last")))  # fmt: skip
     rows = tuple((Cell(text=c.name, drawing=plots.swatch(i)), *_points(c.held_out)) for i, c in enumerate(known))
-    told = "Nats per token over optimiser steps. Thin: training batches. Bold: held-out rows."
+    caption = "Nats per token over optimiser steps. Thin: training batches. Bold: held-out rows."
     table = Table(columns=columns, rows=rows, look="legend", forms=("markdown", "page"))
-    return Section("Loss while training", (Paragraph(told, "quiet", ("page",)), Figure(plots.curves(known)), table))
+    return Section("Loss while training", (Paragraph(caption, "quiet", ("page",)), Figure(plots.curves(known)), table))
 
 
 def widths(found: Sequence[Width]) -> Section | None:
@@ -123,8 +123,8 @@ def ranks(found: Sequence[Rank]) -> Section | None:
     short = Table(columns=tuple(columns), rows=tuple(few), forms=("terminal",))
     if not placed.layers:
         return Section("Ranks", (lead, short, table))
-    told = "A cell is a layer: the stronger, the higher the rank. Where it is empty, there is no adapter."
-    return Section("Ranks", (lead, short, table, Paragraph(told, "quiet", ("page",)), _rank_matrix(placed)))
+    caption = "A cell is a layer: the stronger, the higher the rank. Where it is empty, there is no adapter."
+    return Section("Ranks", (lead, short, table, Paragraph(caption, "quiet", ("page",)), _rank_matrix(placed)))
 
 
 def times(seconds: Mapping[str, float | None]) -> Section | None:
@@ -201,8 +201,8 @@ def _panel(kind: str, members: Sequence[Width], groups: Sequence[tuple[str, list
     )
     columns = (Column(title="layers", kind="text"), Column(title="kept"), Column(title="of"))
     shares = [(w.kept / w.total, f"{_place(w)}: {w.kept:,} of {w.total:,} {plural} kept") for w in members]
-    told = f"{kept:,} of {total:,} {plural} in {several(len(members), 'space')}, a column each."
-    figure = plots.columns(f"Share of {plural} kept", told, shares, [w.layer for w in members])
+    description = f"{kept:,} of {total:,} {plural} in {several(len(members), 'space')}, a column each."
+    figure = plots.columns(f"Share of {plural} kept", description, shares, [w.layer for w in members])
     summary = (f"{kept:,} of {total:,}", percent(kept / total))
     return Panel(title=plural, summary=summary, figure=figure, table=Table(columns=columns, rows=rows))
 
@@ -217,10 +217,13 @@ def _rank_row(row: ModuleRow, placed: RankGrid) -> tuple[Cell, ...]:
         return cells
     if not row.cells:
         return (*cells, Cell())
-    told = f"{several(row.placed, 'adapter')}, rank {span(row.range)}, layer by layer."
+    description = f"{several(row.placed, 'adapter')}, rank {span(row.range)}, layer by layer."
     means = (sum(found) / len(found) if (found := row.cells.get(x, ())) else 0.0 for x in placed.layers)
     strip = tuple(mean / max(1, placed.highest) for mean in means)
-    return (*cells, Cell(strip=strip, drawing=plots.heat(row.name, told, placed.layers, row.cells, placed.highest)))
+    return (
+        *cells,
+        Cell(strip=strip, drawing=plots.heat(row.name, description, placed.layers, row.cells, placed.highest)),
+    )
 
 
 def _rank_matrix(placed: RankGrid) -> Table:

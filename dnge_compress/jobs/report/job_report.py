@@ -30,7 +30,7 @@ class JobReport:
     """Everything a finished job has to say.
 
     `seconds` per stage; `rows` counts the data (read, cut at max_length, empty, tokens that count); `machine` says
-    what trained: device, processes, strategy, versions. Changes are told against the first of the milestones.
+    what trained: device, processes, strategy, versions. Changes are measured against the first of the milestones.
     """
 
     name: str
@@ -56,7 +56,7 @@ class JobReport:
 
     def document(self) -> Document:
         """The report in sections."""
-        told = (
+        sections = (
             content.comparison(self.milestones),
             content.losses(self.curves),
             content.widths(self.widths),
@@ -73,7 +73,7 @@ class JobReport:
             eyebrow="Job report",
             stages=self.stages,
             headlines=content.headlines(self.milestones, self.result),
-            sections=tuple(section for section in told if section is not None),
+            sections=tuple(section for section in sections if section is not None),
         )
 
     @property

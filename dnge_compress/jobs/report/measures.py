@@ -1,4 +1,4 @@
-"""What is measured at every milestone, and how a value and its change against the original are said."""
+"""What is measured at every milestone, and how a value and its change against the original are written."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dnge_compress.core.wording import NOT_MEASURED, count, signed
 from dnge_compress.jobs.report.values import Milestone
 
-FOLD = 10  # from here on a growth is told as a factor
+FOLD = 10  # from here on growth is shown as a factor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from torch import nn
 
 from dnge_compress.core.errors import PlanError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.adapters import Site
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals.calibration import Progress, synthesize
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs
 
 Weights = Mapping[str, float]
@@ -47,7 +48,7 @@ class PlacingContext:
     example_inputs: Inputs | None = None
     uniform_rank: float = 16.0
     read_graph: Callable[[], ModelGraph] | None = None
-    progress: Progress | None = field(default=None, compare=False)
+    progress: Progress = field(default=silent, compare=False)
 
     @property
     def seed(self) -> int:

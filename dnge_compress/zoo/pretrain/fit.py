@@ -1,7 +1,7 @@
-"""Training encoders on lessons: several at once, each on its own part of the zoo.
+"""Training encoders on examples: several at once, each on its own part of the zoo.
 
 Small networks cost more in calls than in arithmetic, so encoders that differ in what they may learn from (leave one
-family out, vision alone, …) walk every lesson together: one batched pass, and a mask over their losses.
+family out, vision alone, …) walk every example together: one batched pass, and a mask over their losses.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class Fold:
 
 def folds() -> list[Fold]:
     """The base weights' own, each family left out, vision alone, language alone, and narrow networks alone."""
-    found = [Fold("all", lambda lesson: not is_held_out(lesson.name))]
+    found = [Fold("all", lambda example: not is_held_out(example.name))]
     found += [Fold(f"without {family}", _all_but(family)) for family in FAMILIES]
     found += [
-        Fold("vision", lambda lesson: lesson.family in ("mlp", "cnn", "resnet")),
-        Fold("language", lambda lesson: lesson.family in LANGUAGE),
-        Fold("narrow", lambda lesson: widest(lesson) <= NARROW),
+        Fold("vision", lambda example: example.family in ("mlp", "cnn", "resnet")),
+        Fold("language", lambda example: example.family in LANGUAGE),
+        Fold("narrow", lambda example: widest(example) <= NARROW),
     ]
     return found
 
 
 def _all_but(family: str) -> Callable[[TrainingExample], bool]:
-    return lambda lesson: lesson.family != family
+    return lambda example: example.family != family
 
 
-def widest(lesson: TrainingExample) -> int:
+def widest(example: TrainingExample) -> int:
     """Residual width of a transformer, most units of a hidden space elsewhere."""
-    kinds = ("residual",) if lesson.family in (*LANGUAGE, "vit") else ("neuron", "channel")
-    return max(s.units for s in lesson.graph.of_kind(*kinds))
+    kinds = ("residual",) if example.family in (*LANGUAGE, "vit") else ("neuron", "channel")
+    return max(s.units for s in example.graph.of_kind(*kinds))
 
 
 def is_held_out(name: str) -> bool:
@@ -71,7 +71,7 @@ def is_held_out(name: str) -> bool:
 
 
 def fit(
-    lessons: Sequence[TrainingExample],
+    examples: Sequence[TrainingExample],
     parts: Sequence[Fold],
     *,
     steps: int,
@@ -79,23 +79,23 @@ def fit(
     make: Callable[[], DNGEncoder] = DNGEncoder,
     state: Path | None = None,
 ) -> dict[str, DNGEncoder]:
-    """One encoder per fold, as `make` makes them, after `steps` lessons; from the file `state` a killed run goes on.
+    """One encoder per fold, as `make` makes them, after `steps` examples; from the file `state` a killed run goes on.
 
-    All folds pass every lesson, but learn from their own alone: a fold of half the zoo learns half as often.
+    All folds pass every example, but learn from their own alone: a fold of half the zoo learns half as often.
     Raises DataError if a fold has nothing to learn from, CheckpointError if `state` belongs to another training.
     """
     for part in parts:
-        if not any(part.learns(x) for x in lessons):
+        if not any(part.learns(x) for x in examples):
             raise DataError(f"no network of the zoo is left to learn from for '{part.name}'; make the zoo larger")
     torch.manual_seed(seed)
     encoders = [make().train() for _ in parts]
     shapes = [(name, list(p.shape)) for name, p in encoders[0].named_parameters()]
-    told = json.dumps([seed, steps, shapes, [p.name for p in parts], [x.name for x in lessons]])
-    identity = hashlib.sha256(told.encode()).hexdigest()
+    text = json.dumps([seed, steps, shapes, [p.name for p in parts], [x.name for x in examples]])
+    identity = hashlib.sha256(text.encode()).hexdigest()
     params, _ = stack_module_state(encoders)
     optimiser = torch.optim.AdamW(params.values(), lr=LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps, pct_start=0.1)
-    mask = {x.name: torch.tensor([float(fold.learns(x)) for fold in parts]) for x in lessons}
+    mask = {x.name: torch.tensor([float(fold.learns(x)) for fold in parts]) for x in examples}
     first = 0
     if state is not None and state.is_file():
         saved = torch.load(state, weights_only=True)
@@ -109,16 +109,16 @@ def fit(
         schedule.load_state_dict(saved["schedule"])
     total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
     for step in range(first, steps):
-        lesson = _lesson_at(lessons, step, seed)
+        example = _example_at(examples, step, seed)
         torch.manual_seed(seed * 1_000_003 + step)
-        losses = batched_losses(encoders[0], params, lesson, FEATURE_NOISE)
-        (losses * mask[lesson.name]).sum().backward()
+        losses = batched_losses(encoders[0], params, example, FEATURE_NOISE)
+        (losses * mask[example.name]).sum().backward()
         _clip(params, 1.0)
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
-        total += losses.detach() * mask[lesson.name]
-        seen += mask[lesson.name]
+        total += losses.detach() * mask[example.name]
+        seen += mask[example.name]
         if (step + 1) % KEEP_EVERY == 0:
             means = " ".join(f"{v:.3f}" for v in (total / seen.clamp_min(1)).tolist())
             print(f"step {step + 1}  losses {means}", file=sys.stderr, flush=True)
@@ -139,35 +139,35 @@ def fit(
     return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}
 
 
-def batched_losses(base: nn.Module, params: Mapping[str, Tensor], lesson: TrainingExample, noise: float) -> Tensor:
-    """The loss of every encoder on one lesson `[encoders]`."""
-    features = {k: v + noise * torch.randn_like(v) for k, v in lesson.features.items()}
-    inputs = (lesson.graph, lesson.weights, features, lesson.layer_logs)
-    return vmap(lambda own: lesson_loss(functional_call(base, own, inputs), lesson))(dict(params))
+def batched_losses(base: nn.Module, params: Mapping[str, Tensor], example: TrainingExample, noise: float) -> Tensor:
+    """The loss of every encoder on one example `[encoders]`."""
+    features = {k: v + noise * torch.randn_like(v) for k, v in example.features.items()}
+    inputs = (example.graph, example.weights, features, example.layer_logs)
+    return vmap(lambda own: example_loss(functional_call(base, own, inputs), example))(dict(params))
 
 
-def lesson_loss(found: Corrections, lesson: TrainingExample) -> Tensor:
+def example_loss(found: Corrections, example: TrainingExample) -> Tensor:
     """Huber loss of the log costs of units and layers, and of the gradients of matrices."""
     losses = []
     for name, correction in {**found.spaces, **found.layers}.items():
-        counted = lesson.counted[name]
-        error = (lesson.closed[name].clamp_min(FLOOR).log() + correction - lesson.targets[name])[counted]
+        counted = example.counted[name]
+        error = (example.obs_costs[name].clamp_min(FLOOR).log() + correction - example.targets[name])[counted]
         if len(error):
             losses.append(nnf.smooth_l1_loss(error, torch.zeros_like(error), beta=0.5))
     value = torch.stack(losses).mean()
-    known = [p for p in found.matrices if p in lesson.matrices]
+    known = [p for p in found.matrices if p in example.matrices]
     if known:
         predicted = torch.stack([found.matrices[p] for p in known])
-        wanted = torch.stack([lesson.matrices[p] for p in known])
+        wanted = torch.stack([example.matrices[p] for p in known])
         value = value + MATRIX_WEIGHT * nnf.smooth_l1_loss(predicted - predicted.mean(), wanted)
     return value
 
 
-def _lesson_at(lessons: Sequence[TrainingExample], step: int, seed: int) -> TrainingExample:
-    """Every lesson once per round, in an order that depends on the seed and the round alone."""
-    turn, place = divmod(step, len(lessons))
-    order = random.Random(f"{seed}/{turn}").sample(range(len(lessons)), len(lessons))
-    return lessons[order[place]]
+def _example_at(examples: Sequence[TrainingExample], step: int, seed: int) -> TrainingExample:
+    """Every example once per round, in an order that depends on the seed and the round alone."""
+    turn, place = divmod(step, len(examples))
+    order = random.Random(f"{seed}/{turn}").sample(range(len(examples)), len(examples))
+    return examples[order[place]]
 
 
 def _clip(params: Mapping[str, Tensor], limit: float) -> None:

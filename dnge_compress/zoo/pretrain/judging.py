@@ -18,55 +18,55 @@ Predict = Callable[[TrainingExample], Logs]
 RESAMPLES = 2000
 
 
-def closed_form(lesson: TrainingExample) -> Logs:
-    """Log costs of the closed form on synthetic inputs."""
-    return {name: lesson.closed[name].clamp_min(FLOOR).log() for name in lesson.targets}
+def obs_logs(example: TrainingExample) -> Logs:
+    """Log OBS costs on synthetic inputs."""
+    return {name: example.obs_costs[name].clamp_min(FLOOR).log() for name in example.targets}
 
 
 def corrected_by(encoder: DNGEncoder) -> Predict:
     """Log costs as an encoder corrects them."""
 
     @torch.no_grad()
-    def predict(lesson: TrainingExample) -> Logs:
-        found = encoder(lesson.graph, lesson.weights, lesson.features, lesson.layer_logs)
-        closed = closed_form(lesson)
-        return {name: closed[name] + c for name, c in {**found.spaces, **found.layers}.items()}
+    def predict(example: TrainingExample) -> Logs:
+        found = encoder(example.graph, example.weights, example.features, example.layer_logs)
+        obs_costs = obs_logs(example)
+        return {name: obs_costs[name] + c for name, c in {**found.spaces, **found.layers}.items()}
 
     return predict
 
 
-def within_spaces(logs: Logs, lesson: TrainingExample) -> float:
+def within_spaces(logs: Logs, example: TrainingExample) -> float:
     """Mean rank correlation inside the spaces of more than two units; layer spaces are left out."""
-    layers = {s.name for s in lesson.graph.of_kind("layer")}
-    names = [n for n in lesson.targets if n not in layers and len(lesson.targets[n]) > 2]
-    return statistics.mean(rank_correlation(logs[n], lesson.targets[n]) for n in names)
+    layers = {s.name for s in example.graph.of_kind("layer")}
+    names = [n for n in example.targets if n not in layers and len(example.targets[n]) > 2]
+    return statistics.mean(rank_correlation(logs[n], example.targets[n]) for n in names)
 
 
-def over_network(logs: Logs, lesson: TrainingExample) -> float:
+def over_network(logs: Logs, example: TrainingExample) -> float:
     """Rank correlation over all units and droppable blocks of the network at once."""
-    return rank_correlation(_together(logs, lesson), _together(lesson.targets, lesson))
+    return rank_correlation(_together(logs, example), _together(example.targets, example))
 
 
-def log_error(logs: Logs, lesson: TrainingExample) -> float:
+def log_error(logs: Logs, example: TrainingExample) -> float:
     """Mean absolute error of the log costs, in log nats."""
-    return float((_together(logs, lesson) - _together(lesson.targets, lesson)).abs().mean())
+    return float((_together(logs, example) - _together(example.targets, example)).abs().mean())
 
 
-def compared(encoder: DNGEncoder, lessons: Sequence[TrainingExample]) -> dict[str, float]:
-    """Mean correlations and errors of the closed form and of an encoder on the same networks; nothing without any."""
-    if not lessons:
+def compared(encoder: DNGEncoder, examples: Sequence[TrainingExample]) -> dict[str, float]:
+    """Mean correlations and errors of OBS and of an encoder on the same networks; nothing without any."""
+    if not examples:
         return {}
     rows: dict[str, float] = {}
-    for who, predict in (("closed form", closed_form), ("encoder", corrected_by(encoder))):
-        logs = [predict(lesson) for lesson in lessons]
+    for who, predict in (("obs", obs_logs), ("encoder", corrected_by(encoder))):
+        logs = [predict(example) for example in examples]
         for what, measure in (
             ("within a space", within_spaces),
             ("over the network", over_network),
             ("log error", log_error),
         ):
-            found = [measure(x, lesson) for x, lesson in zip(logs, lessons, strict=True)]
+            found = [measure(x, example) for x, example in zip(logs, examples, strict=True)]
             rows[f"{what}, {who}"] = round(statistics.mean(found), 4)
-    rows["reliability within a space"] = round(statistics.mean(lesson.reliability for lesson in lessons), 4)
+    rows["reliability within a space"] = round(statistics.mean(example.reliability for example in examples), 4)
     return rows
 
 
@@ -82,5 +82,5 @@ def interval(by_family: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[f
     return mean(lambda values: values), means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
 
 
-def _together(logs: Logs, lesson: TrainingExample) -> Tensor:
-    return torch.cat([logs[n][lesson.counted[n]] for n in lesson.targets])
+def _together(logs: Logs, example: TrainingExample) -> Tensor:
+    return torch.cat([logs[n][example.counted[n]] for n in example.targets])

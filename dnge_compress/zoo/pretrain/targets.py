@@ -3,7 +3,7 @@
 Costs are KL divergences of the network's output on real inputs, in nats per label, after repair on synthetic ones (the
 repair that a user without data gets):
 
-- units: the closed form on two draws of real data (their rank correlation is what the choice of data leaves open),
+- units: OBS costs on two draws of real data (their rank correlation is what the choice of data leaves open),
   scaled so that the units up to each of three measured cuts of their space add up to the cost of that cut;
 - heads: each measured by itself;
 - layers: each block skipped, measured;
@@ -57,11 +57,11 @@ class TrainingExample:
     graph: ModelGraph
     weights: dict[str, Tensor]
     features: dict[str, Tensor]
-    closed: dict[str, Tensor]
+    obs_costs: dict[str, Tensor]
     targets: dict[str, Tensor]
     matrices: dict[str, Tensor]
     rivals: dict[str, Tensor]  # "<scorer>/<space>" → that scorer's units, on real data where it needs any
-    reliability: float  # rank correlation of the closed form on the two draws, mean over spaces
+    reliability: float  # rank correlation of the OBS costs on the two draws, mean over spaces
     reliability_over_all: float  # and over all units of the network at once
 
     @property
@@ -80,23 +80,23 @@ class TrainingExample:
 
     @cached_property
     def layer_logs(self) -> dict[str, Tensor]:
-        """Log of the closed form's (measured) cost of each block, per layer space."""
-        return {s.name: self.closed[s.name].clamp_min(FLOOR).log() for s in self.graph.of_kind("layer")}
+        """Log of the (measured) cost of each block, per layer space."""
+        return {s.name: self.obs_costs[s.name].clamp_min(FLOOR).log() for s in self.graph.of_kind("layer")}
 
 
-def lessons_of(folder: Path) -> list[str]:
-    """Names of the lessons that one network gives: its own, and `<name>+bare` for the fully trained bodies."""
+def examples_of(folder: Path) -> list[str]:
+    """Names of the examples that one network gives: its own, and `<name>+bare` for the fully trained bodies."""
     name = folder.name
     bare = name.partition("-")[0] in BARE_FAMILIES and "@" not in name
     return [name, f"{name}+bare"] if bare else [name]
 
 
-def make_targets(folder: Path, lesson: str, data_root: DataRoot) -> Path:
-    """Measure one network and write `<lesson>.safetensors` into its folder; a finished file is left as it is."""
-    path = folder / f"{lesson}.safetensors"
+def make_targets(folder: Path, example: str, data_root: DataRoot) -> Path:
+    """Measure one network and write `<example>.safetensors` into its folder; a finished file is left as it is."""
+    path = folder / f"{example}.safetensors"
     if path.is_file():
         return path
-    model, blueprint = _opened(folder, lesson, data_root)
+    model, blueprint = _opened(folder, example, data_root)
     language = blueprint.is_language
     size = 32 if language else 128
     halves = [
@@ -104,28 +104,28 @@ def make_targets(folder: Path, lesson: str, data_root: DataRoot) -> Path:
         for seed in (101, 202)
     ]
     judged = example_batches(blueprint, "held-out", count=1, batch_size=size, seed=303, data_root=data_root)[0]
-    graph = build_graph(model, _example(judged))
+    graph = build_graph(model, _example_input(judged))
     context = ScoringContext(
         graph=graph,
         model=model,
-        batches=tuple(synthesize(model, Calibration(tokens=CALIBRATION_TOKENS), _example(judged))),
+        batches=tuple(synthesize(model, Calibration(tokens=CALIBRATION_TOKENS), _example_input(judged))),
     )
     with torch.no_grad():
-        closed = obs.score(context).units
-        features = node_features(context.signals, closed)
+        obs_costs = obs.score(context).units
+        features = node_features(context.signals, obs_costs)
         real = [
             ScoringContext(graph=graph, model=model, batches=tuple(b.inputs for b in half), real_data=True)
             for half in halves
         ]
         costs = [{s: obs.unit_costs(c, s) for s in c.signals} for c in real]
         judge = _Judge(context, judged.inputs)
-        targets = {s: judge.unit_targets(s, closed[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
+        targets = {s: judge.unit_targets(s, obs_costs[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
         targets |= judge.layer_targets()
         rivals = {who: scorers.score(who, real[0]).units for who in RIVALS}
-    tensors = {f"features/{k}": v for k, v in features.items()} | {f"closed/{k}": v for k, v in closed.items()}
+    tensors = {f"features/{k}": v for k, v in features.items()} | {f"obs_costs/{k}": v for k, v in obs_costs.items()}
     tensors |= {f"targets/{k}": v for k, v in targets.items()}
     tensors |= {f"rivals/{who}/{k}": v for who, units in rivals.items() for k, v in units.items()}
-    if not lesson.endswith("+bare"):
+    if not example.endswith("+bare"):
         tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
     half = path.with_suffix(f".{os.getpid()}.half")
     save_file({k: v.float().contiguous() for k, v in tensors.items()}, half, _reliability(*costs))
@@ -133,21 +133,21 @@ def make_targets(folder: Path, lesson: str, data_root: DataRoot) -> Path:
     return path
 
 
-def read_lesson(folder: Path, lesson: str, data_root: DataRoot) -> TrainingExample:
+def read_example(folder: Path, example: str, data_root: DataRoot) -> TrainingExample:
     """A network of the zoo with its targets, ready for the encoder."""
-    model, blueprint = _opened(folder, lesson, data_root)
-    example = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, data_root=data_root)[0]
-    graph = build_graph(model, _example(example))
-    path = folder / f"{lesson}.safetensors"
+    model, blueprint = _opened(folder, example, data_root)
+    batch = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, data_root=data_root)[0]
+    graph = build_graph(model, _example_input(batch))
+    path = folder / f"{example}.safetensors"
     with safe_open(path, "pt") as f:
         reliability = f.metadata()
-    parts: dict[str, dict[str, Tensor]] = {"features": {}, "closed": {}, "targets": {}, "matrices": {}, "rivals": {}}
+    parts: dict[str, dict[str, Tensor]] = {"features": {}, "obs_costs": {}, "targets": {}, "matrices": {}, "rivals": {}}
     for key, value in load_file(path).items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     return TrainingExample(
-        name=lesson,
+        name=example,
         graph=graph,
         weights=weights,
         **parts,
@@ -169,9 +169,9 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _opened(folder: Path, lesson: str, data_root: DataRoot) -> tuple[nn.Module, Blueprint]:
+def _opened(folder: Path, example: str, data_root: DataRoot) -> tuple[nn.Module, Blueprint]:
     model, blueprint = load(folder, data_root=data_root)
-    if lesson.endswith("+bare"):
+    if example.endswith("+bare"):
         name_or_path, model = model.name_or_path, model.base_model
         model.name_or_path = name_or_path
     return model.eval(), blueprint
@@ -185,9 +185,9 @@ class _Judge:
         with inference_mode_of(context.model):
             self.reference = dense_outputs(context, self.inputs)
 
-    def unit_targets(self, space: str, closed: Tensor, costs: Tensor) -> Tensor:
-        """Log cost per unit of one space `[U]`; `costs` are the closed form on two halves of real data `[2, U]`."""
-        units = len(closed)
+    def unit_targets(self, space: str, obs_costs: Tensor, costs: Tensor) -> Tensor:
+        """Log cost per unit of one space `[U]`; `costs` are those of OBS on two halves of real data `[2, U]`."""
+        units = len(obs_costs)
         logs = costs.clamp_min(FLOOR).log().mean(0)
         if units < 2:
             return logs
@@ -195,7 +195,7 @@ class _Judge:
             for u in range(min(units, HEADS_MEASURED)):
                 logs[u] = self._cost(space, [v for v in range(units) if v != u]).log()
             return logs
-        order = closed.argsort()
+        order = obs_costs.argsort()
         counts = sorted({min(units - 1, max(1, round(share * units))) for share in MEASURED_CUTS})
         costs_of_cuts = torch.stack([self._cost(space, sorted(order[n:].tolist())) for n in counts])
         paid = costs_of_cuts.cummax(0).values.diff(prepend=torch.zeros(1)).clamp_min(LEAST_DAMAGE)
@@ -245,5 +245,5 @@ def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[ZooBatch]
     return {p: v - mean for p, v in logs.items()}
 
 
-def _example(batch: ZooBatch) -> Tensor | None:
+def _example_input(batch: ZooBatch) -> Tensor | None:
     return batch.inputs[:2] if isinstance(batch.inputs, Tensor) else None

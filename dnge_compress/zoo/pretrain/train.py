@@ -18,7 +18,7 @@ from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.pretrain.fit import fit, folds
 from dnge_compress.zoo.pretrain.judging import compared
-from dnge_compress.zoo.pretrain.targets import TrainingExample, lessons_of, make_targets, read_lesson
+from dnge_compress.zoo.pretrain.targets import TrainingExample, examples_of, make_targets, read_example
 from dnge_compress.zoo.workers import each_done
 
 STEPS = 1600
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=zoo.positive, default=zoo.RUNS, help="training runs; each gives 3 networks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=zoo.positive, default=1, help="processes, one thread each")
-    parser.add_argument("--steps", type=zoo.positive, default=STEPS, help="lessons that the encoder takes")
+    parser.add_argument("--steps", type=zoo.positive, default=STEPS, help="examples that the encoder takes")
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     parser.add_argument("--out", type=Path, default=Path("base.safetensors"), help="where the encoder's weights go")
     options = parser.parse_args(arguments)
@@ -40,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made = zoo.main(_zoo_arguments(options))
         if made:
             return made
-        lessons = measure_all(options.zoo, data_root, options.jobs)
+        examples = measure_all(options.zoo, data_root, options.jobs)
         part, state = folds()[0], options.zoo / "training.pt"
-        encoder = fit(lessons, [part], steps=options.steps, seed=options.seed, state=state)[part.name]
-        judged = [x for x in lessons if not part.learns(x)]
+        encoder = fit(examples, [part], steps=options.steps, seed=options.seed, state=state)[part.name]
+        judged = [x for x in examples if not part.learns(x)]
         provenance = {
-            "networks": len({x.name.partition("+")[0] for x in lessons}),
-            "lessons": len(lessons),
+            "networks": len({x.name.partition("+")[0] for x in examples}),
+            "examples": len(examples),
             "zoo_seed": options.seed,
             "steps": options.steps,
             "held_out": sorted({x.name for x in judged}),
@@ -62,14 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_all(folder: Path, data_root: DataRoot, jobs: int) -> list[TrainingExample]:
-    """Targets for every network of the zoo, made where missing, and all lessons read."""
-    wanted = [(f, lesson) for f in zoo.finished(folder) if has_learned(f) for lesson in lessons_of(f)]
+    """Targets for every network of the zoo, made where missing, and all examples read."""
+    wanted = [(f, example) for f in zoo.finished(folder) if has_learned(f) for example in examples_of(f)]
     missing = [pair for pair in wanted if not (pair[0] / f"{pair[1]}.safetensors").is_file()]
     missing.sort(key=lambda pair: ("@" in pair[1], "+" in pair[1]))  # what teaches most comes first
-    made = each_done(jobs, make_targets, [(network, lesson, data_root) for network, lesson in missing])
+    made = each_done(jobs, make_targets, [(network, example, data_root) for network, example in missing])
     for done, path in enumerate(made, start=1):
         print(f"[{done}/{len(missing)}] targets {path.stem}", file=sys.stderr, flush=True)
-    return [read_lesson(network, lesson, data_root) for network, lesson in wanted]
+    return [read_example(network, example, data_root) for network, example in wanted]
 
 
 def has_learned(network: Path) -> bool:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnge_compress.signals.obs import Reading, damping, factor, features_of, refit, removal_costs
+from dnge_compress.signals.obs import Consumer, damping, factor, features_of, refit, removal_costs
 
 RIDGE = 0.01
 SAMPLES = 200
@@ -23,15 +23,15 @@ def activations(features: int, seed: int = 0) -> Tensor:
     return rows @ mixing * torch.linspace(0.3, 2.0, features, dtype=torch.float64)
 
 
-def reading(features: int, outputs: int = 5, seed: int = 0) -> Reading:
-    """A reader of `activations`, with unequal importance of its outputs."""
+def consumer(features: int, outputs: int = 5, seed: int = 0) -> Consumer:
+    """A consumer of `activations`, with unequal importance of its outputs."""
     generator = torch.Generator().manual_seed(seed + 1)
     a = activations(features, seed)
     weight = torch.randn(outputs, features, generator=generator, dtype=torch.float64)
-    return Reading(weight, a.T @ a / SAMPLES, torch.linspace(0.5, 3.0, outputs, dtype=torch.float64))
+    return Consumer(weight, a.T @ a / SAMPLES, torch.linspace(0.5, 3.0, outputs, dtype=torch.float64))
 
 
-def least_squares(r: Reading, keep: Tensor, a: Tensor) -> Tensor:
+def least_squares(r: Consumer, keep: Tensor, a: Tensor) -> Tensor:
     """min_V E‖Va_K − Wa‖² + λ‖V − W‖² over all F columns with V zero outside `keep`, by torch.linalg.lstsq `[D, K]`."""
     lam = damping(r.moments, RIDGE)
     features = a.shape[1]
@@ -39,7 +39,7 @@ def least_squares(r: Reading, keep: Tensor, a: Tensor) -> Tensor:
     return torch.linalg.lstsq(stacked[:, keep], stacked @ r.weight.T).solution.T
 
 
-def residual(r: Reading, keep: Tensor, a: Tensor) -> float:
+def residual(r: Consumer, keep: Tensor, a: Tensor) -> float:
     """½ Σ_d S_d · (damped squared error of output d) after that fit."""
     lam = damping(r.moments, RIDGE)
     damped = r.moments + lam * torch.eye(len(r.moments), dtype=a.dtype)
@@ -57,7 +57,7 @@ def without(units: list[int], total: int, width: int = 1) -> Tensor:
 @pytest.mark.parametrize("width", [1, 3])
 def test_the_cheapest_unit_costs_the_least_squares_residual_of_removing_it(width: int) -> None:
     units = 6
-    r, a = reading(units * width), activations(units * width)
+    r, a = consumer(units * width), activations(units * width)
     brute = torch.tensor([residual(r, without([u], units, width), a) for u in range(units)])
     costs = removal_costs([r], units, RIDGE)
     assert costs.argmin() == brute.argmin()
@@ -65,7 +65,7 @@ def test_the_cheapest_unit_costs_the_least_squares_residual_of_removing_it(width
 
 
 def test_two_units_cost_the_residual_of_each_alone_or_of_both() -> None:
-    r, a = reading(2), activations(2)
+    r, a = consumer(2), activations(2)
     costs = removal_costs([r], 2, RIDGE)
     first = int(costs.argmin())
     assert float(costs[first]) == pytest.approx(residual(r, without([first], 2), a), rel=1e-3)
@@ -76,7 +76,7 @@ def test_two_units_cost_the_residual_of_each_alone_or_of_both() -> None:
 
 def test_several_readers_add_up() -> None:
     units = 6
-    r1, r2 = reading(units, 5), reading(2 * units, 3, seed=4)
+    r1, r2 = consumer(units, 5), consumer(2 * units, 3, seed=4)
     a1, a2 = activations(units), activations(2 * units, 4)
     brute = [residual(r1, without([u], units), a1) + residual(r2, without([u], units, 2), a2) for u in range(units)]
     costs = removal_costs([r1, r2], units, RIDGE)
@@ -86,8 +86,8 @@ def test_several_readers_add_up() -> None:
 
 def test_costs_along_the_elimination_sum_to_the_joint_residual() -> None:
     """Each unit pays for what the earlier ones left, so where costs rise by themselves their sum is the joint cost."""
-    a, r = activations(7), reading(7)
-    r = Reading(r.weight * 6.0 ** torch.arange(7), r.moments, r.importance)
+    a, r = activations(7), consumer(7)
+    r = Consumer(r.weight * 6.0 ** torch.arange(7), r.moments, r.importance)
     costs = removal_costs([r], 7, RIDGE)
     order = costs.argsort()
     assert (costs[order].diff() > 0).all()
@@ -98,7 +98,7 @@ def test_costs_along_the_elimination_sum_to_the_joint_residual() -> None:
 def test_costs_never_fall_along_the_elimination() -> None:
     """Removing the cheapest units one at a time, by brute force: the next one's cost is the running maximum."""
     units, gone, highest = 9, [], 0.0
-    a, r = activations(units), reading(units)
+    a, r = activations(units), consumer(units)
     costs = removal_costs([r], units, RIDGE)
     while len(gone) < units:
         paid = residual(r, without(gone, units), a)
@@ -112,33 +112,33 @@ def test_costs_never_fall_along_the_elimination() -> None:
 
 @pytest.mark.parametrize(("units", "width"), [(300, 1), (20, 4), (1, 3)])
 def test_costs_are_finite_and_never_negative(units: int, width: int) -> None:
-    costs = removal_costs([reading(units * width)], units, RIDGE)
+    costs = removal_costs([consumer(units * width)], units, RIDGE)
     assert costs.shape == (units,) and costs.dtype == torch.float32
     assert torch.isfinite(costs).all() and (costs >= 0).all()
 
 
 def test_a_unit_read_with_zero_weight_and_uncorrelated_costs_nothing_and_goes_first() -> None:
-    r = reading(6)
+    r = consumer(6)
     weight, moments = r.weight.clone(), r.moments.clone()
     weight[:, 4] = 0
     moments[4, :4] = moments[:4, 4] = moments[4, 5] = moments[5, 4] = 0
-    costs = removal_costs([Reading(weight, moments, r.importance)], 6, RIDGE)
+    costs = removal_costs([Consumer(weight, moments, r.importance)], 6, RIDGE)
     assert costs.argmin() == 4 and float(costs[4]) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_duplicated_unit_is_cheap_once_and_its_twin_then_costs_its_full_price() -> None:
     a = activations(5)
     a[:, 3] = a[:, 0]
-    weight = reading(5).weight
-    costs = removal_costs([Reading(weight, a.T @ a / SAMPLES, torch.ones(5, dtype=torch.float64))], 5, 1e-5)
+    weight = consumer(5).weight
+    costs = removal_costs([Consumer(weight, a.T @ a / SAMPLES, torch.ones(5, dtype=torch.float64))], 5, 1e-5)
     twins = costs[[0, 3]].sort().values
     assert float(twins[0]) < 1e-3 * float(twins[1])
 
 
 def test_costs_follow_units_under_permutation() -> None:
-    r = reading(40)
+    r = consumer(40)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-    shuffled = Reading(r.weight[:, order], r.moments[order][:, order], r.importance)
+    shuffled = Consumer(r.weight[:, order], r.moments[order][:, order], r.importance)
     torch.testing.assert_close(
         removal_costs([shuffled], 40, RIDGE), removal_costs([r], 40, RIDGE)[order], rtol=1e-3, atol=1e-6
     )
@@ -148,7 +148,7 @@ def test_costs_follow_units_under_permutation() -> None:
 def test_refit_equals_torchs_least_squares_with_ridge(width: int) -> None:
     """The ridge is on the kept columns' change: W_K + W_P C_PK (C_KK + λI)⁻¹."""
     units = 6
-    a, r = activations(units * width), reading(units * width)
+    a, r = activations(units * width), consumer(units * width)
     keep = without([1, 4], units, width)
     lam = damping(r.moments, RIDGE)
     gone = torch.tensor([f for f in range(units * width) if f not in keep.tolist()])
@@ -159,12 +159,12 @@ def test_refit_equals_torchs_least_squares_with_ridge(width: int) -> None:
 
 
 def test_refitting_with_all_features_kept_is_exact() -> None:
-    r = reading(6)
+    r = consumer(6)
     assert torch.equal(refit(r.weight, r.moments, torch.arange(6), RIDGE), r.weight)
 
 
 def test_refitting_works_in_float64_whatever_comes_in() -> None:
-    r = reading(6)
+    r = consumer(6)
     keep = torch.tensor([0, 2, 3])
     exact = refit(r.weight, r.moments, keep, RIDGE)
     found = refit(r.weight.float(), r.moments.float(), keep, RIDGE)
@@ -173,7 +173,7 @@ def test_refitting_works_in_float64_whatever_comes_in() -> None:
 
 
 def test_refitting_changes_neither_weight_nor_moments() -> None:
-    r = reading(6)
+    r = consumer(6)
     weight, moments = r.weight.clone(), r.moments.clone()
     refit(r.weight, r.moments, torch.tensor([0, 5]), RIDGE)
     removal_costs([r], 6, RIDGE)

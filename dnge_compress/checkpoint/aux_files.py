@@ -74,7 +74,7 @@ def origin_of(model: nn.Module) -> Base:
     return Base(name, found, _metadata(found))
 
 
-def copy_companions(base: Base, target: Path) -> tuple[list[str], list[str]]:
+def copy_aux_files(base: Base, target: Path) -> tuple[list[str], list[str]]:
     """Copy what `PATTERNS` names, and the folders that modules.json lists. Returns (copied, left out) as paths.
 
     Weights of the base, pickles, code and the old model card never come along. A sentence-transformers module that
