@@ -22,13 +22,14 @@ from grouped_training import CLASSES, CONVOLUTIONS, WIDTH, draw, small_cnn, trai
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dnge_compress.cli.grammar import positive
 from dnge_compress.core.errors import CheckpointError, DataError, DngeError, first_line
+from dnge_compress.core.tensors import read_tensors, write_tensors
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import images
-from dnge_compress.zoo.resumable import build_resumably, read_tensors, write_tensors
-from dnge_compress.zoo.workers import positive
+from dnge_compress.zoo.resumable import build_resumably
 
 KEPT = (100, 300, 800, 2000)  # steps after which a network is kept
 PART = 20  # runs that are trained together; they share an activation

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import dnge_compress
-from dnge_compress.cli.main import main, parser
+from dnge_compress.cli.grammar import parser
+from dnge_compress.cli.main import main
 from dnge_compress.core.errors import BudgetError, ExactnessError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,20 +309,32 @@ def test_a_traceback_is_shown_only_on_demand(monkeypatch: pytest.MonkeyPatch) ->
         main(["recipes", "show", "prune/defalt"])
 
 
-def test_usage_errors_exit_with_two() -> None:
-    for arguments in ([], ["compress"], ["nothing"], ["compress", "x", "-o", "y", "--ratio", "abc"]):
-        with pytest.raises(SystemExit) as done:
-            main(arguments)
-        assert done.value.code == 2
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "arguments are required: COMMAND; see `dnge --help`"),
+        (["compress"], "arguments are required: MODEL, -o/--output; see `dnge compress --help`"),
+        (["nothing"], "invalid choice: 'nothing'"),
+        (["compress", "x", "-o", "y", "--ratio", "abc"], "argument --ratio: invalid float value: 'abc'"),
+        (["recipes", "cp", "prune/default"], "see `dnge recipes cp --help`"),
+        (["pretrain", "--runs", "0"], "argument --runs: 0 is not a positive number"),
+        (["inr", "mnist"], "arguments are required: -o/--output"),
+    ],
+)
+def test_wrong_usage_is_one_line_as_every_error(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = failure(capsys, *arguments)
+    assert code == 2 and words in message
 
 
-def test_pretrain_passes_the_rest_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[list[str]] = []
-    train: Any = types.ModuleType("dnge_compress.zoo.pretrain.train")
-    train.main = seen.append
-    monkeypatch.setitem(sys.modules, "dnge_compress.zoo.pretrain.train", train)
-    assert main(["pretrain", "--zoo", "zoo", "--help"]) == 0
-    assert seen == [["--zoo", "zoo", "--help"]]
+@pytest.mark.parametrize("command", [("zoo", "-o", "OUT"), ("pretrain", "--zoo", "OUT"), ("inr", "mnist", "-o", "OUT")])
+def test_programs_that_train_name_the_missing_data(
+    command: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(tmp_path / "out") if word == "OUT" else word for word in command]
+    code, message = failure(capsys, *arguments, "--data-folder", str(tmp_path / "none"))
+    assert code == 2 and "no data folder" in message and list(tmp_path.iterdir()) == []
 
 
 def test_errors_reach_the_shell_as_exit_codes() -> None:

@@ -230,6 +230,7 @@ def test_a_file_is_no_place_for_a_folder(folder: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "nowhere").write_text("a file in the way", encoding="utf-8")
     with pytest.raises(CheckpointError, match="choose another place"):
         random_encoder().save_pretrained(tmp_path / "nowhere" / "e.safetensors")
 

@@ -249,16 +249,15 @@ def test_a_killed_run_makes_only_what_is_missing(
 
 
 def test_a_whole_zoo_of_another_seed_is_refused(
-    data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data_root: DataRoot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dnge_compress.zoo.training._IMAGE_EVALUATION", (1, 10))
     plan = tiny("mlp")
     zoo.train_networks(plan, tmp_path, data_root=data_root)
     monkeypatch.setattr(zoo, "blueprints", lambda count, seed: [replace(plan, seed=seed)])
-    arguments = ["--out", str(tmp_path), "--data", str(data_root.data), "--runs", "1"]
-    assert zoo.main([*arguments, "--seed", str(plan.seed)]) == 0
-    assert zoo.main([*arguments, "--seed", str(plan.seed + 1)]) == 2
-    assert "holds another blueprint" in capsys.readouterr().err
+    zoo.build_zoo(tmp_path, 1, plan.seed, data_root)
+    with pytest.raises(CheckpointError, match="holds another blueprint"):
+        zoo.build_zoo(tmp_path, 1, plan.seed + 1, data_root)
 
 
 def test_a_language_model_finds_its_tokenizer(

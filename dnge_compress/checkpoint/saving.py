@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from dnge_compress.checkpoint.model_files import WEIGHTS
 from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
+from dnge_compress.core.files import umask
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
 
@@ -94,7 +94,7 @@ def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) 
     if compression.base_config is not None:
         _write_json(stage / BASE_CONFIG, dict(compression.base_config))
     for file in stage.rglob("*.safetensors"):  # its writer leaves them to the owner alone
-        file.chmod(0o666 & ~_umask())
+        file.chmod(0o666 & ~umask())
     card = model_card(model, compression, base, copied, left_out)
     (stage / "README.md").write_text(card, encoding="utf-8")
 
@@ -156,10 +156,3 @@ def _align_tables(model: nn.Module, reloaded: nn.Module) -> None:
         if name in tables and name not in saved:
             owner, _, leaf = name.rpartition(".")
             setattr(reloaded.get_submodule(owner), leaf, buffer.to(tables[name].dtype))
-
-
-def _umask() -> int:
-    """The process's mask for new files; it can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

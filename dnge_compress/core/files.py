@@ -1,17 +1,46 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all: a kill or a full disk leaves the old one whole, and no other."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from dnge_compress.core.errors import CheckpointError, first_line
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a place beside `path`; what the block writes there takes the place of `path` when it ends.
+
+    Raises CheckpointError where the disk takes no more, or the folder is closed; then nothing of it is left.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.chmod(0o666 & ~umask())  # safetensors leaves files to their owner alone
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, SafetensorError) as e:
+        raise CheckpointError(f"can't write '{path}' ({first_line(e)}); make room, or choose another place") from e
+    finally:
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a kill or a full disk leaves the old one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    """Write a text. Raises CheckpointError."""
+    with atomic_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def umask() -> int:
+    """The process's mask for new files; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

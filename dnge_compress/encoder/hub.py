@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, HTTPError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.tensors import read_tensors, write_tensors
 
 BASE = Path(__file__).with_name("base.safetensors")
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -64,10 +64,7 @@ def fetch(source: str | Path, revision: str | None = None, token: str | bool | N
 def write(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
     """One safetensors file with config and provenance in its header. Raises CheckpointError."""
     header = {"config": json.dumps(config), "provenance": json.dumps(provenance)}
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, file, header)
-    except (SafetensorError, OSError) as e:
-        raise CheckpointError(f"can't write encoder weights to '{file}' ({first_line(e)}); choose another place") from e
+    write_tensors(file, tensors, header)
 
 
 def refuse_other(folder: Path) -> None:
@@ -122,9 +119,7 @@ def _read_folder(folder: Path) -> Stored:
 
 def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) -> Stored:
     try:
-        with safe_open(path, "pt") as f:
-            header = f.metadata() or {}
-            tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
+        tensors, header = read_tensors(path)
         config, provenance = (json.loads(header.get(key, "{}")) for key in ("config", "provenance"))
     except (SafetensorError, OSError, ValueError) as e:
         raise CheckpointError(f"'{path}' is truncated or corrupt ({first_line(e)}); fetch it again or {WAY_OUT}") from e

@@ -7,9 +7,7 @@ A set is made in parts, each kept when it is done, so the command can be killed 
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,18 +21,18 @@ from torch import Tensor
 from dnge_compress.core.errors import (
     CheckpointError,
     DataError,
-    DngeError,
     UnsupportedModelError,
     WeightError,
     first_line,
 )
+from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.tensors import read_tensors, write_tensors
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.zoo.data_root import DataRoot, Split
-from dnge_compress.zoo.images import IMAGES, Images, images
-from dnge_compress.zoo.resumable import build_resumably, read_tensors, write_tensors
-from dnge_compress.zoo.workers import positive
+from dnge_compress.zoo.images import Images, images
+from dnge_compress.zoo.resumable import build_resumably
 
 PART = 250  # networks that are fitted together
 STEPS = {"mnist": 300, "cifar10": 400}
@@ -138,7 +136,9 @@ def _read(number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise type(e)(f"network {number}: {e}") from e
 
 
-def build_set(about: dict[str, Any], out: Path, *, data_root: DataRoot, jobs: int = 1) -> InrSet:
+def build_set(
+    about: dict[str, Any], out: Path, *, data_root: DataRoot, jobs: int = 1, progress: Progress = silent
+) -> InrSet:
     """Fit networks to every image that `about` asks for, or go on where a killed run stopped; writes `out`.
 
     Raises CheckpointError if `out` holds another set, DataError on missing data.
@@ -149,7 +149,7 @@ def build_set(about: dict[str, Any], out: Path, *, data_root: DataRoot, jobs: in
         return {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), data_root)
                 for fits in range(about["fits"]) for first in range(0, count, PART)}  # fmt: skip
 
-    return build_resumably(about, out, tasks, _raise_part, load=InrSet.load, join=_joined, jobs=jobs)
+    return build_resumably(about, out, tasks, _fit_part, load=InrSet.load, join=_joined, jobs=jobs, progress=progress)
 
 
 def usual(data: str) -> FitSettings:
@@ -182,7 +182,7 @@ def _joined(made: Sequence[InrSet]) -> InrSet:
     return InrSet(siren=made[0].siren, stack=stack, labels=labels, image=image, psnr=quality, about=made[0].about)
 
 
-def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, data_root: DataRoot) -> str:
+def _fit_part(file: Path, about: dict[str, Any], fits: int, first: int, last: int, data_root: DataRoot) -> str:
     found = images(about["data"], about["split"], data_root=data_root)
     x = pictures(found, slice(first, last))
     siren = Siren((2, *about["hidden"], x.shape[1]))
@@ -198,37 +198,3 @@ def _raise_part(file: Path, about: dict[str, Any], fits: int, first: int, last: 
     )
     part.save(file)
     return f"{quality.mean():.1f} dB"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make a set; 0 when it is written, 2 on wrong data or folders."""
-    parser = argparse.ArgumentParser(prog="dnge inr", description="Fit a SIREN to every image of a data set.")
-    parser.add_argument("data", choices=IMAGES)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
-    parser.add_argument("--split", choices=("train", "held-out"), default="train")
-    parser.add_argument("--count", type=int, default=60_000, help="images, from the first (default: all)")
-    parser.add_argument("--fits", type=int, default=1, help="networks per image, each from its own initialisation")
-    parser.add_argument("--steps", type=int, help=f"Adam's steps per network (default: {STEPS})")
-    parser.add_argument("--learning-rate", type=float, help="Adam's; wide networks want less (default: 3e-3)")
-    parser.add_argument("--base-width", type=positive, help="let matrices' rates fall as this width / fan-in")
-    parser.add_argument("--hidden", type=int, nargs="+", default=HIDDEN, help="widths (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
-    parser.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
-    options = parser.parse_args(arguments)
-    try:
-        given = {"steps": options.steps, "learning_rate": options.learning_rate, "base_width": options.base_width}
-        settings = replace(usual(options.data), **{k: v for k, v in given.items() if v is not None})
-        wanted = about(options.data, options.split, count=options.count, fits=options.fits,
-                       hidden=options.hidden, seed=options.seed, settings=settings)  # fmt: skip
-        data_root = DataRoot.find(options.data_folder)
-        made = build_set(wanted, options.output, data_root=data_root, jobs=options.jobs)
-    except DngeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({"networks": len(made), "psnr": round(float(made.psnr.mean()), 2), "file": str(options.output)}))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -262,8 +262,8 @@ def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
     return [{k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches]
 
 
-def _stage_of(work: Work, name: str) -> Callable[[str, int, int], None]:
-    return lambda _, done, total: work.progress(name, done, total)
+def _stage_of(work: Work, name: str) -> Progress:
+    return lambda stage, done, total, note="": work.progress(name, done, total, note)
 
 
 def _name(stage: str, variant: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,10 +9,12 @@ from typing import Any
 
 import yaml
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, PlanError, UnknownNameError
+from dnge_compress.core.folders import atomic_folder
+from dnge_compress.core.tensors import write_tensors
 from dnge_compress.lora.peft_config import value_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -50,13 +51,9 @@ def flatten_adapter(folder: str | Path, out: str | Path) -> Path:
     flat = {name: _padded(name, tensor, config, rank, alpha / rank) for name, tensor in tensors.items()}
     config.r, config.lora_alpha = rank, int(alpha) if float(alpha).is_integer() else alpha
     config.rank_pattern, config.alpha_pattern, config.use_rslora = {}, {}, False
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as half:
-        ready = Path(half) / "adapter"
-        config.save_pretrained(str(ready))
-        save_file(flat, ready / WEIGHTS, {"format": "pt"})
-        shutil.rmtree(out, ignore_errors=True)
-        ready.replace(out)
+    with atomic_folder(out) as stage:
+        config.save_pretrained(str(stage))
+        write_tensors(stage / WEIGHTS, flat, {"format": "pt"})
     return out
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from dnge_compress.core.errors import RecipeError, UnknownNameError, nearest
+from dnge_compress.core.files import write_whole
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, put
@@ -119,10 +120,7 @@ def copy(name: str, target: str | Path, *, force: bool = False) -> Path:
     path = Path(target) / f"{Path(name).name}.yaml" if Path(target).is_dir() else Path(target)
     if path.exists() and not force:
         raise RecipeError(f"'{path}' exists; choose another name, or pass --force to replace it")
-    try:
-        path.write_text(source, encoding="utf-8")
-    except OSError as e:
-        raise RecipeError(f"'{path}' can't be written: {e.strerror}") from None
+    write_whole(path, source)
     return path
 
 

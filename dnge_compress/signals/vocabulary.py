@@ -1,7 +1,7 @@
 """What the tokenizer beside a model tells: how a text is framed, and which tokens spell each word of English.
 
 `words.tsv` holds the 8,000 most frequent words and marks of English prose with their counts per million
-(`dnge_compress.zoo.words` counts them).
+(`dev/word_list.py` counts them).
 """
 
 from __future__ import annotations

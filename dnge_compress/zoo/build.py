@@ -1,21 +1,15 @@
 """A zoo of small trained networks, one folder each, for the graph encoder to learn from.
 
-    python -m dnge_compress.zoo.build --out zoo --runs 200 --seed 0 --jobs 2
+    dnge zoo -o zoo --jobs 2
 
-The command can be killed at any point and started again: finished networks are skipped, halves of a killed
-run swept away. Only one command may work on a folder at a time.
+It can be killed at any point and started again: finished networks are kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
-import shutil
-import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +19,9 @@ import torch
 import transformers
 from torch import nn
 
-from dnge_compress.core.errors import CheckpointError, DngeError
+from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.folders import atomic_folder
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.zoo.architectures import build
 from dnge_compress.zoo.batches import ZooBatch, example_batches, logits, loss
 from dnge_compress.zoo.blueprint import FAMILIES, Blueprint, blueprints
@@ -33,7 +29,7 @@ from dnge_compress.zoo.corpora import tokenizer_folder, tokens
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 from dnge_compress.zoo.training import measure, train, train_through
-from dnge_compress.zoo.workers import each_done, positive
+from dnge_compress.zoo.workers import each_done
 
 __all__ = [
     "FAMILIES",
@@ -54,7 +50,6 @@ __all__ = [
 ]
 
 RUNS = 200  # training runs, each of which gives three networks
-_UNFINISHED = ".unfinished-"
 
 
 def train_networks(blueprint: Blueprint, out: Path, *, data_root: DataRoot | None = None) -> list[Path]:
@@ -65,7 +60,6 @@ def train_networks(blueprint: Blueprint, out: Path, *, data_root: DataRoot | Non
     """
     moments = blueprint.moments()
     missing = [m for m in moments if not _is_there(m, out)]
-    out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     stops = sorted({m.stop for m in missing})
     for stop, model in zip(stops, train_through(blueprint, stops, data_root=data_root) if stops else (), strict=True):
@@ -78,19 +72,16 @@ def train_networks(blueprint: Blueprint, out: Path, *, data_root: DataRoot | Non
 def _is_there(blueprint: Blueprint, out: Path) -> bool:
     folder = out / blueprint.name
     if folder.exists() and Blueprint.from_dict(record(folder)["blueprint"]) != blueprint:
-        raise CheckpointError(f"{folder} holds another blueprint; choose another --out")
+        raise CheckpointError(f"{folder} holds another blueprint; choose another folder")
     return folder.exists()
 
 
 def _save(blueprint: Blueprint, model: nn.Module, seconds: float, out: Path, data_root: DataRoot | None) -> None:
-    with tempfile.TemporaryDirectory(dir=out, prefix=_UNFINISHED) as temporary:
-        quality = measure(model, blueprint, data_root=data_root) | {"seconds": round(seconds, 2)}
-        half = Path(temporary) / blueprint.name
-        half.mkdir()
-        safetensors.torch.save_model(model, str(half / "model.safetensors"))
-        content = {"blueprint": blueprint.to_dict(), "quality": quality, "provenance": _provenance(model)}
-        (half / "blueprint.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        half.replace(out / blueprint.name)
+    quality = measure(model, blueprint, data_root=data_root) | {"seconds": round(seconds, 2)}
+    content = {"blueprint": blueprint.to_dict(), "quality": quality, "provenance": _provenance(model)}
+    with atomic_folder(out / blueprint.name) as stage:
+        safetensors.torch.save_model(model, str(stage / "model.safetensors"))
+        (stage / "blueprint.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path | str, *, data_root: DataRoot | None = None) -> tuple[nn.Module, Blueprint]:
@@ -119,35 +110,19 @@ def finished(out: Path | str) -> list[Path]:
     return sorted(path.parent for path in Path(out).glob("[!.]*/blueprint.json"))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the zoo; 0 when all networks are there, 2 on wrong data or folders."""
-    parser = argparse.ArgumentParser(prog="python -m dnge_compress.zoo.build", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("zoo"), help="folder of the zoo")
-    parser.add_argument("--runs", type=positive, default=RUNS, help="training runs; each gives three networks")
-    parser.add_argument("--seed", type=int, default=0, help="which zoo")
-    parser.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
-    parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
-    options = parser.parse_args(arguments)
-    try:
-        data_root = DataRoot.find(options.data, options.out / "cache")
-        _make(blueprints(options.runs, options.seed), options.out, data_root, options.jobs)
-    except DngeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def build_zoo(out: Path, runs: int, seed: int, data_root: DataRoot, jobs: int = 1, progress: Progress = silent) -> None:
+    """Make the zoo of so many runs and this seed in `out`, one thread per process; what is there already is kept.
 
-
-def _make(plans: list[Blueprint], out: Path, data_root: DataRoot, jobs: int) -> None:
-    for half in out.glob(f"{_UNFINISHED}*"):
-        shutil.rmtree(half)
-    missing = [p for p in plans if not all(_is_there(m, out) for m in p.moments())]
-    print(f"{len(plans) - len(missing)} of {len(plans)} runs are there", file=sys.stderr)
+    Only one call may work on a folder at a time. Raises CheckpointError if another zoo lies there, DataError.
+    """
+    plans = blueprints(runs, seed)
+    missing = [plan for plan in plans if not all(_is_there(m, out) for m in plan.moments())]
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
             (tokens if data.startswith("books") else images)(data, split, data_root=data_root)
     found = each_done(jobs, partial(train_networks, out=out, data_root=data_root), [(plan,) for plan in missing])
-    for done, folders in enumerate(found, start=1):
-        print(f"[{done}/{len(missing)}] {_line(folders[-1])}", file=sys.stderr, flush=True)
+    for done, folders in enumerate(found, start=len(plans) - len(missing) + 1):
+        progress("zoo", done, len(plans), _line(folders[-1]))
 
 
 def _line(folder: Path) -> str:
@@ -157,14 +132,10 @@ def _line(folder: Path) -> str:
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
     return {
-        "made_by": "dnge_compress.zoo.build",
+        "made_by": "dnge zoo",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "parameters": sum(p.numel() for p in model.parameters()),
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

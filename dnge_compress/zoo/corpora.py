@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.core.errors import DataError, UnknownNameError
+from dnge_compress.core.files import atomic_file
 from dnge_compress.zoo.data_root import DataRoot, Split, cached, table
 
 TEXTS = ("books-bytes", "books-bpe1024", "books-bpe2048")
@@ -91,8 +92,6 @@ def _tokenizer(vocabulary: int, data_root: DataRoot) -> Any:
         trained = ByteLevelBPETokenizer()
         text = "\n\n".join(book_texts("train", data_root))[:_BPE_TRAINING_CHARACTERS]
         trained.train_from_iterator(text.split("\n\n"), vocab_size=vocabulary, show_progress=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            trained.save(str(Path(folder) / path.name))
-            (Path(folder) / path.name).replace(path)
+        with atomic_file(path) as part:
+            trained.save(str(part))
     return Tokenizer.from_file(str(path))

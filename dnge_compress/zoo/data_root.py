@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.core.files import atomic_file
 
 Split = Literal["train", "held-out"]
 
@@ -47,10 +47,9 @@ class DataRoot:
 def cached(path: Path, make: Callable[[], np.ndarray]) -> np.ndarray:
     """The array kept at `path`, memory-mapped; made on first use."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            np.save(Path(folder) / path.name, make())
-            (Path(folder) / path.name).replace(path)
+        made = make()
+        with atomic_file(path) as part, part.open("wb") as file:  # np.save gives a path another name
+            np.save(file, made)
     return np.load(path, mmap_mode="r")
 
 

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from dnge_compress.core.files import atomic_file
 from dnge_compress.jobs.data.rows import Examples
 
 
 def store(path: Path, examples: Examples) -> None:
-    """Write rows whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    """Write rows, whole or not at all. Raises CheckpointError."""
     arrays = {"ids": examples.ids, "learned": examples.learned, "starts": examples.starts}
-    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
-    part.replace(path)
+    with atomic_file(path) as part:
+        save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, part)
 
 
 def stored(path: Path) -> Examples:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnge_compress.core.document import Document
 from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.files import atomic_file
 from dnge_compress.core.markdown import markdown
 from dnge_compress.core.strict_json import json_values, read_strictly
 from dnge_compress.core.terminal import Drawn, plain
@@ -116,22 +117,20 @@ class JobReport:
 def write(report: JobReport, folder: str | Path) -> dict[str, Path]:
     """Write report.html, report.md and report.json; returns their paths by suffix.
 
-    Each is complete or as it was before: all three are rendered and written beside their places first. Raises OSError.
+    Each is complete or as it was before: all three are rendered and written beside their places first. Raises
+    CheckpointError.
     """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    # The JSON comes last: who finds it may take the other two for granted.
-    parts = {target / f".report.{suffix}.part": target / f"report.{suffix}" for suffix in ("html", "md", "json")}
-    try:
-        for (part, _), text in zip(parts.items(), _texts(report), strict=True):
+    texts = {
+        "json": json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n",
+        "md": report.to_markdown(),
+        "html": report.to_html(),
+    }
+    places = {suffix: Path(folder) / f"report.{suffix}" for suffix in texts}
+    with ExitStack() as stack:  # it ends with the JSON: who finds that may take the other two for granted
+        for suffix, text in texts.items():
             # Paths may hold bytes that are no text; they mustn't keep a finished job from reporting.
-            _write_through(part, text.encode("utf-8", "replace"))
-        for part, place in parts.items():
-            part.replace(place)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
-    return {place.suffix[1:]: place for place in parts.values()}
+            stack.enter_context(atomic_file(places[suffix])).write_bytes(text.encode("utf-8", "replace"))
+    return places
 
 
 def finished(folder: str | Path) -> JobReport:
@@ -144,17 +143,3 @@ def finished(folder: str | Path) -> JobReport:
     except ValueError as e:
         raise CheckpointError(f"'{file}' is truncated or corrupt: no JSON ({e})") from None
     return JobReport.from_dict(raw)
-
-
-def _write_through(file: Path, content: bytes) -> None:
-    """Write to the disk itself, so that a name never points to a file that a power cut left empty."""
-    with file.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _texts(report: JobReport) -> Iterator[str]:
-    yield report.to_html()
-    yield report.to_markdown()
-    yield json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n"

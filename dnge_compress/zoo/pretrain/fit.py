@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from dnge_compress.core.errors import CheckpointError, DataError
+from dnge_compress.core.files import atomic_file
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
 from dnge_compress.encoder.model import Corrections
@@ -78,6 +79,7 @@ def fit(
     seed: int,
     make: Callable[[], DNGEncoder] = DNGEncoder,
     state: Path | None = None,
+    progress: Progress = silent,
 ) -> dict[str, DNGEncoder]:
     """One encoder per fold, as `make` makes them, after `steps` examples; from the file `state` a killed run goes on.
 
@@ -121,19 +123,13 @@ def fit(
         seen += mask[example.name]
         if (step + 1) % KEEP_EVERY == 0:
             means = " ".join(f"{v:.3f}" for v in (total / seen.clamp_min(1)).tolist())
-            print(f"step {step + 1}  losses {means}", file=sys.stderr, flush=True)
+            progress("train", step + 1, steps, f"losses {means}")
             total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
             if state is not None:
                 parts_of_it = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-                _keep(
-                    state,
-                    {
-                        "step": step + 1,
-                        "identity": identity,
-                        "params": {k: v.detach() for k, v in params.items()},
-                        **parts_of_it,
-                    },
-                )
+                kept = {"step": step + 1, "identity": identity, "params": {k: v.detach() for k, v in params.items()}}
+                with atomic_file(state) as file:
+                    torch.save(kept | parts_of_it, file)
     for i, encoder in enumerate(encoders):
         encoder.load_state_dict({name: value[i].detach() for name, value in params.items()})
     return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}
@@ -177,10 +173,3 @@ def _clip(params: Mapping[str, Tensor], limit: float) -> None:
     for p in params.values():
         if p.grad is not None:
             p.grad.mul_(factor.view(-1, *[1] * (p.dim() - 1)))
-
-
-def _keep(state: Path, values: dict[str, object]) -> None:
-    """Write the state of training so that a kill leaves the last one whole."""
-    half = state.with_suffix(".half")
-    torch.save(values, half)
-    half.replace(state)

@@ -15,18 +15,16 @@ the error of its hidden states, as for the sentence and image encoders that peop
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from dnge_compress import scorers
+from dnge_compress.core.tensors import read_tensors, write_tensors
 from dnge_compress.encoder.features import FLOOR, node_features
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
@@ -127,9 +125,7 @@ def make_targets(folder: Path, example: str, data_root: DataRoot) -> Path:
     tensors |= {f"rivals/{who}/{k}": v for who, units in rivals.items() for k, v in units.items()}
     if not example.endswith("+bare"):
         tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
-    half = path.with_suffix(f".{os.getpid()}.half")
-    save_file({k: v.float().contiguous() for k, v in tensors.items()}, half, _reliability(*costs))
-    half.replace(path)
+    write_tensors(path, {k: v.float() for k, v in tensors.items()}, _reliability(*costs))
     return path
 
 
@@ -138,11 +134,9 @@ def read_example(folder: Path, example: str, data_root: DataRoot) -> TrainingExa
     model, blueprint = _opened(folder, example, data_root)
     batch = example_batches(blueprint, "held-out", count=1, batch_size=2, seed=0, data_root=data_root)[0]
     graph = build_graph(model, _example_input(batch))
-    path = folder / f"{example}.safetensors"
-    with safe_open(path, "pt") as f:
-        reliability = f.metadata()
+    tensors, reliability = read_tensors(folder / f"{example}.safetensors")
     parts: dict[str, dict[str, Tensor]] = {"features": {}, "obs_costs": {}, "targets": {}, "matrices": {}, "rivals": {}}
-    for key, value in load_file(path).items():
+    for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}

@@ -1,7 +1,6 @@
-"""Make the writer's word list: `python -m dnge_compress.zoo.words` counts the books' words.
+"""Make the word list that text encoders are calibrated with: `python dev/word_list.py` counts the books' words.
 
-Part of learning to write: how often English uses each word is all that the calibration of text encoders takes
-from real text.
+How often English uses each word is all that synthetic calibration takes from real text.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SIZE = 8000
 
 def main() -> None:
     """Write the most frequent words and marks of the train books with their counts per million."""
-    parser = argparse.ArgumentParser(prog="python -m dnge_compress.zoo.words", description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
     parser.add_argument("--out", type=Path, default=WORDS)
     options = parser.parse_args()

@@ -1,0 +1,208 @@
+"""The grammar of `dnge`: its commands and their arguments. Only light modules are imported here, so help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from dnge_compress import __version__
+from dnge_compress.core.errors import DngeError
+
+EPILOG = """\
+examples:
+  dnge compress sentence-transformers/all-MiniLM-L6-v2 -o small --ratio 0.3
+  dnge plan MODEL -o plan.json --recipe prune/neurons && dnge apply plan.json MODEL -o small
+  dnge report small
+  dnge run jobs/prune-recover model_name_or_path=MODEL output_dir=runs/small
+
+exit codes:
+  0  done
+  1  unexpected failure (DNGE_DEBUG=1 shows the traceback)
+  2  usage or bad input: an unknown recipe, a broken checkpoint, a folder that is not ours
+  3  a budget that is out of range or can't be reached
+  4  the exactness check failed; nothing was written
+  130  interrupted
+
+Data goes to stdout, progress and errors to stderr.
+"""
+
+
+class UsageError(DngeError):
+    """A command line that doesn't fit the grammar."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UsageError, so that wrong usage is reported as every other error is."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def parser() -> Parser:
+    """The whole grammar. A command's options name the module of `cli` that carries it out, and the function there."""
+    root = Parser(
+        prog="dnge",
+        description="Make a pretrained model smaller and faster without data.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"dnge {__version__}")
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    json_flag, force, opening, choosing = _json_flag(), _force_flag(), _opening_flags(), _choosing_flags()
+
+    def command(module: str, name: str, *parents: Parser, about: str) -> Parser:
+        found = commands.add_parser(name, parents=parents, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        found.set_defaults(module=module, function=name)
+        return found
+
+    score = command("commands", "score", opening, choosing, json_flag, about="predict what removing each unit costs")
+    _model(score)
+    plan = command(
+        "commands", "plan", opening, choosing, force, json_flag, about="decide what to remove; changes nothing"
+    )
+    _model(plan)
+    _plan_file(plan)
+    apply = command(
+        "commands", "apply", opening, force, json_flag, about="carry out a plan on a copy of its base model"
+    )
+    apply.add_argument("plan", metavar="PLAN.json")
+    _model(apply)
+    _output(apply)
+    apply.add_argument("--any-weights", action="store_true", help="accept other weights of the same architecture")
+    compress = command(
+        "commands", "compress", opening, choosing, force, json_flag, about="score, plan, cut, repair and save"
+    )
+    _model(compress)
+    _output(compress)
+    about = "decide where LoRA goes and with what rank; changes nothing"
+    place = command("commands", "place", opening, force, json_flag, about=about)
+    _model(place)
+    _plan_file(place)
+    place.add_argument("--recipe", default="lora/default", help="name or path (default: %(default)s)")
+    place.add_argument("--placer", help="who decides: uniform, encoder, fisher, stable_rank, …")
+    _set_flag(place)
+    about = "run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
+    run = command("job_commands", "run", json_flag, about=about)
+    run.add_argument("recipe", metavar="RECIPE", help="name or path; see `dnge recipes ls`")
+    run.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model_name_or_path=gpt2 train.learning_rate=1e-4"
+    )
+    run.add_argument("--dry-run", action="store_true", help="check the recipe and show the plan; do nothing")
+    report = command("commands", "report", json_flag, about="show what was done to a saved model, or by a job")
+    report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress`, `dnge apply` or `dnge run`")
+    _recipes(commands, json_flag, force)
+
+    zoo = command("training_commands", "zoo", about="train small networks for the encoder to learn from")
+    zoo.add_argument("-o", "--output", type=Path, default=Path("zoo"), help="folder of the networks")
+    _zoo_flags(zoo)
+    pretrain = command("training_commands", "pretrain", json_flag, about="train the encoder that scores, and its zoo")
+    pretrain.add_argument("-o", "--output", type=Path, default=Path("base.safetensors"), help="the encoder's weights")
+    pretrain.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the networks")
+    pretrain.add_argument("--steps", type=positive, help="examples that the encoder takes (default: 1600)")
+    _zoo_flags(pretrain)
+    about = "fit a small network (SIREN) to every image of a data set"
+    inr = command("training_commands", "inr", json_flag, about=about)
+    inr.add_argument("data", help="mnist or cifar10")
+    inr.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    inr.add_argument("--split", choices=("train", "held-out"), default="train")
+    inr.add_argument("--count", type=int, default=60_000, help="images, from the first (default: all)")
+    inr.add_argument("--fits", type=int, default=1, help="networks per image, each from its own initialisation")
+    inr.add_argument("--steps", type=int, help="Adam's steps per network (default: the data set's usual ones)")
+    inr.add_argument("--learning-rate", type=float, help="Adam's; wide networks want less (default: 3e-3)")
+    inr.add_argument("--base-width", type=positive, help="let matrices' rates fall as this width / fan-in")
+    inr.add_argument("--hidden", type=int, nargs="+", default=(32, 32), help="widths (default: %(default)s)")
+    _making_flags(inr)
+    return root
+
+
+def _recipes(commands: argparse._SubParsersAction[Parser], json_flag: Parser, force: Parser) -> None:
+    recipes = commands.add_parser("recipes", help="list, show, copy or check recipes")
+    verbs = recipes.add_subparsers(required=True, metavar="ls|show|cp|validate|schema")
+
+    def verb(name: str, *parents: Parser, about: str) -> Parser:
+        found = verbs.add_parser(name, parents=parents, help=about)
+        found.set_defaults(module="recipe_commands", function=name)
+        return found
+
+    verb("ls", json_flag, about="list the recipes that come with the package")
+    verb("show", json_flag, about="print a recipe").add_argument("name", metavar="RECIPE")
+    cp = verb("cp", force, about="copy a recipe to a file, to be edited")
+    cp.add_argument("name", metavar="RECIPE")
+    cp.add_argument("target", metavar="FILE.yaml")
+    check = verb("validate", json_flag, about="check a recipe; exit code 2 says what is wrong")
+    check.add_argument("name", metavar="RECIPE")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    schema = verb("schema", about="print the JSON schema of a kind of recipe, for editors")
+    schema.add_argument("kind", choices=("prune", "lora", "job"))
+
+
+def _model(command: Parser) -> None:
+    command.add_argument("model", metavar="MODEL", help="folder or Hugging Face id of the base model")
+
+
+def _output(command: Parser) -> None:
+    command.add_argument("-o", "--output", metavar="OUT", required=True, help="folder for the smaller model")
+
+
+def _plan_file(command: Parser) -> None:
+    command.add_argument("-o", "--output", metavar="PLAN.json", help="file for the plan (default: stdout)")
+
+
+def _json_flag() -> Parser:
+    flags = Parser(add_help=False)
+    flags.add_argument("--json", action="store_true", help="print exactly one JSON document")
+    return flags
+
+
+def _force_flag() -> Parser:
+    flags = Parser(add_help=False)
+    flags.add_argument("--force", action="store_true", help="replace an output that dnge did not write")
+    return flags
+
+
+def _opening_flags() -> Parser:
+    flags = Parser(add_help=False)
+    group = flags.add_argument_group("model and data")
+    group.add_argument("--device", help="where to run, e.g. cuda (default: cpu)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
+    group.add_argument("--data", metavar="FILE.txt", help="real text to calibrate on, one text per line")
+    group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    group.add_argument("--allow-pickle", action="store_true", help="read pickled weights (they can run code)")
+    return flags
+
+
+def _choosing_flags() -> Parser:
+    flags = Parser(add_help=False)
+    group = flags.add_argument_group("recipe")
+    group.add_argument("--recipe", default="prune/default", help="name or path (default: %(default)s)")
+    group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
+    group.add_argument("--scorer", help="who scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda")
+    group.add_argument("--seed", type=int, help="same seed, same result")
+    _set_flag(group)
+    return flags
+
+
+def _set_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override any key of the recipe; repeatable"
+    )
+
+
+def _zoo_flags(command: Parser) -> None:
+    command.add_argument("--runs", type=positive, help="training runs; each gives three networks (default: 200)")
+    _making_flags(command)
+
+
+def _making_flags(command: Parser) -> None:
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
+    command.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
+
+
+def positive(text: str) -> int:
+    """A number of at least one."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value

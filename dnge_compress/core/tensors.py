@@ -1,0 +1,24 @@
+"""Safetensors files with a header of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dnge_compress.core.files import atomic_file
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
+    """Write one file, whole or not at all. Raises CheckpointError."""
+    with atomic_file(path) as part:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, part, dict(header or {}))
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header of a file. Raises OSError or SafetensorError."""
+    with safe_open(path, "pt") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}  # noqa: SIM118 (no mapping)
