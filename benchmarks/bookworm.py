@@ -25,13 +25,7 @@ sys.path.insert(0, str(EXAMPLES))
 from perplexity import perplexity  # noqa: E402
 
 RATIOS = (0.3, 0.5, 0.7)
-ARMS = (
-    ("random", "none"),
-    ("random", "lstsq"),
-    ("obs", "none"),
-    ("obs", "lstsq"),
-    ("encoder", "lstsq"),
-)
+ARMS = (("random", "none"), ("random", "lstsq"), ("obs", "none"), ("obs", "lstsq"), ("encoder", "lstsq"))
 UNSEEDED_ARMS = (("magnitude", "none"), ("magnitude", "lstsq"))
 DATA_ARMS = (
     ("flap", "none"),

@@ -62,12 +62,7 @@ ARMS = (
     ("taylor", "global", "real"),
 )
 REAL_ARMS = tuple(a for a in ARMS if a[0] not in ("wanda", "taylor") and a != ("magnitude", "global", "synthetic"))
-MEASURES = {
-    "MiniLM": "cosine",
-    "bookworm": "perplexity",
-    "ResNet, CIFAR-10": "accuracy",
-    "ViT, CIFAR-10": "accuracy",
-}
+MEASURES = {"MiniLM": "cosine", "bookworm": "perplexity", "ResNet, CIFAR-10": "accuracy", "ViT, CIFAR-10": "accuracy"}
 
 
 def main() -> None:

@@ -221,10 +221,7 @@ def table(found: dict[str, Any]) -> list[str]:
             rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", f"{minutes:.1f}"])
         head = ["arm", "perplexity after pruning", "after recovery", "against the original", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += [
-            "",
-            f"Held-out books; seeds: {len(runs)}. LoRA at the cost of uniform rank 16; about 262,144 tokens.",
-        ]
+        lines += ["", f"Held-out books; seeds: {len(runs)}. LoRA at the cost of uniform rank 16; about 262,144 tokens."]
     if "kills" in found:
         k = found["kills"]
         where = ", ".join(f"{m['stage']} {m['share_of_stage']:.0%}" for m in k["moments"])

@@ -89,12 +89,7 @@ class Recipe:
 RECIPES = {
     "resnet": Recipe(
         family="resnet",
-        config={
-            "embedding_size": 48,
-            "hidden_sizes": [48, 96, 192],
-            "depths": [2, 2, 2],
-            "layer_type": "basic",
-        },
+        config={"embedding_size": 48, "hidden_sizes": [48, 96, 192], "depths": [2, 2, 2], "layer_type": "basic"},
         aim=0.85,
         optimiser="sgd",
         lr=0.15,

@@ -103,11 +103,7 @@ def prepare_tokenizer(books: list[str], work: Path) -> PreTrainedTokenizerFast:
         )
         bpe.save(str(path))
     return PreTrainedTokenizerFast(
-        tokenizer_file=str(path),
-        bos_token=END,
-        eos_token=END,
-        model_max_length=512,
-        clean_up_tokenization_spaces=False,
+        tokenizer_file=str(path), bos_token=END, eos_token=END, model_max_length=512, clean_up_tokenization_spaces=False
     )
 
 

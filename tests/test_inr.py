@@ -13,13 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from dnge_compress.core.errors import (
-    CheckpointError,
-    DataError,
-    DngeError,
-    UnsupportedModelError,
-    WeightError,
-)
+from dnge_compress.core.errors import CheckpointError, DataError, DngeError, UnsupportedModelError, WeightError
 from dnge_compress.core.precision import fast_products, has_bfloat16
 from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of

@@ -151,10 +151,7 @@ def without(raw: dict[str, Any], key: str) -> dict[str, Any]:
         (lambda raw: {**raw, "curves": [{"name": "a", "train": [[1]]}]}, r"train\[0\] should have 2 items, not 1"),
         (lambda raw: {**raw, "ranks": [{"module": "a", "rank": -1, "params": 0}]}, "rank of module 'a' is -1"),
         (
-            lambda raw: {
-                **raw,
-                "widths": [{"space": "ffn.0", "kind": "neuron", "layer": 0, "kept": 3, "total": 2}],
-            },
+            lambda raw: {**raw, "widths": [{"space": "ffn.0", "kind": "neuron", "layer": 0, "kept": 3, "total": 2}]},
             "'ffn.0': 3 of 2 units",
         ),
     ],

@@ -18,17 +18,7 @@ INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATING = ("F16", "BF16", "F32", "F64")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-HUB_FILES = [
-    "*.safetensors",
-    "*.json",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.tiktoken",
-    "LICENSE*",
-    "NOTICE*",
-    "README.md",
-]
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md"]
 HUB_EXTRAS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"]
 
 

@@ -24,11 +24,7 @@ def non_embedding_prices(model: nn.Module, graph: ModelGraph) -> Prices:
 
 
 def price_left(
-    graph: ModelGraph,
-    prices: Prices,
-    shapes: Shapes,
-    kept: Mapping[str, int],
-    dropped: tuple[str, ...] = (),
+    graph: ModelGraph, prices: Prices, shapes: Shapes, kept: Mapping[str, int], dropped: tuple[str, ...] = ()
 ) -> float:
     """Price of what is left if spaces keep so many units each and the blocks with these name prefixes go."""
     left = shapes_left(graph, {name: shapes[name] for name in prices if not name.startswith(dropped)}, kept)

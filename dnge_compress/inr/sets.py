@@ -18,13 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dnge_compress.core.errors import (
-    CheckpointError,
-    DataError,
-    UnsupportedModelError,
-    WeightError,
-    first_line,
-)
+from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError, WeightError, first_line
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.tensors import read_tensors, write_tensors
 from dnge_compress.inr.chain import read_chain, widths_of

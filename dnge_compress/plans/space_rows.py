@@ -97,9 +97,6 @@ def _shares(applied: AppliedCuts, space: Space, shapes: Shapes, after: Shapes) -
     rest_before = shapes_left(applied.graph, given, {space.name: 0})
     rest_after = shapes_left(applied.graph, given, {**applied.counts, space.name: 0})
     return {
-        name: (
-            math.prod(shape) - math.prod(rest_before[name]),
-            math.prod(after[name]) - math.prod(rest_after[name]),
-        )
+        name: (math.prod(shape) - math.prod(rest_before[name]), math.prod(after[name]) - math.prod(rest_after[name]))
         for name, shape in given.items()
     }

@@ -68,12 +68,7 @@ class Signals(Mapping[str, tuple[Signal, ...]]):
     """Space name → signals at each of its consumers, all gathered on first use, in one pass over the inputs."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        graph: ModelGraph,
-        batches: Sequence[Inputs],
-        seed: int = 0,
-        progress: Progress = silent,
+        self, model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
     ) -> None:
         self.model, self.graph, self.batches, self.seed, self.progress = model, graph, batches, seed, progress
         self._spaces = {s.name: s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"}
@@ -163,14 +158,7 @@ class _Recorder:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        graph: ModelGraph,
-        slot: Slot,
-        units: int,
-        seed: int,
-        store: MomentStore,
-        copies: bool,
+        self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, seed: int, store: MomentStore, copies: bool
     ) -> None:
         self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
         # Its own, so that the sample doesn't depend on who else records.

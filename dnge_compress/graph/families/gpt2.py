@@ -48,9 +48,7 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
 
     g.config_field("n_inner", *ffn)
     g.config_field(
-        "n_head",
-        *heads,
-        fixed="GPT-2's head size is hidden size / heads, so heads go only with the hidden size",
+        "n_head", *heads, fixed="GPT-2's head size is hidden size / heads, so heads go only with the hidden size"
     )
     g.config_field("n_layer", "layers")
     return g.finish()
