@@ -78,7 +78,7 @@ class Source:
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
         applied, small = AppliedCuts.of(self.context.graph, cuts), copy.deepcopy(self.model)
         with torch.no_grad():
-            values = least_squares_repair(self.context.signals, applied, compensate)
+            values = least_squares_repair(self.context.model, self.context.signals, applied, compensate)
             cut(small, applied)
             apply_repair(small, applied, values)
         return small

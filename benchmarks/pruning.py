@@ -85,7 +85,9 @@ class Subject:
         context = self.contexts[data]
         applied = AppliedCuts(context.graph, self._cuts(scorer, how, data, ratio))
         with torch.no_grad():
-            judged = self.judge(MaskedModel(self.model, applied, least_squares_repair(context.signals, applied)))
+            judged = self.judge(
+                MaskedModel(self.model, applied, least_squares_repair(self.model, context.signals, applied))
+            )
         return (*judged, self.budget.removed(applied))
 
     def _cuts(self, scorer: str, how: str, data: str, ratio: float) -> tuple[Cut, ...]:

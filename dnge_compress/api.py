@@ -226,7 +226,7 @@ class _Job:
         with torch.no_grad():
             values = {}
             if plan.cuts and repair.compensate != "none":
-                values = least_squares_repair(self.context.signals, applied, repair.compensate, repair.ridge)
+                values = least_squares_repair(dense, self.context.signals, applied, repair.compensate, repair.ridge)
             repaired = time.perf_counter()
             small = copy.deepcopy(dense)
             small.__dict__.pop("dnge", None)

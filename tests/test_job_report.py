@@ -21,7 +21,8 @@ from dnge_compress.core.wording import duration
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import MEASURES
 from dnge_compress.jobs.report.rank_grid import grid
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank, Width
+from dnge_compress.jobs.report.values import Curve, Milestone, Rank
+from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.axes import decimals, layer_ticks, thinned, ticks
 
 ORIGINAL = Milestone(name="original", params=1000, bytes=4000, loss=2.0, tokens_per_second=500.0)
@@ -37,7 +38,7 @@ VOID = {"meta", "link"}
 def full(layers: int = 3) -> JobReport:
     """A report in which every field says something; layer 1 was dropped."""
     widths = [
-        Width(space=f"ffn.{i}", kind="neuron", layer=i, kept=0 if i == 1 else 24 + i % 7, total=40)
+        SpaceRow(space=f"ffn.{i}", kind="neuron", layer=i, kept=0 if i == 1 else 24 + i % 7, total=40)
         for i in range(layers)
     ]
     ranks = [Rank(f"model.layers.{i}.{m}", (i * 5 + 1) % 9, 30) for i in range(layers) for m in ("attn.q", "mlp.up")]
@@ -48,7 +49,7 @@ def full(layers: int = 3) -> JobReport:
         stages=("prune", "train", "merge"),
         seconds={"prune": 1.5, "train": 3725.0},
         milestones=(ORIGINAL, PRUNED, TRAINED, COMPARED),
-        widths=(*widths, Width(space="layers", kind="layer", layer=None, kept=layers - 1, total=layers)),
+        widths=(*widths, SpaceRow(space="layers", kind="layer", layer=None, kept=layers - 1, total=layers)),
         ranks=(*ranks, Rank("lm_head", 4, 50)),
         curves=(
             Curve("trained", ((1, 2.5), (2, 2.25)), ((0, 2.5), (2, 2.25))),
@@ -71,8 +72,8 @@ def hostile() -> JobReport:
         seconds={bad: 1.0},
         milestones=(replace(ORIGINAL, name=bad), replace(TRAINED, name=bad + "2")),
         widths=(
-            Width(space=bad, kind="neuron", layer=None, kept=1, total=2),
-            Width(space=bad + "2", kind=bad, layer=0, kept=1, total=2),
+            SpaceRow(space=bad, kind="neuron", layer=None, kept=1, total=2),
+            SpaceRow(space=bad + "2", kind=bad, layer=0, kept=1, total=2),
         ),
         ranks=(Rank(bad, 1, 2), Rank(f"a.1.{bad}", 2, 4)),
         curves=(Curve(bad, ((1, 2.0),), ((1, 2.0), (2, 1.0))),),
@@ -152,7 +153,7 @@ def without(raw: dict[str, Any], key: str) -> dict[str, Any]:
         (lambda raw: {**raw, "ranks": [{"module": "a", "rank": -1, "params": 0}]}, "rank of module 'a' is -1"),
         (
             lambda raw: {**raw, "widths": [{"space": "ffn.0", "kind": "neuron", "layer": 0, "kept": 3, "total": 2}]},
-            "'ffn.0': 3 of 2 units",
+            "3 of 2 units of space 'ffn.0'",
         ),
     ],
 )

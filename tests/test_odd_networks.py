@@ -13,7 +13,7 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import shift_of
-from dnge_compress.signals.moments import Signals
+from dnge_compress.signals.moments import gather_signals
 
 
 def seeded(*layers: nn.Module) -> nn.Sequential:
@@ -51,7 +51,7 @@ class TwoTowers(nn.Module):
 def test_every_branch_gets_gradients() -> None:
     model = TwoTowers().eval()
     graph = build_graph(model, torch.randn(2, 6))
-    signals = Signals(model, graph, synthesize(model, Calibration(tokens=256), torch.randn(2, 6)))
+    signals = gather_signals(model, graph, synthesize(model, Calibration(tokens=256), torch.randn(2, 6)))
     assert len(signals) == 2
     assert all(float(s.out_fisher.min()) > 0 for name in signals for s in signals[name])
 

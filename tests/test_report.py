@@ -16,10 +16,9 @@ from dnge_compress.core.terminal import plain
 from dnge_compress.core.wording import count
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Space
-from dnge_compress.plans.condense import MAX_LINES, alike
 from dnge_compress.plans.planner import counted
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.plans.space_rows import SpaceRow, rows_of, spaces_table
+from dnge_compress.plans.space_rows import MAX_LINES, SpaceRow, alike, rows_of, spaces_table
 from dnge_compress.report.report import Report, build_report
 from dnge_compress.report.sizes import Totals, macs_of, measure
 from dnge_compress.surgery.cut import cut

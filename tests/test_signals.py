@@ -23,7 +23,7 @@ from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import as_matrix, from_matrix
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.inference import inference_mode_of
-from dnge_compress.signals.moments import Signal, Signals
+from dnge_compress.signals.moments import Signal, Signals, gather_signals
 
 
 def batches_for(name: str, model: nn.Module, tokens: int = 64) -> list[Any]:
@@ -37,7 +37,7 @@ def gathered(name: str, seed: int = 0) -> tuple[nn.Module, ModelGraph, list[Any]
     model = models.make(name)
     graph = models.graph_of(name, model)
     batches = batches_for(name, model)
-    return model, graph, batches, Signals(model, graph, batches, seed)
+    return model, graph, batches, gather_signals(model, graph, batches, seed)
 
 
 def inputs_of(model: nn.Module, module: str, batches: list[Any]) -> list[Tensor]:
@@ -88,8 +88,8 @@ def test_padding_is_left_out() -> None:
     graph = build_graph(model)
     ids, mask = models.tokens()["input_ids"], torch.ones(2, 11, dtype=torch.long)
     mask[1, 7:] = 0
-    padded = Signals(model, graph, [{"input_ids": ids, "attention_mask": mask}])
-    single = Signals(model, graph, [{"input_ids": ids[:1]}, {"input_ids": ids[1:, :7]}])
+    padded = gather_signals(model, graph, [{"input_ids": ids, "attention_mask": mask}])
+    single = gather_signals(model, graph, [{"input_ids": ids[:1]}, {"input_ids": ids[1:, :7]}])
     for space in padded:
         for p, s in zip(padded[space], single[space], strict=True):
             assert p.count == s.count == 18
@@ -111,12 +111,11 @@ def test_attended_is_none_where_all_positions_count() -> None:
 def test_moments_that_lie_in_files_are_those_in_memory_and_take_no_further_pass(
     name: str, limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, graph, batches, whole = gathered(name)
-    expected = dict(whole)
+    model, graph, batches, expected = gathered(name)
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", limit)
     calls: list[object] = []
     handle = model.register_forward_pre_hook(lambda m, args: calls.append(m))
-    found = dict(Signals(model, graph, batches))
+    found = gather_signals(model, graph, batches)
     handle.remove()
     assert len(calls) == len(batches)
     for space in expected:
@@ -144,7 +143,7 @@ def test_a_disk_without_room_for_moments_is_named(monkeypatch: pytest.MonkeyPatc
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
         with pytest.raises(DngeError, match="need room in .*; set TMPDIR to a larger disk"):
-            dict(gathered("llama")[3])
+            gathered("llama")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -158,8 +157,7 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
     modes, state = [m.training for m in model.modules()], {k: v.clone() for k, v in model.state_dict().items()}
     random_state, hooks = torch.get_rng_state(), count_hooks(model)
     graph = models.graph_of(name, model)
-    signals = Signals(model, graph, batches_for(name, model))
-    assert [signals[s] for s in signals]
+    assert gather_signals(model, graph, batches_for(name, model))
     assert [m.training for m in model.modules()] == modes
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad == (p is not frozen) for p in model.parameters())
@@ -169,9 +167,8 @@ def test_the_model_is_left_as_it_was(name: str) -> None:
 
 def test_hooks_flags_and_modes_are_restored_if_the_model_fails() -> None:
     model = models.make("mlp").train()
-    signals = Signals(model, models.graph_of("mlp", model), [torch.zeros(2, 8)])
     with pytest.raises(RuntimeError):
-        signals["0"]
+        gather_signals(model, models.graph_of("mlp", model), [torch.zeros(2, 8)])
     assert count_hooks(model) == 0 and model.training and all(p.requires_grad for p in model.parameters())
 
 
@@ -211,7 +208,7 @@ def test_fisher_information_equals_the_analytic_one() -> None:
     torch.manual_seed(0)
     model = Classifier()
     x = torch.randn(3, 4)
-    signal = Signals(model, classifier_graph(model), [x.repeat(4000, 1)])["hidden"][0]
+    signal = gather_signals(model, classifier_graph(model), [x.repeat(4000, 1)])["hidden"][0]
     with torch.no_grad():
         hidden = model.first(x)
         p, w = model.second(hidden).softmax(-1), model.second.weight
@@ -253,7 +250,7 @@ def test_conv_moments_are_of_kernel_patches(padding: int | str) -> None:
     x = torch.randn(2, 3, 6, 6)
     model(x)
     graph = build_graph(model, x)
-    signal = Signals(model, graph, [x])["0"][0]
+    signal = gather_signals(model, graph, [x])["0"][0]
     pad = 0 if padding == "valid" else 1
     with torch.no_grad():
         patches = nnf.unfold(model[1](model[0](x)), 3, padding=pad).transpose(1, 2).reshape(-1, 45)
@@ -270,7 +267,7 @@ def test_a_convs_padding_mode_is_that_of_its_patches(mode: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 5, 3, padding=1), nn.Tanh(), nn.Conv2d(5, 4, 3, padding=1, padding_mode=mode))
     head = nn.Sequential(*model, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     x = torch.randn(2, 3, 6, 6)
-    signal = Signals(head, build_graph(head, x), [x])["0"][0]
+    signal = gather_signals(head, build_graph(head, x), [x])["0"][0]
     with torch.no_grad():
         output = model(x).permute(0, 2, 3, 1).reshape(-1, 4)
     expected = signal.mean @ model[2].weight.detach().flatten(1).T + model[2].bias.detach()
@@ -284,7 +281,7 @@ def test_in_place_activations_behind_the_first_layer_are_no_obstacle() -> None:
     )  # fmt: skip
     x = torch.randn(4, 3, 6, 6)
     plain = nn.Sequential(*(nn.ReLU() if isinstance(m, nn.ReLU) else m for m in model))
-    found, expected = (Signals(m, build_graph(m, x), [x]) for m in (model, plain))
+    found, expected = (gather_signals(m, build_graph(m, x), [x]) for m in (model, plain))
     for space in expected:
         for a, b in zip(found[space], expected[space], strict=True):
             assert_same(a, b)
@@ -308,7 +305,7 @@ def test_a_residual_sum_in_place_does_not_disturb_what_was_read_before() -> None
             return self.head(x)
 
     x = torch.randn(4, 4)
-    found, expected = (Signals(m, build_graph(m, x), [x]) for m in (Block(True), Block(False)))
+    found, expected = (gather_signals(m, build_graph(m, x), [x]) for m in (Block(True), Block(False)))
     for space in expected:
         for a, b in zip(found[space], expected[space], strict=True):
             assert_same(a, b)

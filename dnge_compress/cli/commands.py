@@ -27,8 +27,8 @@ from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
-from dnge_compress.plans.condense import PLURAL
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.space_rows import PLURAL
 from dnge_compress.recipes.library import assignments, resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe

@@ -24,6 +24,20 @@ QUIET, ACCENT = STYLES["quiet"], STYLES["accent"]
 ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█", ">--|x=-._.,:-=+#")
 
 
+class Printable:
+    """A value that prints as its document: `print(report)`, and in rich consoles."""
+
+    def document(self) -> Document:
+        """The value in sections."""
+        raise NotImplementedError
+
+    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
+        yield Drawn(self.document())
+
+    def __str__(self) -> str:
+        return plain(Drawn(self.document()))
+
+
 def show(what: Document | Table) -> None:
     """Print on stdout."""
     console = Console()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 NOT_MEASURED = "not measured"
 # Controls, lone surrogates, and the marks that turn the direction of all text after them.
@@ -47,6 +47,18 @@ def span(extent: Range) -> str:
     """A range in words, or one number where both ends are equal."""
     low, high = extent
     return f"{low:,.0f}" if low == high else f"{low:,.0f}–{high:,.0f}"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers in words: "0–2, 5"; of many runs, the first two and the last."""
+    runs: list[list[int]] = []
+    for n in numbers:
+        if runs and n == runs[-1][-1] + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    shown = [str(r[0]) if len(r) == 1 else f"{r[0]}–{r[-1]}" for r in runs]
+    return ", ".join(shown) if len(shown) <= 3 else f"{', '.join(shown[:2])} … {shown[-1]}"
 
 
 def cost_span(extent: Range) -> str:

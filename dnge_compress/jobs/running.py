@@ -20,11 +20,12 @@ from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow, is_rank0, workers_of
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
 from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank, Width
+from dnge_compress.jobs.report.values import Curve, Milestone, Rank
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.jobs.threads import same_threads
 from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import kind_of, load, resolve, validate
 from dnge_compress.scorers import SCORERS
@@ -170,7 +171,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         stages=tuple(stage.name for stage in stages),
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
         milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
-        widths=tuple(Width(**row) for row in pruned.get("widths", ())),
+        widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())),
         ranks=_ranks(folder, job),
         curves=tuple(_curve(folder, variant) for variant in variants),
         rows=counts,

@@ -28,7 +28,7 @@ from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
-from dnge_compress.jobs.report.values import Milestone, Width
+from dnge_compress.jobs.report.values import Milestone
 from dnge_compress.jobs.training import clear_torn, last_whole
 from dnge_compress.lora.attach import merged
 from dnge_compress.lora.place import flatten_adapter, place_lora
@@ -125,10 +125,7 @@ def prune(work: Work) -> Facts:
     rows = _own_rows(work, labels=False) if needed else None
     small = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)
     api.save(small, work.folder.pruned)
-    widths = [
-        Width(space=r.space, kind=r.kind, layer=r.layer, kept=r.kept, total=r.total) for r in small.dnge.report.rows
-    ]
-    return {"widths": [asdict(width) for width in widths], "notes": list(small.dnge.plan.notes)}
+    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": list(small.dnge.plan.notes)}
 
 
 def place(work: Work) -> Facts:

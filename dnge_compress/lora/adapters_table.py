@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from dnge_compress.core.document import Cell, Column, Table
+from dnge_compress.core.wording import ranges
 from dnge_compress.lora.adapters import Adapter
-from dnge_compress.plans.condense import ranges
 
 BLOCK = re.compile(r"(?<![^.])\d+(?![^.])")  # the number of a block in a module path
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
-from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.core.terminal import Printable
 from dnge_compress.lora.adapters import Adapter, _is_whole
 from dnge_compress.lora.adapters_table import adapters_table
 from dnge_compress.lora.sites import lora_fingerprint
@@ -20,13 +20,12 @@ from dnge_compress.recipes.lora_schema import Lora
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-    from rich.console import RenderableType
 
 ExportForm = Literal["peft", "axolotl", "flat_config"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraPlan:
+class LoraPlan(Printable):
     """Adapters for one base model. Round-trips through JSON, one line per adapter.
 
     `adapters` lists every matrix that was looked at, in the model's order; rank 0 means none there. `base`
@@ -63,12 +62,6 @@ class LoraPlan:
     def max_rank(self) -> int:
         """The largest rank."""
         return max(a.rank for a in self.adapters)
-
-    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
-        yield Drawn(self.document())
-
-    def __str__(self) -> str:
-        return plain(Drawn(self.document()))
 
     def document(self) -> Document:
         """Where adapters go, with ranks and trainable parameters; blocks that are treated alike share a line."""

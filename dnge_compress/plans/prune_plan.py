@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
-from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent, several
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.plan_json import plan_values
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 
 @dataclass(frozen=True, kw_only=True)
-class PrunePlan:
+class PrunePlan(Printable):
     """What to keep, for which base model, and what is expected of it. Round-trips through JSON; `print(plan)` draws it.
 
     `params_before` and `params_after` count all parameters; `predicted_cost` is the scorer's sum in nats; `costs` are
@@ -58,12 +55,6 @@ class PrunePlan:
     def keep(self, space: str) -> tuple[int, ...] | None:
         """The kept units of a space, or None if the plan leaves it whole."""
         return next((c.keep for c in self.cuts if c.space == space), None)
-
-    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
-        yield Drawn(self.document())
-
-    def __str__(self) -> str:
-        return plain(Drawn(self.document()))
 
     def document(self) -> Document:
         """What will be removed, and why that differs from what was asked."""

@@ -1,4 +1,5 @@
-"""What cuts do to every space, and the table that shows it."""
+"""What cuts do to every space, and the table that shows it: spaces that came out alike share a line, so that a model of
+32 or 100 layers still fits on a screen."""
 
 from __future__ import annotations
 
@@ -7,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.document import Cell, Column, Table
-from dnge_compress.core.wording import cost_span, count, extent, span
+from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.wording import cost_span, count, extent, ranges, span
 from dnge_compress.graph.counting import shapes_left
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import PRUNABLE, Shapes, Space
-from dnge_compress.plans.condense import PLURAL, alike
 
 Change = tuple[int, int]
+MAX_LINES = 18
+# Kinds in the order in which they are shown.
+PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +33,13 @@ class SpaceRow:
     layer: int | None
     kept: int
     total: int
-    params_before: int
-    params_after: int
-    cost: float
+    params_before: int = 0
+    params_after: int = 0
+    cost: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kept <= self.total or not self.total:
+            raise CheckpointError(f"{self.kept} of {self.total} units of space '{self.space}' can't be kept")
 
 
 def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) -> tuple[SpaceRow, ...]:
@@ -56,6 +64,24 @@ def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) ->
     return tuple(rows)
 
 
+def alike(rows: Sequence[SpaceRow], limit: int = MAX_LINES) -> list[tuple[str, list[SpaceRow]]]:
+    """Spaces that came out alike together, with a word on where they are; about `limit` groups at most, by joining
+    neighbours if need be.
+
+    Spaces of dropped blocks are in no group: the line of the layers names those blocks.
+    """
+    kinds = [*PLURAL, *sorted({r.kind for r in rows} - set(PLURAL))]
+    groups = {kind: _alike([r for r in rows if r.kind == kind and r.kept]) for kind in kinds}
+    crowded = sum(map(len, groups.values())) > limit
+    quota = max(1, limit // max(1, sum(1 for g in groups.values() if g)))
+    found = []
+    for kind, same in groups.items():
+        if crowded and len(same) > quota:
+            same = _chunks([r for r in rows if r.kind == kind and r.kept], quota)
+        found += [(_which_blocks(group, rows) if kind == "layer" else _where(group), group) for group in same]
+    return found
+
+
 def spaces_table(rows: Sequence[SpaceRow]) -> Table:
     """Kept units (of each space), parameters (of all in the line) and predicted cost (of each), alike ones together."""
     lines = []
@@ -69,13 +95,13 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
                 Cell(text=where, style="quiet"),
                 Cell(bar=sum(r.kept for r in group) / sum(r.total for r in group)),
                 Cell(text=f"{span(kept)} / {span(total)}"),
-                Cell(text=f"{count(before)} → {count(after)}"),
+                Cell(text=f"{count(before)} → {count(after)}") if before else Cell(text="·", style="quiet"),
                 Cell(text="·", style="quiet") if is_whole else Cell(text=cost_span(cost)),
             )
         )
     columns = (
-        Column(kind="text"),
-        Column(title="layers", kind="text"),
+        Column(kind="text", is_long=True),
+        Column(title="layers", kind="text", is_long=True),
         Column(kind="bar"),
         Column(title="units kept"),
         Column(title="parameters"),
@@ -100,3 +126,33 @@ def _shares(applied: AppliedCuts, space: Space, shapes: Shapes, after: Shapes) -
         name: (math.prod(shape) - math.prod(rest_before[name]), math.prod(after[name]) - math.prod(rest_after[name]))
         for name, shape in given.items()
     }
+
+
+def _alike(rows: Sequence[SpaceRow]) -> list[list[SpaceRow]]:
+    groups: dict[tuple[int, int], list[SpaceRow]] = {}
+    for row in rows:
+        # Layer spaces are few and each has a name of its own.
+        key = (len(groups), 0) if row.kind == "layer" else (row.kept, row.total)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _chunks(rows: Sequence[SpaceRow], parts: int) -> list[list[SpaceRow]]:
+    edges = [round(i * len(rows) / parts) for i in range(parts + 1)]
+    return [list(rows[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+
+
+def _which_blocks(group: Sequence[SpaceRow], rows: Sequence[SpaceRow]) -> str:
+    """Which blocks a layer space lost, where it is the only one and the spaces inside the lost blocks tell."""
+    gone = sorted({r.layer for r in rows if r.kept == 0 and r.layer is not None})
+    only = sum(1 for r in rows if r.kind == "layer") == 1
+    if only and len(gone) == group[0].total - group[0].kept:
+        return f"without {ranges(gone)}" if gone else "all"
+    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
+
+
+def _where(group: Sequence[SpaceRow]) -> str:
+    layers = sorted({r.layer for r in group if r.layer is not None})
+    if layers:
+        return ranges(layers)
+    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"

@@ -34,7 +34,7 @@ def measured_divergence(
     """
     values = {}
     if compensate != "none":
-        values = least_squares_repair(context.signals, applied, compensate, context.ridge)
+        values = least_squares_repair(context.model, context.signals, applied, compensate, context.ridge)
     masked = MaskedModel(context.model, applied, values)
     logits = has_logits(context.model)
     pairs = zip(batches, reference, strict=True)

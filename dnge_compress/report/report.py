@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from dnge_compress.core.document import Cell, Column, Document, Notes, Paragraph, Section, Table
 from dnge_compress.core.markdown import body
 from dnge_compress.core.strict_json import json_values, read_strictly
-from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -20,12 +20,9 @@ from dnge_compress.report.page import page
 from dnge_compress.report.sizes import Totals, measure
 from dnge_compress.signals.inference import Inputs
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Report(Printable):
     """Rows per space, totals and timings in seconds. `print(report)` draws the tables."""
 
     rows: tuple[SpaceRow, ...]
@@ -36,12 +33,6 @@ class Report:
     recipe_name: str = ""
     model_name: str = ""
     predicted_cost: float = 0.0
-
-    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
-        yield Drawn(self.document())
-
-    def __str__(self) -> str:
-        return plain(Drawn(self.document()))
 
     def document(self) -> Document:
         """The report in sections."""

@@ -17,7 +17,7 @@ from dnge_compress.core.plugins import Registry
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.signals.inference import Inputs
-from dnge_compress.signals.moments import Signals
+from dnge_compress.signals.moments import Signals, gather_signals
 
 SCORERS = Registry(what="scorer", package=__name__, group="dnge_compress.scorers", renamed={"probe": "obs"})
 
@@ -41,7 +41,7 @@ class ScoringContext:
     @cached_property
     def signals(self) -> Signals:
         """Activation and gradient statistics, gathered on first use."""
-        return Signals(self.model, self.graph, self.batches, self.seed, self.progress)
+        return gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What synthetic inference tells about every unit: the statistics of its activations and of its gradients.
+"""What inference on calibration inputs says about every unit: statistics of its activations and gradients.
 
 A *consumer* is a matrix through which the rest of the network reads a space (a consumer slot). Signals are gathered at
 the consumer's input, through the model's own modules under hooks: no second implementation of attention exists here.
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,67 +63,58 @@ class Signal:
         return (self.gram.diagonal() - self.mean.square()).clamp_min(0)[self.own]
 
 
-class Signals(Mapping[str, tuple[Signal, ...]]):
-    """Space name → signals at each of its consumers, all gathered on first use, in one pass over the inputs."""
+Signals = Mapping[str, tuple[Signal, ...]]  # of every space, one per consumer
 
-    def __init__(
-        self, model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
-    ) -> None:
-        self.model, self.graph, self.batches, self.seed, self.progress = model, graph, batches, seed, progress
-        self._spaces = {s.name: s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"}
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._spaces)
+def gather_signals(
+    model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
+) -> Signals:
+    """Space name → signals at each of its consumers, all gathered in one pass over the inputs."""
 
-    def __len__(self) -> int:
-        return len(self._spaces)
-
-    def __getitem__(self, name: str) -> tuple[Signal, ...]:
-        return self._gathered[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._spaces
-
-    @cached_property
-    def _gathered(self) -> dict[str, tuple[Signal, ...]]:
-        recorders = self._recorders(copies=False)
-        if not self._run(recorders):  # found out on the first batch, so that it costs no pass
-            recorders = self._recorders(copies=True)
-            self._run(recorders)
-        return {name: tuple(r.signal() for r in own) for name, own in recorders.items()}
-
-    def _recorders(self, copies: bool) -> dict[str, list[_Recorder]]:
+    def record(copies: bool) -> dict[str, list[_Recorder]] | None:
+        """Nothing, after the first batch, where the model overwrites activations and copies are needed."""
         store = MomentStore()
-        return {
-            s.name: [
-                _Recorder(self.model, self.graph, slot, s.units, self.seed, store, copies)
-                for slot in self.graph.consumers(s.name)
-            ]
-            for s in self._spaces.values()
+        found = {
+            s.name: [_Recorder(model, graph, slot, s.units, seed, store, copies) for slot in graph.consumers(s.name)]
+            for s in graph.of_kind(*PRUNABLE)
+            if s.kind != "layer"
         }
+        recorders = [r for own in found.values() for r in own]
+        return found if _run(model, graph, batches, recorders, seed, progress) else None
 
-    def _run(self, recorders: Mapping[str, Sequence[_Recorder]]) -> bool:
-        """Send all inputs through the model and back; False, after the first, where copies are needed."""
-        recording = [r for own in recorders.values() for r in own]
-        generator = torch.Generator().manual_seed(self.seed)
-        with torch.enable_grad(), inference_mode_of(self.model), _gradients(self.model, self.graph):
-            handles = [h for r in recording for h in r.attach()]
-            try:
-                for i, batch in enumerate(self.batches):
-                    mask = attended(batch)
-                    for r in recording:
-                        r.mask = mask
-                    output = attended_outputs(call(self.model, batch), mask)
-                    label_loss(output, has_logits(self.model), generator).backward()
-                    if any(r.overwritten for r in recording):
-                        return False
-                    for r in recording:
-                        r.end_batch(labels=output.numel() // output.shape[-1])
-                    self.progress("calibrate", i + 1, len(self.batches))
-            finally:
-                for h in handles:
-                    h.remove()
-        return True
+    found = record(copies=False) or record(copies=True)
+    assert found is not None
+    return {name: tuple(r.signal() for r in own) for name, own in found.items()}
+
+
+def _run(
+    model: nn.Module,
+    graph: ModelGraph,
+    batches: Sequence[Inputs],
+    recorders: Sequence[_Recorder],
+    seed: int,
+    progress: Progress,
+) -> bool:
+    """Send all inputs through the model and back; False, after the first, if activations were overwritten."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.enable_grad(), inference_mode_of(model), _gradients(model, graph):
+        handles = [h for r in recorders for h in r.attach()]
+        try:
+            for i, batch in enumerate(batches):
+                mask = attended(batch)
+                for r in recorders:
+                    r.mask = mask
+                output = attended_outputs(call(model, batch), mask)
+                label_loss(output, has_logits(model), generator).backward()
+                if any(r.overwritten for r in recorders):
+                    return False
+                for r in recorders:
+                    r.end_batch(labels=output.numel() // output.shape[-1])
+                progress("calibrate", i + 1, len(batches))
+        finally:
+            for h in handles:
+                h.remove()
+    return True
 
 
 def _positions(module: nn.Module, t: Tensor) -> tuple[int, ...]:

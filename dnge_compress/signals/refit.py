@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.signals.consumers import from_matrix, shift_of
@@ -19,7 +19,7 @@ from dnge_compress.signals.obs import refit
 
 
 def least_squares_repair(
-    signals: Signals, applied: AppliedCuts, mode: str = "lstsq", ridge: float = 0.003
+    model: nn.Module, signals: Signals, applied: AppliedCuts, mode: str = "lstsq", ridge: float = 0.003
 ) -> dict[str, Tensor]:
     """New values of the dense model's consumers under cuts: weights with zeros in the removed columns, and shifts.
 
@@ -28,7 +28,7 @@ def least_squares_repair(
     values: dict[str, Tensor] = {}
     if mode == "none":
         return values
-    weights = signals.model.state_dict(keep_vars=True)
+    weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
         if cut.space not in signals or cut.space in applied.dropped_spaces:
             continue

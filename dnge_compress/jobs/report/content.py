@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from dnge_compress.core.document import (
     Cell,
@@ -21,8 +22,8 @@ from dnge_compress.core.document import (
 from dnge_compress.core.wording import NOT_MEASURED, count, duration, extent, percent, several, span, spoken
 from dnge_compress.jobs.report.measures import Measure, measured
 from dnge_compress.jobs.report.rank_grid import ModuleRow, RankGrid, grid
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank, Width
-from dnge_compress.plans.condense import MAX_LINES, PLURAL, alike
+from dnge_compress.jobs.report.values import Curve, Milestone, Rank
+from dnge_compress.plans.space_rows import MAX_LINES, PLURAL, SpaceRow, alike, spaces_table
 from dnge_compress.report import plots
 
 UNKNOWN = Cell(text=NOT_MEASURED, style="quiet")
@@ -71,23 +72,12 @@ def losses(curves: Sequence[Curve]) -> Section | None:
     return Section("Loss while training", (Paragraph(caption, "quiet", ("page",)), Figure(plots.curves(known)), table))
 
 
-def widths(found: Sequence[Width]) -> Section | None:
+def widths(found: Sequence[SpaceRow]) -> Section | None:
     """How much of every space stays; on a page, a plot for each kind."""
     if not found:
         return None
     groups = alike(found)
-    columns = (Column(kind="text", is_long=True), Column(title="layers", kind="text", is_long=True),
-               Column(kind="bar"), Column(title="units kept"))  # fmt: skip
-    rows = tuple(
-        (
-            Cell(text=PLURAL.get(group[0].kind, group[0].kind)),
-            Cell(text=where, style="quiet"),
-            Cell(bar=sum(w.kept for w in group) / sum(w.total for w in group)),
-            Cell(text=_kept(group)),
-        )
-        for where, group in groups
-    )
-    table = Table(columns=columns, rows=rows, is_grouped=True, forms=("terminal", "markdown"))
+    table = replace(spaces_table(found), forms=("terminal", "markdown"))
     kinds = dict.fromkeys(w.kind for w in found)
     panels = Panels(tuple(_panel(kind, [w for w in found if w.kind == kind], groups) for kind in kinds))
     if len(groups) == len(found):
@@ -188,11 +178,7 @@ def _points(held_out: Sequence[tuple[int, float]]) -> tuple[Cell, Cell, Cell]:
     return first, lowest, last
 
 
-def _kept(group: Sequence[Width]) -> str:
-    return f"{span(extent(w.kept for w in group))} / {span(extent(w.total for w in group))}"
-
-
-def _panel(kind: str, members: Sequence[Width], groups: Sequence[tuple[str, list[Width]]]) -> Panel:
+def _panel(kind: str, members: Sequence[SpaceRow], groups: Sequence[tuple[str, list[SpaceRow]]]) -> Panel:
     kept, total, plural = sum(w.kept for w in members), sum(w.total for w in members), PLURAL.get(kind, kind)
     rows = tuple(
         (Cell(text=where), *(Cell(text=span(extent(getattr(w, n) for w in group))) for n in ("kept", "total")))
@@ -207,7 +193,7 @@ def _panel(kind: str, members: Sequence[Width], groups: Sequence[tuple[str, list
     return Panel(title=plural, summary=summary, figure=figure, table=Table(columns=columns, rows=rows))
 
 
-def _place(width: Width) -> str:
+def _place(width: SpaceRow) -> str:
     return width.space if width.layer is None else f"layer {width.layer}, {width.space}"
 
 

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dnge_compress.core.document import Document
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import atomic_file
 from dnge_compress.core.markdown import markdown
 from dnge_compress.core.strict_json import json_values, read_strictly
-from dnge_compress.core.terminal import Drawn, plain
+from dnge_compress.core.terminal import Printable
 from dnge_compress.jobs.report import content
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank, Width
+from dnge_compress.jobs.report.values import Curve, Milestone, Rank
+from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.page import page
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
 
 VERSION_KEY = "dnge_job_report"
 REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobReport:
+class JobReport(Printable):
     """Everything a finished job has to say.
 
     `seconds` per stage; `rows` counts the data (read, cut at max_length, empty, tokens that count); `machine` says
@@ -40,7 +38,7 @@ class JobReport:
     stages: tuple[str, ...]
     seconds: Mapping[str, float]
     milestones: tuple[Milestone, ...]
-    widths: tuple[Width, ...] = ()
+    widths: tuple[SpaceRow, ...] = ()
     ranks: tuple[Rank, ...] = ()
     curves: tuple[Curve, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
@@ -48,12 +46,6 @@ class JobReport:
     notes: tuple[str, ...] = ()
 
     VERSION = 1
-
-    def __rich_console__(self, *_: object) -> Iterator[RenderableType]:
-        yield Drawn(self.document())
-
-    def __str__(self) -> str:
-        return plain(Drawn(self.document()))
 
     def document(self) -> Document:
         """The report in sections."""

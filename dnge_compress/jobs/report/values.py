@@ -23,21 +23,6 @@ class Milestone:
     tokens_per_second: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Width:
-    """How much of one space was kept; 0 where its whole block was dropped."""
-
-    space: str
-    kind: str
-    layer: int | None
-    kept: int
-    total: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.kept <= self.total or not self.total:
-            raise CheckpointError(f"width of space '{self.space}': {self.kept} of {self.total} units can't be kept")
-
-
 @dataclass(frozen=True)
 class Rank:
     """One adapter: the module it is on, its rank and its trainable parameters. Rank 0 is no adapter."""
