@@ -10,7 +10,7 @@ import pytest
 
 from dnge_compress.core.errors import DngeError, RecipeError, UnknownNameError
 from dnge_compress.recipes import library
-from dnge_compress.recipes.hints import FAMILIAR
+from dnge_compress.recipes.hints import familiar
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, keys_at, leaves
 from dnge_compress.recipes.library import assignments, load, resolve
@@ -155,14 +155,14 @@ def test_a_resolved_job_survives_the_way_through_yaml(tmp_path: Path) -> None:
 
 def test_every_hint_names_a_key_that_exists_or_says_that_there_is_none() -> None:
     known = {".".join(p) for paths in leaves(Job).values() for p in paths} | set(keys_at(Job, ()))
-    for hint in FAMILIAR.values():
+    for hint in familiar().values():
         for word in hint.replace(",", " ").replace(":", " ").replace(";", " ").split():
             if "." in word and word.split(".")[0] in keys_at(Job, ()):
                 assert word in known, hint
 
 
 def test_no_hint_is_for_a_key_that_is_known_where_people_put_it() -> None:
-    assert not set(FAMILIAR) & {*keys_at(Job, ()), *keys_at(Job, ("train",)), *keys_at(Job, ("lora",))}
+    assert not set(familiar()) & {*keys_at(Job, ()), *keys_at(Job, ("train",)), *keys_at(Job, ("lora",))}
 
 
 @pytest.mark.parametrize("kind", sorted(library.KINDS))

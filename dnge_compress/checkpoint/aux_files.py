@@ -17,24 +17,11 @@ from dnge_compress.core.errors import CheckpointError
 
 MODULES = "modules.json"
 PATTERNS = (
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*.json",
-    "vocab*.txt",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*.jinja",
-    "chat_template*.json",
-    "additional_chat_templates/*.jinja",
-    "*processor_config.json",
-    "feature_extractor*.json",
-    MODULES,
-    "config_sentence_transformers.json",
-    "sentence_*_config.json",
-    "LICENSE*",
-    "NOTICE*",
+    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*.json", "vocab*.txt", "merges.txt"),
+    *("*.model", "*.tiktoken", "chat_template*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja"),
+    *("*processor_config.json", "feature_extractor*.json"),
+    *(MODULES, "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("LICENSE*", "NOTICE*"),
 )
 MODULE_PATTERNS = ("*.json", "*.txt", "*.safetensors")
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")

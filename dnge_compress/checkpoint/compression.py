@@ -10,16 +10,8 @@ from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report.report import Report
 from dnge_compress.signals.inference import Inputs
 
-PLAN = "dnge_plan.json"
-
-
-REPORT = "dnge_report.json"
-
-
-BASE_CONFIG = "dnge_base_config.json"
-
-
-INPUTS = "dnge_inputs.json"
+PLAN, REPORT = "dnge_plan.json", "dnge_report.json"
+BASE_CONFIG, INPUTS = "dnge_base_config.json", "dnge_inputs.json"
 
 
 @dataclass(frozen=True, kw_only=True)

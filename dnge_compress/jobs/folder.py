@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,65 +26,28 @@ PATIENCE = 20.0  # seconds for the processes of a killed run to end
 UNIMPORTANT = ("name", "about", "output_dir")  # may differ between two runs of one job
 
 
-@dataclass(frozen=True)
 class JobFolder:
-    """Paths inside `root`, and the record of what is done. Nothing is made before `claim`.
+    """Paths inside `root`, and the record of what is done. Nothing is made before `claim`."""
 
-    `model` is the job's result, an ordinary checkpoint; `pruned` the model before training; `adapter` the trained LoRA.
-    """
-
-    root: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The resolved recipe."""
-        return self.root / RECIPE
-
-    @property
-    def state(self) -> Path:
-        """The record of stages done."""
-        return self.root / STATE
-
-    @property
-    def pruned(self) -> Path:
-        """Checkpoint of the pruned model, before training."""
-        return self.root / "pruned"
-
-    @property
-    def model(self) -> Path:
-        """The job's result."""
-        return self.root / "model"
-
-    @property
-    def data(self) -> Path:
-        """Folder of tokenised rows."""
-        return self.root / "data"
-
-    @property
-    def train_rows(self) -> Path:
-        """Rows to train on."""
-        return self.data / "train.safetensors"
-
-    @property
-    def held_out_rows(self) -> Path:
-        """Rows to judge by."""
-        return self.data / "held_out.safetensors"
-
-    @property
-    def flat_adapter(self) -> Path:
-        """The zero-padded uniform adapter."""
-        return self.root / "flat_adapter"
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.recipe, self.state = root / RECIPE, root / STATE  # the resolved recipe, and the record of stages done
+        self.pruned = root / "pruned"  # the model before training
+        self.model = root / "model"  # the job's result, an ordinary checkpoint
+        self.train_rows = root / "data" / "train.safetensors"
+        self.held_out_rows = root / "data" / "held_out.safetensors"
+        self.flat_adapter = root / "flat_adapter"  # zero-padded to one rank
 
     def lora_plan(self, variant: str = "") -> Path:
-        """The placement of an variant: "" is the job's own, others are named by their placer."""
+        """The placement of a variant: "" is the job's own, others are named by their placer."""
         return self.root / f"lora_plan{_suffix(variant)}.json"
 
     def adapter(self, variant: str = "") -> Path:
-        """The trained adapter of an variant."""
+        """The trained adapter of a variant."""
         return self.root / f"adapter{_suffix(variant)}"
 
     def training(self, variant: str = "") -> Path:
-        """Folder of an variant's checkpoints."""
+        """Folder of a variant's checkpoints."""
         return self.root / f"training{_suffix(variant)}"
 
     def failure(self, variant: str = "") -> Path:
@@ -97,7 +59,7 @@ class JobFolder:
         return self.training(variant) / "machine.json"
 
     def curve(self, variant: str = "") -> Path:
-        """The losses of an variant along its training."""
+        """The losses of a variant along its training."""
         return self.training(variant) / "curve.json"
 
     def read(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ PATIENCE = timedelta(days=7)  # how long the others wait while one process score
 
 @dataclass(frozen=True)
 class Workers:
-    """Trains an variant of the job by calling `train(variant)`; see the three makers below."""
+    """Trains a variant of the job by calling `train(variant)`; see the three makers below."""
 
     train: Callable[[str], dict[str, str]]
     shutdown: Callable[[], None] = lambda: None
@@ -70,7 +70,7 @@ def follow(folder: JobFolder, job: Job) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m dnge_compress.jobs.launching FOLDER ARM`: one process of several that `_started` started."""
+    """`python -m dnge_compress.jobs.launching FOLDER VARIANT`: one process of several that `_started` started."""
     root, variant = arguments or sys.argv[1:]
     folder = JobFolder(Path(root))
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()

@@ -1,0 +1,32 @@
+from .api import apply, compress, load, plan, preview, save, score
+from .checkpoint import open_model
+from .core.errors import DngeError
+from .graph.families import build_graph
+from .graph.types import Cut, ModelGraph, Scores
+from .lora.place import flatten_adapter, place_lora
+from .lora.plan import LoraPlan
+from .plans.prune_plan import PrunePlan
+from .recipes.schema import Recipe
+
+__version__: str
+
+__all__ = [
+    "Cut",
+    "DngeError",
+    "LoraPlan",
+    "ModelGraph",
+    "PrunePlan",
+    "Recipe",
+    "Scores",
+    "apply",
+    "build_graph",
+    "compress",
+    "flatten_adapter",
+    "load",
+    "open_model",
+    "place_lora",
+    "plan",
+    "preview",
+    "save",
+    "score",
+]
