@@ -586,8 +586,9 @@ def test_a_data_set_of_the_hub_is_read_by_its_name_and_revision(
 def test_without_datasets_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jsonl(tmp_path / "a.jsonl", [{"text": "Yes."}])
     monkeypatch.setitem(sys.modules, "datasets", None)
+    check_sources([Dataset(path="a.jsonl")], tmp_path)  # files are read without it
     with pytest.raises(DataError, match=r"pip install 'dnge-compress\[jobs\]'"):
-        check_sources([Dataset(path="a.jsonl")], tmp_path)
+        check_sources([Dataset(path="owner/set")], tmp_path)
 
 
 def test_a_tokenizer_without_an_end_of_text_is_refused(tmp_path: Path) -> None:

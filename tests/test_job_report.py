@@ -20,8 +20,8 @@ from dnge_compress.core.terminal import plain, show
 from dnge_compress.core.wording import duration
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import MEASURES
-from dnge_compress.jobs.report.rank_grid import grid
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank
+from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.lora.rank_grid import Rank, grid
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.axes import decimals, layer_ticks, thinned, ticks
 

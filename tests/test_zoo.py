@@ -21,8 +21,10 @@ from transformers import AutoTokenizer
 
 from dnge_compress.core.errors import CheckpointError, DataError, UnknownNameError
 from dnge_compress.zoo import build as zoo
-from dnge_compress.zoo.batches import IGNORED, neighbour_batches
-from dnge_compress.zoo.build import FAMILIES, Blueprint, blueprints, build, example_batches, load, loss
+from dnge_compress.zoo.architectures import build
+from dnge_compress.zoo.batches import IGNORED, example_batches, logits, loss, neighbour_batches
+from dnge_compress.zoo.blueprint import FAMILIES, Blueprint, blueprints
+from dnge_compress.zoo.build import load
 from dnge_compress.zoo.corpora import VOCABULARY, tokens
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
@@ -129,7 +131,7 @@ def test_every_family_builds_and_learns_from_a_batch(family: str, data_root: Dat
 def test_a_cnn_of_any_depth_fits_its_image(depth: int, data: str, layout: tuple[str, str], data_root: DataRoot) -> None:
     plan = tiny("cnn", widths=(5, 6, 7, 8, 9, 11)[:depth], depth=depth, data=data, layout=layout)
     (batch,) = example_batches(plan, "held-out", count=1, batch_size=3, seed=0, data_root=data_root)
-    assert zoo.logits(build(plan), batch).shape == (3, 10)
+    assert logits(build(plan), batch).shape == (3, 10)
 
 
 def test_building_is_seeded_and_leaves_the_global_generator_alone() -> None:
@@ -226,7 +228,7 @@ def test_a_network_comes_back_from_its_folder_with_equal_outputs(
         assert restored == moment and not model.training
         alone = train(moment, data_root=data_root)
         with torch.no_grad():  # a network kept on the way is exactly what training until there gives
-            assert torch.equal(zoo.logits(model, batch), zoo.logits(alone, batch))
+            assert torch.equal(logits(model, batch), logits(alone, batch))
     quality = zoo.record(folders[-1])["quality"]
     assert set(quality) == {"loss", "accuracy", "seconds"} | ({"unigram_loss"} if plan.is_language else set())
     monkeypatch.setattr(zoo, "train_through", lambda *a, **k: pytest.fail("trained twice"))

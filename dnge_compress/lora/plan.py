@@ -13,7 +13,7 @@ from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.terminal import Printable
 from dnge_compress.lora.adapters import Adapter, _is_whole
-from dnge_compress.lora.adapters_table import adapters_table
+from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.lora.sites import lora_fingerprint
 from dnge_compress.plans.plan_json import plan_values
 from dnge_compress.recipes.lora_schema import Lora
@@ -64,12 +64,14 @@ class LoraPlan(Printable):
         return max(a.rank for a in self.adapters)
 
     def document(self) -> Document:
-        """Where adapters go, with ranks and trainable parameters; blocks that are treated alike share a line."""
-        size = f"{self.params:,} trainable parameters"
-        sections = [Section("Adapters", (adapters_table(self.adapters),))]
-        if self.notes:
-            sections.append(Section("Notes", (Notes(self.notes, "the plan"),)))
-        return Document(title=size, facts=(f"of at most {self.budget:,}",), sections=tuple(sections))
+        """Where adapters go, with their ranks and trainable parameters, a line per type of module."""
+        ranks = ranks_section([Rank(a.site.path, a.rank, a.params) for a in self.adapters])
+        notes = Section("Notes", (Notes(self.notes, "the plan"),)) if self.notes else None
+        return Document(
+            title=f"{self.params:,} trainable parameters",
+            facts=(f"of at most {self.budget:,}",),
+            sections=tuple(section for section in (ranks, notes) if section is not None),
+        )
 
     def lora_config(self, task_type: str | None = None) -> LoraConfig:
         """A plain `peft.LoraConfig`; `task_type` as peft wants it ("CAUSAL_LM", "SEQ_CLS", …).

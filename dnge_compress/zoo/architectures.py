@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,81 +72,41 @@ def _resnet(b: Blueprint) -> nn.Module:
     return ResNetForImageClassification(config)
 
 
+def _sizes(b: Blueprint) -> dict[str, Any]:
+    """What the configs of all transformers share, GPT-2's by other names."""
+    sizes = {"hidden_size": b.widths[0], "num_hidden_layers": b.depth, "num_attention_heads": b.heads}
+    return sizes | {"initializer_range": b.init}
+
+
+def _encoder(b: Blueprint) -> dict[str, Any]:
+    dropout = {"hidden_dropout_prob": b.dropout, "attention_probs_dropout_prob": 0.0}
+    return _sizes(b) | dropout | {"intermediate_size": b.ffn, "hidden_act": b.activation}
+
+
+def _decoder(b: Blueprint) -> dict[str, Any]:
+    tokens = {"vocab_size": VOCABULARY[b.data], "bos_token_id": None, "eos_token_id": None, "use_cache": False}
+    return _sizes(b) | tokens | {"max_position_embeddings": b.length, "tie_word_embeddings": b.tied}
+
+
 def _vit(b: Blueprint) -> nn.Module:
     channels, side = IMAGE[b.data]
-    config = ViTConfig(
-        num_channels=channels,
-        image_size=side,
-        patch_size=b.patch,
-        hidden_size=b.widths[0],
-        intermediate_size=b.ffn,
-        num_hidden_layers=b.depth,
-        num_attention_heads=b.heads,
-        hidden_act=b.activation,
-        hidden_dropout_prob=b.dropout,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=b.init,
-        num_labels=CLASSES,
-    )
-    return ViTForImageClassification(config)
+    image = {"num_channels": channels, "image_size": side, "patch_size": b.patch, "num_labels": CLASSES}
+    return ViTForImageClassification(ViTConfig(**_encoder(b), **image))
 
 
 def _gpt2(b: Blueprint) -> nn.Module:
-    config = GPT2Config(
-        vocab_size=VOCABULARY[b.data],
-        n_positions=b.length,
-        n_embd=b.widths[0],
-        n_layer=b.depth,
-        n_head=b.heads,
-        n_inner=b.ffn,
-        activation_function=b.activation,
-        resid_pdrop=b.dropout,
-        embd_pdrop=b.dropout,
-        attn_pdrop=0.0,
-        initializer_range=b.init,
-        tie_word_embeddings=b.tied,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return GPT2LMHeadModel(config)
+    dropout = {"resid_pdrop": b.dropout, "embd_pdrop": b.dropout, "attn_pdrop": 0.0}
+    return GPT2LMHeadModel(GPT2Config(**_decoder(b), **dropout, n_inner=b.ffn, activation_function=b.activation))
 
 
 def _llama(b: Blueprint) -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=VOCABULARY[b.data],
-        max_position_embeddings=b.length,
-        hidden_size=b.widths[0],
-        intermediate_size=b.ffn,
-        num_hidden_layers=b.depth,
-        num_attention_heads=b.heads,
-        num_key_value_heads=b.kv_heads,
-        hidden_act=b.activation,
-        initializer_range=b.init,
-        tie_word_embeddings=b.tied,
-        use_cache=False,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+    mlp = {"intermediate_size": b.ffn, "hidden_act": b.activation}
+    return LlamaForCausalLM(LlamaConfig(**_decoder(b), **mlp, num_key_value_heads=b.kv_heads))
 
 
 def _bert(b: Blueprint) -> nn.Module:
-    config = BertConfig(
-        vocab_size=b.mask_id + 1,
-        max_position_embeddings=b.length,
-        hidden_size=b.widths[0],
-        intermediate_size=b.ffn,
-        num_hidden_layers=b.depth,
-        num_attention_heads=b.heads,
-        hidden_act=b.activation,
-        hidden_dropout_prob=b.dropout,
-        attention_probs_dropout_prob=0.0,
-        initializer_range=b.init,
-        tie_word_embeddings=b.tied,
-        pad_token_id=None,
-    )
-    model = BertForMaskedLM(config)
+    tokens = {"vocab_size": b.mask_id + 1, "max_position_embeddings": b.length, "pad_token_id": None}
+    model = BertForMaskedLM(BertConfig(**_encoder(b), **tokens, tie_word_embeddings=b.tied))
     with torch.no_grad():
         model.bert.embeddings.position_embeddings.weight.copy_(b.init * _sinusoids(b.length, b.widths[0]))
     return model

@@ -23,31 +23,12 @@ from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.zoo.architectures import build
-from dnge_compress.zoo.batches import ZooBatch, example_batches, logits, loss
-from dnge_compress.zoo.blueprint import FAMILIES, Blueprint, blueprints
+from dnge_compress.zoo.blueprint import Blueprint, blueprints
 from dnge_compress.zoo.corpora import tokenizer_folder, tokens
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
-from dnge_compress.zoo.training import measure, train, train_through
+from dnge_compress.zoo.training import measure, train_through
 from dnge_compress.zoo.workers import each_done
-
-__all__ = [
-    "FAMILIES",
-    "ZooBatch",
-    "Blueprint",
-    "DataRoot",
-    "blueprints",
-    "build",
-    "example_batches",
-    "finished",
-    "load",
-    "logits",
-    "loss",
-    "measure",
-    "train_networks",
-    "record",
-    "train",
-]
 
 RUNS = 200  # training runs, each of which gives three networks
 

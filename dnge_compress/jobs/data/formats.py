@@ -1,14 +1,8 @@
-"""One file of rows, read through `datasets`; every error names the file and the row.
-
-`datasets` guesses the type of every column: dates in a .jsonl file come back as timestamps, digits in a .csv file as
-integers, and "NA" as nothing. It gets no chance to: a .jsonl file is read through it as lines, each of which is parsed
-here (so that a bad line's number is known, too), and the columns of a .csv file are declared to be text.
-"""
+"""Files of rows, read as a stream; every error names the file and the row. No value's type is ever guessed."""
 
 from __future__ import annotations
 
 import csv
-import glob
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,114 +18,68 @@ from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 ENCODING = "utf-8-sig"  # UTF-8; a byte-order mark isn't part of the first row
 HEAD = 100
 BATCH = 1000
-LONGEST_CELL = 2**31 - 1
+LONGEST_CELL = 2**31 - 1  # characters; 131,072 by default, less than a book
+
+Placed = Iterator[tuple[str, dict[str, Any]]]  # where a row stands, and the row; blank lines are empty rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class RowTable:
-    """Rows of one file or hub data set, in order. Iterating gives pairs: where the row stands, and the row.
+@dataclass(frozen=True)
+class RowFile:
+    """One file; iterating gives pairs: where a row stands, and the row. Raises DataError, also for an empty file.
 
-    `first` is the number of rows before these in the file. A .txt file's rows are its lines, breaks included.
+    A .txt file's rows are its lines, breaks included. `low` and `high` bound a part of the file.
     """
 
-    origin: str
-    suffix: str
-    rows: Any
-    first: int = 0
+    path: Path
+    source: Dataset
+    low: int = 0
+    high: int | None = None
 
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        unit = "line" if self.suffix in (".jsonl", ".txt") else "row"
-        for number, row in enumerate(_each(self.rows), self.first + 1):
-            place = f"'{self.origin}', {unit} {number}"
-            if self.suffix != ".jsonl":
-                yield place, row
-            elif row["text"].strip():
-                yield place, _parsed(row["text"], place)
+    @property
+    def suffix(self) -> str:
+        """The file's format."""
+        return self.path.suffix.lower()
 
-    def part(self, low: int, high: int) -> RowTable:
-        """Rows `low` to `high`, the latter not included."""
-        rows = self.rows[low:high] if isinstance(self.rows, list) else self.rows.select(range(low, high))
-        return RowTable(origin=self.origin, suffix=self.suffix, rows=rows, first=low)
+    def __iter__(self) -> Placed:
+        return (placed for placed in islice(self._rows(), self.low, self.high) if placed[1])
 
+    def __len__(self) -> int:
+        """All rows of the file, blank lines included."""
+        return sum(1 for _ in self._rows())
 
-def head_of(file: Path, source: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The first rows of a file as a table gives them, without `datasets`; what isn't cheap to see is left out.
+    def head(self) -> Placed:
+        """The first rows; none of a list, which can only be read as a whole."""
+        return iter(()) if self._is_list() else islice(self, HEAD)
 
-    Raises DataError for a file that is empty, no text, or lacks a column.
-    """
-    suffix = file.suffix.lower()
-    if suffix == ".parquet":
-        check_columns(_parquet_columns(file), source, f"'{file}'")
-    elif suffix == ".csv":
-        yield from islice(_csv_rows(file), HEAD)
-    elif suffix == ".txt":
-        _check_not_blank(file)
-        check_columns(["text"], source, f"'{file}'")
-    else:
-        _check_not_blank(file)
-        if not _is_list(file):
-            lines = ((number, line) for number, line in _lines(file) if line.strip())
-            for number, line in islice(lines, HEAD):
-                place = f"'{file}', line {number}"
-                yield place, _parsed(line, place)
+    def _rows(self) -> Placed:
+        if self.suffix == ".csv":
+            return _csv_rows(self.path)
+        if self.suffix == ".parquet":
+            return _parquet_rows(self.path, self.source)
+        if self.suffix == ".txt":
+            check_columns(["text"], self.source, f"'{self.path}'")
+            return _not_blank(self.path, ((place, {"text": line}) for place, line in _lines(self.path)))
+        return _json_list(self.path) if self._is_list() else _not_blank(self.path, _json_lines(self.path))
+
+    def _is_list(self) -> bool:
+        """Whether a .json file is one list of objects; if not, it is taken to hold an object per line."""
+        if self.suffix != ".json":
+            return False
+        return next((line for _, line in _lines(self.path) if line.strip()), "").lstrip().startswith("[")
 
 
-def open_file(file: Path, source: Dataset, cache: Path) -> RowTable:
-    """All rows of a file; `datasets` writes below `cache`. Raises DataError."""
-    suffix = file.suffix.lower()
-    if suffix == ".csv":
-        options = {"encoding": ENCODING, "keep_default_na": False, "features": _text_columns(file)}
-        return RowTable(origin=str(file), suffix=suffix, rows=_load("csv", file, cache, options))
-    if suffix == ".parquet":
-        check_columns(_parquet_columns(file), source, f"'{file}'")
-        columns = [source.column(name) for name in COLUMNS[source.type]]
-        return RowTable(origin=str(file), suffix=suffix, rows=_load("parquet", file, cache, {"columns": columns}))
-    _check_not_blank(file)
-    if _is_list(file):
-        return RowTable(origin=str(file), suffix=suffix, rows=_json_list(file))
-    rows = _load("text", file, cache, {"encoding": ENCODING, "keep_linebreaks": suffix == ".txt"})
-    return RowTable(origin=str(file), suffix=".txt" if suffix == ".txt" else ".jsonl", rows=rows)
+def _not_blank(file: Path, rows: Placed) -> Placed:
+    is_blank = True
+    for place, row in rows:
+        is_blank = is_blank and not str(row.get("text", "x") if row else "").strip()
+        yield place, row
+    if is_blank:
+        raise DataError(f"data file '{file}' is empty")
 
 
-@contextmanager
-def quiet_datasets() -> Iterator[Any]:
-    """The package `datasets`, without its progress bars and its own account of errors. Raises DataError without it."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError("reading data for a job needs datasets: pip install 'dnge-compress[jobs]'") from error
-    bars, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield datasets
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def _load(builder: str, file: Path, cache: Path, options: dict[str, Any]) -> Any:
-    with quiet_datasets() as datasets:
-        try:
-            # Escaped, because `datasets` takes the brackets of "data[1].csv" for a pattern (its issue 4306).
-            return datasets.load_dataset(
-                builder, data_files=glob.escape(str(file)), split="train", cache_dir=str(cache), **options
-            )
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as e:
-            cause = e.__cause__ or e
-            if isinstance(cause, UnicodeDecodeError):
-                raise _not_utf8(file) from None
-            raise DataError(f"data file '{file}' can't be read: {first_line(cause)}") from e
-
-
-def _each(rows: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(rows, list):
-        yield from rows
-        return
-    for batch in rows.iter(BATCH):  # several times as fast as row by row
-        for values in zip(*batch.values(), strict=True):
-            yield dict(zip(batch, values, strict=True))
+def _json_lines(file: Path) -> Placed:
+    for place, line in _lines(file):
+        yield place, _parsed(line, place) if line.strip() else {}
 
 
 def _parsed(line: str, place: str) -> dict[str, Any]:
@@ -148,37 +96,27 @@ def _object(row: Any, place: str) -> dict[str, Any]:
     return row
 
 
-def _is_list(file: Path) -> bool:
-    """Whether a .json file is one list of objects; if not, it is taken to hold an object per line."""
-    if file.suffix.lower() != ".json":
-        return False
-    return next(line for _, line in _lines(file) if line.strip()).lstrip().startswith("[")
-
-
-def _json_list(file: Path) -> list[dict[str, Any]]:
+def _json_list(file: Path) -> Placed:
     try:
-        rows = json.loads(file.read_text(encoding=ENCODING))
+        rows = json.loads("".join(line for _, line in _lines(file)))
     except json.JSONDecodeError as e:
         raise DataError(f"'{file}', line {e.lineno}: not JSON ({e.msg} at column {e.colno})") from None
-    except UnicodeDecodeError:
-        raise _not_utf8(file) from None
     if not rows:
         raise DataError(f"data file '{file}' is empty")
-    return [_object(row, f"'{file}', row {number}") for number, row in enumerate(rows, 1)]
+    for number, row in enumerate(rows, 1):
+        place = f"'{file}', row {number}"
+        yield place, _object(row, place)
 
 
-def _check_not_blank(file: Path) -> None:
-    if not any(line.strip() for _, line in _lines(file)):
-        raise DataError(f"data file '{file}' is empty")
-
-
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """Where a line stands, and the line, which ends as it does in the file, or in a line feed for Windows' break."""
     with _opened(file, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                yield number, line.decode(ENCODING if number == 1 else "utf-8")
+                text = line.decode(ENCODING if number == 1 else "utf-8")
             except UnicodeDecodeError:
                 raise DataError(f"'{file}', line {number}: not UTF-8; save the file in that encoding") from None
+            yield f"'{file}', line {number}", text.replace("\r\n", "\n")
 
 
 def _opened(file: Path, mode: str) -> Any:
@@ -188,29 +126,8 @@ def _opened(file: Path, mode: str) -> Any:
         raise DataError(f"data file '{file}' can't be read: {e.strerror}") from None
 
 
-def _not_utf8(file: Path) -> DataError:
-    """The error for the first line that isn't UTF-8, looked for only once reading has failed."""
-    try:
-        for _ in _lines(file):
-            pass
-    except DataError as e:
-        return e
-    return DataError(f"data file '{file}' isn't UTF-8; save it in that encoding")
-
-
-def _text_columns(file: Path) -> Any:
-    """Every column of a .csv file as text, once all its rows have proved to be as long as its header.
-
-    pandas, which `datasets` reads with, fills short rows up, and takes surplus columns for an index, without a word.
-    """
-    for _ in _csv_rows(file):
-        pass
-    with quiet_datasets() as datasets, _opened(file, "r") as lines:
-        return datasets.Features({name: datasets.Value("string") for name in next(csv.reader(lines))})
-
-
-def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    limit = csv.field_size_limit(LONGEST_CELL)  # 131,072 characters by default: less than a book
+def _csv_rows(file: Path) -> Placed:
+    limit = csv.field_size_limit(LONGEST_CELL)
     with _opened(file, "r") as lines:
         reader, number = csv.reader(lines, strict=True), 0
         try:
@@ -223,20 +140,46 @@ def _csv_rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         except csv.Error as e:
             raise DataError(f"'{file}', line {reader.line_num}: not CSV ({e})") from None
         except UnicodeDecodeError:
-            raise _not_utf8(file) from None
+            for _ in _lines(file):  # names the line
+                pass
+            raise
         finally:
             csv.field_size_limit(limit)
     if not number:
         raise DataError(f"data file '{file}' is empty" + (", but for its column names" if header else ""))
 
 
-def _parquet_columns(file: Path) -> list[str]:
-    from pyarrow import ArrowException, parquet  # comes with datasets
-
+def _parquet_rows(file: Path, source: Dataset) -> Placed:
     try:
-        about = parquet.ParquetFile(file)
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise DataError("reading .parquet files needs pyarrow: pip install 'dnge-compress[jobs]'") from error
+    try:
+        table = parquet.ParquetFile(file)
+        if not table.metadata.num_rows:
+            raise DataError(f"data file '{file}' is empty")
+        check_columns(table.schema_arrow.names, source, f"'{file}'")
+        columns = [source.column(name) for name in COLUMNS[source.type]]
+        batches = table.iter_batches(BATCH, columns=columns)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield f"'{file}', row {number}", row
     except (OSError, ArrowException) as e:
         raise DataError(f"data file '{file}' is no readable .parquet file: {first_line(e)}") from None
-    if not about.metadata.num_rows:
-        raise DataError(f"data file '{file}' is empty")
-    return list(about.schema_arrow.names)
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[Any]:
+    """The package `datasets`, without its progress bars and its own account of errors. Raises DataError without it."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError("slices and data sets of the hub need datasets: pip install 'dnge-compress[jobs]'") from error
+    bars, verbosity = datasets.is_progress_bar_enabled(), datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield datasets
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from typing import Any
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.chat import check_template, encode_chat
 from dnge_compress.jobs.data.fields import fields
-from dnge_compress.jobs.data.formats import RowTable
+from dnge_compress.jobs.data.formats import Placed, RowFile
 from dnge_compress.jobs.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
 from dnge_compress.jobs.data.rows import Collator, Ledger, Rows, split_rows
 from dnge_compress.jobs.data.sources import check_sources, open_tables
@@ -32,7 +31,6 @@ __all__ = ["Collator", "Rows", "check_sources", "read_rows", "split_rows"]
 
 BATCH_CHARACTERS = 1_000_000
 Sampler = Callable[[int], Iterable[Sequence[int]]]
-Placed = Iterable[tuple[str, dict[str, Any]]]
 
 
 def read_rows(
@@ -46,20 +44,18 @@ def read_rows(
 ) -> Rows:
     """The rows of all sources, packed ones last. Relative paths are looked for in `folder`.
 
-    `sampled` gives the rows of type "sampled", for a number of tokens. What `datasets` caches of local files lies in a
-    temporary folder meanwhile. Raises DataError naming file and row.
+    `sampled` gives the rows of type "sampled", for a number of tokens. Raises DataError naming file and row.
 
         rows = read_rows(recipe.datasets, tokenizer, max_length=512, packing=True, folder=Path("recipes"))
     """
     if any(source.type == "messages" for source in sources):
         check_template(tokenizer)
     reader = _Reader(tokenizer, Ledger(max_length, packing))
-    with tempfile.TemporaryDirectory(prefix="dnge-data-", ignore_cleanup_errors=True) as cache:
-        for source in sources:
-            if source.type == "sampled":
-                reader.add_sampled(source, sampled)
-            else:
-                reader.add_tables(open_tables(source, folder, Path(cache)), source)
+    for source in sources:
+        if source.type == "sampled":
+            reader.add_sampled(source, sampled)
+        else:
+            reader.add_tables(open_tables(source, folder), source)
     return reader.ledger.rows()
 
 
@@ -85,12 +81,12 @@ class _Reader:
             self.ledger.counts["read"] += 1
             self.ledger.add_text(list(ids))
 
-    def add_tables(self, tables: Sequence[RowTable], source: Dataset) -> None:
+    def add_tables(self, tables: Sequence[RowFile] | Sequence[Placed], source: Dataset) -> None:
         read = self.ledger.counts["read"]
         for table in tables:
             done = self.ledger.counts["read"] - read
             rows = islice(table, None if source.max_rows is None else source.max_rows - done)
-            is_lines = table.suffix == ".txt"
+            is_lines = isinstance(table, RowFile) and table.suffix == ".txt"
             if source.type == "messages":
                 for place, row in self._learnable(rows, source):
                     for turn in encode_chat(row["messages"], self.tokenizer, place):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from dnge_compress.core.errors import DataError, first_line, nearest
 from dnge_compress.jobs.data.fields import check_columns, fields
-from dnge_compress.jobs.data.formats import RowTable, head_of, open_file, quiet_datasets
+from dnge_compress.jobs.data.formats import Placed, RowFile, quiet_datasets
 from dnge_compress.jobs.data.row_files import is_on_hub, locate
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
@@ -24,36 +25,36 @@ def check_sources(sources: Iterable[Dataset], folder: Path) -> None:
     for source in sources:
         if source.type == "sampled":
             continue
-        with quiet_datasets():  # now rather than later, if it isn't installed
-            pass
         if is_on_hub(source, folder):
-            continue
+            with quiet_datasets():  # now rather than later, if it isn't installed
+                continue
         for file in (file for files in _wanted(source, folder).values() for file in files):
-            for place, row in head_of(file, source):
+            for place, row in file.head():
                 fields(row, source, place)
 
 
-def open_tables(source: Dataset, folder: Path, cache: Path) -> list[RowTable]:
-    """The rows of a source, one table per file; what `datasets` writes goes below `cache`. Raises DataError."""
+def open_tables(source: Dataset, folder: Path) -> Sequence[RowFile] | Sequence[Placed]:
+    """The rows of a source, one table per file. Raises DataError."""
     if is_on_hub(source, folder):
         return [_from_hub(source)]
     files = _wanted(source, folder)
-    return _sliced({split: [open_file(file, source, cache) for file in files[split]] for split in files}, source)
+    return _sliced(files, source) if "[" in source.split else [file for found in files.values() for file in found]
 
 
-def _wanted(source: Dataset, folder: Path) -> dict[str, list[Path]]:
+def _wanted(source: Dataset, folder: Path) -> dict[str, list[RowFile]]:
     """The files of the splits that the source names: "train" and "test" of "train[:90%]+test"."""
     known = locate(source, folder)
     names = [part.split("[")[0].split("(")[0].strip() for part in source.split.split("+")]
     for name in names:
         if name not in known:
             raise DataError(f"'{source.path}' has no split '{name}'; {nearest(name, known)}")
-    return {name: known[name] for name in names}
+    return {name: [RowFile(file, source) for file in known[name]] for name in names}
 
 
-def _sliced(tables: dict[str, list[RowTable]], source: Dataset) -> list[RowTable]:
-    """The tables that `split` asks for, each cut to its part of a slice such as "train[:90%]"."""
-    lengths = {split: sum(len(table.rows) for table in parts) for split, parts in tables.items()}
+def _sliced(files: dict[str, list[RowFile]], source: Dataset) -> list[RowFile]:
+    """The files that `split` asks for, each cut to its part of a slice such as "train[:90%]"."""
+    rows = {file.path: len(file) for parts in files.values() for file in parts}
+    lengths = {split: sum(rows[file.path] for file in parts) for split, parts in files.items()}
     try:
         with quiet_datasets() as datasets:
             spans = datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths)
@@ -63,17 +64,17 @@ def _sliced(tables: dict[str, list[RowTable]], source: Dataset) -> list[RowTable
     taken = []
     for span in spans:
         before = 0
-        for table in tables[span.splitname]:
-            low, high = max(span.from_ - before, 0), min(span.to - before, len(table.rows))
+        for file in files[span.splitname]:
+            low, high = max(span.from_ - before, 0), min(span.to - before, rows[file.path])
             if low < high:
-                taken.append(table.part(low, high))
-            before += len(table.rows)
+                taken.append(replace(file, low=low, high=high))
+            before += rows[file.path]
     if not taken:
         raise DataError(f"'{source.path}': split '{source.split}' takes none of its {sum(lengths.values())} rows")
     return taken
 
 
-def _from_hub(source: Dataset) -> RowTable:
+def _from_hub(source: Dataset) -> Placed:
     files = list(source.data_files) if isinstance(source.data_files, tuple) else source.data_files
     with quiet_datasets() as datasets:
         try:
@@ -85,6 +86,5 @@ def _from_hub(source: Dataset) -> RowTable:
                 f"'{source.path}' is no file or folder beside the recipe, and the hub doesn't give it: {first_line(e)}"
             ) from e
     check_columns(rows.column_names, source, f"'{source.path}'")
-    return RowTable(
-        origin=source.path, suffix="", rows=rows.select_columns([source.column(name) for name in COLUMNS[source.type]])
-    )
+    chosen = rows.select_columns([source.column(name) for name in COLUMNS[source.type]])
+    return ((f"'{source.path}', row {number}", row) for number, row in enumerate(chosen, 1))

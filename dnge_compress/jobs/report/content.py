@@ -19,11 +19,10 @@ from dnge_compress.core.document import (
     Section,
     Table,
 )
-from dnge_compress.core.wording import NOT_MEASURED, count, duration, extent, percent, several, span, spoken
+from dnge_compress.core.wording import NOT_MEASURED, duration, extent, percent, several, span, spoken
 from dnge_compress.jobs.report.measures import Measure, measured
-from dnge_compress.jobs.report.rank_grid import ModuleRow, RankGrid, grid
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank
-from dnge_compress.plans.space_rows import MAX_LINES, PLURAL, SpaceRow, alike, spaces_table
+from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.plans.space_rows import PLURAL, SpaceRow, alike, spaces_table
 from dnge_compress.report import plots
 
 UNKNOWN = Cell(text=NOT_MEASURED, style="quiet")
@@ -88,33 +87,6 @@ def widths(found: Sequence[SpaceRow]) -> Section | None:
     )
     heads = (Column(title="space", kind="text"), Column(title="kept"), Column(title="of"), Column())
     return Section("Units kept", (table, panels, Table(columns=heads, rows=every, title="All spaces", forms=("page",))))
-
-
-def ranks(found: Sequence[Rank]) -> Section | None:
-    """One line per type of module; drawings show the ranks from the first layer to the last."""
-    if not found:
-        return None
-    placed = grid(found)
-    total = f"{several(placed.placed, 'adapter')}, {count(placed.params)} trainable parameters"
-    lead = Paragraph(f"{total}, rank {placed.highest} at most.")
-    ordered = sorted(placed.rows, key=lambda row: not row.cells)  # modules outside all layers come last
-    columns = [Column(title="type of module", kind="text", is_long=True), Column(title="adapters"),
-               Column(title="rank"), Column(title="parameters")]  # fmt: skip
-    if placed.layers:
-        columns.append(Column(title="rank by layer", kind="strip"))
-    rows = [_rank_row(row, placed) for row in ordered]
-    table = Table(columns=tuple(columns), rows=tuple(rows), look="heat", forms=("markdown", "page"),
-                  axis=plots.layer_axis(placed.layers) if placed.layers else "")  # fmt: skip
-    more = [
-        Cell(text=f"and {several(len(rows) - MAX_LINES, 'more type')}", style="quiet"),
-        *[Cell()] * (len(columns) - 1),
-    ]
-    few = rows[:MAX_LINES] + ([tuple(more)] if len(rows) > MAX_LINES else [])
-    short = Table(columns=tuple(columns), rows=tuple(few), forms=("terminal",))
-    if not placed.layers:
-        return Section("Ranks", (lead, short, table))
-    caption = "A cell is a layer: the stronger, the higher the rank. Where it is empty, there is no adapter."
-    return Section("Ranks", (lead, short, table, Paragraph(caption, "quiet", ("page",)), _rank_matrix(placed)))
 
 
 def times(seconds: Mapping[str, float | None]) -> Section | None:
@@ -195,28 +167,3 @@ def _panel(kind: str, members: Sequence[SpaceRow], groups: Sequence[tuple[str, l
 
 def _place(width: SpaceRow) -> str:
     return width.space if width.layer is None else f"layer {width.layer}, {width.space}"
-
-
-def _rank_row(row: ModuleRow, placed: RankGrid) -> tuple[Cell, ...]:
-    cells = (Cell(text=row.name), Cell(text=row.coverage), Cell(text=span(row.range)), Cell(text=count(row.params)))
-    if not placed.layers:
-        return cells
-    if not row.cells:
-        return (*cells, Cell())
-    description = f"{several(row.placed, 'adapter')}, rank {span(row.range)}, layer by layer."
-    means = (sum(found) / len(found) if (found := row.cells.get(x, ())) else 0.0 for x in placed.layers)
-    strip = tuple(mean / max(1, placed.highest) for mean in means)
-    return (
-        *cells,
-        Cell(strip=strip, drawing=plots.heat(row.name, description, placed.layers, row.cells, placed.highest)),
-    )
-
-
-def _rank_matrix(placed: RankGrid) -> Table:
-    kinds = [row for row in placed.rows if row.cells]
-    rows = tuple(
-        (Cell(text=str(layer)), *(Cell(text=", ".join(map(str, row.cells.get(layer, ())))) for row in kinds))
-        for layer in placed.layers
-    )
-    columns = (Column(title="layer", kind="text"), *(Column(title=row.name) for row in kinds))
-    return Table(columns=columns, rows=rows, title="All ranks by layer", forms=("page",))

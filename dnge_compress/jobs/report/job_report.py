@@ -16,7 +16,8 @@ from dnge_compress.core.markdown import markdown
 from dnge_compress.core.strict_json import json_values, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.jobs.report import content
-from dnge_compress.jobs.report.values import Curve, Milestone, Rank
+from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.page import page
 
@@ -53,7 +54,7 @@ class JobReport(Printable):
             content.comparison(self.milestones),
             content.losses(self.curves),
             content.widths(self.widths),
-            content.ranks(self.ranks),
+            ranks_section(self.ranks),
             content.times(self.times),
             content.facts("Data", {key: f"{n:,}" for key, n in self.rows.items()}),
             content.facts("Machine", self.machine),

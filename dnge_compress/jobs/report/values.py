@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dnge_compress.core.errors import CheckpointError
-
 
 @dataclass(frozen=True, kw_only=True)
 class Milestone:
@@ -21,19 +19,6 @@ class Milestone:
     bytes: int
     loss: float | None = None
     tokens_per_second: float | None = None
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One adapter: the module it is on, its rank and its trainable parameters. Rank 0 is no adapter."""
-
-    module: str
-    rank: int
-    params: int
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise CheckpointError(f"rank of module '{self.module}' is {self.rank}; it should be at least 0")
 
 
 @dataclass(frozen=True)
