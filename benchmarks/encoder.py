@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean as mean
 
 import torch
+from encoder_folds import folds, interval
 from harness import RESULTS, markdown, write
 from pruning import RATIOS, Subject, log_damage
 from ranking import VARIANTS, families_left_out, is_whole, trained, transfers
@@ -36,8 +37,6 @@ from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import example_batches
 from dnge_compress.zoo.blueprint import FAMILIES
 from dnge_compress.zoo.data_root import DataRoot
-from dnge_compress.zoo.pretrain.fit import folds
-from dnge_compress.zoo.pretrain.judging import interval
 from dnge_compress.zoo.pretrain.targets import TrainingExample
 from dnge_compress.zoo.pretrain.train import STEPS, measure_all
 

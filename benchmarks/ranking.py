@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean as mean
 
 import torch
+from encoder_folds import NARROW, folds, interval, widest
 from encoder_variants import WAVES, scoring
 from harness import markdown
 from safetensors.torch import load_file
@@ -17,16 +18,8 @@ from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.messages import MAGNITUDE, RAW
 from dnge_compress.encoder.snapshots import ROLES, snapshots
 from dnge_compress.zoo.blueprint import FAMILIES
-from dnge_compress.zoo.pretrain.fit import NARROW, Fold, fit, folds, widest
-from dnge_compress.zoo.pretrain.judging import (
-    Logs,
-    Predict,
-    corrected_by,
-    interval,
-    obs_logs,
-    over_network,
-    within_spaces,
-)
+from dnge_compress.zoo.pretrain.fit import Fold, fit
+from dnge_compress.zoo.pretrain.judging import Logs, Predict, corrected_by, obs_logs, over_network, within_spaces
 from dnge_compress.zoo.pretrain.targets import BARE_FAMILIES, RIVALS, TrainingExample
 
 CLOSED = "obs"

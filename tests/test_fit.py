@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from encoder_folds import folds, interval
 from models import example_inputs, make
 from torch.func import stack_module_state
 
@@ -18,8 +19,8 @@ from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.zoo.pretrain import fit as fitting
-from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, example_loss, fit, folds, is_held_out
-from dnge_compress.zoo.pretrain.judging import interval, obs_logs, over_network
+from dnge_compress.zoo.pretrain.fit import Fold, batched_losses, example_loss, fit, is_held_out
+from dnge_compress.zoo.pretrain.judging import obs_logs, over_network
 from dnge_compress.zoo.pretrain.targets import TrainingExample, rank_correlation
 
 HIDDEN = 8

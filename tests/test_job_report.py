@@ -19,11 +19,11 @@ from dnge_compress.core.markdown import escape
 from dnge_compress.core.terminal import plain, show
 from dnge_compress.core.wording import duration
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
-from dnge_compress.jobs.report.measures import MEASURES
-from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.jobs.report.measures import MEASURES, Milestone
 from dnge_compress.lora.rank_grid import Rank, grid
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.axes import decimals, layer_ticks, thinned, ticks
+from dnge_compress.report.plots import Curve
 
 ORIGINAL = Milestone(name="original", params=1000, bytes=4000, loss=2.0, tokens_per_second=500.0)
 PRUNED = Milestone(name="pruned", params=800, bytes=3200, loss=2.5)

@@ -20,7 +20,7 @@ from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow, is_rank0, workers_of
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
 from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
-from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.jobs.report.measures import Milestone
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.jobs.threads import same_threads
 from dnge_compress.lora.placers import PLACERS
@@ -29,6 +29,7 @@ from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import kind_of, load, resolve, validate
+from dnge_compress.report.plots import Curve
 from dnge_compress.scorers import SCORERS
 
 VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")

@@ -28,7 +28,7 @@ from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
-from dnge_compress.jobs.report.values import Milestone
+from dnge_compress.jobs.report.measures import Milestone
 from dnge_compress.jobs.training import clear_torn, last_whole
 from dnge_compress.lora.attach import merged
 from dnge_compress.lora.place import flatten_adapter, place_lora

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -61,18 +61,16 @@ def columns(title: str, description: str, shares: Sequence[tuple[float, str]], l
     )
 
 
-class LossCurve(Protocol):
-    """Losses along a training."""
+@dataclass(frozen=True)
+class Curve:
+    """Losses along one training: (optimiser step, nats per token)."""
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def train(self) -> Sequence[Point]: ...
-    @property
-    def held_out(self) -> Sequence[Point]: ...
+    name: str
+    train: tuple[tuple[int, float], ...] = ()
+    held_out: tuple[tuple[int, float], ...] = ()
 
 
-def curves(found: Sequence[LossCurve]) -> Markup:
+def curves(found: Sequence[Curve]) -> Markup:
     """Loss over optimiser steps: thin lines for training, bold ones with points for held-out rows."""
     points = [p for c in found for p in (*c.train, *c.held_out) if math.isfinite(p[1])]
     across = ticks(0, max((step for step, _ in points), default=1))

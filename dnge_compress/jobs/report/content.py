@@ -20,10 +20,10 @@ from dnge_compress.core.document import (
     Table,
 )
 from dnge_compress.core.wording import NOT_MEASURED, duration, extent, percent, several, span, spoken
-from dnge_compress.jobs.report.measures import Measure, measured
-from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.jobs.report.measures import Measure, Milestone, measured
 from dnge_compress.plans.space_rows import PLURAL, SpaceRow, alike, spaces_table
 from dnge_compress.report import plots
+from dnge_compress.report.plots import Curve
 
 UNKNOWN = Cell(text=NOT_MEASURED, style="quiet")
 

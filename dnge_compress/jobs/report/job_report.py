@@ -16,10 +16,11 @@ from dnge_compress.core.markdown import markdown
 from dnge_compress.core.strict_json import json_values, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.jobs.report import content
-from dnge_compress.jobs.report.values import Curve, Milestone
+from dnge_compress.jobs.report.measures import Milestone
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.page import page
+from dnge_compress.report.plots import Curve
 
 VERSION_KEY = "dnge_job_report"
 REPORT = "report.json"

@@ -1,4 +1,4 @@
-"""What is measured at every milestone, and how a value and its change against the original are written."""
+"""What is measured of the model at every milestone of a job, and how a value and its change against the original are written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.wording import NOT_MEASURED, count, signed
-from dnge_compress.jobs.report.values import Milestone
 
 FOLD = 10  # from here on growth is shown as a factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Milestone:
+    """The model at one point of the job.
+
+    `name` is "original", "pruned", "trained", or "trained, <placer>" for a compared placement. `loss` is nats per token
+    that counts, on the held-out rows (perplexity = exp(loss)); `tokens_per_second` is a forward pass over those rows.
+    Values that were not measured are None.
+    """
+
+    name: str
+    params: int
+    bytes: int
+    loss: float | None = None
+    tokens_per_second: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

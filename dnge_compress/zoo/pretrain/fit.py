@@ -25,7 +25,6 @@ from dnge_compress.core.progress import Progress, silent
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FLOOR
 from dnge_compress.encoder.model import Corrections
-from dnge_compress.zoo.blueprint import FAMILIES, LANGUAGE
 from dnge_compress.zoo.pretrain.targets import TrainingExample
 
 HELD_OUT = 6  # every sixth run, by a hash of its name, is never trained on
@@ -33,7 +32,6 @@ MATRIX_WEIGHT = 0.1
 FEATURE_NOISE = 0.1
 LEARNING_RATE = 2e-3
 KEEP_EVERY = 200  # steps
-NARROW = 128  # units per space, for the fold that is judged on wider networks
 
 
 @dataclass(frozen=True)
@@ -44,31 +42,12 @@ class Fold:
     learns: Callable[[TrainingExample], bool]
 
 
-def folds() -> list[Fold]:
-    """The base weights' own, each family left out, vision alone, language alone, and narrow networks alone."""
-    found = [Fold("all", lambda example: not is_held_out(example.name))]
-    found += [Fold(f"without {family}", _all_but(family)) for family in FAMILIES]
-    found += [
-        Fold("vision", lambda example: example.family in ("mlp", "cnn", "resnet")),
-        Fold("language", lambda example: example.family in LANGUAGE),
-        Fold("narrow", lambda example: widest(example) <= NARROW),
-    ]
-    return found
-
-
-def _all_but(family: str) -> Callable[[TrainingExample], bool]:
-    return lambda example: example.family != family
-
-
-def widest(example: TrainingExample) -> int:
-    """Residual width of a transformer, most units of a hidden space elsewhere."""
-    kinds = ("residual",) if example.family in (*LANGUAGE, "vit") else ("neuron", "channel")
-    return max(s.units for s in example.graph.of_kind(*kinds))
-
-
 def is_held_out(name: str) -> bool:
     """Whether a network is kept for judging, by a hash of its run's name."""
     return zlib.crc32(name.partition("@")[0].partition("+")[0].encode()) % HELD_OUT == 0
+
+
+EVERYTHING = Fold("all", lambda example: not is_held_out(example.name))
 
 
 def fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,7 +14,6 @@ from dnge_compress.zoo.pretrain.targets import TrainingExample, rank_correlation
 
 Logs = Mapping[str, Tensor]  # space → log costs of its units
 Predict = Callable[[TrainingExample], Logs]
-RESAMPLES = 2000
 
 
 def obs_logs(example: TrainingExample) -> Logs:
@@ -68,18 +66,6 @@ def compared(encoder: DNGEncoder, examples: Sequence[TrainingExample]) -> dict[s
             rows[f"{what}, {who}"] = round(statistics.mean(found), 4)
     rows["reliability within a space"] = round(statistics.mean(example.reliability for example in examples), 4)
     return rows
-
-
-def interval(by_family: Mapping[str, Sequence[float]], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over families of their networks' means, and its 95 % interval by a bootstrap inside every family."""
-    draw = random.Random(seed)
-    groups = [list(values) for values in by_family.values() if values]
-
-    def mean(pick: Callable[[list[float]], list[float]]) -> float:
-        return statistics.fmean(statistics.fmean(pick(values)) for values in groups)
-
-    means = sorted(mean(lambda values: draw.choices(values, k=len(values))) for _ in range(RESAMPLES))
-    return mean(lambda values: values), means[round(0.025 * RESAMPLES)], means[round(0.975 * RESAMPLES) - 1]
 
 
 def _together(logs: Logs, example: TrainingExample) -> Tensor:

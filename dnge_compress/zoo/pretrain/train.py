@@ -14,7 +14,7 @@ from dnge_compress.core.progress import Progress, silent
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.data_root import DataRoot
-from dnge_compress.zoo.pretrain.fit import fit, folds
+from dnge_compress.zoo.pretrain.fit import EVERYTHING, fit
 from dnge_compress.zoo.pretrain.judging import compared
 from dnge_compress.zoo.pretrain.targets import TrainingExample, examples_of, make_targets, read_example
 from dnge_compress.zoo.workers import each_done
@@ -33,9 +33,9 @@ def pretrain_encoder(
 ) -> tuple[DNGEncoder, dict[str, Any]]:
     """The encoder that a zoo teaches, and how it was made. A state in the zoo's folder lets a killed training go on."""
     examples = measure_all(zoo_folder, data_root, jobs, progress)
-    fold, state = folds()[0], zoo_folder / "training.pt"
-    encoder = fit(examples, [fold], steps=steps, seed=seed, state=state, progress=progress)[fold.name]
-    judged = [x for x in examples if not fold.learns(x)]
+    state = zoo_folder / "training.pt"
+    encoder = fit(examples, [EVERYTHING], steps=steps, seed=seed, state=state, progress=progress)[EVERYTHING.name]
+    judged = [x for x in examples if not EVERYTHING.learns(x)]
     state.unlink(missing_ok=True)
     return encoder, {
         "networks": len({x.name.partition("+")[0] for x in examples}),
