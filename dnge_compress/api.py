@@ -228,7 +228,7 @@ class _Job:
             if plan.cuts and repair.compensate != "none":
                 values = least_squares_repair(dense, self.context.signals, applied, repair.compensate, repair.ridge)
             repaired = time.perf_counter()
-            small = copy.deepcopy(dense)
+            small: Any = copy.deepcopy(dense)
             small.__dict__.pop("dnge", None)
             cut(small, applied)
             if self.recipe.check:

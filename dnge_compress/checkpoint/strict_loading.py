@@ -42,7 +42,7 @@ def read(
     with quiet():
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            cls = model_class or class_of(folder, raw, trust_remote_code)
+            cls: Any = model_class or class_of(folder, raw, trust_remote_code)
             options = {"attn_implementation": attention} if attention else {}
             model, info = cls.from_pretrained(
                 folder,
@@ -80,7 +80,7 @@ def class_of(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> t
     return cls
 
 
-def without_pooler(model: PreTrainedModel) -> bool:
+def without_pooler(model: Any) -> bool:
     """Take away the pooler of a base model whose checkpoint has none; False if the class can't do without."""
     if "add_pooling_layer" not in inspect.signature(type(model).__init__).parameters:
         return False

@@ -94,7 +94,7 @@ class MessagePass(nn.Module):
         super().__init__()
         self.backward_in_time, self.schedule = backward, schedule
         self.is_relative, self.is_rooted = is_relative, is_rooted
-        self.streams = nn.ModuleList(Message(hidden, basis) for basis in streams)
+        self.streams: Sequence[Message] = nn.ModuleList(Message(hidden, basis) for basis in streams)  # type: ignore[assignment]
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
         self.gain = nn.Parameter(torch.ones(len(ROLES), hidden))  # of a message, by the role of its block

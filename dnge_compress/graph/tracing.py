@@ -36,7 +36,7 @@ class Layer:
     """
 
     path: str
-    module: nn.Module
+    module: Any
     op: Op
     writes: tuple[tuple[str, int], ...]
     reads: tuple[tuple[str, int], ...] = ()
@@ -90,7 +90,7 @@ def deadline(seconds: float, name: str) -> Iterator[None]:
 
 def randomised_copy(model: nn.Module) -> nn.Module:
     """A float32 copy in eval mode with random values: zeros, ones and equal rows would hide a wrong coupling."""
-    net = copy.deepcopy(model).float().eval()
+    net: Any = copy.deepcopy(model).float().eval()
     if getattr(getattr(net, "config", None), "use_cache", False):
         net.config.use_cache = False  # torch-pruning can't follow a key/value cache (its issues 461 and 516)
     generator = torch.Generator().manual_seed(COPY_SEED)

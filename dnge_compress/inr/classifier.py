@@ -20,7 +20,7 @@ class InrClassifier(nn.Module):
     def __init__(self, encoder: InrReader, classes: int = 10, dropout: float = 0.2) -> None:
         super().__init__()
         self.encoder = encoder
-        size = encoder.embedding
+        size, self.classes = encoder.embedding, classes
         self.head = nn.Sequential(
             nn.Dropout(dropout), nn.Linear(size, size), nn.SiLU(), nn.Dropout(dropout), nn.Linear(size, classes)
         )
@@ -33,7 +33,7 @@ class InrClassifier(nn.Module):
 
     def fit(self, inrs: InrSet, settings: TrainSettings) -> list[float]:
         """Learn the labels of a set; returns the loss of every step. Raises DataError."""
-        refuse_labels(inrs, self.head[-1].out_features)
+        refuse_labels(inrs, self.classes)
 
         def loss(batch: InrBatch) -> Tensor:
             labels = inrs.labels[batch.index]

@@ -141,7 +141,7 @@ def _broadcast(order: tuple[str, str] | None) -> tuple[str, str]:
     """The leader's order, in every process."""
     message: list[Any] = [order]
     dist.broadcast_object_list(message, src=0)
-    return tuple(message[0])  # type: ignore[return-value]
+    return tuple(message[0])
 
 
 def _refuse_other_size(processes: int, job: Job) -> None:

@@ -123,7 +123,7 @@ def prune(work: Work) -> Facts:
     model = models.original(job)
     needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
     rows = _own_rows(work, labels=False) if needed else None
-    small = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)
+    small: Any = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)
     api.save(small, work.folder.pruned)
     return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": list(small.dnge.plan.notes)}
 

@@ -46,7 +46,7 @@ def train(folder: JobFolder, job: Job, variant: str = "", progress: Progress = s
     rows, held_out = stored(folder.train_rows), stored(folder.held_out_rows)
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
-    model = base(folder, job)
+    model: Any = base(folder, job)
     refuse_other_tasks(type(model).__name__, job.model_name_or_path)
     model.config.use_cache = False
     if job.lora is not None:
@@ -207,6 +207,7 @@ class _Trainer(Trainer):
         rank, processes = (0, 1) if _is_sharded(self) else (self.args.process_index, self.args.world_size)
         own = self.held_out.take(range(rank, len(self.held_out), processes))
         batches = batches_of(own, self.data_collator, self.args.per_device_eval_batch_size)
+        assert self.model is not None
         total, count = summed_loss(self.model, batches)
         sums = torch.tensor([total, count], dtype=torch.float64)
         if processes > 1:

@@ -98,4 +98,4 @@ def _without_values(model: nn.Module) -> nn.Module:
     memo |= {id(b): b.to("meta") for b in model.buffers()}
     memo |= {id(extra): None for extra in (model.__dict__.get("dnge"),) if extra is not None}
     with torch.no_grad():
-        return copy.deepcopy(model, memo)  # type: ignore[arg-type]
+        return copy.deepcopy(model, memo)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,8 +98,8 @@ def macs_per_element(context: ScoringContext) -> Prices:
     matrices = {p.rpartition(".")[0]: p for s in context.graph.steps for p in s.params if p.endswith("weight")}
     dims = {n: p.dim() for n, p in context.model.named_parameters()}
 
-    def count(param: str) -> Callable[[nn.Module, tuple, Tensor], None]:
-        def hook(module: nn.Module, args: tuple, out: Tensor) -> None:
+    def count(param: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
             positions[param] = out[0].numel() / out.shape[feature_axis(module)]
 
         return hook

@@ -9,10 +9,9 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from dnge_compress.graph.builder import Shapes
 from dnge_compress.graph.counting import Prices
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.types import Cut, ModelGraph, Scores
+from dnge_compress.graph.types import Cut, ModelGraph, Scores, Shapes
 from dnge_compress.plans.legal_widths import TiedWidths
 
 NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import ScoringContext, obs
 
@@ -10,5 +12,5 @@ NEEDS_DATA = True
 
 def score(context: ScoringContext) -> Scores:
     """First-order cost of removal, with labels sampled from the model; layers are measured."""
-    units = {name: sum(s.taylor.cpu() for s in context.signals[name]) for name in context.signals}
+    units = {name: torch.stack([s.taylor.cpu() for s in found]).sum(0) for name, found in context.signals.items()}
     return Scores(units=units | obs.layer_costs(context), scorer="taylor", fingerprint=context.graph.fingerprint)

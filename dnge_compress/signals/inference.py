@@ -21,7 +21,7 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language mod
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """Run the model and return its main output: logits if there are any, else the hidden states `[…, features]`."""
     if isinstance(inputs, Mapping):
-        arguments = {k: v for k, v in inputs.items() if k != "labels"}
+        arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "labels"}
         if getattr(getattr(model, "config", None), "use_cache", None) is not None:
             arguments["use_cache"] = False
         output = model(**arguments)

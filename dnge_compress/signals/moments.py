@@ -154,9 +154,10 @@ class _Recorder:
         # Its own, so that the sample doesn't depend on who else records.
         self.generator = torch.Generator().manual_seed(seed)
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
-        self.weight = as_matrix(self.module.weight.detach(), graph, slot)
+        weight = model.get_parameter(slot.param).detach()
+        self.weight = as_matrix(weight, graph, slot)
         outputs, self.features = self.weight.shape
-        per_row = self.features // self.module.weight.shape[slot.axis]  # kernel positions of a conv
+        per_row = self.features // weight.shape[slot.axis]  # kernel positions of a conv
         self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
         self.own_rows = slice(slot.offset, slot.offset + units * slot.width)
         device = self.weight.device

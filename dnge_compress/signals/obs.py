@@ -39,18 +39,18 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Te
     costs = torch.zeros(units, dtype=torch.float64)
     floor = 0.0
     while len(alive) > 1:
-        single = sum(s.unit_costs() for s in states)
+        single = sum((s.unit_costs() for s in states), torch.zeros(()))
         count = max(1, min(len(alive) - 1, round(units / ROUNDS), len(alive) // 4 or 1))
         order = single.argsort()
         gone, stay = order[:count], order[count:].sort().values
-        joint = sum(s.remove(gone, stay) for s in states)
+        joint = sum((s.remove(gone, stay) for s in states), torch.zeros(()))
         share = single[gone] / single[gone].sum().clamp_min(1e-30)
         paid = (share * joint).clamp_min(floor).double().cpu()
         paid = torch.cummax(paid, 0).values
         costs[alive[gone].cpu()] = paid
         floor = float(paid[-1])
         alive = alive[stay]
-    costs[alive.cpu()] = max(floor, float(sum(s.unit_costs() for s in states).sum()))
+    costs[alive.cpu()] = max(floor, float(sum(float(s.unit_costs().sum()) for s in states)))
     return costs.float()
 
 

@@ -42,8 +42,8 @@ def topical_texts(model: Any, tokens: int, longest: int, batch_tokens: int, gene
 
 def _texts(vocabulary: Vocabulary, directions: Tensor, rows: int, length: int, generator: torch.Generator) -> Tensor:
     """Token ids `[rows, length]`: at each place a known word, or an entry that belongs to the row's topic."""
-    words = torch.multinomial(vocabulary.frequencies, rows * length, replacement=True, generator=generator)
-    words = words.view(rows, length).tolist()
+    drawn = torch.multinomial(vocabulary.frequencies, rows * length, replacement=True, generator=generator)
+    words = drawn.view(rows, length).tolist()
     is_topical = torch.rand(rows, length, generator=generator) >= vocabulary.coverage
     topical = torch.zeros(rows, length, dtype=torch.long)
     if bool(is_topical.any()):

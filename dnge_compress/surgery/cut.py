@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch_pruning as tp
 from torch import nn
@@ -80,6 +82,7 @@ def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ..
         leaf,
         type(blocks)(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept),
     )
+    module: Any
     for index, block in enumerate(kept):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):

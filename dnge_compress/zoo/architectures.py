@@ -59,17 +59,10 @@ def _cnn(b: Blueprint) -> nn.Module:
 
 
 def _resnet(b: Blueprint) -> nn.Module:
-    config = ResNetConfig(
-        num_channels=IMAGE[b.data][0],
-        embedding_size=b.widths[0],
-        hidden_sizes=list(b.widths[1:]),
-        depths=list(b.blocks),
-        layer_type=b.layout[0],
-        hidden_act=b.activation,
-        downsample_in_first_stage=False,
-        num_labels=CLASSES,
-    )
-    return ResNetForImageClassification(config)
+    sizes = {"embedding_size": b.widths[0], "hidden_sizes": list(b.widths[1:]), "depths": list(b.blocks)}
+    config: dict[str, Any] = sizes | {"num_channels": IMAGE[b.data][0], "num_labels": CLASSES}
+    config |= {"layer_type": b.layout[0], "hidden_act": b.activation, "downsample_in_first_stage": False}
+    return ResNetForImageClassification(ResNetConfig(**config))
 
 
 def _sizes(b: Blueprint) -> dict[str, Any]:
@@ -90,22 +83,22 @@ def _decoder(b: Blueprint) -> dict[str, Any]:
 
 def _vit(b: Blueprint) -> nn.Module:
     channels, side = IMAGE[b.data]
-    image = {"num_channels": channels, "image_size": side, "patch_size": b.patch, "num_labels": CLASSES}
+    image: dict[str, Any] = {"num_channels": channels, "image_size": side, "patch_size": b.patch, "num_labels": CLASSES}
     return ViTForImageClassification(ViTConfig(**_encoder(b), **image))
 
 
 def _gpt2(b: Blueprint) -> nn.Module:
-    dropout = {"resid_pdrop": b.dropout, "embd_pdrop": b.dropout, "attn_pdrop": 0.0}
+    dropout: dict[str, Any] = {"resid_pdrop": b.dropout, "embd_pdrop": b.dropout, "attn_pdrop": 0.0}
     return GPT2LMHeadModel(GPT2Config(**_decoder(b), **dropout, n_inner=b.ffn, activation_function=b.activation))
 
 
 def _llama(b: Blueprint) -> nn.Module:
-    mlp = {"intermediate_size": b.ffn, "hidden_act": b.activation}
+    mlp: dict[str, Any] = {"intermediate_size": b.ffn, "hidden_act": b.activation}
     return LlamaForCausalLM(LlamaConfig(**_decoder(b), **mlp, num_key_value_heads=b.kv_heads))
 
 
 def _bert(b: Blueprint) -> nn.Module:
-    tokens = {"vocab_size": b.mask_id + 1, "max_position_embeddings": b.length, "pad_token_id": None}
+    tokens: dict[str, Any] = {"vocab_size": b.mask_id + 1, "max_position_embeddings": b.length, "pad_token_id": None}
     model = BertForMaskedLM(BertConfig(**_encoder(b), **tokens, tie_word_embeddings=b.tied))
     with torch.no_grad():
         model.bert.embeddings.position_embeddings.weight.copy_(b.init * _sinusoids(b.length, b.widths[0]))

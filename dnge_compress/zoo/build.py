@@ -71,7 +71,7 @@ def load(folder: Path | str, *, data_root: DataRoot | None = None) -> tuple[nn.M
     Raises: CheckpointError if it isn't one.
     """
     blueprint = Blueprint.from_dict(record(Path(folder))["blueprint"])
-    model = build(blueprint)
+    model: Any = build(blueprint)
     safetensors.torch.load_model(model, str(Path(folder) / "model.safetensors"))
     if blueprint.is_language and data_root:
         model.name_or_path = str(tokenizer_folder(blueprint.data, data_root=data_root))

@@ -52,7 +52,7 @@ def train_through(
     blueprint: Blueprint, stops: Sequence[int], *, data_root: DataRoot | None = None
 ) -> Iterator[nn.Module]:
     """The network as it is after each of the ascending `stops` steps: copies, exactly what `train` gives there."""
-    model = build(blueprint).to(memory_format=torch.channels_last)
+    model: Any = build(blueprint).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = _optimiser(blueprint, model)
     batch_size, seed = blueprint.batch_size, blueprint.seed
     stream = batches(blueprint, "train", batch_size=batch_size, seed=seed, data_root=data_root)

@@ -12,8 +12,7 @@ from torch import nn
 
 from dnge_compress.core.errors import UnsupportedModelError, nearest
 from dnge_compress.core.plugins import Registry
-from dnge_compress.graph.builder import Shapes
-from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph, Shapes
 
 TRACED = "traced"
 FAMILIES = Registry(what="family", package=__name__, group="dnge_compress.families")

@@ -18,7 +18,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.builder import GraphBuilder, Shapes
+from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.tracing import (
     Layer,
     Side,
@@ -29,7 +29,7 @@ from dnge_compress.graph.tracing import (
     randomised_copy,
     tensors_in,
 )
-from dnge_compress.graph.types import Kind, ModelGraph
+from dnge_compress.graph.types import Kind, ModelGraph, Shapes
 
 Key = tuple[str, Side]  # layer path, side
 Layers = Mapping[str, Layer]

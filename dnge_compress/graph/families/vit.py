@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dnge_compress.graph.builder import GraphBuilder, Shapes, prefix_of
-from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.builder import GraphBuilder, prefix_of
+from dnge_compress.graph.types import ModelGraph, Shapes
 
 MODEL_TYPES = ("vit",)
 

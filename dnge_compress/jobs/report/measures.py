@@ -1,4 +1,4 @@
-"""What is measured of the model at every milestone of a job, and how a value and its change against the original are written."""
+"""What is measured of a job's model at every milestone, and how a value and its change are written."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def _moments(sites: Sequence[Site], context: PlacingContext) -> dict[str, Second
     """Site → moments of what its module reads."""
     store, mask = MomentStore(), None
     modules = {site.path: context.model.get_submodule(site.path) for site in sites}
-    found = {site.path: store.moments(site.inputs, modules[site.path].weight.device) for site in sites}
+    found = {site.path: store.moments(site.inputs, context.model.get_parameter(site.weight).device) for site in sites}
 
     def watch(path: str, x: Tensor) -> None:
         found[path].add(attended_outputs(x.detach(), mask).flatten(0, -2))

@@ -147,7 +147,7 @@ def _example_at(examples: Sequence[TrainingExample], step: int, seed: int) -> Tr
 
 def _clip(params: Mapping[str, Tensor], limit: float) -> None:
     """Bound the gradient's norm of each encoder by itself."""
-    squares = sum(p.grad.flatten(1).square().sum(1) for p in params.values() if p.grad is not None)
+    squares = sum((p.grad.flatten(1).square().sum(1) for p in params.values() if p.grad is not None), torch.zeros(()))
     factor = (limit / squares.sqrt().clamp_min(1e-12)).clamp(max=1)
     for p in params.values():
         if p.grad is not None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from scipy.stats import spearmanr
@@ -163,7 +164,8 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _opened(folder: Path, example: str, data_root: DataRoot) -> tuple[nn.Module, Blueprint]:
+def _opened(folder: Path, example: str, data_root: DataRoot) -> tuple[Any, Blueprint]:
+    model: Any
     model, blueprint = load(folder, data_root=data_root)
     if example.endswith("+bare"):
         name_or_path, model = model.name_or_path, model.base_model
@@ -227,7 +229,7 @@ def _matrix_targets(model: nn.Module, graph: ModelGraph, batches: list[ZooBatch]
     model.zero_grad()
     for batch in batches:
         loss(model, batch).backward()
-    weights = dict(model.named_parameters())
+    weights: dict[str, Any] = dict(model.named_parameters())
     logs = {
         p: weights[p].grad.square().mean().clamp_min(1e-30).log()
         for step in graph.steps
