@@ -81,7 +81,7 @@ def network_encoder(
             backward=back,
             is_rooted=True,
             schedule=SCHEDULES[order],
-        )  # fmt: skip
+        )
         for back in (False, True)
     ]
     for one in passes:

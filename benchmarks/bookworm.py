@@ -85,7 +85,7 @@ def main() -> None:
         table.write(("selection", "repair", "data"))
 
 
-def real_windows(tokenizer, count: int = 256, length: int = 64) -> list[dict[str, torch.Tensor]]:  # noqa: ANN001
+def real_windows(tokenizer, count: int = 256, length: int = 64) -> list[dict[str, torch.Tensor]]:
     """Evenly spread windows of the training books."""
     import pyarrow.parquet
 

@@ -11,6 +11,7 @@ are paired by seed. A run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -392,7 +393,7 @@ def needed(curve: Sequence[tuple[float, float]], wanted: float) -> str:
     """What share of the parameters reaches a loss, between the measured ones on a log scale."""
     if curve[0][1] <= wanted:
         return f"It needs less than {curve[0][0]:.0%} of the parameters for that."
-    for (low, above), (high, below) in zip(curve, curve[1:], strict=False):
+    for (low, above), (high, below) in itertools.pairwise(curve):
         if below <= wanted < above:
             part = (above - wanted) / (above - below)
             return f"It needs {math.exp(math.log(low) + part * math.log(high / low)):.0%} of the parameters for that."

@@ -99,7 +99,7 @@ def split(texts: list[str], size: int = 32) -> list[list[str]]:
     return [texts[i : i + size] for i in range(0, len(texts), size)]
 
 
-def encode(tokenizer, texts: list[str]) -> dict[str, Tensor]:  # noqa: ANN001
+def encode(tokenizer, texts: list[str]) -> dict[str, Tensor]:
     """Token ids and mask of a batch."""
     return tokenizer(texts, padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
 

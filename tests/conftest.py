@@ -1,4 +1,4 @@
-"""What every test shares: one thread and no network."""
+"""What every test shares: one thread, no network, and shapes that are checked against their annotations."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import torch
+from jaxtyping import install_import_hook
+
+# Before any of them is imported: arguments, results and fields are checked against types and shapes at every call.
+install_import_hook([f"dnge_compress.{name}" for name in ("encoder", "signals", "inr")], "type_checks.checked")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # tests look at their parts as well
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def seeded() -> torch.Generator:
 
 @pytest.mark.parametrize("paint", [dead_leaves, strokes, random_images])
 @pytest.mark.parametrize("shape", [(48, 3, 32, 32), (48, 1, 28, 20), (8, 3, 96, 80)])
-def test_images_are_finite_about_standardised_and_seeded(paint, shape: tuple[int, ...]) -> None:  # noqa: ANN001
+def test_images_are_finite_about_standardised_and_seeded(paint, shape: tuple[int, ...]) -> None:
     images = paint(shape, seeded())
     assert images.shape == shape and torch.isfinite(images).all()
     assert abs(float(images.mean())) < 0.7 and 0.5 < float(images.std()) < 2
@@ -49,7 +50,7 @@ class Words:
 
     unk_token_id = 0
     all_special_ids = (0, 1, 2)
-    entries = [w for w in KNOWN if w[0].isalnum()]
+    entries: ClassVar[list[str]] = [w for w in KNOWN if w[0].isalnum()]
 
     def __init__(self, unknown: int = 0, others: int = 0) -> None:
         self.ids = {w: i for i, w in enumerate(KNOWN[unknown:], start=3)}
@@ -58,7 +59,7 @@ class Words:
     def get_vocab(self) -> dict[str, int]:
         return self.ids | self.others
 
-    def __call__(self, text, add_special_tokens: bool = True):  # noqa: ANN001, ANN204
+    def __call__(self, text, add_special_tokens: bool = True):
         if isinstance(text, list):
             return SimpleNamespace(input_ids=[[self.ids.get(t.strip(), 0)] for t in text])
         return SimpleNamespace(input_ids=[1, 2] if add_special_tokens else [])

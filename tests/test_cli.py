@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -91,8 +92,10 @@ def test_what_needs_no_model_imports_no_torch(program: str) -> None:
     subprocess.run([sys.executable, "-c", f"{program}; {check}"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_every_public_name_can_be_imported() -> None:
-    assert set(dnge_compress.__all__) <= set(dir(dnge_compress))
+def test_every_public_name_can_be_imported_and_is_listed_once_in_order() -> None:
+    stub = ast.parse((ROOT / "dnge_compress" / "__init__.pyi").read_text(encoding="utf-8"))
+    imported = sorted(name.name for line in stub.body if isinstance(line, ast.ImportFrom) for name in line.names)
+    assert dnge_compress.__all__ == imported == sorted(dnge_compress.__all__)
     for name in dnge_compress.__all__:
         assert getattr(dnge_compress, name) is not None
     with pytest.raises(AttributeError, match="No dnge_compress attribute nothing"):

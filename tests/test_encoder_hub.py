@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.tensors import write_tensors
 from dnge_compress.encoder import DNGEncoder, hub
 
 
@@ -199,7 +200,7 @@ def test_a_wrong_config_beside_the_weights_is_refused(folder: Path, text: str, p
 
 @pytest.mark.parametrize("config", [{"depth": 3}, {"hidden": "48"}, {"hidden": 24}, {"hidden": -1}, [1]])
 def test_weights_of_another_version_are_refused(tmp_path: Path, config: object) -> None:
-    hub.write(tmp_path / "e.safetensors", random_encoder().state_dict(), config, {})  # type: ignore[arg-type]
+    write_tensors(tmp_path / "e.safetensors", random_encoder().state_dict(), {"config": json.dumps(config)})
     message = refusal(tmp_path / "e.safetensors")
     assert "no encoder of this version" in message and "update dnge_compress" in message
 

@@ -146,7 +146,7 @@ def test_the_obs_costs_is_judged_on_all_units_at_once(examples: list[TrainingExa
     assert 0.5 < over_network(obs_logs(examples[0]), examples[0]) < 1
 
 
-def test_a_state_of_another_training_is_refused(examples: list[TrainingExample], tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+def test_a_state_of_another_training_is_refused(examples: list[TrainingExample], tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(fitting, "KEEP_EVERY", 1)
     fit(examples, PARTS[:1], steps=1, seed=1, make=small, state=tmp_path / "state.pt")
     with pytest.raises(CheckpointError, match="another training"):
@@ -160,5 +160,5 @@ def test_a_fold_without_lessons_is_refused(examples: list[TrainingExample]) -> N
 
 def test_blocks_that_cannot_go_do_not_count(examples: list[TrainingExample]) -> None:
     protected = example("resnet_basic")
-    layers = [s for s in protected.graph.of_kind("layer")]
+    layers = list(protected.graph.of_kind("layer"))
     assert layers and all(0 not in protected.counted[s.name] for s in layers)

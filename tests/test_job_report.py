@@ -225,10 +225,10 @@ def test_a_terminal_without_unicode_gets_ascii(
 def test_markdown_of_hostile_names_stays_tables() -> None:
     text = hostile().to_markdown()
     assert "<script" not in text and "\x1b" not in text and "\u202e" not in text
-    for table in re.findall(r"(?:^\|.*\n)+", text, re.M):
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1
-    assert not re.search(r"^# x", text, re.M) and not re.search(r"(?<!\\)\[a", text)
+    assert not re.search(r"^# x", text, re.MULTILINE) and not re.search(r"(?<!\\)\[a", text)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_every_drawing_is_described_or_hidden_from_readers() -> None:
     drawings = re.findall(r"<svg(.*?)>(.*?)</svg>", text)
     assert len(drawings) > 10
     for attributes, content in drawings:
-        assert 'aria-hidden="true"' in attributes or content.startswith("<title>") and "<desc>" in content
+        assert 'aria-hidden="true"' in attributes or (content.startswith("<title>") and "<desc>" in content)
 
 
 def test_every_rank_and_width_is_told_where_it_is_drawn() -> None:
@@ -307,7 +307,7 @@ def test_odd_curves_are_drawn_without_a_number_that_is_none() -> None:
         Curve("none", ((1, math.nan),)),
     )
     for curves in (odd, odd[:1], odd[2:]):
-        assert "nan" not in re.sub(r"<style>.*?</style>", "", replace(EMPTY, curves=curves).to_html(), flags=re.S)
+        assert "nan" not in re.sub(r"<style>.*?</style>", "", replace(EMPTY, curves=curves).to_html(), flags=re.DOTALL)
 
 
 def test_modules_are_sorted_by_type_and_layer() -> None:
@@ -397,7 +397,7 @@ def test_thinning_keeps_the_spikes() -> None:
 
 def test_text_on_the_page_has_enough_contrast() -> None:
     style = files("dnge_compress.report").joinpath("page.css").read_text(encoding="utf-8")
-    for block in re.findall(r":root \{(.*?)\}", style, re.S):
+    for block in re.findall(r":root \{(.*?)\}", style, re.DOTALL):
         colours = dict(re.findall(r"--([\w-]+): (#\w+)", block))
         for ink in ("ink", "quiet", "accent"):
             assert contrast(colours[ink], colours["page"]) >= 4.5, ink

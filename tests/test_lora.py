@@ -78,8 +78,16 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     assert first.to_json() == second.to_json()
 
 
+@pytest.mark.parametrize(("placer", "stage"), [("fisher", "measuring gradients"), ("stable_rank", "spectra")])
+def test_progress_is_reported_and_the_rank_of_the_budget_is_no_callback(placer: str, stage: str) -> None:
+    seen: list[tuple[Any, ...]] = []
+    reported = place_lora(models.make("llama"), placer=placer, progress=lambda *step: seen.append(step), **FEW)
+    assert seen and {name for name, *_ in seen} == {stage} and seen[-1][1] == seen[-1][2]
+    assert reported == place_lora(models.make("llama"), placer=placer, **FEW)
+
+
 def test_a_plan_survives_json_and_reads_one_line_per_adapter() -> None:
-    model, plan = placed()
+    _model, plan = placed()
     text = plan.to_json()
     assert LoraPlan.from_json(text) == plan
     lines = [line for line in text.splitlines() if '"path"' in line]

@@ -74,7 +74,7 @@ def test_stable_rank_is_the_textbooks() -> None:
     sites = find_sites(context.model)
     found = weigh_by("stable_rank", sites, context)
     for site in sites:
-        values = torch.linalg.svdvals(context.model.get_submodule(site.path).weight)
+        values = torch.linalg.svdvals(context.model.get_parameter(f"{site.path}.weight").detach())
         assert found[site.path] == pytest.approx(float(values.square().sum() / values[0] ** 2), rel=1e-4)
 
 

@@ -79,7 +79,7 @@ def test_leaf_names_are_unique_over_the_whole_recipe() -> None:
 def test_readme_lists_every_key_with_its_default() -> None:
     text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     part = text.partition("## Keys of a prune recipe")[2].partition("\n## ")[0]
-    table = dict(re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]*)`? \|", part, re.M))
+    table = dict(re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]*)`? \|", part, re.MULTILINE))
     assert set(table) == {".".join(path) for paths in leaves(Recipe).values() for path in paths}
     defaults = Recipe().model_dump()
     for key in ("calibration.tokens", "prune.ratio", "prune.min_keep", "repair.ridge", "repair.compensate"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import time
@@ -83,7 +84,10 @@ def test_a_flattened_image_gives_every_channel_a_run_of_columns() -> None:
 def test_a_concatenation_is_one_slot_for_each_source() -> None:
     net = Net(
         lambda s, x: s.c(nnf.relu(s.bn(torch.cat([s.a(x), s.b(x)], 1)))).mean((2, 3)),
-        **{"a": conv(3, 8), "b": conv(3, 6), "bn": nn.BatchNorm2d(14), "c": conv(14, 5)},
+        a=conv(3, 8),
+        b=conv(3, 6),
+        bn=nn.BatchNorm2d(14),
+        c=conv(14, 5),
     )
     graph = trace(net)
     assert read(graph) == {"a": 8, "b": 6}
@@ -206,7 +210,9 @@ def test_an_endless_trace_ends_and_names_the_model_on_any_thread() -> None:
     """This one makes torch-pruning 1.6.1 loop for ever."""
     net = Net(
         lambda s, x: s.c(torch.cat([s.a(x).flatten(1), s.b(x).flatten(1)], 1)),
-        **{"a": conv(3, 8), "b": conv(3, 5), "c": nn.Linear(13 * 64, 4)},
+        a=conv(3, 8),
+        b=conv(3, 5),
+        c=nn.Linear(13 * 64, 4),
     )
     errors = []
 
@@ -231,3 +237,27 @@ def test_a_deadline_that_is_kept_changes_nothing() -> None:
     with deadline(5, "x"):
         value = sum(range(10))
     assert value == 45
+
+
+def test_a_deadline_ends_a_loop_whose_finalisers_swallow_what_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is raised in a finaliser is lost, and most of this loop is one."""
+    lost: list[object] = []
+    monkeypatch.setattr("sys.unraisablehook", lost.append)
+
+    class Slow:
+        def __del__(self) -> None:
+            sum(i for i in range(400))
+
+    with pytest.raises(UnsupportedModelError, match="did not end within 0.2 s"), deadline(0.2, "x"):
+        while True:
+            Slow()
+            sum(i for i in range(100))
+
+
+def test_a_deadline_leaves_nothing_behind_however_near_the_end_it_comes() -> None:
+    for i in range(40):
+        with contextlib.suppress(UnsupportedModelError), deadline(0.02, "x"):
+            until = time.monotonic() + 0.015 + 0.0005 * i
+            while time.monotonic() < until:
+                pass
+        sum(range(100_000))  # would meet what came too late

@@ -188,6 +188,7 @@ def _show_report(model: Any, options: Namespace) -> None:
 
 
 def print_report(made: Report | JobReport, options: Namespace) -> None:
+    """Tables, or JSON if it is asked for."""
     if options.json:
         print_json(made.to_dict())
     else:
@@ -195,6 +196,7 @@ def print_report(made: Report | JobReport, options: Namespace) -> None:
 
 
 def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
     print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
 
 

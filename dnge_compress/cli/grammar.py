@@ -36,6 +36,7 @@ class Parser(argparse.ArgumentParser):
     """Raises UsageError, so that wrong usage is reported as every other error is."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise instead of ending the process."""
         raise UsageError(f"{message}; see `{self.prog} --help`")
 
 

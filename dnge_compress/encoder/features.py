@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.signals.moments import Signal, Signals
@@ -18,7 +19,7 @@ FEATURES = 2 * len(STATISTICS)
 FLOOR = 1e-12
 
 
-def node_features(signals: Signals, costs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def node_features(signals: Signals, costs: Mapping[str, Float[Tensor, " _"]]) -> dict[str, Float[Tensor, "_ F"]]:
     """Space → features `[U, 2 · statistics]`, for every space with signals; `costs` are those of OBS."""
     raw = {space: _statistics(signals[space], costs[space]) for space in signals}
     means = {space: values.mean(0) for space, values in raw.items()}

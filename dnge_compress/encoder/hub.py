@@ -123,6 +123,8 @@ def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) ->
         config, provenance = (json.loads(header.get(key, "{}")) for key in ("config", "provenance"))
     except (SafetensorError, OSError, ValueError) as e:
         raise CheckpointError(f"'{path}' is truncated or corrupt ({first_line(e)}); fetch it again or {WAY_OUT}") from e
+    if not isinstance(config, dict) or not isinstance(provenance, dict):
+        raise CheckpointError(f"'{path}' holds no encoder of this version; update dnge_compress, or {WAY_OUT}")
     if needs_config and not config:
         raise CheckpointError(f"'{path}' has no encoder's config in its header, so it holds no encoder; {WAY_OUT}")
     bad = [name for name, t in tensors.items() if not torch.isfinite(t).all()]

@@ -6,16 +6,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
-from typing_extensions import Self
 
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.encoder import hub
 from dnge_compress.graph.digest import digest
+
+E = TypeVar("E", bound="HubEncoder")
 
 
 class HubEncoder(nn.Module, ModelHubMixin):
@@ -27,8 +28,8 @@ class HubEncoder(nn.Module, ModelHubMixin):
 
     @classmethod
     def from_pretrained(  # type: ignore[override]  # a file or "base" too, and nothing of the config from outside
-        cls, source: str | Path = "base", *, revision: str | None = None, token: str | bool | None = None
-    ) -> Self:
+        cls: type[E], source: str | Path = "base", *, revision: str | None = None, token: str | bool | None = None
+    ) -> E:
         """The shipped encoder ("base"), or one from a file, a folder or a hub id (owner/name). Raises CheckpointError.
 
         `revision` is a branch, tag or commit of the hub's, `token` the one for a private repository. A folder called

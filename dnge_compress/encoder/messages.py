@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Basis = Callable[[Tensor], Tensor]  # φ_k: a fixed function of a weight, elementwise
@@ -39,9 +40,14 @@ class Message(nn.Module):
         self.edge = nn.Parameter(torch.randn(len(self.basis), hidden) / len(self.basis) ** 0.5)  # E
 
     def forward(
-        self, weight: Tensor, states: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0,
+        self,
+        weight: Float[Tensor, "D S kernel"],
+        states: Float[Tensor, "sources H"],
+        transposed: bool = False,
+        *,
+        scale: float | Tensor = 1.0,
         chunk: int = CHUNK_ELEMENTS,
-    ) -> Tensor:  # fmt: skip
+    ) -> Float[Tensor, "targets H"]:
         """Messages `[D, H]` over a block `[D, S, kernel]` from `states` `[S, H]`; `transposed`, `[S, H]` from `[D, H]`.
 
         The block is multiplied by `scale` chunk by chunk; `chunk` bounds memory and doesn't change the result.
@@ -60,9 +66,14 @@ class Message(nn.Module):
         return total / len(weight) if transposed else torch.cat(parts) / weight.shape[1]
 
     def from_equals(
-        self, weight: Tensor, state: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0,
+        self,
+        weight: Float[Tensor, "D S kernel"],
+        state: Float[Tensor, "1 H"],
+        transposed: bool = False,
+        *,
+        scale: float | Tensor = 1.0,
         chunk: int = CHUNK_ELEMENTS,
-    ) -> Tensor:  # fmt: skip
+    ) -> Float[Tensor, "targets H"]:
         """`forward` where all sources share one `state` `[1, H]`: the block's means are enough, and no product runs."""
         gated = self.node(state) * self.edge  # [K, H]
         rows = max(1, chunk // max(1, weight[0].numel() * len(self.basis)))
@@ -74,7 +85,7 @@ class Message(nn.Module):
         means = sum(parts) / len(weight) if transposed else torch.cat(parts) / weight.shape[1]  # [units, K]
         return means @ gated
 
-    def diagonal(self, gain: Tensor, states: Tensor) -> Tensor:
+    def diagonal(self, gain: Float[Tensor, " U"], states: Float[Tensor, "U H"]) -> Float[Tensor, "U H"]:
         """Messages `[U, H]` along a norm's gains `[U]`: each unit to itself."""
         node = self.node(states)
         return sum(phi(gain)[:, None] * node * e for phi, e in zip(self.basis, self.edge, strict=True))
@@ -87,7 +98,7 @@ class Message(nn.Module):
         return [phi(block).mean(-1) for phi in self.basis]
 
 
-def scales(weight: Tensor) -> tuple[Tensor, Tensor]:
+def scales(weight: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """What brings a block to root mean square one, and the log of fan-in times mean square (0 at standard init)."""
     by_row = torch.linalg.vector_norm(weight.flatten(1), dim=1) if weight.dim() > 1 else weight.abs()
     mean_square = (by_row.square().sum() / weight.numel()).clamp_min(1e-20)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.encoder.features import FEATURES
@@ -31,9 +32,9 @@ class Corrections:
     """Factors by which the OBS costs are wrong, as natural logs: one per space, one per layer `[L]`; and per weight
     matrix the log of its loss gradient's mean square."""
 
-    spaces: Mapping[str, Tensor]
-    layers: Mapping[str, Tensor]
-    matrices: Mapping[str, Tensor]
+    spaces: Mapping[str, Float[Tensor, ""]]
+    layers: Mapping[str, Float[Tensor, " _"]]
+    matrices: Mapping[str, Float[Tensor, ""]]
 
 
 class DNGEncoder(
@@ -64,8 +65,8 @@ class DNGEncoder(
         self,
         graph: ModelGraph,
         weights: Mapping[str, Tensor],
-        features: Mapping[str, Tensor],
-        layer_costs: Mapping[str, Tensor],
+        features: Mapping[str, Float[Tensor, "_ F"]],
+        layer_costs: Mapping[str, Float[Tensor, " _"]],
         chunk: int = CHUNK_ELEMENTS,
     ) -> Corrections:
         """Corrections for every prunable space, every block and every matrix of the network."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -42,7 +43,9 @@ class NetworkEncoder(nn.Module):
         self.outputs = nn.Sequential(nn.Linear(outputs * size, last), nn.SiLU()) if outputs else None
         self.joined = nn.Sequential(nn.Linear(3 * pooled + last, embedding), nn.SiLU(), nn.LayerNorm(embedding))
 
-    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
+    def forward(
+        self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Float[Tensor, "_ F"]]
+    ) -> Float[Tensor, " E"]:
         """The embedding `[E]` of one network, from node features per space `[U, F]`."""
         return self.read(graph, self.states(graph, weights, features))
 
@@ -50,7 +53,7 @@ class NetworkEncoder(nn.Module):
         """Per-node readout: the states of all passes side by side, space → `[U, passes · H]`."""
         return run_passes(self.passes, graph, weights, features)  # type: ignore[arg-type]  # a ModuleList of them
 
-    def read(self, graph: ModelGraph, states: States) -> Tensor:
+    def read(self, graph: ModelGraph, states: States) -> Float[Tensor, " E"]:
         """Per-network readout `[E]`: the first and the last written inner space, all of them, and the outputs."""
         written = list(dict.fromkeys(name for step in graph.steps for name in step.writes))
         inner = [name for name in written if graph.space(name).kind != "fixed"] or written
@@ -59,6 +62,11 @@ class NetworkEncoder(nn.Module):
         last = self.outputs(states[written[-1]].flatten()) if self.outputs else means[written[-1]]
         return self.joined(torch.cat([means[inner[0]], means[inner[-1]], everything, last]))
 
-    def embed(self, graph: ModelGraph, stack: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> Tensor:
+    def embed(
+        self,
+        graph: ModelGraph,
+        stack: Mapping[str, Float[Tensor, "N ..."]],
+        features: Mapping[str, Float[Tensor, "N _ F"]],
+    ) -> Float[Tensor, "N E"]:
         """Embeddings `[N, E]` of N networks of one shape: stacked weights `[N, …]`, features `[N, U, F]`."""
         return vmap(lambda w, f: self(graph, w, f))(dict(stack), dict(features))

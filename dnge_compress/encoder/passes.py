@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Basis, Message
@@ -57,7 +58,7 @@ class GRU(nn.Module):
         self.from_input = nn.Linear(size, 3 * size)
         self.from_hidden = nn.Linear(size, 3 * size)
 
-    def forward(self, inputs: Tensor, hidden: Tensor) -> Tensor:
+    def forward(self, inputs: Float[Tensor, "U H"], hidden: Float[Tensor, "U H"]) -> Float[Tensor, "U H"]:
         """New hidden states `[U, H]` from inputs and hidden states `[U, H]`."""
         reset, keep, new = self.from_input(inputs).chunk(3, -1)
         reset_too, keep_too, old = self.from_hidden(hidden).chunk(3, -1)

@@ -6,8 +6,8 @@ Everything happens on a randomised copy and under a deadline; torch-pruning, whi
 from __future__ import annotations
 
 import copy
-import sys
-import time
+import ctypes
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +25,7 @@ Side = Literal["out", "in"]
 OUT, IN = (("weight", 0), ("bias", 0)), (("weight", 1),)
 STATISTICS = (("running_mean", 0), ("running_var", 0))
 COPY_SEED = 0
+WATCH_EVERY = 0.05  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,27 +66,43 @@ class _OvertimeError(BaseException):
 def deadline(seconds: float, name: str) -> Iterator[None]:
     """End the block with UnsupportedModelError when the time is over.
 
-    A profile function looks at the clock at every Python call. That ends torch-pruning's endless loops, which are
-    plain Python, on any thread; SIGALRM would serve the main thread only and belongs to others (pytest-timeout), and
-    a helper thread would leave the loop running. A profiler that was active is put back afterwards.
+    A watchdog raises in this thread, again and again until the block has ended, for a finaliser that happens to run
+    swallows what is raised in it. That ends torch-pruning's endless loops, which are plain Python, on any thread;
+    SIGALRM would serve the main thread only and belongs to others (pytest-timeout).
     """
-    end, before = time.monotonic() + seconds, sys.getprofile()
+    thread, has_ended = threading.get_ident(), threading.Event()
 
-    def look(*_: object) -> None:
-        if time.monotonic() > end:
-            raise _OvertimeError
+    def watch() -> None:
+        if not has_ended.wait(seconds):
+            while not has_ended.wait(WATCH_EVERY):
+                _raise_in(thread, _OvertimeError)
 
-    sys.setprofile(look)
+    def end() -> None:
+        has_ended.set()
+        watchdog.join()
+        _raise_in(thread, None)
+
+    watchdog = threading.Thread(target=watch, daemon=True)
+    watchdog.start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            while not has_ended.is_set() or watchdog.is_alive():  # what is raised in here must not keep it going
+                end()
     except _OvertimeError:
+        end()
         raise UnsupportedModelError(
             f"tracing {name} did not end within {seconds:g} s (torch-pruning can loop for ever, most often on "
             "attention with grouped heads); write a family file for it, or give families.traced.build a larger "
             "timeout_s"
         ) from None
-    finally:
-        sys.setprofile(before)
+
+
+def _raise_in(thread: int, error: type[BaseException] | None) -> None:
+    """Raise in another thread at its next step in Python; None takes back what it hasn't seen yet."""
+    what = ctypes.py_object(error) if error is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
 
 
 def randomised_copy(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as nnf
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.precision import fast_products
@@ -26,7 +27,7 @@ class InrClassifier(nn.Module):
         )
         self.eval()
 
-    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+    def forward(self, stack: Stack, siren: Siren) -> Float[Tensor, "N classes"]:
         """Logits `[N, classes]`."""
         with fast_products(self.training):
             return self.head(self.encoder(stack, siren)).float()

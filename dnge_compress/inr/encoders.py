@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -51,7 +52,7 @@ class InrReader(nn.Module):
     outputs: int
     embedding: int
 
-    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+    def forward(self, stack: Stack, siren: Siren) -> Float[Tensor, "N E"]:
         """Vectors `[N, embedding]` of stacked networks. Raises DataError on networks that it can't read."""
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ class InrEncoder(InrReader):
         )
         self.points = nn.Parameter(spread_points(config.probes)) if config.probes else None
 
-    def forward(self, stack: Stack, siren: Siren) -> Tensor:
+    def forward(self, stack: Stack, siren: Siren) -> Float[Tensor, "N E"]:
         """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""
         return self.network.embed(*self._inputs(stack, siren))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as nnf
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.inr.chain import OUTPUT
@@ -13,7 +14,7 @@ PLACES = 5  # a side of the grid of points at which first-layer neurons are look
 FEATURES = 3 + 2 * PLACES**2  # of a neuron: its phase, sine and cosine of it, and both for its weights at the points
 
 
-def neuron_features(stack: Stack, siren: Siren) -> dict[str, Tensor]:
+def neuron_features(stack: Stack, siren: Siren) -> dict[str, Float[Tensor, "N _ F"]]:
     """Features `[N, U, F]` of the hidden neurons, by space: Fourier features of the bias, and of all weights in the
     first layer, whose inputs are known apart."""
     with torch.autocast("cpu", enabled=False):  # as `Siren.answers`

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nnf
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, refuse_below
@@ -119,7 +120,7 @@ class INR2JLS(nn.Module):
 
         return train(self, inrs, loss, settings)
 
-    def encode(self, stack: Stack, siren: Siren, views: Sequence[int] = range(VIEWS)) -> Tensor:
+    def encode(self, stack: Stack, siren: Siren, views: Sequence[int] = range(VIEWS)) -> Float[Tensor, "N V C L L"]:
         """Latents `[N, V, C, L, L]` of stacked networks, for these of the six views."""
         latent = self.config.side // CELL
         cells = self.cells.unflatten(0, (VIEWS, -1))[list(views)]  # [V, L², place]
@@ -128,14 +129,14 @@ class INR2JLS(nn.Module):
             found = self.generate(torch.relu(self.place(cells) + content))  # [N, V, L², C]
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Float[Tensor, "N V C L L"]) -> Float[Tensor, "N V colours S S"]:
         """Pictures `[N, V, colours, S, S]` from latents `[N, V, C, L, L]`, views as of `six_views`; near −1 … 1, not
         clamped."""
         with fast_products(self.training):
             drawn = self.draw(latents.flatten(0, 1).contiguous(memory_format=torch.channels_last))
         return drawn.float().unflatten(0, latents.shape[:2])
 
-    def classify(self, stack: Stack, siren: Siren) -> Tensor:
+    def classify(self, stack: Stack, siren: Siren) -> Float[Tensor, "N classes"]:
         """Logits `[N, classes]` of stacked networks, summed over the views."""
         latents = self.encode(stack, siren)
         return self._per_view(latents).unflatten(0, latents.shape[:2]).sum(1)

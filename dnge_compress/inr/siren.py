@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.core.errors import DataError, refuse_below
@@ -56,11 +57,11 @@ class Siren:
             stack[name] = (torch.rand(count, *shape, generator=generator) * 2 - 1) * bound
         return stack
 
-    def render(self, stack: Stack, points: Tensor) -> Tensor:
+    def render(self, stack: Stack, points: Float[Tensor, "P 2"]) -> Float[Tensor, "N P C"]:
         """Colours `[N, P, C]` of every network at the points `[P, 2]`."""
         return self.answers(stack, points)[-1]
 
-    def answers(self, stack: Stack, points: Tensor) -> list[Tensor]:
+    def answers(self, stack: Stack, points: Float[Tensor, "P 2"]) -> list[Float[Tensor, "N P _"]]:
         """What every layer answers at the points `[P, 2]`: `[N, P, U]` each, the last one's the colours."""
         found = []
         x = points.expand(len(stack["0.weight"]), -1, -1)
@@ -72,19 +73,19 @@ class Siren:
                 found.append(x)
         return found
 
-    def images(self, stack: Stack, side: int) -> Tensor:
+    def images(self, stack: Stack, side: int) -> Float[Tensor, "N C {side} {side}"]:
         """The networks as images `[N, C, side, side]`, colours clamped to −1 … 1."""
         colours = self.render(stack, grid(side).to(stack["0.weight"]))
         return colours.clamp(-1, 1).mT.unflatten(-1, (side, side))
 
 
-def grid(side: int) -> Tensor:
+def grid(side: int) -> Float[Tensor, "{side*side} 2"]:
     """Centres of the pixels of a square image, row by row: `[side², 2]`."""
     line = (torch.arange(side) + 0.5) / side * 2 - 1
     return torch.cartesian_prod(line, line)
 
 
-def spread_points(count: int) -> Tensor:
+def spread_points(count: int) -> Float[Tensor, "{count} 2"]:
     """Points `[count, 2]` in −1 … 1: the centres of a grid's cells where the number is a square, else spread evenly."""
     side = math.isqrt(count)
     if side**2 == count:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.inr.siren import Siren, Stack
@@ -47,14 +48,16 @@ def _sign(values: Tensor) -> Tensor:
     return torch.where(values < 0, -1.0, 1.0).to(values)
 
 
-def move(stack: Stack, matrix: Tensor, shift: Tensor) -> dict[str, Tensor]:
+def move(stack: Stack, matrix: Float[Tensor, "N 2 2"], shift: Float[Tensor, "N 2"]) -> dict[str, Tensor]:
     """Networks that show at x what they showed at `matrix` x + `shift`: `[N, 2, 2]` and `[N, 2]`."""
     weight, bias = stack["0.weight"], stack["0.bias"]
     moved = torch.einsum("nhi,ni->nh", weight, shift)
     return dict(stack) | {"0.weight": weight @ matrix, "0.bias": bias + moved}
 
 
-def recolour(stack: Stack, siren: Siren, matrix: Tensor, shift: Tensor) -> dict[str, Tensor]:
+def recolour(
+    stack: Stack, siren: Siren, matrix: Float[Tensor, "N C C"], shift: Float[Tensor, "N C"]
+) -> dict[str, Tensor]:
     """Networks whose colours c are `matrix` c + `shift`: `[N, C, C]` and `[N, C]`."""
     last = siren.depth - 1
     weight, bias = stack[f"{last}.weight"], stack[f"{last}.bias"]

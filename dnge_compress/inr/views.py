@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.inr.siren import Siren, Stack
@@ -18,7 +19,7 @@ from dnge_compress.inr.symmetry import move, recolour
 VIEWS = 6
 
 
-def six_views(images: Tensor, views: Sequence[int] = range(VIEWS)) -> Tensor:
+def six_views(images: Float[Tensor, "N C S S"], views: Sequence[int] = range(VIEWS)) -> Float[Tensor, "N V C S S"]:
     """Images `[N, C, S, S]` as they are, flipped left to right and upside down, turned by 90°, −90° and 180°, or those
     of the six that are asked for: `[N, V, C, S, S]`."""
     flips, turns = ((), (-1,), (-2,), (), (), ()), (0, 0, 0, 1, -1, 2)
@@ -49,10 +50,10 @@ JITTERS = {
 class Moves:
     """One draw for N pictures: where a point is looked up, `[N, 2, 2]` and `[N, 2]`, and what becomes of a colour."""
 
-    matrix: Tensor
-    shift: Tensor
-    contrast: Tensor  # [N, 1]
-    brightness: Tensor  # [N, C]
+    matrix: Float[Tensor, "N 2 2"]
+    shift: Float[Tensor, "N 2"]
+    contrast: Float[Tensor, "N 1"]
+    brightness: Float[Tensor, "N C"]
 
     @classmethod
     def draw(cls, jitter: Jitter, count: int, channels: int, generator: torch.Generator) -> Moves:
@@ -81,7 +82,7 @@ class Moves:
         matrix = self.contrast[..., None] * torch.eye(channels)
         return recolour(move(stack, self.matrix, self.shift), siren, matrix, self.brightness)
 
-    def of_images(self, images: Tensor) -> Tensor:
+    def of_images(self, images: Float[Tensor, "N C S S"]) -> Float[Tensor, "N C S S"]:
         """The moved pictures `[N, C, S, S]`, by bilinear interpolation; beyond the edge it stays as the edge is."""
         swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])  # grid_sample's points are (column, row)
         theta = torch.cat([swap @ self.matrix @ swap, (self.shift @ swap)[..., None]], -1)

@@ -53,10 +53,12 @@ class ModuleRow:
 
     @property
     def params(self) -> int:
+        """Trainable parameters."""
         return sum(r.params for r in self.ranks)
 
     @property
     def range(self) -> tuple[float, float]:
+        """Lowest and highest rank."""
         return extent(r.rank for r in self.ranks)
 
 
@@ -76,14 +78,17 @@ class RankGrid:
 
     @property
     def highest(self) -> int:
+        """The largest rank."""
         return max((r.rank for row in self.rows for r in row.ranks), default=0)
 
     @property
     def placed(self) -> int:
+        """How many adapters there are."""
         return sum(row.placed for row in self.rows)
 
     @property
     def params(self) -> int:
+        """Trainable parameters of all."""
         return sum(row.params for row in self.rows)
 
 

@@ -64,7 +64,7 @@ def _check_built(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn.Mo
         built = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     found = dict(_adapters(built))
     if found.keys() != wanted.keys():
-        odd = sorted(found.keys() ^ wanted.keys())[0]
+        odd = min(found.keys() ^ wanted.keys())
         raise PlanError(f"peft {'misses' if odd in wanted else 'also adapts'} '{odd}'")
     for path, (rank, scale) in found.items():
         if rank != wanted[path].rank or abs(scale - scales[path]) > 1e-6 * scale:

@@ -95,6 +95,7 @@ class Problem:
         return tuple(found)
 
     def layer_cuts(self, dropped: Iterable[tuple[str, int]]) -> list[Cut]:
+        """One cut per layer space that keeps all but the dropped blocks."""
         away: dict[str, set[int]] = {}
         for name, i in dropped:
             away.setdefault(name, set()).add(i)

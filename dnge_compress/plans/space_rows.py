@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ def _alike(rows: Sequence[SpaceRow]) -> list[list[SpaceRow]]:
 
 def _chunks(rows: Sequence[SpaceRow], parts: int) -> list[list[SpaceRow]]:
     edges = [round(i * len(rows) / parts) for i in range(parts + 1)]
-    return [list(rows[a:b]) for a, b in zip(edges, edges[1:], strict=False) if b > a]
+    return [list(rows[a:b]) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def _which_blocks(group: Sequence[SpaceRow], rows: Sequence[SpaceRow]) -> str:

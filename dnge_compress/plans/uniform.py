@@ -41,6 +41,7 @@ def of_units(problem: Problem, prune: Prune) -> tuple[Candidate, list[str]]:
 
 
 def rounded_note(gone: int, units: int, what: str, ratio: float) -> str:
+    """What to say where rounding took the ratio elsewhere; empty where it did not."""
     off = abs(gone / units - ratio) > NOTED_ROUNDING
     return f"ratio {ratio:g} is rounded to {gone} of {units} {what}, the nearest that is allowed" if off else ""
 
@@ -59,7 +60,7 @@ def uniform(problem: Problem, prune: Prune) -> list[Candidate]:
             best = max(best, reached)
             if reached >= prune.ratio - 1e-9:
                 found.append(problem.candidate(cuts))
-                alone = alone or level == 1.0 and not any(c.space in g.spaces for g in widths for c in cuts)
+                alone = alone or (level == 1.0 and not any(c.space in g.spaces for g in widths for c in cuts))
         if alone:  # the layers alone suffice: dropping more only overshoots
             break
     if not found:

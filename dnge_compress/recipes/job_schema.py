@@ -38,7 +38,7 @@ class Dataset(RecipeSection):
     split: str = Field(default="train", min_length=1)
     revision: str | None = None
     type: RowKind = "text"
-    columns: dict[str, str] = {}
+    columns: dict[str, str] = Field(default={})
     max_rows: Whole | None = Field(default=None, ge=1)
     tokens: Whole = Field(default=262_144, ge=1024)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -20,7 +21,7 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 def decimals(values: Sequence[float]) -> int:
     """How many decimals ticks need to be told apart."""
-    step = min(b - a for a, b in zip(values, values[1:], strict=False))
+    step = min(b - a for a, b in itertools.pairwise(values))
     return next((d for d in range(7) if abs(step * 10**d - round(step * 10**d)) < 1e-6), 6)
 
 

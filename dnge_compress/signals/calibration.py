@@ -66,7 +66,7 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
     return "sampled" if writes_text(model) else "words"
 
 
-def checked_data(data: Iterable[Any], model: nn.Module) -> list[Inputs]:
+def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
     """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
     if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
         raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.graph.types import ModelGraph, Slot
 
 
-def as_matrix(weight: Tensor, graph: ModelGraph, slot: Slot) -> Tensor:
+def as_matrix(weight: Float[Tensor, "..."], graph: ModelGraph, slot: Slot) -> Float[Tensor, "D F"]:
     """A consumer's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
     if graph.step_of(slot.param).in_axis == 0:
         weight = weight.T
     return weight.flatten(1)
 
 
-def from_matrix(matrix: Tensor, like: Tensor, graph: ModelGraph, slot: Slot) -> Tensor:
+def from_matrix(matrix: Float[Tensor, "D F"], like: Tensor, graph: ModelGraph, slot: Slot) -> Float[Tensor, "..."]:
     """The inverse of `as_matrix`, for a matrix whose F may have shrunk."""
     if graph.step_of(slot.param).in_axis == 0:
         return matrix.T.contiguous()

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as nnf
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dnge_compress.signals.inference import Inputs
 
 
-def attended(batch: Inputs) -> Tensor | None:
+def attended(batch: Inputs) -> Bool[Tensor, "N T"] | None:
     """The positions of a batch that are no padding `[N, T]`, or None if all count."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if mask is None or mask.dim() != 2 or bool(mask.all()):
@@ -19,14 +20,16 @@ def attended(batch: Inputs) -> Tensor | None:
     return mask.bool()
 
 
-def attended_outputs(output: Tensor, mask: Tensor | None) -> Tensor:
+def attended_outputs(output: Float[Tensor, "..."], mask: Bool[Tensor, "N T"] | None) -> Float[Tensor, "..."]:
     """The rows of a model's output that count: positions that are no padding."""
     if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
         return output
     return output[mask]
 
 
-def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
+def divergence(
+    output: Float[Tensor, "*rows C"], reference: Float[Tensor, "*rows C"], logits: bool
+) -> Float[Tensor, ""]:
     """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
     output, reference = output.float(), reference.float()
     if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
@@ -36,7 +39,7 @@ def divergence(output: Tensor, reference: Tensor, logits: bool) -> Tensor:
     return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
 
 
-def label_loss(output: Tensor, logits: bool, generator: torch.Generator) -> Tensor:
+def label_loss(output: Float[Tensor, "*rows C"], logits: bool, generator: torch.Generator) -> Float[Tensor, ""]:
     """A sum over positions whose gradient's second moment is the Fisher information of the output."""
     output = output.float()
     if logits and output.shape[-1] > 1:  # a single number is no distribution over classes

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as nnf
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.progress import Progress, silent
@@ -41,16 +42,16 @@ class Signal:
     """
 
     slot: Slot
-    weight: Tensor
+    weight: Float[Tensor, "D F"]
     units: int
     own: slice
     count: int
-    mean: Tensor
-    gram: Tensor
-    grad_square: Tensor
-    fisher: Tensor
-    taylor: Tensor
-    out_fisher: Tensor
+    mean: Float[Tensor, " F"]
+    gram: Float[Tensor, "F F"]
+    grad_square: Float[Tensor, " F"]
+    fisher: Float[Tensor, " U"]
+    taylor: Float[Tensor, " U"]
+    out_fisher: Float[Tensor, " D"]
 
     @property
     def own_weight(self) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 ROUNDS = 64  # units leave in about this many rounds; between rounds H⁻¹ and W are updated
@@ -24,12 +25,12 @@ class Consumer:
     """One consumer: weight `[D, F]`, second moments `[F, F]` (centred where a bias can take up the mean), importance
     of its outputs `[D]` in nats per squared unit."""
 
-    weight: Tensor
-    moments: Tensor
-    importance: Tensor
+    weight: Float[Tensor, "D F"]
+    moments: Float[Tensor, "F F"]
+    importance: Float[Tensor, " D"]
 
 
-def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Tensor:
+def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Float[Tensor, "{units}"]:
     """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
 
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
@@ -54,7 +55,9 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Te
     return costs.float()
 
 
-def refit(weight: Tensor, moments: Tensor, keep: Tensor, ridge: float) -> Tensor:
+def refit(
+    weight: Float[Tensor, "D F"], moments: Float[Tensor, "F F"], keep: Int[Tensor, " K"], ridge: float
+) -> Float64[Tensor, "D K"]:
     """The consumer restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in float64."""
     w, c = weight.double(), moments.double()
     gone = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
@@ -68,12 +71,12 @@ def refit(weight: Tensor, moments: Tensor, keep: Tensor, ridge: float) -> Tensor
     return w[:, keep] + w[:, gone] @ torch.cholesky_solve(cross.T, factor(inner)).T
 
 
-def damping(moments: Tensor, ridge: float) -> float:
+def damping(moments: Float[Tensor, "F F"], ridge: float) -> float:
     """λ: `ridge` times the mean second moment."""
     return ridge * float(moments.diagonal().mean()) + 1e-12
 
 
-def factor(moments: Tensor) -> Tensor:
+def factor(moments: Float[Tensor, "*batch F F"]) -> Float[Tensor, "*batch F F"]:
     """Cholesky factors `[…, F, F]` of damped moments, or of blocks of their inverse.
 
     Where rounding has cost the digits that make a matrix positive definite, its negative eigenvalues count as what the
@@ -87,7 +90,7 @@ def factor(moments: Tensor) -> Tensor:
     return torch.linalg.cholesky((vectors * values[..., None, :]) @ vectors.mT).to(moments.dtype)
 
 
-def features_of(units: Tensor, width: int) -> Tensor:
+def features_of(units: Int[Tensor, " U"], width: int) -> Int[Tensor, " F"]:
     """Feature indices of the given units, in order."""
     return (units[:, None] * width + torch.arange(width, device=units.device)).flatten()
 

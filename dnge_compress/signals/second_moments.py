@@ -9,10 +9,12 @@ are read. So the inputs pass once, however large the model is.
 from __future__ import annotations
 
 import tempfile
+import weakref
 from typing import IO
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.core.errors import DngeError
@@ -30,7 +32,11 @@ class MomentStore:
         """Empty moments of so many features."""
         fits = 4 * features**2 <= self._left
         self._left -= 4 * features**2 if fits else 0
-        return SecondMoments(features, device, None if fits else tempfile.TemporaryFile())  # noqa: SIM115
+        file = None if fits else tempfile.TemporaryFile()  # noqa: SIM115
+        found = SecondMoments(features, device, file)
+        if file is not None:
+            weakref.finalize(found, file.close)
+        return found
 
 
 class SecondMoments:
@@ -43,7 +49,7 @@ class SecondMoments:
         self._gram = torch.zeros(features, features, device=device) if file is None else None
         self._written: list[tuple[int, torch.dtype]] = []
 
-    def add(self, rows: Tensor) -> None:
+    def add(self, rows: Float[Tensor, "positions F"]) -> None:
         """Count some rows."""
         values = rows.float()
         self.count += len(rows)
@@ -54,7 +60,7 @@ class SecondMoments:
             self._written.append((len(rows), rows.dtype))
             self._write(rows)
 
-    def finish(self) -> tuple[Tensor, Tensor]:
+    def finish(self) -> tuple[Float[Tensor, " F"], Float[Tensor, "F F"]]:
         """Mean `[F]` and E[a aᵀ] `[F, F]`, the latter in a file where it was too large. Nothing can be added then."""
         n = max(1, self.count)
         if self._gram is not None:
@@ -65,9 +71,11 @@ class SecondMoments:
             rows = self._read(start, (count, self.features), dtype).to(gram.device).float()
             gram.addmm_(rows.T, rows)
             start += count * self.features * dtype.itemsize
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  # the rows have served, and their file is gone
-        self._write(gram / n)
-        return self.sum / n, self._read(0, tuple(gram.shape), gram.dtype)
+        assert self._file is not None
+        self._file.close()  # the rows have served
+        with tempfile.TemporaryFile() as self._file:  # what is mapped into memory outlives its file
+            self._write(gram / n)
+            return self.sum / n, self._read(0, tuple(gram.shape), gram.dtype)
 
     def _write(self, values: Tensor) -> None:
         assert self._file is not None

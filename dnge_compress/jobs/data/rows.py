@@ -63,6 +63,7 @@ class Collator:
         return cls(next(known, 0))
 
     def __call__(self, rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, Tensor]:
+        """Token ids, attention mask and labels `[rows, longest]`."""
         lengths = [len(row["input_ids"]) for row in rows]
         ids = torch.full((len(rows), max(lengths)), self.pad_token_id)
         labels, mask = torch.full_like(ids, NOT_LEARNED), torch.zeros_like(ids)

@@ -43,7 +43,7 @@ class PlacingContext:
     """
 
     model: nn.Module
-    calibration: Calibration = Calibration()
+    calibration: Calibration = field(default_factory=Calibration)
     data: tuple[Inputs, ...] | None = None
     example_inputs: Inputs | None = None
     uniform_rank: float = 16.0
