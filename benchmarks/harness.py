@@ -28,8 +28,9 @@ from dnge_compress.plans.problem import Budget
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.calibration import checked_data, synthesize
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.refit import least_squares_repair
+from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.repair import apply_repair
 

@@ -29,9 +29,10 @@ from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import build_report
 from dnge_compress.scorers import SCORERS, ScoringContext
 from dnge_compress.scorers import score as run_scorer
-from dnge_compress.signals.calibration import checked_data, synthesize
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.refit import least_squares_repair
+from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair

@@ -14,8 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from dnge_compress import compress, load, plan, save
 from dnge_compress.core.errors import BudgetError, RecipeError
-from dnge_compress.graph.builder import is_embedding
-from dnge_compress.graph.counting import non_embedding_prices
+from dnge_compress.graph.counting import is_embedding, non_embedding_prices
 from dnge_compress.graph.types import ModelGraph, Scores, Space
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.greedy import shrunk_levels

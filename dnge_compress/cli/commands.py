@@ -34,7 +34,7 @@ from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import Report
 from dnge_compress.signals.inference import Inputs
-from dnge_compress.signals.user_text import read_texts
+from dnge_compress.signals.user_data import read_texts
 
 P = TypeVar("P", bound=PrunePlan | LoraPlan)
 

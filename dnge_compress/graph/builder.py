@@ -157,23 +157,6 @@ def fingerprint(family: str, shapes: Shapes) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def is_output_head(graph: ModelGraph, param: str) -> bool:
-    """Whether `param` is an output embedding: a matrix that writes the vocabulary."""
-    try:
-        step = graph.step_of(param)
-    except KeyError:
-        return False
-    return "vocabulary" in step.writes
-
-
-def is_embedding(graph: ModelGraph, param: str) -> bool:
-    """Whether `param` belongs to an embedding table or the output head (not counted by a parameter ratio)."""
-    try:
-        return graph.step_of(param).op == "embed" or is_output_head(graph, param)
-    except KeyError:
-        return False
-
-
 def prefix_of(shapes: Shapes, marker: str) -> str:
     """What stands before `marker` in the first parameter name that contains it ("" for a bare base model)."""
     for name in shapes:

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from dnge_compress.graph.builder import is_embedding
 from dnge_compress.graph.types import ModelGraph, Shapes
 
 Prices = Mapping[str, float]  # tensor name → what one of its elements costs
@@ -42,3 +41,20 @@ def shapes_left(graph: ModelGraph, shapes: Shapes, kept: Mapping[str, int]) -> d
         name: tuple(size - lost.get((name, axis), 0) for axis, size in enumerate(shape))
         for name, shape in shapes.items()
     }
+
+
+def is_output_head(graph: ModelGraph, param: str) -> bool:
+    """Whether `param` is an output embedding: a matrix that writes the vocabulary."""
+    try:
+        step = graph.step_of(param)
+    except KeyError:
+        return False
+    return "vocabulary" in step.writes
+
+
+def is_embedding(graph: ModelGraph, param: str) -> bool:
+    """Whether `param` belongs to an embedding table or the output head (not counted by a parameter ratio)."""
+    try:
+        return graph.step_of(param).op == "embed" or is_output_head(graph, param)
+    except KeyError:
+        return False

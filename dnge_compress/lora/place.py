@@ -24,8 +24,8 @@ from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.planner import make_lora_plan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
-from dnge_compress.signals.calibration import checked_data
 from dnge_compress.signals.inference import Inputs
+from dnge_compress.signals.user_data import checked_data
 
 __all__ = ["flatten_adapter", "place_lora"]
 

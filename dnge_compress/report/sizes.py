@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dnge_compress.graph.builder import is_embedding
+from dnge_compress.graph.counting import is_embedding
 from dnge_compress.graph.types import ModelGraph, Shapes
 from dnge_compress.plans.space_rows import Change
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of

@@ -1,4 +1,4 @@
-"""Calibration inputs: synthetic ones, which need no data, or the user's own, checked.
+"""Calibration inputs for a model whose user gives no data.
 
 Causal language models are calibrated on text sampled from themselves, encoders on random words that have a topic
 (synthetic_text.py), vision models on random pictures of shapes that hide one another (synthetic_images.py). Everything
@@ -7,23 +7,15 @@ is seeded and the model is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals.inference import (
-    Inputs,
-    call,
-    device_of,
-    first_examples,
-    inference_mode_of,
-    to_device,
-    writes_text,
-)
+from dnge_compress.signals.inference import Inputs, device_of, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.synthetic_images import random_images
 from dnge_compress.signals.synthetic_text import topical_texts
@@ -64,37 +56,6 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
     if model.main_input_name == "pixel_values":
         return "images"
     return "sampled" if writes_text(model) else "words"
-
-
-def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
-    """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
-    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
-        raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
-    batches: list[Inputs] = []
-    for i, batch in enumerate(data):
-        tensors = list(_tensors_of(batch, i))
-        if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
-            raise DataError(f"data batch {i} holds NaN or infinite values")
-        batches.append(to_device(batch, device_of(model)))
-    if not batches:
-        raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
-    try:
-        with torch.no_grad(), inference_mode_of(model):
-            call(model, first_examples(batches, 1)[0])
-    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise DataError(f"data batch 0 doesn't fit a {type(model).__name__} ({reason}); pass its inputs only") from e
-    return batches
-
-
-def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    for part in parts:
-        if not isinstance(part, Tensor):
-            raise DataError(
-                f"data batch {index} holds a {type(part).__name__}; batches are tensors, tuples or dicts of tensors"
-            )
-        yield part
 
 
 def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:

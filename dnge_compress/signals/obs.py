@@ -30,7 +30,7 @@ class Consumer:
     importance: Float[Tensor, " D"]
 
 
-def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Float[Tensor, "{units}"]:
+def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Float[Tensor, " U"]:
     """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
 
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
@@ -51,7 +51,7 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Fl
         costs[alive[gone].cpu()] = paid
         floor = float(paid[-1])
         alive = alive[stay]
-    costs[alive.cpu()] = max(floor, float(sum(float(s.unit_costs().sum()) for s in states)))
+    costs[alive.cpu()] = max(floor, float(sum((s.unit_costs() for s in states), torch.zeros(())).sum()))
     return costs.float()
 
 

@@ -1,16 +1,39 @@
-"""Real text as model inputs: one text per line, tokenised with the model's own tokenizer."""
+"""The user's own inputs: batches, which are checked, and texts, which the model's own tokenizer reads."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.signals.calibration import BATCH_TOKENS
-from dnge_compress.signals.inference import Inputs, device_of
+from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
+
+
+def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
+    """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
+    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
+        raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
+    batches: list[Inputs] = []
+    for i, batch in enumerate(data):
+        tensors = list(_tensors_of(batch, i))
+        if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
+            raise DataError(f"data batch {i} holds NaN or infinite values")
+        batches.append(to_device(batch, device_of(model)))
+    if not batches:
+        raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
+    try:
+        with torch.no_grad(), inference_mode_of(model):
+            call(model, first_examples(batches, 1)[0])
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise DataError(f"data batch 0 doesn't fit a {type(model).__name__} ({reason}); pass its inputs only") from e
+    return batches
 
 
 def read_texts(path: Path, model: nn.Module, length: int) -> list[Inputs]:
@@ -47,3 +70,13 @@ def _tokenizer_of(model: Any) -> Any:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"
     return tokenizer
+
+
+def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
+    for part in parts:
+        if not isinstance(part, Tensor):
+            raise DataError(
+                f"data batch {index} holds a {type(part).__name__}; batches are tensors, tuples or dicts of tensors"
+            )
+        yield part
