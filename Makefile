@@ -7,9 +7,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow lint types check scatter
+.PHONY: demo test test-slow test-oldest lint types docs check scatter
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## compress the example model, offline, and compare it before and after
@@ -21,6 +22,9 @@ test: $(READY)  ## the tests that take minutes at most
 test-slow: $(READY)  ## the slow ones as well; those for an accelerator stay out
 	$(BIN)/python -m pytest -m "not gpu"
 
+test-oldest: $(OLDEST)/.ready  ## the tests with the oldest versions that pyproject.toml allows; they may warn
+	$(OLDEST)/bin/python -m pytest -o filterwarnings=default
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -28,7 +32,10 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/mypy
 
-check: lint types test
+docs: $(READY)  ## the site in out/site, offline; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --site-dir out/site
+
+check: lint types docs test
 
 scatter: $(READY)  ## build torch-scatter against the installed torch, and compare its pooling with torch's own
 	$(PIP) setuptools wheel
@@ -41,6 +48,12 @@ scatter: $(READY)  ## build torch-scatter against the installed torch, and compa
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP) torch==2.13.0
-	$(PIP) -e '.[dev]'
+	$(PIP) -e '.[dev,docs]'
 	touch $(READY)
+
+$(OLDEST)/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install -c constraints-oldest.txt torch==2.13.0
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install -c constraints-oldest.txt -e '.[dev]'
+	touch $@
 

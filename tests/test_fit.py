@@ -153,7 +153,7 @@ def test_a_state_of_another_training_is_refused(examples: list[TrainingExample],
         fit(examples, PARTS[:1], steps=1, seed=2, make=small, state=tmp_path / "state.pt")
 
 
-def test_a_fold_without_lessons_is_refused(examples: list[TrainingExample]) -> None:
+def test_a_fold_without_examples_is_refused(examples: list[TrainingExample]) -> None:
     with pytest.raises(DataError, match="'none'"):
         fit(examples, PARTS[2:], steps=1, seed=0, make=small)
 

@@ -1,4 +1,4 @@
-"""The closed form against plain least squares in float64."""
+"""OBS costs against plain least squares in float64."""
 
 from __future__ import annotations
 

@@ -76,8 +76,8 @@ def test_leaf_names_are_unique_over_the_whole_recipe() -> None:
     assert all(len(places) == 1 for places in leaves(Recipe).values())
 
 
-def test_readme_lists_every_key_with_its_default() -> None:
-    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+def test_the_page_lists_every_key_with_its_default() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
     part = text.partition("## Keys of a prune recipe")[2].partition("\n## ")[0]
     table = dict(re.findall(r"^\| `([a-z_.]+)` \| `?([^|`]*)`? \|", part, re.MULTILINE))
     assert set(table) == {".".join(path) for paths in leaves(Recipe).values() for path in paths}
@@ -87,8 +87,8 @@ def test_readme_lists_every_key_with_its_default() -> None:
         assert table[key].strip() == str(defaults[section][leaf])
 
 
-def test_readme_names_every_key_of_placements_and_jobs() -> None:
-    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8").partition("## Keys of a lora recipe")[2]
+def test_the_page_names_every_key_of_placements_and_jobs() -> None:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8").partition("## Keys of a lora recipe")[2]
     named = set(re.findall(r"`([a-z_0-9.]+)`", text))
     for section in (LoraRecipe, Job):
         for paths in leaves(section).values():

@@ -150,7 +150,8 @@ def test_multiply_accumulates_include_attention() -> None:
     (_, length), config = inputs["input_ids"].shape, model.config
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear)) * length
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length**2
-    assert macs_of(model, inputs) == linear + attention
+    # Some versions of transformers multiply out their rotary tables; those products are counted, and are few.
+    assert linear + attention <= macs_of(model, inputs) < 1.001 * (linear + attention)
 
 
 @pytest.mark.parametrize("name", (*FAMILIES, *PLAIN))

@@ -26,6 +26,10 @@ class EncoderConfig:
     features: int = FEATURES
     limit: float = 3.0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.hidden, int) or not isinstance(self.features, int):
+            raise TypeError(f"sizes of an encoder are whole numbers, not {self.hidden!r} and {self.features!r}")
+
 
 @dataclass(frozen=True)
 class Corrections:

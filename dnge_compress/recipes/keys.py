@@ -81,7 +81,8 @@ def _place_of(section: type[RecipeSection], key: str) -> Keys:
         return places[key][0]
     known = [".".join(p) for p in _paths(section)] if "." in key else list(places)
     instead = ".".join(RENAMED.get(p, p) for p in path)
-    raise UnknownNameError("recipe key", key, known, "see recipes/README.md", instead if instead != key else "")
+    hint = "`dnge recipes schema prune` (or lora, job) lists all keys"
+    raise UnknownNameError("recipe key", key, known, hint, instead if instead != key else "")
 
 
 def _section_at(section: type[RecipeSection], path: Keys) -> type[RecipeSection] | None:

@@ -33,7 +33,7 @@ Real = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False
 class RecipeSection(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
     IS_CHOICE: ClassVar[bool] = False  # whether only one of its keys is given at a time
 
 

@@ -1,1 +1,1 @@
-"""Executors: the only code that changes a model."""
+"""Surgery: the only code that changes a model, and the proof that it did so exactly."""

@@ -1,7 +1,7 @@
 """Training encoders on examples: several at once, each on its own part of the zoo.
 
 Small networks cost more in calls than in arithmetic, so encoders that differ in what they may learn from (leave one
-family out, vision alone, …) walk every example together: one batched pass, and a mask over their losses.
+family out, vision alone, …) pass every example together: one batched pass, and a mask over their losses.
 """
 
 from __future__ import annotations
