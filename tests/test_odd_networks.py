@@ -75,7 +75,18 @@ def conv1d() -> nn.Sequential:
     return seeded(*convs, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(16, 5))
 
 
-@pytest.mark.parametrize(("make", "shape"), [(conv1d, (4, 3, 20)), (ChannelsLast, (4, 3, 8, 8))])
+def conv3d() -> nn.Sequential:
+    convs = (
+        nn.Conv3d(2, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv3d(8, 10, (1, 3, 2), stride=(2, 1, 1), dilation=(1, 2, 1)),
+    )
+    return seeded(*convs, nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(10, 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(conv1d, (4, 3, 20)), (conv3d, (4, 2, 5, 9, 6)), (ChannelsLast, (4, 3, 8, 8))]
+)
 @torch.no_grad()
 def test_other_layouts_are_compressed_and_repaired(make: Callable[[], nn.Module], shape: tuple) -> None:
     model, example = make().eval(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -95,3 +106,16 @@ def test_moments_with_a_mean_far_above_the_deviation_still_factor() -> None:
     moments = gram - torch.outer(mean, mean)
     moments.diagonal().add_(1e-3)
     assert torch.isfinite(factor(moments)).all()
+
+
+@pytest.mark.parametrize(("make", "shape"), [(conv1d, (4, 3, 20)), (conv3d, (4, 2, 5, 9, 6))])
+@torch.no_grad()
+def test_a_conv_is_its_weight_times_the_rows_that_are_recorded(make: Callable[[], nn.Module], shape: tuple) -> None:
+    model, example = make().eval(), torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    graph = build_graph(model, example)
+    conv, inputs = model[2], model[1](model[0](example))
+    found = [s for signals in gather_signals(model, graph, [example]).values() for s in signals]
+    signal = next(s for s in found if s.slot.param == "2.weight")
+    outputs = conv(inputs).transpose(0, 1).flatten(1)  # [D, positions]
+    expected = outputs.mean(1) - conv.bias
+    assert torch.allclose(signal.weight @ signal.mean, expected, atol=1e-5)

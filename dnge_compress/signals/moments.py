@@ -183,16 +183,15 @@ class _Recorder:
 
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
-        if not isinstance(self.module, nn.Conv1d | nn.Conv2d):
-            return attended_outputs(x, self.mask).flatten(0, -2)
         conv = self.module
+        if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return attended_outputs(x, self.mask).flatten(0, -2)
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
-        kernel, dilation, stride = conv.kernel_size, conv.dilation, conv.stride
-        if x.dim() == 3:  # a Conv1d is a Conv2d of height one
-            x, kernel, dilation, stride = x[:, :, None], (1, *kernel), (1, *dilation), (1, *stride)
-        patches = nnf.unfold(x, kernel, dilation, 0, stride)  # [N, F, L]
-        rows = patches.transpose(1, 2).reshape(-1, self.features)
+        axes = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
+        for axis, (kernel, dilation, stride) in enumerate(axes, start=2):
+            x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
+        rows = x.movedim(1, 1 + len(conv.kernel_size)).reshape(-1, self.features)  # [N, …, C, …] → [positions, F]
         limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
         if len(rows) > limit:
             pick = torch.randint(len(rows), (limit,), generator=self.generator)
