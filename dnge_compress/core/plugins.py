@@ -13,38 +13,42 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 
-from dnge_compress.core.errors import DataError, DngeError, UnknownNameError
+from dnge_compress.core.errors import DataError, DngeError, UnknownNameError, first_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:
-    """The modules of a `package` of ours, those that begin with an underscore left out, and the entry points of a
-    `group`. `what` one of them is called in messages; `renamed` maps names of old to those of today."""
+    """The modules of `package`, apart from those that begin with an underscore, and the entry points of `group`.
+
+    `what` is what messages call one of them, `offers` are the names that each has to define, and `renamed` maps
+    former names to the present ones.
+    """
 
     what: str
     package: str
     group: str
+    offers: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """All names. Raises DngeError where a third party's is one of ours."""
-        ours = self._ours()
-        for name, found in self._foreign().items():
-            if name in ours:
-                whose = found.dist.name if found.dist else found.value
-                raise DngeError(f"{whose} offers a {self.what} '{name}', which dnge_compress has itself; uninstall it")
-        return sorted({*ours, *self._foreign()})
+        """All names. Raises DngeError where two packages offer the same one."""
+        owners = dict.fromkeys(self._ours(), "dnge_compress")
+        for point in entry_points(group=self.group):
+            if point.name in owners:
+                first = owners[point.name]
+                raise DngeError(
+                    f"{_owner(point)} offers a {self.what} '{point.name}', which {first} has as well; uninstall it"
+                )
+            owners[point.name] = _owner(point)
+        return sorted(owners)
 
     def load(self, name: str) -> ModuleType:
-        """The module called `name`. Raises UnknownNameError."""
+        """The module called `name`. Raises UnknownNameError, and DngeError for a third party's that is broken."""
         names = self.names()
         if name not in names:
             raise UnknownNameError(self.what, name, names, instead=self.renamed.get(name, ""))
-        foreign = self._foreign()
-        module = foreign[name].load() if name in foreign else importlib.import_module(f"{self.package}.{name}")
-        if not isinstance(module, ModuleType):
-            raise DngeError(f"the entry point '{name}' of {self.group} is no module but a {type(module).__name__}")
-        return module
+        point = next((p for p in entry_points(group=self.group) if p.name == name), None)
+        return importlib.import_module(f"{self.package}.{name}") if point is None else self._foreign(point)
 
     def usable(self, name: str, has_data: bool) -> ModuleType:
         """The module called `name`, whose `NEEDS_DATA` tells what it needs. Raises DataError if that isn't there."""
@@ -60,5 +64,19 @@ class Registry:
         path = importlib.import_module(self.package).__path__
         return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
 
-    def _foreign(self) -> dict[str, EntryPoint]:
-        return {point.name: point for point in entry_points(group=self.group)}
+    def _foreign(self, point: EntryPoint) -> ModuleType:
+        offered = f"{self.what} '{point.name}' of {_owner(point)} ({point.value})"
+        try:
+            module = point.load()
+        except Exception as e:  # whatever somebody else's module does when it is imported
+            reason = f"{type(e).__name__}: {first_line(e)}"
+            raise DngeError(f"{offered} can't be imported ({reason}); repair or uninstall it") from e
+        missing = [name for name in self.offers if not hasattr(module, name)]
+        if missing or not isinstance(module, ModuleType):
+            lack = f"lacks {', '.join(missing)}" if missing else f"is a {type(module).__name__} and no module"
+            raise DngeError(f"{offered} {lack}; repair or uninstall it")
+        return module
+
+
+def _owner(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value

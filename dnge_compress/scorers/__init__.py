@@ -19,7 +19,13 @@ from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.moments import Signals, gather_signals
 
-SCORERS = Registry(what="scorer", package=__name__, group="dnge_compress.scorers", renamed={"probe": "obs"})
+SCORERS = Registry(
+    what="scorer",
+    package=__name__,
+    group="dnge_compress.scorers",
+    offers=("score", "NEEDS_DATA"),
+    renamed={"probe": "obs"},
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,12 +10,12 @@ from types import ModuleType
 
 from torch import nn
 
-from dnge_compress.core.errors import UnsupportedModelError, nearest
+from dnge_compress.core.errors import DngeError, UnsupportedModelError, nearest
 from dnge_compress.core.plugins import Registry
 from dnge_compress.graph.types import ModelGraph, Shapes
 
 TRACED = "traced"
-FAMILIES = Registry(what="family", package=__name__, group="dnge_compress.families")
+FAMILIES = Registry(what="family", package=__name__, group="dnge_compress.families", offers=("MODEL_TYPES", "build"))
 
 
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
@@ -45,9 +45,17 @@ def names() -> list[str]:
 
 
 def model_types() -> dict[str, ModuleType]:
-    """`config.model_type` → the family module that reads it."""
-    modules = [FAMILIES.load(name) for name in names()]
-    return {model_type: module for module in modules for model_type in module.MODEL_TYPES}
+    """`config.model_type` → the family module that reads it. Raises DngeError where two families read the same."""
+    found: dict[str, ModuleType] = {}
+    for module in map(FAMILIES.load, names()):
+        for model_type in module.MODEL_TYPES:
+            if model_type in found:
+                raise DngeError(
+                    f"{found[model_type].__name__} and {module.__name__} both read model type '{model_type}'; uninstall "
+                    "the package of one of them"
+                )
+            found[model_type] = module
+    return found
 
 
 def shapes_of(model: nn.Module) -> Shapes:
