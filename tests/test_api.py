@@ -225,6 +225,25 @@ def test_an_edited_plan_of_differing_widths_is_saved_as_uneven(tmp_path: Path) -
     torch.testing.assert_close(answer(again, "bert"), answer(small, "bert"), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": [{"space": "ffn.0", "kind": "neuron", "layer": 0, "kept": 5, "total": 3}]}, "5 of 3 units"),
+        ({"rows": [{"space": "ffn.0"}]}, r"rows\[0\]: 'kind' is missing"),
+        ({"params_before": "x"}, "params_before should be a whole number, not 'x'"),
+        ({"costs": [1]}, r"costs should hold keys, not \[1\]"),
+        ({"recipe": 5}, "recipe should hold keys, not 5"),
+        ({"cuts": {"ffn.0": [0, True]}}, r"cuts.ffn.0\[1\] should be a whole number, not True"),
+        ({"cuts": {"ffn.0": []}}, "keeps no unit"),
+        ({"uneven": 1}, "uneven should be true or false, not 1"),
+    ],
+)
+def test_a_malformed_plan_says_where_and_what_to_do(change: dict[str, Any], words: str) -> None:
+    raw = {"dnge_plan": 1, "base": "a", "weights": "b", "cuts": {}} | change
+    with pytest.raises(PlanError, match=f"^'bad.json'.*{words}.*make a plan with `dnge plan`"):
+        PrunePlan.from_json(json.dumps(raw), "'bad.json'")
+
+
 def test_a_plan_refuses_another_base() -> None:
     found = plan(models.make("llama"), ratio=0.2, **QUICK)
     with pytest.raises(PlanError, match="another model.*fingerprint"):

@@ -282,14 +282,34 @@ def test_a_plan_for_another_model_is_refused(
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"dnge_plan": 1}', '{"dnge_plan": 1, "recipe": 3}'])
 def test_a_broken_plan_is_refused(text: str, llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "plan.json").write_text(text, encoding="utf-8")
-    assert failure(capsys, "apply", str(tmp_path / "plan.json"), llama, "-o", str(tmp_path / "out"))[0] == 2
+    path = tmp_path / "plan.json"
+    path.write_text(text, encoding="utf-8")
+    code, message = failure(capsys, "apply", str(path), llama, "-o", str(tmp_path / "out"))
+    assert code == 2 and f"'{path}'" in message and "make a plan with `dnge plan`" in message
     assert failure(capsys, "apply", str(tmp_path / "none.json"), llama, "-o", str(tmp_path / "out"))[0] == 2
 
 
 def test_a_folder_without_a_report_is_refused(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, message = failure(capsys, "report", llama)
     assert code == 2 and "wasn't saved by dnge" in message
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        ({"dnge_report.json": "{}"}, "dnge_report.json"),
+        ({"dnge_report.json": "{"}, "dnge_report.json"),
+        ({"job.json": "{}", "report.json": "{}"}, "report.json"),
+        ({"job.json": "{}", "report.json": '{"dnge_job_report": 1}'}, "report.json"),
+    ],
+)
+def test_a_broken_report_names_its_file(
+    texts: dict[str, str], named: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    code, message = failure(capsys, "report", str(tmp_path))
+    assert code == 2 and f"'{tmp_path / named}'" in message
 
 
 @pytest.mark.parametrize(

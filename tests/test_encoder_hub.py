@@ -192,7 +192,7 @@ def test_truncated_weights_are_refused(folder: Path) -> None:
     assert "truncated or corrupt" in refusal(folder)
 
 
-@pytest.mark.parametrize(("text", "problem"), [("{", "is no JSON"), ('{"hidden": 24}', "header"), ("[1]", "header")])
+@pytest.mark.parametrize(("text", "problem"), [("{", "no JSON"), ('{"hidden": 24}', "header"), ("[1]", "header")])
 def test_a_wrong_config_beside_the_weights_is_refused(folder: Path, text: str, problem: str) -> None:
     (folder / "config.json").write_text(text)
     assert problem in refusal(folder)

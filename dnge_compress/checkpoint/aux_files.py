@@ -12,8 +12,9 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
-from dnge_compress.checkpoint.model_files import HUB_EXTRAS, HUB_ID, read_json
+from dnge_compress.checkpoint.model_files import HUB_EXTRAS, HUB_ID
 from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.strict_json import read_json
 
 MODULES = "modules.json"
 PATTERNS = (

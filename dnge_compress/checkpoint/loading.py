@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
-from dnge_compress.checkpoint.model_files import locate, read_config, read_json, weight_files
+from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, without_pooler
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -96,14 +97,14 @@ def _plan_of(folder: Path) -> PrunePlan:
         raise CheckpointError(
             f"'{folder}' has no {PLAN}: not saved by dnge_compress.save; open_model reads plain models"
         )
-    return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"))
+    return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"), f"'{folder / PLAN}'")
 
 
 def _load(
     folder: Path, instance: nn.Module | None, trust_remote_code: bool, dtype: str | torch.dtype | None
 ) -> nn.Module:
     plan = _plan_of(folder)
-    report = Report.from_dict(read_json(folder / REPORT)) if (folder / REPORT).is_file() else None
+    report = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
     base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
     if not (folder / "config.json").is_file():
         if instance is None:

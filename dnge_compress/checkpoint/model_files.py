@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from dnge_compress.core.errors import CheckpointError, WeightError, first_line
+from dnge_compress.core.strict_json import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -92,16 +92,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object")
     return raw
-
-
-def read_json(file: Path) -> Any:
-    """The content of a JSON file. Raises CheckpointError naming the file."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"'{file}' is missing") from None
-    except ValueError as e:
-        raise CheckpointError(f"'{file}' is truncated or corrupt: no JSON ({first_line(e)})") from None
 
 
 def _check_header(file: Path, name: str, tensor: Any) -> None:

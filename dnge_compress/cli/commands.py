@@ -14,7 +14,6 @@ from torch import nn
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.compression import PLAN, REPORT
-from dnge_compress.checkpoint.model_files import read_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
@@ -120,7 +119,7 @@ def report(options: Namespace) -> None:
         return
     if not (folder / REPORT).is_file():
         raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
-    print_report(Report.from_dict(read_json(folder / REPORT)), options)
+    print_report(Report.read(folder / REPORT), options)
 
 
 def _recipe(options: Namespace) -> Recipe:
@@ -153,7 +152,7 @@ def _data(options: Namespace, model: nn.Module, length: int) -> list[Inputs] | N
 
 def _read_plan(path: Path, kind: type[P] = PrunePlan) -> P:  # type: ignore[assignment]  # a default for a variable
     try:
-        return kind.from_json(path.read_text(encoding="utf-8"))  # type: ignore[return-value]
+        return kind.from_json(path.read_text(encoding="utf-8"), f"'{path}'")  # type: ignore[return-value]
     except (OSError, UnicodeDecodeError) as e:
         raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
 

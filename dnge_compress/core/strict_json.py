@@ -1,21 +1,39 @@
-"""Read frozen dataclasses from JSON, strictly: every key known, every type right, and an error that names the place."""
+"""JSON files, and frozen dataclasses read from them strictly: every key known, every type right, and an error that
+names the place."""
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from dnge_compress.core.errors import CheckpointError, nearest
+from dnge_compress.core.errors import CheckpointError, DngeError, first_line, nearest
 
 # JSON has no word for these; a diverged training has losses like that.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
+def read_json(file: Path) -> Any:
+    """The content of a JSON file. Raises CheckpointError naming the file."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise CheckpointError(f"'{file}' can't be read ({e.strerror or e}); make or fetch it again") from None
+    except ValueError as e:
+        raise CheckpointError(
+            f"'{file}' is truncated or corrupt: no JSON ({first_line(e)}); make or fetch it again"
+        ) from None
+
+
 def read_strictly(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` as a `kind`: a dataclass, a tuple, a mapping of strings, or a plain type. Raises CheckpointError."""
+    """`raw` as a `kind`: a dataclass, a tuple, a mapping of strings, a choice, or a plain type.
+
+    Raises CheckpointError that says where in the whole, which is called `where`, something is wrong.
+    """
     origin, of = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return None if raw is None else read_strictly(next(k for k in of if k is not type(None)), raw, where)
@@ -25,7 +43,9 @@ def read_strictly(kind: Any, raw: Any, where: str) -> Any:
         return _read_tuple(of, raw, where)
     if origin is Mapping:
         return {str(key): read_strictly(of[1], value, f"{where}.{key}") for key, value in _mapping(raw, where).items()}
-    return _read_plain(kind, raw, where)
+    if origin is Literal and raw not in of:
+        raise CheckpointError(f"{where} should be one of {', '.join(of)}, not {raw!r:.80}")
+    return raw if origin is Literal or kind is Any else _read_plain(kind, raw, where)
 
 
 def json_values(value: Any) -> Any:
@@ -48,7 +68,11 @@ def _read_fields(kind: Any, raw: Any, where: str) -> Any:
     missing = [n for n, f in known.items() if n not in found and f.default is f.default_factory is MISSING]
     if missing:
         raise CheckpointError(f"{where}: '{missing[0]}' is missing")
-    return kind(**{key: read_strictly(hints[key], value, f"{where}.{key}") for key, value in found.items()})
+    values = {key: read_strictly(hints[key], value, f"{where}.{key}") for key, value in found.items()}
+    try:
+        return kind(**values)
+    except DngeError as e:
+        raise CheckpointError(f"{where}: {e}") from None
 
 
 def _read_tuple(of: tuple[Any, ...], raw: Any, where: str) -> tuple[Any, ...]:
@@ -67,9 +91,9 @@ def _read_plain(kind: type, raw: Any, where: str) -> Any:
     is_number = isinstance(raw, int | float) and not isinstance(raw, bool)
     if kind is float and is_number:
         return float(raw)
-    if kind in (int, str) and isinstance(raw, kind) and not isinstance(raw, bool):
+    if kind in (int, str, bool) and type(raw) is kind:
         return raw
-    name = {float: "a number", int: "a whole number", str: "a text"}[kind]
+    name = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}[kind]
     raise CheckpointError(f"{where} should be {name}, not {raw!r:.80}")
 
 

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.tensors import read_tensors, write_tensors
 
 BASE = Path(__file__).with_name("base.safetensors")
@@ -69,13 +70,9 @@ def write(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], 
 
 def refuse_other(folder: Path) -> None:
     """Raise CheckpointError if a folder holds a model that is no encoder: saving there would destroy it."""
-    config = folder / CONFIG
-    if not config.is_file():
+    if not (folder / CONFIG).is_file():
         return
-    try:
-        known = json.loads(config.read_text(encoding="utf-8"))
-    except ValueError:
-        known = {}
+    known = read_json(folder / CONFIG)
     if not isinstance(known, dict) or not {"hidden", "features", "limit"} <= known.keys():
         raise CheckpointError(f"'{folder}' holds another model; choose another folder for the encoder")
 
@@ -106,12 +103,7 @@ def _read_folder(folder: Path) -> Stored:
         if not (folder / name).is_file():
             raise CheckpointError(f"'{folder}' has no {name}, so it holds no encoder; {WAY_OUT}")
     stored = _read_file(folder / WEIGHTS, folder / CARD, needs_config=False)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise CheckpointError(
-            f"'{folder / CONFIG}' is no JSON ({first_line(e)}); fetch it again or {WAY_OUT}"
-        ) from None
+    config = read_json(folder / CONFIG)
     if stored.config and stored.config != config:
         raise CheckpointError(f"'{folder / CONFIG}' isn't the config in the header of {WEIGHTS}; fetch both again")
     return Stored(path=folder, config=config, tensors=stored.tensors, provenance=stored.provenance, card=stored.card)

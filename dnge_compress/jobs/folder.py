@@ -15,6 +15,8 @@ import yaml
 
 from dnge_compress.core.errors import CheckpointError, RecipeError
 from dnge_compress.core.files import write_whole
+from dnge_compress.core.strict_json import read_json
+from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import load
 
@@ -42,6 +44,11 @@ class JobFolder:
         """The placement of a variant: "" is the job's own, others are named by their placer."""
         return self.root / f"lora_plan{_suffix(variant)}.json"
 
+    def read_lora_plan(self, variant: str = "") -> LoraPlan:
+        """The placement of a variant as a value. Raises PlanError naming the file."""
+        path = self.lora_plan(variant)
+        return LoraPlan.from_json(path.read_text(encoding="utf-8"), f"'{path}'")
+
     def adapter(self, variant: str = "") -> Path:
         """The trained adapter of a variant."""
         return self.root / f"adapter{_suffix(variant)}"
@@ -66,10 +73,7 @@ class JobFolder:
         """The record: identity, seconds and facts of every stage done. Raises CheckpointError if it's broken."""
         if not self.state.is_file():
             return {"dnge_job": VERSION, "identity": "", "threads": 1, "stages": {}}
-        try:
-            raw = json.loads(self.state.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as e:
-            raise CheckpointError(f"'{self.state}' can't be read ({e}); delete the folder to start anew") from None
+        raw = read_json(self.state)
         if not isinstance(raw, dict) or raw.get("dnge_job") != VERSION:
             raise CheckpointError(f"'{self.state}' is not a job of version {VERSION}; name another output_dir")
         return raw
@@ -86,8 +90,8 @@ class JobFolder:
 
     @property
     def threads(self) -> int:
-        """How many CPU threads the job began with."""
-        return int(self.read()["threads"])
+        """How many CPU threads the job began with; 1 where that isn't recorded."""
+        return int(self.read().get("threads", 1))
 
     def job(self) -> Job:
         """The resolved recipe that lies in the folder."""

@@ -22,6 +22,7 @@ from dnge_compress.core.errors import DngeError, LaunchError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import is_alive
 from dnge_compress.core.progress import Progress
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.threads import share_threads
@@ -117,7 +118,7 @@ def _started(folder: JobFolder, job: Job, variant: str) -> dict[str, str]:
             f"the training in {job.launch.num_processes} processes failed (exit code {run.returncode}; see above); "
             "run the job again to go on from its last checkpoint"
         )
-    return dict(json.loads(machine.read_text(encoding="utf-8")))
+    return dict(read_json(machine))
 
 
 def _end_with(leader: int) -> None:

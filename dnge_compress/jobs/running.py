@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +14,7 @@ from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.core.disk_errors import room
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.data.reading import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow, is_rank0, workers_of
@@ -24,7 +24,6 @@ from dnge_compress.jobs.report.measures import Milestone
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
 from dnge_compress.jobs.threads import same_threads
 from dnge_compress.lora.placers import PLACERS
-from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
@@ -185,11 +184,10 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
 def _ranks(folder: JobFolder, job: Job) -> tuple[Rank, ...]:
     if job.lora is None:
         return ()
-    plan = LoraPlan.from_json(folder.lora_plan().read_text(encoding="utf-8"))
-    return tuple(Rank(a.site.path, a.rank, a.params) for a in plan.adapters)
+    return tuple(Rank(a.site.path, a.rank, a.params) for a in folder.read_lora_plan().adapters)
 
 
 def _curve(folder: JobFolder, variant: str) -> Curve:
-    raw = json.loads(folder.curve(variant).read_text(encoding="utf-8"))
+    raw = read_json(folder.curve(variant))
     train, held_out = (tuple((int(step), float(loss)) for step, loss in raw[key]) for key in ("train", "held_out"))
     return Curve(f"trained, {variant}" if variant else "trained", train, held_out)

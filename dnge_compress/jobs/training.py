@@ -21,13 +21,13 @@ from dnge_compress.core.errors import LaunchError, first_line
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.jobs.models import base, original, refuse_other_tasks, tokenizer_of, uses_cpu
 from dnge_compress.lora.attach import attach
-from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Distill, Job, Launch, Train
 
 WHOLE = "whole"  # the mark of a checkpoint that was written to its end
@@ -49,10 +49,8 @@ def train(folder: JobFolder, job: Job, variant: str = "", progress: Progress = s
     model: Any = base(folder, job)
     refuse_other_tasks(type(model).__name__, job.model_name_or_path)
     model.config.use_cache = False
-    if job.lora is not None:
-        model = attach(model, LoraPlan.from_json(folder.lora_plan(variant).read_text(encoding="utf-8")), seed=job.seed)
-    else:
-        model = model.float()  # steps as small as the learning rate's would be rounded away in bfloat16
+    # A whole model trains in float32: bfloat16 would round steps as small as the learning rate's away.
+    model = model.float() if job.lora is None else attach(model, folder.read_lora_plan(variant), seed=job.seed)
     teaching = _Teaching(original(job), job.distill) if job.distill else None
     try:
         trainer = _Trainer(
@@ -280,4 +278,4 @@ def _is_at_its_end(checkpoint: Path) -> bool:
 
 
 def _state_of(checkpoint: Path) -> dict[str, Any]:
-    return dict(json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8")))
+    return dict(read_json(checkpoint / TRAINER_STATE_NAME))

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from dnge_compress.core.errors import PlanError
-
-if TYPE_CHECKING:
-    pass
 
 SiteKind = Literal["module", "parameter"]
 
@@ -30,11 +26,9 @@ class Site:
     is_transposed: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in ("module", "parameter"):
-            raise PlanError(f"'{self.path}' is of kind {self.kind!r}; an adapter sits on a module or a parameter")
         for what in ("inputs", "outputs", "copies"):
-            if not _is_whole(getattr(self, what)) or getattr(self, what) < 1:
-                raise PlanError(f"'{self.path}': {what} must be a whole number from 1, not {getattr(self, what)!r}")
+            if getattr(self, what) < 1:
+                raise PlanError(f"'{self.path}': {what} must be at least 1, not {getattr(self, what)}")
 
     @property
     def price(self) -> int:
@@ -65,9 +59,9 @@ class Adapter:
     reason: str = ""
 
     def __post_init__(self) -> None:
-        if not _is_whole(self.rank) or not 0 <= self.rank <= self.site.size:
+        if not 0 <= self.rank <= self.site.size:
             raise PlanError(
-                f"'{self.site.path}' can have a rank from 0 to {self.site.size} (the matrix's own), not {self.rank!r}"
+                f"'{self.site.path}' can have a rank from 0 to {self.site.size} (the matrix's own), not {self.rank}"
             )
 
     @property
@@ -83,22 +77,12 @@ class Adapter:
         row |= {"is_transposed": True} if site.is_transposed else {}
         return row | {"rank": self.rank, "params": self.params, "score": self.score, "reason": self.reason}
 
-    @classmethod
-    def from_dict(cls, row: Any) -> Adapter:
-        """Inverse of `to_dict`; `params` may be missing or stale, as it follows from the rank. Raises PlanError."""
-        if not isinstance(row, Mapping):
-            raise PlanError(f"an adapter of the plan must be a mapping, not {row!r}")
-        of_site = set(Site.__dataclass_fields__)
-        known = of_site | {"rank", "params", "score", "reason"}
-        for key in row:
-            if key not in known:
-                raise PlanError(f"unknown key '{key}' in the adapter '{row.get('path')}' of the plan")
-        for key in ("path", "kind", "inputs", "outputs", "rank"):
-            if key not in row:
-                raise PlanError(f"an adapter of the plan lacks '{key}': {dict(row)}")
-        site = Site(**{k: v for k, v in row.items() if k in of_site})
-        return cls(site=site, rank=row["rank"], score=float(row.get("score", 0.0)), reason=str(row.get("reason", "")))
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    @staticmethod
+    def nested(row: Any) -> Any:
+        """What `to_dict` gives with the site's values in one of their own, as the fields have them; `params` follow
+        from the rank and are left out."""
+        if not isinstance(row, dict):
+            return row
+        own = {f.name for f in fields(Site)}
+        rest = {key: value for key, value in row.items() if key not in own and key != "params"}
+        return {"site": {key: value for key, value in row.items() if key in own}, **rest}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,10 +11,10 @@ from torch import nn
 from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.terminal import Printable
-from dnge_compress.lora.adapters import Adapter, _is_whole
+from dnge_compress.lora.adapters import Adapter
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.lora.sites import lora_fingerprint
-from dnge_compress.plans.plan_json import plan_values
+from dnge_compress.plans.plan_json import PlanFormat, Values, plan_text, read_plan
 from dnge_compress.recipes.lora_schema import Lora
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class LoraPlan(Printable):
     recipe: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
-    VERSION = 1
+    FORMAT = PlanFormat(key="dnge_lora_plan", version=1, command="dnge place")
 
     def __post_init__(self) -> None:
         paths = [a.site.path for a in self.adapters]
@@ -112,7 +111,7 @@ class LoraPlan(Printable):
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
         return {
-            "dnge_lora_plan": self.VERSION,
+            self.FORMAT.key: self.FORMAT.version,
             "base": self.base,
             "budget": self.budget,
             "params": self.params,
@@ -123,24 +122,15 @@ class LoraPlan(Printable):
 
     def to_json(self) -> str:
         """JSON text, one line per adapter, made to be read, diffed and edited."""
-        body = self.to_dict()
-        adapters = body.pop("adapters")
-        lines = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in adapters)
-        return f'{json.dumps(body, indent=1, ensure_ascii=False)[:-2]},\n "adapters": [\n{lines}\n ]\n}}\n'
+        return plan_text(self.to_dict(), "adapters")
 
     @classmethod
-    def from_json(cls, text: str) -> LoraPlan:
-        """Read a plan. Raises PlanError naming what is missing or malformed."""
-        mark = ("dnge LoRA plan", "dnge_lora_plan", cls.VERSION)
-        known = ("params", *cls.__dataclass_fields__)
-        raw = plan_values(text, mark, known=known, needed=("adapters", "base", "budget"))
-        if not isinstance(raw["adapters"], list) or not _is_whole(raw["budget"]):
-            raise PlanError("the plan is malformed: 'adapters' must be a list and 'budget' a whole number")
-        try:
-            adapters = tuple(Adapter.from_dict(row) for row in raw["adapters"])
-            notes, recipe = tuple(raw.get("notes", ())), dict(raw.get("recipe", {}))
-        except (TypeError, ValueError) as e:
-            if isinstance(e, PlanError):
-                raise
-            raise PlanError(f"the plan is malformed: {e}") from None
-        return cls(adapters=adapters, base=str(raw["base"]), budget=raw["budget"], recipe=recipe, notes=notes)
+    def from_json(cls, text: str, origin: str = "the plan") -> LoraPlan:
+        """Read a plan, which errors call `origin`. Raises PlanError naming what is missing or malformed."""
+
+        def arranged(raw: Values) -> Values:
+            raw.pop("params", None)  # they follow from the ranks
+            rows = raw.get("adapters")
+            return raw | {"adapters": [Adapter.nested(row) for row in rows]} if isinstance(rows, list) else raw
+
+        return read_plan(cls, text, origin, cls.FORMAT, arranged)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dnge_compress.core.document import Cell, Column, Paragraph, Section, Table
-from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.errors import PlanError
 from dnge_compress.core.wording import count, extent, several, span
 from dnge_compress.plans.space_rows import MAX_LINES
 from dnge_compress.report import plots
@@ -27,7 +27,7 @@ class Rank:
 
     def __post_init__(self) -> None:
         if self.rank < 0:
-            raise CheckpointError(f"rank of module '{self.module}' is {self.rank}; it should be at least 0")
+            raise PlanError(f"rank of module '{self.module}' is {self.rank}; it should be at least 0")
 
 
 @dataclass(frozen=True)

@@ -1,32 +1,53 @@
-"""The JSON of plans, read strictly."""
+"""The JSON of plans: written to be read and edited, one entry of a list a line, and read back strictly."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from dnge_compress.core.errors import PlanError
+from dnge_compress.core.errors import DngeError, PlanError
+from dnge_compress.core.strict_json import read_strictly
+
+P = TypeVar("P")
+Values = dict[str, Any]
 
 
-def plan_values(
-    text: str, mark: tuple[str, str, int], *, known: Iterable[str], needed: Iterable[str]
-) -> dict[str, Any]:
-    """The values in a plan's JSON; `mark` is what it is called, the key that tells so, and the version read here.
+@dataclass(frozen=True, kw_only=True)
+class PlanFormat:
+    """The key that marks a plan, the version it holds, and the command that makes such plans."""
 
-    Raises PlanError for what is no JSON, another version, an unknown or a missing key.
+    key: str
+    version: int
+    command: str
+
+
+def plan_text(values: Mapping[str, Any], *by_line: str) -> str:
+    """JSON text with the entries of the keys `by_line`, which come last, on a line each."""
+    head = json.dumps({k: v for k, v in values.items() if k not in by_line}, indent=1, ensure_ascii=False)
+    parts = [head.removesuffix("\n}")]
+    for key in by_line:
+        text = (json.dumps(entry, ensure_ascii=False) for entry in values[key])
+        if isinstance(values[key], Mapping):
+            text = (f"{json.dumps(k, ensure_ascii=False)}: {json.dumps(v)}" for k, v in values[key].items())
+        start, end = "{}" if isinstance(values[key], Mapping) else "[]"
+        parts.append(f' "{key}": {start}\n  ' + ",\n  ".join(text) + f"\n {end}")
+    return ",\n".join(parts) + "\n}\n"
+
+
+def read_plan(kind: type[P], text: str, origin: str, form: PlanFormat, arrange: Callable[[Values], Values]) -> P:
+    """The plan of a `kind` that `text` holds; `arrange` gives the values the shape of its fields.
+
+    Raises PlanError that names `origin` for what is no JSON, another version, or an entry that is unknown, missing or
+    of the wrong type.
     """
-    what, key, version = mark
     try:
         raw = json.loads(text)
+        if not isinstance(raw, dict) or raw.pop(form.key, None) != form.version:
+            raise PlanError(f"{origin} is no plan of version {form.version} (key '{form.key}')")
+        return read_strictly(kind, arrange(raw), origin)
     except json.JSONDecodeError as e:
-        raise PlanError(f"the plan is no JSON: {e.msg} at line {e.lineno}") from None
-    if not isinstance(raw, dict) or raw.get(key) != version:
-        raise PlanError(f"not a {what} of version {version} (key '{key}')")
-    strangers = [name for name in raw if name not in {key, *known}]
-    if strangers:
-        raise PlanError(f"unknown key '{strangers[0]}' in the plan")
-    missing = [name for name in needed if name not in raw]
-    if missing:
-        raise PlanError(f"the plan lacks {', '.join(missing)}")
-    return raw
+        raise PlanError(f"{origin} is no JSON: {e.msg} at line {e.lineno}; make a plan with `{form.command}`") from None
+    except DngeError as e:
+        raise PlanError(f"{e}; correct it, or make a plan with `{form.command}`") from None

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
+from dnge_compress.core.strict_json import json_values, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent, several
 from dnge_compress.graph.types import Cut
-from dnge_compress.plans.plan_json import plan_values
+from dnge_compress.plans.plan_json import PlanFormat, Values, plan_text, read_plan
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 
 
@@ -40,7 +41,7 @@ class PrunePlan(Printable):
     rows: tuple[SpaceRow, ...] = ()
     counted_cuts: str = ""
 
-    VERSION = 1
+    FORMAT = PlanFormat(key="dnge_plan", version=1, command="dnge plan")
 
     def __post_init__(self) -> None:
         names = [c.space for c in self.cuts]
@@ -72,53 +73,25 @@ class PrunePlan(Printable):
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
-        return {
-            "dnge_plan": self.VERSION,
-            "base": self.base,
-            "weights": self.weights,
-            "recipe": dict(self.recipe),
-            "params_before": self.params_before,
-            "params_after": self.params_after,
-            "predicted_cost": self.predicted_cost,
-            "uneven": self.uneven,
-            "notes": list(self.notes),
-            "costs": dict(self.costs),
-            "counted_cuts": self.counted_cuts,
-            "rows": [asdict(row) for row in self.rows],
-            "cuts": {c.space: list(c.keep) for c in self.cuts},
-        }
+        cuts = {cut.space: list(cut.keep) for cut in self.cuts}
+        return {self.FORMAT.key: self.FORMAT.version, **json_values(self), "cuts": cuts}
 
     def to_json(self) -> str:
         """JSON text, one line per row and cut, made to be read, diffed and edited."""
-        values = self.to_dict()
-        cuts, rows = values.pop("cuts"), values.pop("rows")
-        head = json.dumps(values, indent=1)[:-2]
-        drawn = ",\n".join(f"  {json.dumps(row)}" for row in rows)
-        lines = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in cuts.items())
-        return f'{head},\n "rows": [\n{drawn}\n ],\n "cuts": {{\n{lines}\n }}\n}}\n'
+        return plan_text(self.to_dict(), "rows", "cuts")
 
     @classmethod
-    def from_json(cls, text: str) -> PrunePlan:
-        """Read a plan. Raises PlanError naming what is missing or malformed."""
-        mark = ("dnge plan", "dnge_plan", cls.VERSION)
-        raw = plan_values(text, mark, known=cls.__dataclass_fields__, needed=("base", "weights", "cuts"))
-        try:
-            cuts = tuple(Cut(str(k), tuple(_index(i) for i in v)) for k, v in raw["cuts"].items())
-            rest = {k: v for k, v in raw.items() if k not in ("dnge_plan", "cuts")}
-            rest["notes"] = tuple(rest.get("notes", ()))
-            rest["rows"] = tuple(SpaceRow(**row) for row in rest.get("rows", ()))
-            return cls(cuts=cuts, **rest)
-        except (TypeError, AttributeError) as e:
-            raise PlanError(f"the plan is malformed: {e}") from None
+    def from_json(cls, text: str, origin: str = "the plan") -> PrunePlan:
+        """Read a plan, which errors call `origin`. Raises PlanError naming what is missing or malformed."""
+
+        def arranged(raw: Values) -> Values:
+            cuts = read_strictly(Mapping[str, tuple[int, ...]], raw.get("cuts"), f"{origin}.cuts")
+            return raw | {"cuts": [{"space": space, "keep": keep} for space, keep in cuts.items()]}
+
+        return read_plan(cls, text, origin, cls.FORMAT, arranged)
 
 
 def fingerprint(cuts: tuple[Cut, ...]) -> str:
     """16 hexadecimal digits that tell these cuts from others."""
     text = json.dumps({cut.space: cut.keep for cut in cuts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _index(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise PlanError(f"a kept unit must be a whole number, not {value!r}")
-    return value

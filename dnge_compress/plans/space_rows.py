@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.document import Cell, Column, Table
-from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.errors import PlanError
 from dnge_compress.core.wording import cost_span, count, extent, ranges, span
 from dnge_compress.graph.counting import shapes_left
 from dnge_compress.graph.cuts import AppliedCuts
@@ -40,7 +40,7 @@ class SpaceRow:
 
     def __post_init__(self) -> None:
         if not 0 <= self.kept <= self.total or not self.total:
-            raise CheckpointError(f"{self.kept} of {self.total} units of space '{self.space}' can't be kept")
+            raise PlanError(f"{self.kept} of {self.total} units of space '{self.space}' can't be kept")
 
 
 def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) -> tuple[SpaceRow, ...]:

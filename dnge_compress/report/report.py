@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dnge_compress.core.document import Cell, Column, Document, Notes, Paragraph, Section, Table
 from dnge_compress.core.markdown import body
-from dnge_compress.core.strict_json import json_values, read_strictly
+from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent
 from dnge_compress.graph.types import ModelGraph
@@ -64,9 +65,15 @@ class Report(Printable):
         return json_values(self)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Report:
-        """Read a report. Raises CheckpointError where a key is unknown or missing, or a value of the wrong type."""
-        return read_strictly(cls, raw, "report")
+    def from_dict(cls, raw: Mapping[str, Any], origin: str = "report") -> Report:
+        """Read a report, which errors call `origin`. Raises CheckpointError where a key is unknown or missing, or a
+        value of the wrong type."""
+        return read_strictly(cls, raw, origin)
+
+    @classmethod
+    def read(cls, file: Path) -> Report:
+        """Read the report in a JSON file. Raises CheckpointError naming it."""
+        return cls.from_dict(read_json(file), f"'{file}'")
 
 
 def build_report(

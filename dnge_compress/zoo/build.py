@@ -22,6 +22,7 @@ from torch import nn
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.zoo.architectures import build
 from dnge_compress.zoo.blueprint import Blueprint, blueprints
 from dnge_compress.zoo.corpora import tokenizer_folder, tokens
@@ -53,7 +54,7 @@ def train_networks(blueprint: Blueprint, out: Path, *, data_root: DataRoot | Non
 def _is_there(blueprint: Blueprint, out: Path) -> bool:
     folder = out / blueprint.name
     if folder.exists() and Blueprint.from_dict(record(folder)["blueprint"]) != blueprint:
-        raise CheckpointError(f"{folder} holds another blueprint; choose another folder")
+        raise CheckpointError(f"'{folder}' holds another blueprint; choose another folder")
     return folder.exists()
 
 
@@ -82,8 +83,10 @@ def record(folder: Path) -> dict[str, Any]:
     """What blueprint.json says: blueprint, quality (loss, accuracy, seconds …) and provenance."""
     path = folder / "blueprint.json"
     if not path.is_file():
-        raise CheckpointError(f"{folder} is not a network of the zoo: it has no blueprint.json")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise CheckpointError(
+            f"'{folder}' is not a network of the zoo: it has no blueprint.json; make one with `dnge zoo`"
+        )
+    return read_json(path)
 
 
 def finished(out: Path | str) -> list[Path]:

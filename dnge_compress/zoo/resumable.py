@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.zoo.workers import each_done
 
 
@@ -74,8 +75,8 @@ def _make_parts(
         raise CheckpointError(f"'{out}' is a folder; name a file")
     if not record.is_file() or not any(folder.glob("*.safetensors")):
         write_whole(record, json.dumps(about))
-    elif json.loads(record.read_text(encoding="utf-8")) != about:
-        raise CheckpointError(f"{folder} is the half of another set; delete it, or choose another output")
+    elif read_json(record) != about:
+        raise CheckpointError(f"'{folder}' holds parts of another set; delete it, or choose another output")
     files = {name: folder / f"{name}.safetensors" for name in tasks}
     missing = [(file, *tasks[name]) for name, file in files.items() if not file.is_file()]
     for done, line in enumerate(each_done(jobs, make, missing), start=1):

@@ -51,8 +51,8 @@ def model_types() -> dict[str, ModuleType]:
         for model_type in module.MODEL_TYPES:
             if model_type in found:
                 raise DngeError(
-                    f"{found[model_type].__name__} and {module.__name__} both read model type '{model_type}'; uninstall "
-                    "the package of one of them"
+                    f"{found[model_type].__name__} and {module.__name__} both read model type '{model_type}'; "
+                    "uninstall the package of one of them"
                 )
             found[model_type] = module
     return found

@@ -13,7 +13,7 @@ from dnge_compress.core.document import Document
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import atomic_file
 from dnge_compress.core.markdown import markdown
-from dnge_compress.core.strict_json import json_values, read_strictly
+from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone
@@ -95,17 +95,17 @@ class JobReport(Printable):
         return {VERSION_KEY: self.VERSION, **json_values(self)}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> JobReport:
-        """Read a report. Raises CheckpointError where a key is unknown or missing, or a value of the wrong type."""
+    def from_dict(cls, raw: Mapping[str, Any], origin: str = "the job report") -> JobReport:
+        """Read a report, which errors call `origin`. Raises CheckpointError where a key is unknown or missing, or a
+        value of the wrong type."""
         if not isinstance(raw, Mapping) or VERSION_KEY not in raw:
-            raise CheckpointError(f"this is no job report: it has no '{VERSION_KEY}'")
+            raise CheckpointError(f"{origin} is no job report: it has no '{VERSION_KEY}'; run the job again")
         if raw[VERSION_KEY] != cls.VERSION:
             raise CheckpointError(
-                f"the job report has version {raw[VERSION_KEY]!r:.80}, and this package reads version {cls.VERSION}; "
+                f"{origin} has version {raw[VERSION_KEY]!r:.80}, and this package reads version {cls.VERSION}; "
                 "use the package that wrote it"
             )
-        report: JobReport = read_strictly(cls, {key: raw[key] for key in raw if key != VERSION_KEY}, "job report")
-        return report
+        return read_strictly(cls, {key: raw[key] for key in raw if key != VERSION_KEY}, origin)
 
 
 def write(report: JobReport, folder: str | Path) -> dict[str, Path]:
@@ -132,8 +132,4 @@ def finished(folder: str | Path) -> JobReport:
     file = Path(folder) / REPORT
     if not file.is_file():
         raise CheckpointError(f"the job in '{folder}' has no {REPORT} yet; run it again, and it goes on to the end")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise CheckpointError(f"'{file}' is truncated or corrupt: no JSON ({e})") from None
-    return JobReport.from_dict(raw)
+    return JobReport.from_dict(read_json(file), f"'{file}'")
