@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dnge_compress.core.errors import PlanError, UnknownNameError
+from dnge_compress.core.errors import PlanError, UnknownNameError, UnsupportedModelError
 
 Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "fixed"]
 Op = Literal["embed", "linear", "linear_t", "gated", "attention", "attention_t", "conv", "norm", "batchnorm"]
@@ -37,9 +37,13 @@ class Space:
 
     def __post_init__(self) -> None:
         if self.units < 1:
-            raise ValueError(f"space '{self.name}' has {self.units} units")
+            raise UnsupportedModelError(
+                f"space '{self.name}' has {self.units} units; a family's spaces have at least one"
+            )
         if (self.kind == "layer") != bool(self.modules) or (self.modules and len(self.modules) != self.units):
-            raise ValueError(f"space '{self.name}': exactly the layer spaces name one module per unit")
+            raise UnsupportedModelError(
+                f"space '{self.name}': a layer space names one module per unit, others name none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +125,10 @@ class ModelGraph:
     def __post_init__(self) -> None:
         names = [s.name for s in self.spaces]
         if len(set(names)) != len(names):
-            raise ValueError("space names must be unique")
+            raise UnsupportedModelError("two spaces have the same name; correct the model's family")
         unknown = {s.space for s in self.slots} - set(names)
         if unknown:
-            raise ValueError(f"slots of unknown spaces: {sorted(unknown)}")
+            raise UnsupportedModelError(f"slots name unknown spaces {sorted(unknown)}; correct the model's family")
         index: dict[str, list[Slot]] = {n: [] for n in names}
         for slot in self.slots:
             index[slot.space].append(slot)
@@ -192,7 +196,9 @@ class Scores:
     def __post_init__(self) -> None:
         for name, values in self.units.items():
             if not torch.isfinite(values).all():
-                raise ValueError(f"scorer '{self.scorer}' gave a score that is not finite in space '{name}'")
+                raise PlanError(
+                    f"scorer '{self.scorer}' gave a score that is not finite in space '{name}'; use another scorer"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
