@@ -105,7 +105,9 @@ class MeasuredAllocation:
     def _damage(self, cuts: list[Cut]) -> float:
         self.runs += 1
         return float(
-            measured_divergence(self.context, AppliedCuts.of(self.context.graph, cuts), self.batches, self.reference)
+            measured_divergence(
+                self.context, AppliedCuts(self.context.graph, cuts), self.batches, self.reference, self.context.repair
+            )
         )
 
 

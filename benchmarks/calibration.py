@@ -94,7 +94,7 @@ def random_inputs(blueprint: Blueprint, like: Inputs, rows: int) -> list[Inputs]
 def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> list[float]:
     """Log damage on `judged` after selection and repair on `batches`, at each ratio."""
     graph = build_graph(model, judged[:2] if isinstance(judged, Tensor) else None)
-    context = ScoringContext(graph=graph, model=model, batches=tuple(batches))
+    context = ScoringContext(graph=graph, model=model, data=tuple(batches))
     found = []
     with torch.no_grad(), inference_mode_of(model):
         costs = {s.name: obs.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
@@ -104,7 +104,8 @@ def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> l
                 Cut(name, tuple(sorted(c.topk(max(1, round((1 - ratio) * len(c)))).indices.tolist())))
                 for name, c in costs.items()
             ]
-            found.append(float(measured_divergence(context, cuts, [judged], reference).clamp_min(1e-9).log()))
+            damage = measured_divergence(context, cuts, [judged], reference, context.repair)
+            found.append(float(damage.clamp_min(1e-9).log()))
     return found
 
 

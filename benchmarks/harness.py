@@ -25,11 +25,10 @@ from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
+from dnge_compress.plans.trial import repair_values
 from dnge_compress.recipes.library import resolve
-from dnge_compress.recipes.schema import Calibration
+from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.calibration import synthesize
-from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.repair import apply_repair
@@ -51,12 +50,11 @@ class Source:
 
     def __post_init__(self) -> None:
         graph = build_graph(self.model)
-        if self.data is not None:
-            batches = checked_data(self.data, self.model)
-        else:
-            batches = synthesize(self.model, Calibration(tokens=self.tokens, seed=self.seed))
         self.context = ScoringContext(
-            graph=graph, model=self.model, batches=tuple(batches), real_data=self.data is not None, seed=self.seed
+            graph=graph,
+            model=self.model,
+            calibration=Calibration(tokens=self.tokens, seed=self.seed),
+            data=None if self.data is None else tuple(checked_data(self.data, self.model)),
         )
 
     def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:
@@ -79,7 +77,7 @@ class Source:
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
         applied, small = AppliedCuts.of(self.context.graph, cuts), copy.deepcopy(self.model)
         with torch.no_grad():
-            values = least_squares_repair(self.context.model, self.context.signals, applied, compensate)
+            values = repair_values(self.context, applied, Repair(compensate=compensate))
             cut(small, applied)
             apply_repair(small, applied, values)
         return small

@@ -4,6 +4,7 @@ neurons, channels, heads and layers together."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -20,14 +21,13 @@ from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
+from dnge_compress.plans.trial import repair_values
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.scorers.encoder import corrected
-from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
-from dnge_compress.signals.refit import least_squares_repair
 
 RATIOS = (0.2, 0.35, 0.5)
 Judge = Callable[[nn.Module], tuple[float, ...]]  # log damage first, then the task's own measure
@@ -50,11 +50,9 @@ class Subject:
     ) -> None:
         self.model, self.judge, self.encoders = model, judge, encoders
         graph = build_graph(model, example)
-        inputs = synthesize(model, Calibration(tokens=tokens, seed=seed), example)
-        self.contexts = {
-            "synthetic": ScoringContext(graph=graph, model=model, batches=tuple(inputs), seed=seed),
-            "real": ScoringContext(graph=graph, model=model, batches=tuple(real), real_data=True, seed=seed),
-        }
+        calibration = Calibration(tokens=tokens, seed=seed)
+        synthetic = ScoringContext(graph=graph, model=model, calibration=calibration, example_inputs=example)
+        self.contexts = {"synthetic": synthetic, "real": replace(synthetic, data=tuple(real))}
         self.budget = Budget.of(model, non_embedding_prices(model, graph))
         self._scores: dict[tuple[str, str], Scores] = {}
 
@@ -85,9 +83,7 @@ class Subject:
         context = self.contexts[data]
         applied = AppliedCuts(context.graph, self._cuts(scorer, how, data, ratio))
         with torch.no_grad():
-            judged = self.judge(
-                MaskedModel(self.model, applied, least_squares_repair(self.model, context.signals, applied))
-            )
+            judged = self.judge(MaskedModel(self.model, applied, repair_values(context, applied, context.repair)))
         return (*judged, self.budget.removed(applied))
 
     def _cuts(self, scorer: str, how: str, data: str, ratio: float) -> tuple[Cut, ...]:

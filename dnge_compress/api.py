@@ -23,6 +23,7 @@ from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.plans.planner import counted, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.trial import repair_values
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
@@ -31,7 +32,6 @@ from dnge_compress.scorers import SCORERS, ScoringContext
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
-from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
@@ -185,30 +185,28 @@ class _Job:
         self.model = open_model(model) if isinstance(model, str | Path) else model
         check_weights(self.model)
         self.graph = build_graph(self.model, self.example_inputs)
-        self.data = None if data is None else checked_data(data, self.model)
+        self.data = None if data is None else tuple(checked_data(data, self.model))
 
     @cached_property
     def context(self) -> ScoringContext:
-        batches = self._synthetic(self.recipe.calibration.tokens) if self.data is None else self.data
         return ScoringContext(
             graph=self.graph,
             model=self.model,
-            batches=tuple(batches),
-            real_data=self.data is not None,
-            ridge=self.recipe.repair.ridge,
-            seed=self.recipe.calibration.seed,
+            calibration=self.recipe.calibration,
+            data=self.data,
+            example_inputs=self.example_inputs,
+            repair=self.recipe.repair,
             progress=self.progress,
         )
 
     @cached_property
     def few_inputs(self) -> Inputs:
         """A couple of examples for the exactness check, without making all the calibration inputs for it."""
-        batches = self._synthetic(CHECK_ROWS * self.recipe.calibration.length) if self.data is None else self.data
-        return first_examples(batches, CHECK_ROWS)[0]
-
-    def _synthetic(self, tokens: int) -> list[Inputs]:
-        settings = self.recipe.calibration.model_copy(update={"tokens": tokens})
-        return synthesize(self.model, settings, self.example_inputs)
+        if self.data is not None:
+            return first_examples(self.data, CHECK_ROWS)[0]
+        calibration = self.recipe.calibration
+        few = calibration.model_copy(update={"tokens": CHECK_ROWS * calibration.length})
+        return first_examples(synthesize(self.model, few, self.example_inputs), CHECK_ROWS)[0]
 
     def scores(self) -> Scores:
         return run_scorer(self.recipe.scorer, self.context)
@@ -223,11 +221,9 @@ class _Job:
     def apply(self, plan: PrunePlan, inplace: bool, timings: dict[str, float]) -> nn.Module:
         started = time.perf_counter()
         dense, inputs = self.model, self.few_inputs
-        repair, applied = self.recipe.repair, AppliedCuts(self.graph, plan.cuts)
+        applied = AppliedCuts(self.graph, plan.cuts)
         with torch.no_grad():
-            values = {}
-            if plan.cuts and repair.compensate != "none":
-                values = least_squares_repair(dense, self.context.signals, applied, repair.compensate, repair.ridge)
+            values = repair_values(self.context, applied, self.recipe.repair)
             repaired = time.perf_counter()
             small: Any = copy.deepcopy(dense)
             small.__dict__.pop("dnge", None)

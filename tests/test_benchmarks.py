@@ -23,7 +23,7 @@ def table(request: pytest.FixtureRequest) -> MeasuredAllocation:
     batches = synthesize(
         model, Calibration(tokens=64, length=16), example if isinstance(example, torch.Tensor) else None
     )
-    context = ScoringContext(graph=graph_of(name, model), model=model, batches=tuple(batches[:2]))
+    context = ScoringContext(graph=graph_of(name, model), model=model, data=tuple(batches[:2]))
     with torch.no_grad():
         return MeasuredAllocation(context, scorers.score("obs", context))
 

@@ -91,7 +91,7 @@ def test_a_ratio_of_units_is_reached_in_every_space_within_half_a_unit(name: str
 def test_a_ratio_of_macs_is_reached_within_a_unit(name: str) -> None:
     found, model, graph = planned(name, ratio=0.3, of="macs", **NEURONS)
     inputs = models.example_inputs(name)
-    context = ScoringContext(graph=graph, model=model, batches=(inputs,))
+    context = ScoringContext(graph=graph, model=model, data=(inputs,))
     per = macs_per_element(context)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     before = sum(per[n] * shapes[n].numel() for n in per)
@@ -106,13 +106,11 @@ def test_macs_count_how_often_a_weight_is_used() -> None:
     """A conv on 16 × 16 pixels counts 256 times, after pooling 64 times, the head once; a linear per token."""
     model = models.make("cnn")
     per = macs_per_element(
-        ScoringContext(graph=models.graph_of("cnn", model), model=model, batches=(models.example_inputs("cnn"),))
+        ScoringContext(graph=models.graph_of("cnn", model), model=model, data=(models.example_inputs("cnn"),))
     )
     assert {n: per[n] for n in per} == {"0.weight": 256, "4.weight": 64, "9.weight": 1}
     bert = models.make("bert_mlm")
-    per = macs_per_element(
-        ScoringContext(graph=models.graph_of("bert_mlm", bert), model=bert, batches=(models.tokens(),))
-    )
+    per = macs_per_element(ScoringContext(graph=models.graph_of("bert_mlm", bert), model=bert, data=(models.tokens(),)))
     assert per["bert.encoder.layer.0.output.dense.weight"] == 11 and not any("embeddings" in n for n in per)
 
 

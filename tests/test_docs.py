@@ -77,7 +77,7 @@ def test_the_scorer_that_is_shown_scores() -> None:
     exec(compile(text, "docs/how-to/extend.md", "exec"), module.__dict__)
     model = make("llama")
     batches = tuple(synthesize(model, Calibration(tokens=128, length=16)))
-    context = ScoringContext(graph=graph_of("llama", model), model=model, batches=batches)
+    context = ScoringContext(graph=graph_of("llama", model), model=model, data=batches)
     found = module.score(context)
     assert set(found.units) == {s.name for s in context.graph.of_kind("neuron", "head", "channel", "layer")}
 

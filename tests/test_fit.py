@@ -33,7 +33,7 @@ def example(name: str) -> TrainingExample:
     plain = example if isinstance(example, torch.Tensor) else None
     graph = build_graph(model, plain)
     context = ScoringContext(
-        graph=graph, model=model, batches=tuple(synthesize(model, Calibration(tokens=64, length=16), plain)[:2])
+        graph=graph, model=model, data=tuple(synthesize(model, Calibration(tokens=64, length=16), plain)[:2])
     )
     with torch.no_grad():
         obs_costs = obs.score(context).units

@@ -125,10 +125,7 @@ def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -
         reference = dense_outputs(context, batches)
         costs = []
         for i, candidate in enumerate(found):
-            found_cost = measured_divergence(
-                context, candidate.applied, batches, reference, compensate=recipe.repair.compensate
-            )
-            costs.append(float(found_cost))
+            costs.append(float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair)))
             context.progress("comparing plans", i + 1, len(found))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
 from dnge_compress.signals.inference import Inputs, call, has_logits
@@ -25,17 +26,20 @@ def measured_divergence(
     applied: AppliedCuts,
     batches: Sequence[Inputs],
     reference: Sequence[Tensor],
-    *,
-    compensate: str = "lstsq",
+    repair: Repair,
 ) -> Tensor:
     """Mean divergence from `reference` in nats per label under the cuts, repaired on the context's signals: a scalar.
 
     The model is left as it is; call it in inference mode.
     """
-    values = {}
-    if compensate != "none":
-        values = least_squares_repair(context.model, context.signals, applied, compensate, context.ridge)
-    masked = MaskedModel(context.model, applied, values)
+    masked = MaskedModel(context.model, applied, repair_values(context, applied, repair))
     logits = has_logits(context.model)
     pairs = zip(batches, reference, strict=True)
     return torch.stack([divergence(attended_outputs(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()
+
+
+def repair_values(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
+    """New values of the consumers under the cuts; the signals are gathered only if something is repaired."""
+    if repair.compensate == "none" or not applied.cuts:
+        return {}
+    return least_squares_repair(context.model, context.signals, applied, repair)

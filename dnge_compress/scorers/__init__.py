@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from dnge_compress.core.plugins import Registry
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
+from dnge_compress.recipes.schema import Calibration, Repair
+from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.moments import Signals, gather_signals
 
@@ -30,19 +32,31 @@ SCORERS = Registry(
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringContext:
-    """All a scorer may look at: the graph, the model (read only), and the signals of `batches`.
+    """All a scorer may look at: the graph, the model (read only), and the signals of its inputs: synthetic ones, unless
+    `data` holds others, such as the user's own.
 
-    `real_data` tells whether the batches are the user's own. Weights-only scorers never touch `signals`, so nothing
-    is run for them.
+    Nothing is run before somebody asks for `batches` or `signals`, so a scorer that reads weights alone costs little.
     """
 
     graph: ModelGraph
     model: nn.Module
-    batches: tuple[Inputs, ...]
-    real_data: bool = False
-    ridge: float = 0.003
-    seed: int = 0
+    calibration: Calibration = field(default_factory=Calibration)
+    data: tuple[Inputs, ...] | None = None
+    example_inputs: Inputs | None = None
+    repair: Repair = field(default_factory=Repair)
     progress: Progress = field(default=silent, compare=False)
+
+    @property
+    def seed(self) -> int:
+        """Of calibration inputs and labels."""
+        return self.calibration.seed
+
+    @cached_property
+    def batches(self) -> tuple[Inputs, ...]:
+        """`data`, or synthetic inputs."""
+        if self.data is not None:
+            return self.data
+        return tuple(synthesize(self.model, self.calibration, self.example_inputs))
 
     @cached_property
     def signals(self) -> Signals:
@@ -57,6 +71,6 @@ class ScoringContext:
 
 def score(scorer: str, context: ScoringContext) -> Scores:
     """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
-    module = SCORERS.usable(scorer, context.real_data)
+    module = SCORERS.usable(scorer, context.data is not None)
     with torch.no_grad():
         return module.score(context)

@@ -36,7 +36,7 @@ def score(context: ScoringContext) -> Scores:
 def unit_costs(context: ScoringContext, space: str) -> Tensor:
     """Costs of the units of one space `[U]`."""
     signals = context.signals[space]
-    return removal_costs([consumer(context, s) for s in signals], signals[0].units, context.ridge)
+    return removal_costs([consumer(context, s) for s in signals], signals[0].units, context.repair.ridge)
 
 
 def consumer(context: ScoringContext, signal: Signal) -> Consumer:

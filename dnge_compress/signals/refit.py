@@ -13,20 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.recipes.schema import Repair
 from dnge_compress.signals.consumers import from_matrix, shift_of
 from dnge_compress.signals.moments import Signal, Signals
 from dnge_compress.signals.obs import refit
 
 
-def least_squares_repair(
-    model: nn.Module, signals: Signals, applied: AppliedCuts, mode: str = "lstsq", ridge: float = 0.003
-) -> dict[str, Tensor]:
+def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
     """New values of the dense model's consumers under cuts: weights with zeros in the removed columns, and shifts.
 
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
     values: dict[str, Tensor] = {}
-    if mode == "none":
+    if repair.compensate == "none":
         return values
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
@@ -35,12 +34,12 @@ def least_squares_repair(
         for signal in signals[cut.space]:
             param = signal.slot.param
             if param not in values and not param.startswith(applied.dropped_prefixes):
-                values |= _refit_consumer(weights, applied, signal, mode, ridge)
+                values |= _refit_consumer(weights, applied, signal, repair)
     return values
 
 
 def _refit_consumer(
-    weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, mode: str, ridge: float
+    weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, repair: Repair
 ) -> dict[str, Tensor]:
     param, axis = signal.slot.param, signal.slot.axis
     original, dense = weights[param].detach(), signal.weight.double()
@@ -49,11 +48,11 @@ def _refit_consumer(
     keep = (rows[:, None] * per_row + torch.arange(per_row)).flatten().to(dense.device)
     mean = signal.mean.double()
     shift = shift_of(applied.graph, signal.slot)
-    if mode == "lstsq":
+    if repair.compensate == "lstsq":
         moments = signal.gram.double()
         if shift is not None:
             moments = moments - torch.outer(mean, mean)
-        kept = refit(dense, moments, keep, ridge)
+        kept = refit(dense, moments, keep, repair.ridge)
     else:
         kept = dense[:, keep]
     new = torch.zeros_like(dense)

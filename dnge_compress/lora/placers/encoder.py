@@ -31,9 +31,9 @@ def predicted_energy(sites: Sequence[Site], context: PlacingContext) -> dict[str
     scoring = scorers.ScoringContext(
         graph=graph,
         model=context.model,
-        batches=context.batches,
-        real_data=context.data is not None,
-        seed=context.seed,
+        calibration=context.calibration,
+        data=context.data,
+        example_inputs=context.example_inputs,
         progress=context.progress,
     )
     matrices = scorers.score("encoder", scoring).matrices

@@ -33,7 +33,6 @@ from dnge_compress.graph.types import Cut, ModelGraph
 from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext, obs
-from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, inference_mode_of
 from dnge_compress.zoo.batches import ZooBatch, example_batches, loss
 from dnge_compress.zoo.blueprint import Blueprint
@@ -107,15 +106,13 @@ def make_targets(folder: Path, example: str, data_root: DataRoot) -> Path:
     context = ScoringContext(
         graph=graph,
         model=model,
-        batches=tuple(synthesize(model, Calibration(tokens=CALIBRATION_TOKENS), _example_input(judged))),
+        calibration=Calibration(tokens=CALIBRATION_TOKENS),
+        example_inputs=_example_input(judged),
     )
     with torch.no_grad():
         obs_costs = obs.score(context).units
         features = node_features(context.signals, obs_costs)
-        real = [
-            ScoringContext(graph=graph, model=model, batches=tuple(b.inputs for b in half), real_data=True)
-            for half in halves
-        ]
+        real = [ScoringContext(graph=graph, model=model, data=tuple(b.inputs for b in half)) for half in halves]
         costs = [{s: obs.unit_costs(c, s) for s in c.signals} for c in real]
         judge = _Judge(context, judged.inputs)
         targets = {s: judge.unit_targets(s, obs_costs[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
@@ -218,9 +215,8 @@ class _Judge:
 
     def _cost(self, space: str, keep: list[int]) -> Tensor:
         with inference_mode_of(self.context.model):
-            found = measured_divergence(
-                self.context, AppliedCuts(self.context.graph, (Cut(space, tuple(keep)),)), self.inputs, self.reference
-            )
+            applied = AppliedCuts(self.context.graph, (Cut(space, tuple(keep)),))
+            found = measured_divergence(self.context, applied, self.inputs, self.reference, self.context.repair)
         return found.clamp_min(LEAST_DAMAGE)
 
 
