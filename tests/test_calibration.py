@@ -10,6 +10,7 @@ import torch
 from models import make
 from torch import nn
 
+from dnge_compress.core.errors import DataError
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals import vocabulary
 from dnge_compress.signals.calibration import synthesize
@@ -120,6 +121,11 @@ def test_a_tokenizer_of_something_else_leaves_bare_tokens(monkeypatch: pytest.Mo
 def test_a_topic_has_the_perplexity_asked_for() -> None:
     p = with_perplexity(torch.randn(5, 400, generator=seeded()), 32)
     assert torch.allclose((-(p * p.log()).sum(-1)).exp(), torch.full((5,), 32.0), rtol=0.02)
+
+
+def test_a_kind_that_does_not_fit_offers_one_that_a_recipe_takes() -> None:
+    with pytest.raises(DataError, match="kind 'words' doesn't fit a Sequential; use 'auto'"):
+        synthesize(torch.nn.Sequential(torch.nn.Linear(3, 2)), Calibration(kind="words"), torch.randn(2, 3))
 
 
 def test_example_inputs_give_a_convolutional_network_its_image_size() -> None:

@@ -30,10 +30,10 @@ def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs |
 
     Raises DataError for a kind that doesn't fit the model.
     """
-    kind = settings.kind if settings.kind != "auto" else default_kind(model, example_inputs)
     natural = default_kind(model, example_inputs)
+    kind = settings.kind if settings.kind != "auto" else natural
     if kind not in (natural, {"sampled": "words"}.get(natural)):
-        raise DataError(f"calibration of kind '{kind}' doesn't fit a {type(model).__name__}; use '{natural}' or auto")
+        raise DataError(f"calibration of kind '{kind}' doesn't fit a {type(model).__name__}; use 'auto'")
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":
