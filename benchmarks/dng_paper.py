@@ -34,6 +34,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.core.progress import printed
 from dnge_compress.inr import INR2JLS, InrClassifier, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.learning import InrBatch, in_pieces, share_right, train
@@ -153,7 +154,7 @@ def _settings(arm: str, data: str, steps: int, seed: int) -> TrainSettings:
 
 
 def _teach(classifier: InrClassifier, data: str, settings: TrainSettings, folder: Path) -> None:
-    classifier.fit(InrSet.load(folder / f"{data}-train.safetensors"), settings)
+    classifier.fit(InrSet.load(folder / f"{data}-train.safetensors"), settings, progress=printed)
 
 
 def _judged(classifier: InrClassifier, file: Path, count: int | None = None) -> dict[str, float]:
@@ -169,11 +170,11 @@ def _drawn_then_classified(arm: str, data: str, steps: Sequence[int], folder: Pa
     drawing, classifying, tuning = (_settings(arm, data, count, seed) for count in steps)
     if tuning.steps < drawing.steps + classifying.steps:
         tuning = replace(tuning, learning_rate=BRIEF)
-    model.fit(learned, pictures(images(data, "train", data_root=_data_root()), slice(None)), drawing)
+    model.fit(learned, pictures(images(data, "train", data_root=_data_root()), slice(None)), drawing, progress=printed)
     drawn = _decibels(model, data, judged.select(slice(0, DRAWN)))
-    model.fit_classifier(learned, classifying)
+    model.fit_classifier(learned, classifying, progress=printed)
     frozen = model.accuracy(judged)
-    model.fit_classifier(learned, tuning, fine_tune=True)
+    model.fit_classifier(learned, tuning, fine_tune=True, progress=printed)
     return {"accuracy": frozen, "fine-tuned": model.accuracy(judged), "drawn, dB": drawn, "parameters": _size(encoder)}
 
 

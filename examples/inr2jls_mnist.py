@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from dnge_compress.core.errors import DngeError
+from dnge_compress.core.progress import printed
 from dnge_compress.inr import INR2JLS, InrEncoder, InrEncoderConfig, InrSet, JlsConfig, TrainSettings
 from dnge_compress.inr.sets import about, build_set, pictures
 from dnge_compress.zoo.data_root import DataRoot
@@ -51,8 +52,9 @@ def run(out: Path, count: int, steps: int) -> None:
     unseen = build_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", data_root=data_root, jobs=2)
     jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig(side=SIDE))
     digits = pictures(images("mnist", "train", data_root=data_root), slice(0, count))
-    jls.fit(seen, digits, drawing)
-    jls.fit_classifier(seen, TrainSettings(steps=max(1, steps // 3), batch=64, jitter="mnist"))
+    jls.fit(seen, digits, drawing, progress=printed)
+    classifying = TrainSettings(steps=max(1, steps // 3), batch=64, jitter="mnist")
+    jls.fit_classifier(seen, classifying, progress=printed)
     draw(jls, unseen, pictures(images("mnist", "held-out", data_root=data_root), slice(0, SHOWN))).save(
         out / "digits.png"
     )

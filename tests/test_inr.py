@@ -401,6 +401,16 @@ def test_what_makes_the_latents_stays_as_it_is_unless_it_is_fine_tuned(fine_tune
     assert changed == latents | {"recognise"}
 
 
+def test_learning_reports_every_step_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    inrs, told = a_set(6), []
+    InrClassifier(encoder().float(), classes=3).fit(
+        inrs, TrainSettings(steps=3, batch=3), progress=lambda *step: told.append(step)
+    )
+    small_jls().fit_classifier(inrs, TrainSettings(steps=200, batch=3))
+    assert [step[:3] for step in told] == [("learn", 1, 3), ("learn", 2, 3), ("learn", 3, 3)]
+    assert told[0][3].startswith("loss ") and capsys.readouterr() == ("", "")
+
+
 def test_a_model_is_ready_to_answer_after_training_that_failed() -> None:
     inrs, classifier = a_set(6), InrClassifier(encoder().float(), classes=3)
     with pytest.raises(DataError, match="lower the learning rate"):

@@ -1,8 +1,11 @@
-"""How long work says where it is: stage, steps done of how many, and a note such as the loss."""
+"""How long work reports where it is: its stage, the steps done of how many, and a note such as the loss."""
 
 from __future__ import annotations
 
+import sys
 from typing import Protocol, runtime_checkable
+
+LINES = 20  # of a long stage, about
 
 
 @runtime_checkable
@@ -15,3 +18,9 @@ class Progress(Protocol):
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """Say nothing."""
+
+
+def printed(stage: str, done: int, total: int, note: str = "") -> None:
+    """Print a line on stderr, about twenty of them in a stage."""
+    if done % max(1, total // LINES) == 0 or done == total:
+        print(f"dnge: {stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.precision import fast_products
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.encoders import InrReader
 from dnge_compress.inr.learning import InrBatch, TrainSettings, refuse_labels, share_right, train
 from dnge_compress.inr.sets import InrSet
@@ -32,7 +33,7 @@ class InrClassifier(nn.Module):
         with fast_products(self.training):
             return self.head(self.encoder(stack, siren)).float()
 
-    def fit(self, inrs: InrSet, settings: TrainSettings) -> list[float]:
+    def fit(self, inrs: InrSet, settings: TrainSettings, *, progress: Progress = silent) -> list[float]:
         """Learn the labels of a set; returns the loss of every step. Raises DataError."""
         refuse_labels(inrs, self.classes)
 
@@ -40,7 +41,7 @@ class InrClassifier(nn.Module):
             labels = inrs.labels[batch.index]
             return nnf.cross_entropy(self(batch.stack, batch.siren), labels, label_smoothing=SMOOTHING)
 
-        return train(self, inrs, loss, settings)
+        return train(self, inrs, loss, settings, progress)
 
     def accuracy(self, inrs: InrSet) -> float:
         """Share of the set's networks whose class is found."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, refuse_below
 from dnge_compress.core.precision import fast_products
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.encoders import InrReader
 from dnge_compress.inr.learning import InrBatch, TrainSettings, refuse_empty, refuse_labels, share_right, train
@@ -58,11 +59,13 @@ class JlsConfig:
 class INR2JLS(nn.Module):
     """Encoder, latent generator, decoder and classifier; as many colours are drawn as the encoder reads outputs.
 
-    jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig())
-    jls.fit(inrs, images, TrainSettings(steps=2000))
-    pictures = jls.decode(jls.encode(inrs.stack, inrs.siren))
-    jls.fit_classifier(inrs, TrainSettings(steps=1000))
-    classes = jls.classify(inrs.stack, inrs.siren).argmax(1)
+    It learns to draw first, then to classify; both report to `progress` after every step.
+
+        jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig())
+        jls.fit(inrs, images, TrainSettings(steps=2000))
+        pictures = jls.decode(jls.encode(inrs.stack, inrs.siren))
+        jls.fit_classifier(inrs, TrainSettings(steps=1000))
+        classes = jls.classify(inrs.stack, inrs.siren).argmax(1)
     """
 
     def __init__(self, encoder: InrReader, config: JlsConfig) -> None:
@@ -84,7 +87,7 @@ class INR2JLS(nn.Module):
         self.eval()
         self.recognise(torch.zeros(2, c, latent, latent))  # gives the last layer its size
 
-    def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings) -> list[float]:
+    def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings, *, progress: Progress = silent) -> list[float]:
         """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from their networks.
 
         Returns the mean squared error of every step. Raises DataError.
@@ -102,9 +105,11 @@ class INR2JLS(nn.Module):
             wanted = six_views(batch.moves.of_images(images[inrs.image[batch.index]]), views)
             return nnf.mse_loss(self.decode(self.encode(batch.stack, batch.siren, views)), wanted)
 
-        return train(self, inrs, loss, settings)
+        return train(self, inrs, loss, settings, progress)
 
-    def fit_classifier(self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False) -> list[float]:
+    def fit_classifier(
+        self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False, progress: Progress = silent
+    ) -> list[float]:
         """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`.
 
         Returns the loss of every step. Raises DataError.
@@ -118,7 +123,7 @@ class INR2JLS(nn.Module):
             labels = inrs.labels[batch.index].repeat_interleave(self.config.views)
             return nnf.cross_entropy(self._per_view(latents), labels, label_smoothing=SMOOTHING)
 
-        return train(self, inrs, loss, settings)
+        return train(self, inrs, loss, settings, progress)
 
     def encode(self, stack: Stack, siren: Siren, views: Sequence[int] = range(VIEWS)) -> Float[Tensor, "N V C L L"]:
         """Latents `[N, V, C, L, L]` of stacked networks, for these of the six views."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below, refuse_rate
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.encoders import InrReader
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take
@@ -18,7 +18,7 @@ from dnge_compress.inr.views import JITTERS, Moves
 
 RISE = 0.1  # share of the steps, and two at least
 CLIP = 1.0  # norm of a step's gradient
-TELL_EVERY = 200  # steps
+MEAN_OVER = 200  # steps, of the loss that is reported
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,13 @@ class InrBatch:
     moves: Moves
 
 
-def train(module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], settings: TrainSettings) -> list[float]:
+def train(
+    module: nn.Module,
+    inrs: InrSet,
+    loss: Callable[[InrBatch], Tensor],
+    settings: TrainSettings,
+    progress: Progress = silent,
+) -> list[float]:
     """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError.
 
     The same module, set and settings give the same result; torch's global random generator is left as it was. The
@@ -67,13 +73,13 @@ def train(module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], s
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # dropout
-            return _trained(module, inrs, loss, settings)
+            return _trained(module, inrs, loss, settings, progress)
     finally:
         module.eval()
 
 
 def _trained(
-    module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], settings: TrainSettings
+    module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], settings: TrainSettings, progress: Progress
 ) -> list[float]:
     learning = [p for p in module.parameters() if p.requires_grad]
     groups = _groups(module, settings)
@@ -94,9 +100,8 @@ def _trained(
         optimiser.step()
         schedule.step()
         losses.append(float(value.detach()))
-        if (step + 1) % TELL_EVERY == 0:
-            recent = sum(losses[-TELL_EVERY:]) / TELL_EVERY
-            print(f"step {step + 1}/{settings.steps}, loss {recent:.4f}", file=sys.stderr, flush=True)
+        recent = losses[-MEAN_OVER:]
+        progress("learn", step + 1, settings.steps, f"loss {sum(recent) / len(recent):.4f}")
     return losses
 
 

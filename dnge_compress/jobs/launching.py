@@ -21,7 +21,7 @@ from dnge_compress.core.disk_errors import room
 from dnge_compress.core.errors import DngeError, LaunchError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import is_alive
-from dnge_compress.core.progress import Progress
+from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         with at_work(folder), room(folder.root):
             job = folder.job()
             share_threads(folder, job.launch.num_processes)
-            obtained = train(folder, job, variant, _print_progress)
+            obtained = train(folder, job, variant, printed)
     except DngeError as e:
         if is_rank0():
             write_whole(folder.failure(variant), str(e))
@@ -151,12 +151,6 @@ def _refuse_other_size(processes: int, job: Job) -> None:
             f"launch.num_processes asks for {job.launch.num_processes}, but {processes} were launched; "
             f"set launch.num_processes={processes}"
         )
-
-
-def _print_progress(stage: str, done: int, total: int, note: str = "") -> None:
-    every = max(1, total // 20)
-    if done % every == 0 or done == total:
-        print(f"dnge: {stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
