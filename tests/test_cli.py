@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -106,11 +108,22 @@ def test_the_version_is_that_of_the_package() -> None:
     assert version("dnge-compress") == dnge_compress.__version__
 
 
-def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("score", "plan", "apply", "compress", "report", "recipes"):
-        with pytest.raises(SystemExit) as done:
-            main([command, "--help"])
-        assert done.value.code == 0 and f"dnge {command}" in capsys.readouterr().out
+def commands(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of all commands and verbs that do something."""
+    below = [action for action in of._actions if isinstance(action, argparse._SubParsersAction)]
+    for action in below:
+        for command in action.choices.values():
+            yield from commands(command)
+    if not below:
+        yield of
+
+
+@pytest.mark.parametrize("command", [c.prog.split()[1:] for c in commands(parser())], ids=" ".join)
+def test_every_command_has_help_and_can_answer_in_json(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--help"])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0 and " ".join(["dnge", *command]) in shown and "--json" in shown
 
 
 def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +136,8 @@ def test_recipes_are_listed_shown_and_copied(tmp_path: Path, capsys: pytest.Capt
     assert main(["recipes", "cp", "prune/heads", str(tmp_path / "mine.yaml")]) == 0
     assert (tmp_path / "mine.yaml").read_text(encoding="utf-8") == shown
     assert failure(capsys, "recipes", "cp", "prune/heads", str(tmp_path / "mine.yaml"))[0] == 2
+    assert main(["recipes", "cp", "prune/heads", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"file": str(tmp_path / "heads.yaml")}
 
 
 def test_compress_leaves_a_folder_that_transformers_loads(llama: str, small: str) -> None:

@@ -94,7 +94,7 @@ def parser() -> Parser:
     report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress`, `dnge apply` or `dnge run`")
     _recipes(commands, json_flag, force)
 
-    zoo = command("training_commands", "zoo", about="train small networks for the encoder to learn from")
+    zoo = command("training_commands", "zoo", json_flag, about="train small networks for the encoder to learn from")
     zoo.add_argument("-o", "--output", type=Path, default=Path("zoo"), help="folder of the networks")
     _zoo_flags(zoo)
     pretrain = command("training_commands", "pretrain", json_flag, about="train the encoder that scores, and its zoo")
@@ -128,13 +128,13 @@ def _recipes(commands: argparse._SubParsersAction[Parser], json_flag: Parser, fo
 
     verb("ls", json_flag, about="list the recipes that come with the package")
     verb("show", json_flag, about="print a recipe").add_argument("name", metavar="RECIPE")
-    cp = verb("cp", force, about="copy a recipe to a file, to be edited")
+    cp = verb("cp", force, json_flag, about="copy a recipe to a file, to be edited")
     cp.add_argument("name", metavar="RECIPE")
     cp.add_argument("target", metavar="FILE.yaml")
     check = verb("validate", json_flag, about="check a recipe; exit code 2 says what is wrong")
     check.add_argument("name", metavar="RECIPE")
     check.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    schema = verb("schema", about="print the JSON schema of a kind of recipe, for editors")
+    schema = verb("schema", json_flag, about="print the JSON schema of a kind of recipe, for editors")
     schema.add_argument("kind", choices=("prune", "lora", "job"))
 
 

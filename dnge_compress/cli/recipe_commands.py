@@ -28,7 +28,9 @@ def show(options: Namespace) -> None:
 
 def cp(options: Namespace) -> None:
     """`dnge recipes cp RECIPE FILE.yaml`"""
-    library.copy(options.name, options.target, force=options.force)
+    path = library.copy(options.name, options.target, force=options.force)
+    if options.json:
+        print(json.dumps({"file": str(path)}, indent=1))
 
 
 def validate(options: Namespace) -> None:

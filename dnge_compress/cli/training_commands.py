@@ -10,7 +10,7 @@ from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Document, Facts, Section
 from dnge_compress.core.terminal import show
 from dnge_compress.inr.sets import about, build_set, usual
-from dnge_compress.zoo.build import RUNS, build_zoo
+from dnge_compress.zoo.build import RUNS, build_zoo, finished
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.pretrain.train import STEPS, pretrain_encoder
 
@@ -20,6 +20,8 @@ def zoo(options: Namespace) -> None:
     data_root = DataRoot.find(options.data_folder, options.output / "cache")
     with session() as progress:
         build_zoo(options.output, options.runs or RUNS, options.seed, data_root, options.jobs, progress)
+    if options.json:
+        print_json({"folder": str(options.output), "networks": len(finished(options.output))})
 
 
 def pretrain(options: Namespace) -> None:
