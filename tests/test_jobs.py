@@ -29,6 +29,7 @@ from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.measuring import batches_of, summed_loss
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.jobs.running import job_of, run
+from dnge_compress.jobs.threads import same_threads
 from dnge_compress.jobs.training import WHOLE, last_whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -209,6 +210,20 @@ def started(path: Path, threads: int) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+
+
+def test_a_job_says_for_good_that_it_goes_on_with_other_threads(tmp_path: Path, capsys: Any) -> None:
+    folder = JobFolder(tmp_path)
+    folder.state.write_text(json.dumps({"dnge_job": 1, "identity": "", "threads": 2, "stages": {}}))
+    with same_threads(folder):
+        assert torch.get_num_threads() == 2
+    assert "goes on with 2 CPU threads" in capsys.readouterr().err and torch.get_num_threads() == 1
+
+
+def test_a_job_whose_folder_records_no_threads_has_one(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.state.write_text(json.dumps({"dnge_job": 1, "identity": "", "stages": {}}))
+    assert folder.threads == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])

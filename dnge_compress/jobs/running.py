@@ -94,7 +94,7 @@ def run(job: Job, progress: Progress = silent) -> JobReport | None:
     if not is_rank0():
         follow(folder, job)
         return None
-    with room(folder.root), claim(folder, job, versions(), torch.get_num_threads()), same_threads(folder, progress):
+    with room(folder.root), claim(folder, job, versions(), torch.get_num_threads()), same_threads(folder):
         workers = workers_of(folder, job, progress)
         work = Work(job=job, folder=folder, workers=workers, progress=progress)
         stages = stages_of(job)

@@ -3,21 +3,21 @@ it began with, whatever the machine gives."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
-from dnge_compress.core.progress import Progress
 from dnge_compress.jobs.folder import JobFolder
 
 
 @contextmanager
-def same_threads(folder: JobFolder, progress: Progress) -> Iterator[None]:
+def same_threads(folder: JobFolder) -> Iterator[None]:
     """Run the block with the number of threads that the claimed folder records, and say so where it is another."""
     given, wanted = torch.get_num_threads(), folder.threads
     if given != wanted:
-        progress("go on", 1, 1, f"with {wanted} CPU threads, as the job began, instead of {given}")
+        print(f"dnge: goes on with {wanted} CPU threads, as the job began, instead of {given}", file=sys.stderr)
     torch.set_num_threads(wanted)
     try:
         yield
