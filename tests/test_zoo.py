@@ -29,7 +29,7 @@ from dnge_compress.zoo.corpora import VOCABULARY, tokens
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 from dnge_compress.zoo.pretrain import targets
-from dnge_compress.zoo.training import train
+from dnge_compress.zoo.training import float32_attention, train
 
 DRAWN = {b.family: b for b in blueprints(2 * len(FAMILIES), seed=0)}
 
@@ -315,3 +315,11 @@ def test_targets_add_up_to_what_cuts_really_cost(
             assert float(example.targets[space.name][cheapest].exp().sum()) == pytest.approx(most, rel=0.01, abs=1e-5)
     assert len(targets.examples_of(folder)) == (2 if family == "vit" else 1)
     assert targets.examples_of(folder.with_name(f"{folder.name}@20")) == [f"{folder.name}@20"]
+
+
+def test_attention_is_as_it_was_after_a_training_that_failed() -> None:
+    model: Any = build(next(b for b in DRAWN.values() if b.family == "bert"))
+    usual = model.config._attn_implementation
+    with pytest.raises(ZeroDivisionError), float32_attention(model):
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == usual

@@ -151,8 +151,10 @@ def float32_attention(model: nn.Module) -> Iterator[None]:
     usual = model.config._attn_implementation
     AttentionInterface.register("float32_sdpa", _attend)
     model.set_attn_implementation("float32_sdpa")
-    yield
-    model.set_attn_implementation(usual)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
 
 
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
