@@ -59,10 +59,12 @@ def compress(
     `model` is an nn.Module, a Hugging Face model, or the path or hub id of one. `ratio` (0 <= ratio < 1) is the
     fraction to remove, of the non-embedding parameters unless the recipe says otherwise. The model is calibrated on
     `data`, an iterable of its inputs, or on synthetic ones. `example_inputs` lets a plain module be traced;
-    `progress` is called along the way (core/progress.py). Further keywords override leaves of the recipe
-    (scorer="magnitude", compensate="none", seed=1). The result carries `.dnge.plan` and `.dnge.report`.
+    `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, or a value;
+    further keywords override leaves of it (scorer="magnitude", compensate="none", seed=1). `progress` is called along
+    the way (core/progress.py). `inplace` lets the object `model` itself become the smaller network; a copy is made all
+    the same, so it saves no memory. The result carries `.dnge.plan` and `.dnge.report`.
 
-    Raises a DngeError (see errors.py) and leaves the model as it was.
+    Raises a DngeError (core/errors.py) and leaves the model as it was.
 
         small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), ratio=0.3)
     """
@@ -84,7 +86,9 @@ def score(
 ) -> Scores:
     """Predicted cost of removing each unit, by the recipe's scorer. The model is only read; arguments as in `compress`.
 
-    scores = score(model, scorer="obs")
+    Raises a DngeError.
+
+        scores = score(model, scorer="obs")
     """
     return _Job(model, recipe, overrides, data, example_inputs, progress).scores()
 

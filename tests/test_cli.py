@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import re
 import subprocess
 import sys
 import time
@@ -105,7 +106,8 @@ def test_every_public_name_can_be_imported_and_is_listed_once_in_order() -> None
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    assert version("dnge-compress") == dnge_compress.__version__
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert cited is not None and version("dnge-compress") == dnge_compress.__version__ == cited[1]
 
 
 def commands(of: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:

@@ -84,7 +84,9 @@ def test_the_scorer_that_is_shown_scores() -> None:
 
 def test_the_readme_draws_the_real_tree_and_contributing_the_real_line() -> None:
     readme, contributing = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md"))
-    drawn = set(re.findall(r"[├└]── ([\w.]+)", readme))
+    tree = re.search(r"```\ndnge_compress/ .*?```", readme, re.DOTALL)
+    assert tree is not None and tree[0] in contributing
+    drawn = set(re.findall(r"[├└]── ([\w.]+)", tree[0]))
     package = ROOT / "dnge_compress"
     assert drawn == {p.name for p in package.iterdir() if p.is_dir() and p.name[0] != "_"} | {"api.py"}
     shown = re.search(r"core → [\w → ]+", contributing)

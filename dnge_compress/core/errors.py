@@ -1,16 +1,17 @@
 """Every error the package raises on purpose.
 
 DngeError
-├── UnknownNameError (KeyError)       a recipe, scorer, family or key nobody knows; offers the nearest
+├── UnknownNameError (KeyError)       an unknown recipe, scorer, family or key; offers the nearest
 ├── UnsupportedModelError (ValueError) a model the package can't read safely
 ├── WeightError (ValueError)          NaN, infinite or integer weights
-├── DataError (ValueError)            calibration data that doesn't fit
+├── DataError (ValueError)            data that is missing or doesn't fit, or a setting out of range
 ├── BudgetError (ValueError)          a ratio that can't be reached
 ├── PlanError (ValueError)            a plan that is broken or made for another model
 ├── RecipeError (ValueError)          a recipe file that doesn't validate
 ├── CheckpointError (ValueError)      a folder that can't be read or must not be overwritten
-├── LaunchError (RuntimeError)         a training that doesn't get the processes or strategy it asks for
-└── ExactnessError (RuntimeError)     surgery whose result differs from the masked model
+├── LaunchError (RuntimeError)        a training that doesn't get the processes or strategy it asks for
+├── ExactnessError (RuntimeError)     surgery whose result differs from the masked model
+└── UsageError                        a command line that doesn't fit the grammar (cli/grammar.py)
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class WeightError(DngeError, ValueError):
 
 
 class DataError(DngeError, ValueError):
-    """Calibration data that is missing or doesn't fit the model."""
+    """Data that is missing or doesn't fit the model, or a setting that is out of range."""
 
 
 class BudgetError(DngeError, ValueError):

@@ -1,5 +1,5 @@
-"""Replace a folder or a file in one move: write beside it, then rename, so that a reader finds the old or the new
-one whole."""
+"""Folders that are replaced in one move: written beside, then renamed, so that a reader finds the old or the new one
+whole."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class LoraPlan(Printable):
 
         For a classification task peft trains the whole head as well, which no budget of adapters counts.
 
-        model = get_peft_model(model, plan.lora_config("CAUSAL_LM"))
+            model = get_peft_model(model, plan.lora_config("CAUSAL_LM"))
         """
         from dnge_compress.lora.peft_config import config_of  # here, since peft takes seconds to import
 

@@ -1,7 +1,4 @@
-"""Find recipes by name or path, and turn them into checked ones: a prune recipe, a LoRA placement, or a whole job.
-
-resolve("prune/neurons", {"ratio": 0.3})
-"""
+"""Find recipes by name or path, and turn them into checked ones: a prune recipe, a LoRA placement, or a whole job."""
 
 from __future__ import annotations
 

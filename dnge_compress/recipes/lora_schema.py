@@ -36,7 +36,7 @@ class LoraBudget(RecipeSection):
 class Lora(RecipeSection):
     """Where LoRA goes and with what rank.
 
-    `placer` decides; see placers/. `target_modules` and `exclude_modules` follow peft: "all-linear", or names that
+    `placer` decides; see lora/placers/. `target_modules` and `exclude_modules` follow peft: "all-linear", or names that
     match as suffixes. Ranks are multiples of `rank_multiple` in [`min_rank`, `max_rank`], or 0, which means no adapter;
     a matrix never gets a rank above its own. `alpha_rule` "constant_scale" gives every adapter alpha =
     `lora_scale` × its rank; "constant_alpha" gives all of them `lora_scale` × the largest rank.
@@ -66,7 +66,9 @@ class Lora(RecipeSection):
 class LoraRecipe(RecipeSection):
     """Everything that decides a placement except the model and the data.
 
-    LoraRecipe(lora=Lora(budget=LoraBudget(trainable_params=4_000_000)))
+    What is left out keeps its default.
+
+        LoraRecipe(lora=Lora(budget=LoraBudget(trainable_params=4_000_000)))
     """
 
     recipe: Literal["lora"] = "lora"

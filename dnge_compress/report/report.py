@@ -89,7 +89,7 @@ def build_report(
 
     Work is counted on the first example of `inputs`.
 
-    report = build_report(plan, graph, before=model, after=apply(plan, model), inputs=batch)
+        report = build_report(plan, graph, before=model, after=apply(plan, model), inputs=batch)
     """
     old, new = measure(before, graph, inputs), measure(after, graph, inputs)
     return Report(

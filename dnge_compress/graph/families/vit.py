@@ -1,4 +1,4 @@
-"""Vision transformers (ViT, DeiT-free): pre-norm encoder over image patches."""
+"""Vision transformers (ViT): pre-norm encoder over image patches."""
 
 from __future__ import annotations
 
