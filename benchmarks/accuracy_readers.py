@@ -9,12 +9,11 @@ from dataclasses import dataclass, replace
 import torch
 from accuracy_networks import CLASSES, FEATURES, Herd, Subjects
 from accuracy_probes import PROBED
-from encoder_variants import SCHEDULES
+from encoder_variants import ORDERS
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
 from dnge_compress.encoder.network import NetworkEncoder
-from dnge_compress.encoder.passes import MessagePass
 
 DECAY = 0.98  # of the running mean of the reader's weights
 LOOK_EVERY = 3  # epochs
@@ -74,14 +73,7 @@ def network_encoder(
 ) -> NetworkEncoder:
     """Forward and backward passes from random initial values, over networks whose classes are known apart."""
     passes = [
-        MessagePass(
-            hidden,
-            features + (hidden if back else 0),
-            nodes={CLASSES: 10},
-            backward=back,
-            is_rooted=True,
-            schedule=SCHEDULES[order],
-        )
+        ORDERS[order](hidden, features + (hidden if back else 0), nodes={CLASSES: 10}, backward=back, is_rooted=True)
         for back in (False, True)
     ]
     for one in passes:

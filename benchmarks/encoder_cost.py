@@ -20,7 +20,7 @@ from scoring_cost import SIZES, _resident, encoder_forward, in_fresh_process, me
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, Message
+from dnge_compress.encoder.messages import Message
 
 LIMIT = 600  # seconds per measurement
 THREADS = 2
@@ -75,9 +75,8 @@ def measured(way: str, size: str) -> dict[str, float]:
 
 
 def _by_edges(
-    self: Message, weight: Tensor, states: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0,
-    chunk: int = CHUNK_ELEMENTS,
-) -> Tensor:  # fmt: skip
+    self: Message, weight: Tensor, states: Tensor, transposed: bool = False, *, scale: float | Tensor = 1.0
+) -> Tensor:
     block = weight * scale
     return per_edge(self, block.transpose(0, 1) if transposed else block, states)
 

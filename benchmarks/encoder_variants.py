@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.messages import MAGNITUDE, RAW, Basis, Message
-from dnge_compress.encoder.passes import MessagePass, Schedule, States, in_order
+from dnge_compress.encoder.passes import MessagePass, States
 from dnge_compress.encoder.snapshots import Snapshot, snapshots
 from dnge_compress.graph.types import ModelGraph
 
@@ -77,8 +77,7 @@ class Perceptron(nn.Module):
 class NoMessages(MessagePass):
     """States from each unit's own features, as if no message ever came."""
 
-    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor],
-                chunk: int = 0) -> States:  # fmt: skip
+    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> States:
         """Space → `[U, H]`."""
         empty = self.mix.bias.new_zeros(1, len(self.mix.bias))
         own = {s.name: self._own(graph, s.name, features) for s in graph.spaces}
@@ -92,33 +91,34 @@ class Nothing(nn.Module):
         super().__init__()
         self.hidden, self.features = hidden, nn.Linear(FEATURES + hidden, 1)  # of which only the size is looked at
 
-    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor],
-                chunk: int = 0) -> States:  # fmt: skip
+    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> States:
         """Space → zeros `[U, H]`."""
         like = next(iter(features.values()))
         return {s.name: like.new_zeros(s.units, self.hidden) for s in graph.spaces}
 
 
-def shuffled(
-    graph: ModelGraph, weights: Mapping[str, Tensor], dtype: torch.dtype, backward: bool
-) -> Iterable[Sequence[Snapshot]]:
+class Shuffled(MessagePass):
     """The steps one at a time, in a random but fixed order."""
-    steps = list(snapshots(graph, weights, dtype))
-    mixed = random.Random(graph.fingerprint).sample(steps, len(steps))
-    if [s.step for s in mixed] == [s.step for s in steps]:  # one order in six, of three layers
-        mixed = mixed[1:] + mixed[:1]
-    return ([step] for step in (mixed[::-1] if backward else mixed))
+
+    def ordered(self, graph: ModelGraph, weights: Mapping[str, Tensor]) -> Iterable[Sequence[Snapshot]]:
+        """One snapshot at a time."""
+        steps = list(snapshots(graph, weights, self.mix.weight.dtype))
+        mixed = random.Random(graph.fingerprint).sample(steps, len(steps))
+        if [s.step for s in mixed] == [s.step for s in steps]:  # one order in six, of three layers
+            mixed = mixed[1:] + mixed[:1]
+        return ([step] for step in (mixed[::-1] if self.backward_in_time else mixed))
 
 
-def static(
-    graph: ModelGraph, weights: Mapping[str, Tensor], dtype: torch.dtype, backward: bool
-) -> Iterable[Sequence[Snapshot]]:
+class Static(MessagePass):
     """All layers at once, a few times: a static graph."""
-    steps = list(snapshots(graph, weights, dtype))
-    return [steps[::-1] if backward else steps] * STATIC_ROUNDS
+
+    def ordered(self, graph: ModelGraph, weights: Mapping[str, Tensor]) -> Iterable[Sequence[Snapshot]]:
+        """All snapshots together."""
+        steps = list(snapshots(graph, weights, self.mix.weight.dtype))
+        return [steps[::-1] if self.backward_in_time else steps] * STATIC_ROUNDS
 
 
-SCHEDULES: dict[str, Schedule] = {"inference": in_order, "shuffled": shuffled, "static": static}
+ORDERS: dict[str, type[MessagePass]] = {"inference": MessagePass, "shuffled": Shuffled, "static": Static}
 
 
 def scoring(
@@ -134,13 +134,9 @@ def scoring(
     def make() -> DNGEncoder:
         encoder = DNGEncoder()
         h, f = encoder.config.hidden, encoder.config.features
-        kind = NoMessages if directions == "none" else MessagePass
-        encoder.ahead = kind(h, f, streams, schedule=SCHEDULES[order])
-        encoder.back = (
-            MessagePass(h, f + h, streams, backward=True, schedule=SCHEDULES[order])
-            if directions == "both"
-            else Nothing(h)
-        )
+        kind = NoMessages if directions == "none" else ORDERS[order]
+        encoder.ahead = kind(h, f, streams)
+        encoder.back = kind(h, f + h, streams, backward=True) if directions == "both" else Nothing(h)
         if not signals:
             encoder.register_forward_pre_hook(_without_signals)
         return encoder

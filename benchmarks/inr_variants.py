@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from encoder_variants import SCHEDULES, LearnedWaves, Perceptron
+from encoder_variants import ORDERS, LearnedWaves, Perceptron
 from torch import Tensor, nn
 from torch.func import vmap
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.encoder.messages import RAW, Basis
 from dnge_compress.encoder.network import NetworkEncoder
-from dnge_compress.encoder.passes import GRU, MessagePass, States
+from dnge_compress.encoder.passes import GRU, States
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.inr import InrEncoder, InrEncoderConfig, InrReader
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
@@ -64,7 +64,7 @@ class VariantEncoder(InrReader):
         streams = variant.streams + ((tuple(self.learned.waves),) if self.learned is not None else ())
         is_relative = variant.is_relative and not variant.is_functional
         passes = [
-            MessagePass(
+            ORDERS[variant.order](
                 h,
                 FEATURES + probes + (h if backward else 0),
                 streams,
@@ -74,7 +74,6 @@ class VariantEncoder(InrReader):
                 is_rooted=variant.is_rooted,
                 update=UPDATES[variant.update](h),
                 norm=nn.Identity() if variant.is_functional else None,
-                schedule=SCHEDULES[variant.order],
             )
             for backward in ((False, True) if variant.directions == "both" else (False,))
         ]

@@ -11,7 +11,7 @@ from encoder_variants import per_edge
 from models import MODELS, example_inputs, graph_of, make
 from torch import nn
 
-from dnge_compress.encoder import DNGEncoder, pooling
+from dnge_compress.encoder import DNGEncoder, messages, pooling
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.messages import MAGNITUDE, RAW, Basis, Message, scales
 from dnge_compress.encoder.passes import run_passes
@@ -69,13 +69,14 @@ def test_transposed_message_equals_the_message_over_the_transposed_block() -> No
     assert torch.allclose(message(weight, states, transposed=True), direct, atol=1e-10, rtol=0)
 
 
-def test_equal_sources_need_no_product() -> None:
+def test_equal_sources_need_no_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(messages, "CHUNK_ELEMENTS", 40)
     torch.manual_seed(0)
     message = Message(7, RAW + MAGNITUDE).double()
     weight, state = torch.randn(5, 11, 3).double(), torch.randn(1, 7).double()
     for back, units in ((False, 11), (True, 5)):
         expected = message(weight, state.expand(units, -1), back, scale=2.0)
-        found = message.from_equals(weight, state, back, scale=2.0, chunk=40)
+        found = message.from_equals(weight, state, back, scale=2.0)
         assert torch.allclose(found, expected, atol=1e-10, rtol=0)
 
 
@@ -123,12 +124,14 @@ def test_query_heads_inside_a_group_may_swap_without_any_effect(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cnn_residual"])
-def test_scores_are_the_same_at_any_chunk_size(name: str) -> None:
+def test_scores_are_the_same_at_any_chunk_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(name)
     graph = graph_of(name, model)
     arguments = (graph, weights64(model), features64(graph), layer_costs(graph))
     with torch.no_grad():
-        whole, chunked = encoder64()(*arguments), encoder64()(*arguments, chunk=50)
+        whole = encoder64()(*arguments)
+        monkeypatch.setattr(messages, "CHUNK_ELEMENTS", 50)
+        chunked = encoder64()(*arguments)
     for space in whole.spaces:
         assert torch.allclose(whole.spaces[space], chunked.spaces[space], atol=1e-10, rtol=0)
 

@@ -46,14 +46,13 @@ class Message(nn.Module):
         transposed: bool = False,
         *,
         scale: float | Tensor = 1.0,
-        chunk: int = CHUNK_ELEMENTS,
     ) -> Float[Tensor, "targets H"]:
         """Messages `[D, H]` over a block `[D, S, kernel]` from `states` `[S, H]`; `transposed`, `[S, H]` from `[D, H]`.
 
-        The block is multiplied by `scale` chunk by chunk; `chunk` bounds memory and doesn't change the result.
+        The block is multiplied by `scale` chunk by chunk, which bounds memory and doesn't change the result.
         """
         gated = torch.cat([self.node(states) * e for e in self.edge])  # [K · src, H]
-        rows = max(1, chunk // max(1, weight[0].numel() * len(self.basis)))
+        rows = max(1, CHUNK_ELEMENTS // max(1, weight[0].numel() * len(self.basis)))
         parts: list[Tensor] = []
         total = states.new_zeros(weight.shape[1] if transposed else 0, states.shape[1])
         for first in range(0, len(weight), rows):
@@ -72,11 +71,10 @@ class Message(nn.Module):
         transposed: bool = False,
         *,
         scale: float | Tensor = 1.0,
-        chunk: int = CHUNK_ELEMENTS,
     ) -> Float[Tensor, "targets H"]:
         """`forward` where all sources share one `state` `[1, H]`: the block's means are enough, and no product runs."""
         gated = self.node(state) * self.edge  # [K, H]
-        rows = max(1, chunk // max(1, weight[0].numel() * len(self.basis)))
+        rows = max(1, CHUNK_ELEMENTS // max(1, weight[0].numel() * len(self.basis)))
         axis = 0 if transposed else 1
         parts = [
             torch.stack([phi.sum(axis) for phi in self._phi(weight[i : i + rows], scale)], -1)

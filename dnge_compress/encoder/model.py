@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dnge_compress.encoder.features import FEATURES
 from dnge_compress.encoder.hub_encoder import HubEncoder
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS
 from dnge_compress.encoder.passes import MessagePass, States, run_passes
 from dnge_compress.encoder.pooling import segment_mean
 from dnge_compress.graph.types import ModelGraph
@@ -71,10 +70,9 @@ class DNGEncoder(
         weights: Mapping[str, Tensor],
         features: Mapping[str, Float[Tensor, "_ F"]],
         layer_costs: Mapping[str, Float[Tensor, " _"]],
-        chunk: int = CHUNK_ELEMENTS,
     ) -> Corrections:
         """Corrections for every prunable space, every block and every matrix of the network."""
-        states = run_passes((self.ahead, self.back), graph, weights, features, chunk)
+        states = run_passes((self.ahead, self.back), graph, weights, features)
         return Corrections(
             {name: self._bounded(self._space(states[name], x)) for name, x in features.items()},
             self._layers(graph, states, layer_costs),

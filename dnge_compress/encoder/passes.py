@@ -16,37 +16,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dnge_compress.encoder.messages import CHUNK_ELEMENTS, MAGNITUDE, RAW, Basis, Message
+from dnge_compress.encoder.messages import MAGNITUDE, RAW, Basis, Message
 from dnge_compress.encoder.pooling import pool_rows, spread
 from dnge_compress.encoder.snapshots import ROLES, Edge, Snapshot, snapshots
 from dnge_compress.graph.types import ModelGraph
 
 States = dict[str, Tensor]
-Schedule = Callable[[ModelGraph, Mapping[str, Tensor], torch.dtype, bool], Iterable[Sequence[Snapshot]]]
 KINDS = ("neuron", "head", "channel", "residual", "expert", "layer", "fixed")
 
 
 def run_passes(
-    passes: Iterable[MessagePass],
-    graph: ModelGraph,
-    weights: Mapping[str, Tensor],
-    features: Mapping[str, Tensor],
-    chunk: int = CHUNK_ELEMENTS,
+    passes: Iterable[MessagePass], graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]
 ) -> States:
     """The states of several passes side by side, space → `[U, passes · H]`. Each reads the node features `[U, F]`, and
     the states of the one before."""
     found: list[States] = []
     for one in passes:
         read = _joined(features, found[-1], one.features.in_features) if found else features
-        found.append(one(graph, weights, read, chunk))
+        found.append(one(graph, weights, read))
     return {name: torch.cat([states[name] for states in found], -1) for name in found[0]}
-
-
-def in_order(
-    graph: ModelGraph, weights: Mapping[str, Tensor], dtype: torch.dtype, backward: bool
-) -> Iterable[Sequence[Snapshot]]:
-    """The snapshots of inference, one at a time."""
-    return ([snapshot] for snapshot in snapshots(graph, weights, dtype, backward=backward))
 
 
 class GRU(nn.Module):
@@ -71,11 +59,11 @@ class MessagePass(nn.Module):
 
     Inputs and outputs of the network (kind "fixed") have no memory, and all their units are alike, except in the
     spaces of `nodes` (space → units): there each unit has a learned vector of its own, as the paper's input nodes.
-    Blocks of weights are taken relative to their root mean square, whose log the update is given, unless
-    `is_relative` is False. Messages are means over the sources; `is_rooted` makes those over raw weights sums over the
-    root of their number, which doesn't shrink with width where weights are independent. `update` (a GRU) and `norm`
-    (a LayerNorm) can be other modules of the same shapes, `schedule` another order of the snapshots: those that it
-    gives together act on the same memory.
+
+    - `is_relative`: blocks of weights are taken relative to their root mean square, whose log the update is given.
+    - `is_rooted`: messages over raw weights are sums over the root of the number of sources instead of means, which
+      doesn't shrink with width where weights are independent.
+    - `update` and `norm`: modules of the same shapes in place of a GRU and a LayerNorm.
     """
 
     def __init__(
@@ -90,11 +78,9 @@ class MessagePass(nn.Module):
         is_rooted: bool = False,
         update: nn.Module | None = None,
         norm: nn.Module | None = None,
-        schedule: Schedule = in_order,
     ) -> None:
         super().__init__()
-        self.backward_in_time, self.schedule = backward, schedule
-        self.is_relative, self.is_rooted = is_relative, is_rooted
+        self.backward_in_time, self.is_relative, self.is_rooted = backward, is_relative, is_rooted
         self.streams: Sequence[Message] = nn.ModuleList(Message(hidden, basis) for basis in streams)  # type: ignore[assignment]
         self.mix = nn.Linear(len(self.streams) * hidden, hidden)
         self.role = nn.Embedding(len(ROLES), hidden)
@@ -106,26 +92,20 @@ class MessagePass(nn.Module):
         self.norm = norm or nn.LayerNorm(hidden)
         self.nodes = nn.ParameterDict({name: torch.randn(units, hidden) for name, units in (nodes or {}).items()})
 
-    def forward(
-        self,
-        graph: ModelGraph,
-        weights: Mapping[str, Tensor],
-        features: Mapping[str, Tensor],
-        chunk: int = CHUNK_ELEMENTS,
-    ) -> States:
+    def forward(self, graph: ModelGraph, weights: Mapping[str, Tensor], features: Mapping[str, Tensor]) -> States:
         """The state of every unit of every space after the pass, space → `[U, H]`, from node features `[U, F]`."""
         memory: States = {}
-        for together in self.schedule(graph, weights, self.mix.weight.dtype, self.backward_in_time):
-            memory |= self._updated(graph, together, memory, features, chunk)
+        for together in self.ordered(graph, weights):
+            memory |= self._updated(graph, together, memory, features)
         return {s.name: self._state(graph, s.name, memory, features) for s in graph.spaces}
 
+    def ordered(self, graph: ModelGraph, weights: Mapping[str, Tensor]) -> Iterable[Sequence[Snapshot]]:
+        """The snapshots in the order of inference, or backward; those given together act on the same memory."""
+        dtype = self.mix.weight.dtype
+        return ([snapshot] for snapshot in snapshots(graph, weights, dtype, backward=self.backward_in_time))
+
     def _updated(
-        self,
-        graph: ModelGraph,
-        together: Iterable[Snapshot],
-        memory: States,
-        features: Mapping[str, Tensor],
-        chunk: int,
+        self, graph: ModelGraph, together: Iterable[Snapshot], memory: States, features: Mapping[str, Tensor]
     ) -> States:
         """New states of the spaces that some snapshots inform, all computed from the same memory."""
         inputs: dict[str, list[Tensor]] = {}
@@ -135,7 +115,7 @@ class MessagePass(nn.Module):
                 target = self._target(edge)
                 if self._has_memory(graph, target):
                     inputs.setdefault(target, []).append(self._block_input(graph, snapshot, edge))
-                    messages.setdefault(target, []).append(self._messages(graph, edge, memory, features, chunk))
+                    messages.setdefault(target, []).append(self._messages(graph, edge, memory, features))
         updated = {}
         for name, found in messages.items():
             given = self._own(graph, name, features) + sum(inputs[name]) / len(inputs[name])
@@ -145,9 +125,7 @@ class MessagePass(nn.Module):
     def _target(self, edge: Edge) -> str:
         return edge.src if self.backward_in_time and not edge.is_diagonal else edge.dst
 
-    def _messages(
-        self, graph: ModelGraph, edge: Edge, memory: States, features: Mapping[str, Tensor], chunk: int
-    ) -> Tensor:
+    def _messages(self, graph: ModelGraph, edge: Edge, memory: States, features: Mapping[str, Tensor]) -> Tensor:
         """The messages along an edge to the units that it informs in this direction `[U, H]`."""
         scale = edge.scales[0] if self.is_relative else 1.0
         if edge.is_diagonal:
@@ -158,10 +136,10 @@ class MessagePass(nn.Module):
         width = edge.src_width if back else edge.dst_width
         states = self._state(graph, source, memory, features)
         if not self._has_memory(graph, source):
-            rows = [m.from_equals(edge.weight, states[:1], back, scale=scale, chunk=chunk) for m in self.streams]
+            rows = [m.from_equals(edge.weight, states[:1], back, scale=scale) for m in self.streams]
         else:
             states = spread(states, source_width)
-            rows = [m(edge.weight, states, back, scale=scale, chunk=chunk) for m in self.streams]
+            rows = [m(edge.weight, states, back, scale=scale) for m in self.streams]
         if self.is_rooted:
             root = edge.weight.shape[0 if back else 1] ** 0.5
             rows = [r * root if m.basis == RAW else r for m, r in zip(self.streams, rows, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -123,25 +124,18 @@ class ModelGraph:
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
-        names = [s.name for s in self.spaces]
-        if len(set(names)) != len(names):
+        names = {s.name for s in self.spaces}
+        if len(names) != len(self.spaces):
             raise UnsupportedModelError("two spaces have the same name; correct the model's family")
-        unknown = {s.space for s in self.slots} - set(names)
+        unknown = {s.space for s in self.slots} - names
         if unknown:
             raise UnsupportedModelError(f"slots name unknown spaces {sorted(unknown)}; correct the model's family")
-        index: dict[str, list[Slot]] = {n: [] for n in names}
-        for slot in self.slots:
-            index[slot.space].append(slot)
-        object.__setattr__(self, "_by_name", {s.name: s for s in self.spaces})
-        object.__setattr__(self, "_slots_of", {n: tuple(v) for n, v in index.items()})
-        object.__setattr__(self, "_step_of", {p: s for s in self.steps for p in s.params})
 
     def space(self, name: str) -> Space:
         """The space called `name`. Raises UnknownNameError."""
-        try:
-            return self._by_name[name]  # type: ignore[attr-defined]
-        except KeyError:
-            raise UnknownNameError("space", name, self._by_name) from None  # type: ignore[attr-defined]
+        if name not in self._by_name:
+            raise UnknownNameError("space", name, self._by_name)
+        return self._by_name[name]
 
     def of_kind(self, *kinds: str) -> tuple[Space, ...]:
         """All spaces of the given kinds, in forward order."""
@@ -149,11 +143,11 @@ class ModelGraph:
 
     def slots_of(self, space: str) -> tuple[Slot, ...]:
         """Every slot of a space, producers and consumers."""
-        return self._slots_of[space]  # type: ignore[attr-defined]
+        return self._slots_of[space]
 
     def step_of(self, param: str) -> Step:
         """The step that uses `param`."""
-        return self._step_of[param]  # type: ignore[attr-defined]
+        return self._step_of[param]
 
     def consumes(self, slot: Slot) -> bool:
         """Whether the slot is on the reading side: the columns that a unit's activation is multiplied with."""
@@ -175,6 +169,18 @@ class ModelGraph:
     def consumers(self, space: str) -> tuple[Slot, ...]:
         """The slots through which the rest of the network reads the space."""
         return tuple(s for s in self.slots_of(space) if self.consumes(s))
+
+    @cached_property
+    def _by_name(self) -> dict[str, Space]:
+        return {s.name: s for s in self.spaces}
+
+    @cached_property
+    def _slots_of(self) -> dict[str, tuple[Slot, ...]]:
+        return {name: tuple(s for s in self.slots if s.space == name) for name in self._by_name}
+
+    @cached_property
+    def _step_of(self) -> dict[str, Step]:
+        return {param: step for step in self.steps for param in step.params}
 
 
 @dataclass(frozen=True, kw_only=True)
