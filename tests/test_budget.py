@@ -18,11 +18,10 @@ from dnge_compress.graph.counting import is_embedding, non_embedding_prices
 from dnge_compress.graph.types import ModelGraph, Scores, Space
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.greedy import shrunk_levels
-from dnge_compress.plans.planner import macs_per_element
 from dnge_compress.plans.problem import Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.recipes.library import resolve
-from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.work import macs_per_element
 
 QUICK: dict[str, Any] = {"scorer": "magnitude", "compensate": "none", "tokens": 64, "length": 16}
 NEURONS: dict[str, Any] = {"kinds": ["neuron", "channel"]}
@@ -91,8 +90,7 @@ def test_a_ratio_of_units_is_reached_in_every_space_within_half_a_unit(name: str
 def test_a_ratio_of_macs_is_reached_within_a_unit(name: str) -> None:
     found, model, graph = planned(name, ratio=0.3, of="macs", **NEURONS)
     inputs = models.example_inputs(name)
-    context = ScoringContext(graph=graph, model=model, data=(inputs,))
-    per = macs_per_element(context)
+    per = macs_per_element(model, graph, inputs)
     shapes = {n: p.shape for n, p in model.named_parameters()}
     before = sum(per[n] * shapes[n].numel() for n in per)
     extra = {} if models.MODELS[name].family else {"example_inputs": inputs}
@@ -105,12 +103,10 @@ def test_a_ratio_of_macs_is_reached_within_a_unit(name: str) -> None:
 def test_macs_count_how_often_a_weight_is_used() -> None:
     """A conv on 16 × 16 pixels counts 256 times, after pooling 64 times, the head once; a linear per token."""
     model = models.make("cnn")
-    per = macs_per_element(
-        ScoringContext(graph=models.graph_of("cnn", model), model=model, data=(models.example_inputs("cnn"),))
-    )
+    per = macs_per_element(model, models.graph_of("cnn", model), models.example_inputs("cnn"))
     assert {n: per[n] for n in per} == {"0.weight": 256, "4.weight": 64, "9.weight": 1}
     bert = models.make("bert_mlm")
-    per = macs_per_element(ScoringContext(graph=models.graph_of("bert_mlm", bert), model=bert, data=(models.tokens(),)))
+    per = macs_per_element(bert, models.graph_of("bert_mlm", bert), models.tokens())
     assert per["bert.encoder.layer.0.output.dense.weight"] == 11 and not any("embeddings" in n for n in per)
 
 

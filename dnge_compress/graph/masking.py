@@ -7,7 +7,7 @@ swapped for the length of a call (torch.func.functional_call), never changed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,12 +47,10 @@ class MaskedModel(nn.Module):
 @contextmanager
 def skipped(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
     """Blocks pass their input on, for the length of the context."""
-    handles = [model.get_submodule(m).register_forward_hook(_pass_on, with_kwargs=True) for m in modules]
-    try:
+    with ExitStack() as hooks:
+        for m in modules:
+            hooks.enter_context(model.get_submodule(m).register_forward_hook(_pass_on, with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def zeroed(weight: Tensor, slot: Slot, units: Tensor) -> Tensor:

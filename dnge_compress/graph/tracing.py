@@ -9,7 +9,7 @@ import copy
 import ctypes
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -176,15 +176,15 @@ def executed_layers(net: nn.Module, inputs: Any) -> list[Layer]:
         elif source is not None and _is_activation(module) and not found[source].activation:
             found[source] = replace(found[source], activation=type(module).__name__.lower().removesuffix("activation"))
 
-    hooks = [m.register_forward_hook(record) for m in net.modules() if not list(m.children())]
-    try:
-        call_with(net, inputs)
-    except Exception as e:
-        what = f"{type(net).__name__} can't be called with these example_inputs"
-        raise DataError(f"{what} ({type(e).__name__}: {e}); give a tensor, a tuple or a dict of its arguments") from e
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for m in net.modules():
+            if not list(m.children()):
+                hooks.enter_context(m.register_forward_hook(record))
+        try:
+            call_with(net, inputs)
+        except Exception as e:
+            what = f"{type(net).__name__} can't be called with these example_inputs ({type(e).__name__}: {e})"
+            raise DataError(f"{what}; give a tensor, a tuple or a dict of its arguments") from e
     return list(found.values())
 
 
@@ -199,20 +199,15 @@ def _describe(path: str, module: nn.Module) -> Layer | None:
             return Layer(path=path, module=module, op="embed", writes=(("weight", 1),))
         if module.groups == 1:
             return Layer(path=path, module=module, op="conv", writes=OUT, reads=IN)
-        depthwise = module.groups == module.in_channels == module.out_channels
-        return (
-            Layer(path=path, module=module, op="norm", writes=OUT) if depthwise else None
-        )  # one kernel per channel: nothing mixes
+        if module.groups == module.in_channels == module.out_channels:  # one kernel per channel: nothing mixes
+            return Layer(path=path, module=module, op="norm", writes=OUT)
     if not owned:
         return None
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
         return Layer(path=path, module=module, op="batchnorm", writes=OUT + STATISTICS)
     is_flat_norm = isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1
-    return (
-        Layer(path=path, module=module, op="norm", writes=OUT)
-        if is_flat_norm or isinstance(module, nn.GroupNorm)
-        else None
-    )
+    is_norm = is_flat_norm or isinstance(module, nn.GroupNorm)
+    return Layer(path=path, module=module, op="norm", writes=OUT) if is_norm else None
 
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:

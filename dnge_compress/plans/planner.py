@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.counting import Prices, non_embedding_prices, parameter_prices
@@ -23,8 +22,8 @@ from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import dense_outputs, measured_divergence
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.consumers import feature_axis
-from dnge_compress.signals.inference import call, examples_in, first_examples, inference_mode_of
+from dnge_compress.signals.inference import inference_mode_of, share_of
+from dnge_compress.signals.work import macs_per_element
 
 MEASURE_SHARE = 0.125  # of the calibration inputs
 MEASURE_ROWS = 32  # examples at least
@@ -87,40 +86,14 @@ def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
 
 def _prices(context: ScoringContext, of: str) -> Prices:
     if of == "macs":
-        return macs_per_element(context)
+        return macs_per_element(context.model, context.graph, context.batches[0])
     return non_embedding_prices(context.model, context.graph)
-
-
-def macs_per_element(context: ScoringContext) -> Prices:
-    """How often each weight is multiplied for one example: the positions at which its module's output is computed."""
-    positions: dict[str, float] = {}
-    handles = []
-    matrices = {p.rpartition(".")[0]: p for s in context.graph.steps for p in s.params if p.endswith("weight")}
-    dims = {n: p.dim() for n, p in context.model.named_parameters()}
-
-    def count(param: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            positions[param] = out[0].numel() / out.shape[feature_axis(module)]
-
-        return hook
-
-    for module, param in matrices.items():
-        if dims.get(param, 0) >= 2 and context.graph.step_of(param).op != "embed":
-            handles.append(context.model.get_submodule(module).register_forward_hook(count(param)))
-    try:
-        with torch.no_grad(), inference_mode_of(context.model):
-            call(context.model, first_examples(context.batches, 1)[0])
-    finally:
-        for handle in handles:
-            handle.remove()
-    return positions
 
 
 def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:
     if len(found) == 1:
         return found[0], []
-    total = sum(examples_in(b) for b in context.batches)
-    batches = first_examples(context.batches, max(MEASURE_ROWS, round(total * MEASURE_SHARE)))
+    batches = share_of(context.batches, MEASURE_SHARE, MEASURE_ROWS)
     with torch.no_grad(), inference_mode_of(context.model):
         reference = dense_outputs(context, batches)
         costs = []

@@ -1,24 +1,23 @@
-"""What a cut costs, tried out: the model masked and repaired, run on some inputs, its answers against the whole's."""
+"""The measured cost of a cut: the divergence of the masked and repaired model from the whole one on some inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.divergence import attended, attended_outputs, divergence
-from dnge_compress.signals.inference import Inputs, call, has_logits
+from dnge_compress.signals.divergence import mean_divergence, outputs_of
+from dnge_compress.signals.inference import Inputs, has_logits
 from dnge_compress.signals.refit import least_squares_repair
 
 
 def dense_outputs(context: ScoringContext, batches: Sequence[Inputs]) -> list[Tensor]:
     """The model's own answers on each batch; call it in inference mode."""
-    return [attended_outputs(call(context.model, b), attended(b)) for b in batches]
+    return [outputs_of(context.model, batch) for batch in batches]
 
 
 def measured_divergence(
@@ -33,9 +32,7 @@ def measured_divergence(
     The model is left as it is; call it in inference mode.
     """
     masked = MaskedModel(context.model, applied, repair_values(context, applied, repair))
-    logits = has_logits(context.model)
-    pairs = zip(batches, reference, strict=True)
-    return torch.stack([divergence(attended_outputs(call(masked, b), attended(b)), r, logits) for b, r in pairs]).mean()
+    return mean_divergence(masked, batches, reference, has_logits(context.model))
 
 
 def repair_values(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs
+from dnge_compress.signals.layers import layer_costs
 from dnge_compress.signals.moments import Signals, gather_signals
 
 SCORERS = Registry(
@@ -62,6 +63,14 @@ class ScoringContext:
     def signals(self) -> Signals:
         """Activation and gradient statistics, gathered on first use."""
         return gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
+
+    @cached_property
+    def layer_costs(self) -> dict[str, Tensor]:
+        """Measured costs of skipping blocks in nats per label, `[layers]` per layer space, on first use."""
+        spaces = self.graph.of_kind("layer")
+        if not any(len(s.protected) < s.units for s in spaces):
+            return {s.name: torch.ones(s.units) for s in spaces}  # nothing is run where no block can go
+        return layer_costs(self.model, self.graph, self.batches)
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:

@@ -1,15 +1,15 @@
-"""What a model says, how far two answers are apart, and a loss whose gradient tells which units matter."""
+"""A model's outputs, the divergence between two of them, and a loss whose gradient tells which units matter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as nnf
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from dnge_compress.signals.inference import Inputs
+from dnge_compress.signals.inference import Inputs, call
 
 
 def attended(batch: Inputs) -> Bool[Tensor, "N T"] | None:
@@ -25,6 +25,19 @@ def attended_outputs(output: Float[Tensor, "..."], mask: Bool[Tensor, "N T"] | N
     if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
         return output
     return output[mask]
+
+
+def outputs_of(model: nn.Module, batch: Inputs) -> Float[Tensor, "..."]:
+    """The model's outputs at the positions of a batch that count."""
+    return attended_outputs(call(model, batch), attended(batch))
+
+
+def mean_divergence(
+    model: nn.Module, batches: Iterable[Inputs], reference: Iterable[Tensor], logits: bool
+) -> Float[Tensor, ""]:
+    """Mean over batches of the divergence of a model's outputs from `reference`, in nats per label."""
+    pairs = zip(batches, reference, strict=True)
+    return torch.stack([divergence(outputs_of(model, batch), wanted, logits) for batch, wanted in pairs]).mean()
 
 
 def divergence(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.progress import Progress, silent
-from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
+from dnge_compress.signals.divergence import label_loss, outputs_of
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, writes_text
 
 Loss = Callable[[nn.Module, Inputs], tuple[Tensor, int]]  # a sum over labels, and how many they are
@@ -37,11 +37,11 @@ def mean_square_gradients(
 
 
 def sampled_labels(seed: int) -> Loss:
-    """Labels drawn from the model's own answer, so that nobody has to know any: squared gradients are Fisher's."""
+    """Labels drawn from the model's own answer, so that no real ones are needed: squared gradients are Fisher's."""
     generator = torch.Generator().manual_seed(seed)
 
     def loss(model: nn.Module, batch: Inputs) -> tuple[Tensor, int]:
-        output = attended_outputs(call(model, batch), attended(batch))
+        output = outputs_of(model, batch)
         return label_loss(output, has_logits(model), generator), output.numel() // output.shape[-1]
 
     return loss
@@ -76,12 +76,8 @@ def _reduced(weights: Mapping[str, nn.Parameter], sums: dict[str, float]) -> Ite
         sums[name] += float(weight.grad.float().square().mean())
         weight.grad = None
 
-    handles = []
-    for name, weight in weights.items():
-        weight.requires_grad_(True)
-        handles.append(weight.register_post_accumulate_grad_hook(partial(reduce, name)))
-    try:
+    with ExitStack() as hooks:
+        for name, weight in weights.items():
+            weight.requires_grad_(True)
+            hooks.enter_context(weight.register_post_accumulate_grad_hook(partial(reduce, name)))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

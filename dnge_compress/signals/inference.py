@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import UnsupportedModelError
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
-
-
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language models end
 
 
@@ -97,6 +95,11 @@ def examples_in(inputs: Inputs) -> int:
     """How many examples a batch holds."""
     first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
     return len(first[0]) if isinstance(first, tuple) else len(first)
+
+
+def share_of(batches: Sequence[Inputs], share: float, least: int) -> list[Inputs]:
+    """A `share` (0..1) of the examples, and at least so many: the first ones."""
+    return first_examples(batches, max(least, round(sum(map(examples_in, batches)) * share)))
 
 
 def first_examples(batches: Sequence[Inputs], rows: int) -> list[Inputs]:

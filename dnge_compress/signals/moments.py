@@ -9,7 +9,7 @@ Letters: U units, W values per unit at the consumer (head size, kernel positions
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,23 +98,20 @@ def _run(
 ) -> bool:
     """Send all inputs through the model and back; False, after the first, if activations were overwritten."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad(), inference_mode_of(model), _gradients(model, graph):
-        handles = [h for r in recorders for h in r.attach()]
-        try:
-            for i, batch in enumerate(batches):
-                mask = attended(batch)
-                for r in recorders:
-                    r.mask = mask
-                output = attended_outputs(call(model, batch), mask)
-                label_loss(output, has_logits(model), generator).backward()
-                if any(r.overwritten for r in recorders):
-                    return False
-                for r in recorders:
-                    r.end_batch(labels=output.numel() // output.shape[-1])
-                progress("calibrate", i + 1, len(batches))
-        finally:
-            for h in handles:
-                h.remove()
+    with torch.enable_grad(), inference_mode_of(model), _gradients(model, graph), ExitStack() as hooks:
+        for r in recorders:
+            r.attach(hooks)
+        for i, batch in enumerate(batches):
+            mask = attended(batch)
+            for r in recorders:
+                r.mask = mask
+            output = attended_outputs(call(model, batch), mask)
+            label_loss(output, has_logits(model), generator).backward()
+            if any(r.overwritten for r in recorders):
+                return False
+            for r in recorders:
+                r.end_batch(labels=output.numel() // output.shape[-1])
+            progress("calibrate", i + 1, len(batches))
     return True
 
 
@@ -132,13 +129,10 @@ def _gradients(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
             return None
         return out.detach().requires_grad_().clone()  # a leaf may not be changed in place by the activation behind it
 
-    modules = {p.rpartition(".")[0] for s in graph.steps for p in s.params}
-    handles = [model.get_submodule(m).register_forward_hook(start) for m in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in {p.rpartition(".")[0] for s in graph.steps for p in s.params}:
+            hooks.enter_context(model.get_submodule(module).register_forward_hook(start))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _Recorder:
@@ -169,11 +163,9 @@ class _Recorder:
         self.mask: Tensor | None = None
         self._batch_mask_gradient: Tensor | None = None
 
-    def attach(self) -> list[torch.utils.hooks.RemovableHandle]:
-        return [
-            self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])),
-            self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)),
-        ]
+    def attach(self, hooks: ExitStack) -> None:
+        hooks.enter_context(self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])))
+        hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
 
     def _read(self, x: Tensor) -> None:
         self.moments.add(self._rows(x.detach()))

@@ -8,6 +8,7 @@ uniform rank each, as peft does; the counts are then scaled to the budget in par
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor
@@ -48,15 +49,10 @@ def _moments(sites: Sequence[Site], context: PlacingContext) -> dict[str, Second
     def watch(path: str, x: Tensor) -> None:
         found[path].add(attended_outputs(x.detach(), mask).flatten(0, -2))
 
-    handles = [
-        m.register_forward_pre_hook(lambda m, args, path=path: watch(path, args[0])) for path, m in modules.items()
-    ]
-    try:
-        with torch.no_grad(), inference_mode_of(context.model):
-            for batch in context.batches:
-                mask = attended(batch)
-                call(context.model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), inference_mode_of(context.model), ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(lambda m, args, path=path: watch(path, args[0])))
+        for batch in context.batches:
+            mask = attended(batch)
+            call(context.model, batch)
     return found

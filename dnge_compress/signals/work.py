@@ -1,0 +1,33 @@
+"""How much every weight works: the positions of one example at which it is multiplied."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.graph.counting import Prices
+from dnge_compress.graph.types import ModelGraph
+from dnge_compress.signals.consumers import feature_axis
+from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
+
+
+def macs_per_element(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Prices:
+    """How often each weight is multiplied for the first example: the positions of its module's output."""
+    positions: dict[str, float] = {}
+    dims = {name: p.dim() for name, p in model.named_parameters()}
+
+    def count(param: str, module: nn.Module, args: Any, out: Tensor) -> None:
+        positions[param] = out[0].numel() / out.shape[feature_axis(module)]
+
+    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
+        for step in graph.steps:
+            for param in step.params if step.op != "embed" else ():
+                if param.endswith("weight") and dims.get(param, 0) >= 2:
+                    module = model.get_submodule(param.rpartition(".")[0])
+                    hooks.enter_context(module.register_forward_hook(partial(count, param)))
+        call(model, first_examples([inputs], 1)[0])
+    return positions
