@@ -100,7 +100,7 @@ class MeasuredAllocation:
         return found
 
     def _removed(self, cuts: list[Cut] | tuple[Cut, ...]) -> float:
-        return self.budget.removed(AppliedCuts.of(self.context.graph, cuts))
+        return self.budget.removed(AppliedCuts(self.context.graph, tuple(cuts)))
 
     def _damage(self, cuts: list[Cut]) -> float:
         self.runs += 1

@@ -75,7 +75,7 @@ class Source:
         return self.scores[scorer]
 
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
-        applied, small = AppliedCuts.of(self.context.graph, cuts), copy.deepcopy(self.model)
+        applied, small = AppliedCuts(self.context.graph, tuple(cuts)), copy.deepcopy(self.model)
         with torch.no_grad():
             values = repair_values(self.context, applied, Repair(compensate=compensate))
             cut(small, applied)

@@ -56,7 +56,7 @@ def optipfair(model: nn.Module, ratio: float) -> nn.Module:
         keep = scores.topk(space.units - round(ratio * space.units)).indices
         cuts.append(Cut(space.name, tuple(sorted(keep.tolist()))))
     small = copy.deepcopy(model)
-    cut(small, AppliedCuts.of(graph, cuts))
+    cut(small, AppliedCuts(graph, tuple(cuts)))
     return small
 
 
@@ -82,7 +82,7 @@ def folding(model: nn.Module, ratio: float, seed: int = 0) -> nn.Module:
                 (mix.T @ moved.reshape(space.units, -1)).reshape(clusters, *moved.shape[1:]).transpose(0, s.axis)
             )
         cuts.append(Cut(space.name, tuple(range(clusters))))
-    cut(small, AppliedCuts.of(graph, cuts))
+    cut(small, AppliedCuts(graph, tuple(cuts)))
     small.load_state_dict({k: merged.get(k, v) for k, v in small.state_dict().items()})
     return small
 

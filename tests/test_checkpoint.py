@@ -43,7 +43,7 @@ def compressed(name: str, *, uneven: bool = False, dtype: torch.dtype = torch.fl
         for i, s in enumerate(graph.of_kind("neuron", "channel"))
     )
     small: Any = copy.deepcopy(base)
-    cut(small, AppliedCuts.of(graph, cuts))
+    cut(small, AppliedCuts(graph, tuple(cuts)))
     before, after = (sum(p.numel() for p in m.parameters()) for m in (base, small))
     plan = PrunePlan(
         cuts=cuts,
@@ -492,7 +492,7 @@ def test_a_base_model_without_a_pooler_gets_no_random_one(tmp_path: Path) -> Non
     graph = build_graph(opened)
     plan = PrunePlan(cuts=(Cut("ffn.1", (0, 3, 4)),), base=graph.fingerprint, weights="-", uneven=True)
     base_config = opened.config.to_dict()
-    cut(opened, AppliedCuts.of(graph, plan.cuts))
+    cut(opened, AppliedCuts(graph, plan.cuts))
     opened.dnge = Compression(plan=plan, report=None, base_config=base_config, inputs=example_inputs("bert"))
     loaded = load(save(opened, tmp_path / "out"))
     assert torch.equal(outputs(loaded, example_inputs("bert")), outputs(opened, example_inputs("bert")))

@@ -10,7 +10,7 @@ import pytest
 
 from dnge_compress.core.errors import DngeError, RecipeError, UnknownNameError
 from dnge_compress.recipes import library
-from dnge_compress.recipes.hints import familiar
+from dnge_compress.recipes.explaining import familiar
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, keys_at, leaves
 from dnge_compress.recipes.library import assignments, load, resolve

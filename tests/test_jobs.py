@@ -23,8 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DngeError, LaunchError
 from dnge_compress.jobs import training
-from dnge_compress.jobs.data import storage
-from dnge_compress.jobs.data.rows import Collator
+from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.measuring import batches_of, summed_loss
 from dnge_compress.jobs.report.job_report import JobReport
@@ -380,7 +379,7 @@ def test_a_half_precision_job_measures_the_model_that_it_saves(model: Path, rows
     assert report is not None
     saved = AutoModelForCausalLM.from_pretrained(out / "model")
     assert saved.dtype == torch.bfloat16 and saved.model.rotary_emb.inv_freq.dtype == torch.float32
-    total, count = summed_loss(saved, batches_of(storage.stored(out / "data" / "held_out.safetensors"), Collator(0), 8))
+    total, count = summed_loss(saved, batches_of(Examples.load(out / "data" / "held_out.safetensors"), Collator(0), 8))
     assert total / count == pytest.approx(report.milestones[-1].loss, abs=1e-6)
     assert (out / "flat_adapter" / "adapter_model.safetensors").is_file()
 

@@ -51,7 +51,7 @@ def random_cuts(graph: ModelGraph, seed: int, *, uneven: bool = False, layers: b
 def pruned(model: nn.Module, graph: ModelGraph, cuts: list[Cut]) -> nn.Module:
     """A cut copy."""
     small = copy.deepcopy(model)
-    cut(small, AppliedCuts.of(graph, cuts))
+    cut(small, AppliedCuts(graph, tuple(cuts)))
     return small
 
 
@@ -70,8 +70,8 @@ def test_a_pruned_model_equals_the_masked_one_and_has_the_predicted_size(name: s
     for seed in range(3):
         cuts = random_cuts(graph, seed, uneven=uneven)
         small = pruned(model, graph, cuts)
-        assert check(small, model, AppliedCuts.of(graph, cuts), inputs) < 1e-4
-        assert parameters(small) == AppliedCuts.of(graph, cuts).price(parameter_prices(model), shapes)
+        assert check(small, model, AppliedCuts(graph, tuple(cuts)), inputs) < 1e-4
+        assert parameters(small) == AppliedCuts(graph, tuple(cuts)).price(parameter_prices(model), shapes)
         changed += not torch.equal(models.outputs(small, inputs), before)
     assert changed and torch.equal(models.outputs(model, inputs), before)
 
@@ -191,7 +191,9 @@ def test_a_float64_model_stays_float64_and_is_exact() -> None:
     model = models.make("bert").double()
     graph = models.graph_of("bert", model)
     cuts = random_cuts(graph, 0)
-    assert check(pruned(model, graph, cuts), model, AppliedCuts.of(graph, cuts), models.example_inputs("bert")) < 1e-12
+    assert (
+        check(pruned(model, graph, cuts), model, AppliedCuts(graph, tuple(cuts)), models.example_inputs("bert")) < 1e-12
+    )
     small = compress(model, ratio=0.2, **QUICK | {"scorer": "obs", "compensate": "lstsq"})
     assert {p.dtype for p in small.parameters()} == {torch.float64}
 
@@ -257,7 +259,7 @@ def test_cuts_that_do_not_fit_are_refused_before_anything_changes(wrong: Cut, me
     graph = models.graph_of("bert", model)
     size = parameters(model)
     with pytest.raises(PlanError, match=message):
-        cut(model, AppliedCuts.of(graph, [Cut("ffn.1", (0, 1)), wrong]))
+        cut(model, AppliedCuts(graph, (Cut("ffn.1", (0, 1)), wrong)))
     assert parameters(model) == size
 
 
@@ -277,7 +279,7 @@ def test_masking_everything_but_nothing_is_the_model_itself(name: str) -> None:
     graph = models.graph_of(name, model)
     whole = [Cut(s.name, tuple(range(s.units))) for s in graph.of_kind("neuron", "head", "channel", "layer")]
     assert torch.equal(
-        models.outputs(MaskedModel(model, AppliedCuts.of(graph, whole)), inputs), models.outputs(model, inputs)
+        models.outputs(MaskedModel(model, AppliedCuts(graph, tuple(whole))), inputs), models.outputs(model, inputs)
     )
 
 
@@ -290,8 +292,8 @@ def test_a_pruned_graph_is_the_graph_of_the_pruned_model(name: str) -> None:
     if layers.units > 2:
         cuts.append(Cut(layers.name, tuple(i for i in range(layers.units) if i != 1 or i in layers.protected)))
     small = copy.deepcopy(base)
-    cut(small, AppliedCuts.of(graph, cuts))
-    found, expected = pruned_graph(AppliedCuts.of(graph, cuts), shapes_of(small)), build_graph(small)
+    cut(small, AppliedCuts(graph, tuple(cuts)))
+    found, expected = pruned_graph(AppliedCuts(graph, tuple(cuts)), shapes_of(small)), build_graph(small)
     assert found.fingerprint == expected.fingerprint
     assert [(s.op, s.params) for s in found.steps] == [(s.op, s.params) for s in expected.steps]
     assert [s.units for s in found.spaces] == [s.units for s in expected.spaces]

@@ -24,6 +24,10 @@ from dnge_compress.report.sizes import Totals, macs_of, measure
 from dnge_compress.surgery.cut import cut
 
 
+def shapes_in(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
 def plan_of(graph: ModelGraph, *cuts: Cut) -> PrunePlan:
     """A plan made by hand."""
     costs = {c.space: 0.01 * (i + 1) for i, c in enumerate(cuts)}
@@ -45,7 +49,7 @@ def report_of(name: str, *kinds: str) -> Report:
     graph = graph_of(name, model)
     cuts = tuple(Cut(s.name, tuple(range(max(1, s.units * 2 // 3)))) for s in graph.of_kind(*kinds) if s.units > 1)
     small = copy.deepcopy(model)
-    cut(small, AppliedCuts.of(graph, cuts))
+    cut(small, AppliedCuts(graph, tuple(cuts)))
     timings = {"plan": 1.25, "score": 0.5}
     plan = counted(plan_of(graph, *cuts), AppliedCuts(graph, cuts), model)
     return build_report(plan, graph, before=model, after=small, inputs=inputs, timings=timings)
@@ -112,12 +116,12 @@ def cuttable(graph: ModelGraph) -> list[Space]:
 def test_the_row_of_a_single_cut_is_what_the_model_really_lost(name: str) -> None:
     base = make(name)
     graph = graph_of(name, base)
-    shapes = measure(base, graph).shapes
+    shapes = shapes_in(base)
     for space in cuttable(graph):
         model = copy.deepcopy(base)
         cuts = (Cut(space.name, tuple(range(space.units - 1))),)
-        cut(model, AppliedCuts.of(graph, cuts))
-        row = next(r for r in rows_of(AppliedCuts.of(graph, cuts), {}, shapes) if r.space == space.name)
+        cut(model, AppliedCuts(graph, tuple(cuts)))
+        row = next(r for r in rows_of(AppliedCuts(graph, tuple(cuts)), {}, shapes) if r.space == space.name)
         assert (row.kept, row.total) == (space.units - 1, space.units)
         assert row.params_before - row.params_after == parameters(base) - parameters(model) > 0
 
@@ -173,7 +177,7 @@ def test_a_cut_shows_in_every_total(name: str) -> None:
 def test_spaces_of_a_dropped_layer_keep_nothing_and_have_no_line() -> None:
     model = make("llama")
     graph = graph_of("llama", model)
-    rows = rows_of(AppliedCuts(graph, (Cut("layers", (0, 2)),)), {}, measure(model, graph).shapes)
+    rows = rows_of(AppliedCuts(graph, (Cut("layers", (0, 2)),)), {}, shapes_in(model))
     gone = {r.space for r in rows if r.kept == 0}
     assert gone == {"ffn.1", "heads.1"}
     assert [(group[0].kind, where) for where, group in alike(rows)] == [

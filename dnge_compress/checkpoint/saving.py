@@ -48,7 +48,8 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
         raise CheckpointError("an uneven plan is replayed on the base's config, but model.dnge.base_config is None")
     check_weights(model)
     target, base = Path(path).expanduser().resolve(), origin_of(model)
-    _refuse_target(target, base, force)
+    _refuse_base(target, base)
+    refuse_target(target, force)
     try:
         with atomic_folder(target) as stage:
             _write(model, compression, base, stage)
@@ -58,12 +59,8 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     return target
 
 
-def _refuse_target(target: Path, base: Base, force: bool) -> None:
-    if base.folder is not None and base.folder.is_relative_to(target):
-        raise CheckpointError(f"'{target}' holds the base model itself; save somewhere else")
-    for place in (Path.home(), Path.cwd()):
-        if place.resolve().is_relative_to(target):
-            raise CheckpointError(f"'{target}' holds the folder you work in or your home; save into a folder below")
+def refuse_target(target: Path, force: bool) -> None:
+    """Raise CheckpointError for a file, and for a folder with content that dnge didn't write unless `force` is set."""
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"'{target}' is a file; name a folder")
     is_ours = (target / PLAN).is_file() or not target.exists() or not any(target.iterdir())
@@ -71,6 +68,14 @@ def _refuse_target(target: Path, base: Base, force: bool) -> None:
         raise CheckpointError(
             f"'{target}' exists and wasn't saved by dnge; choose another folder, or pass force=True (--force)"
         )
+
+
+def _refuse_base(target: Path, base: Base) -> None:
+    if base.folder is not None and base.folder.is_relative_to(target):
+        raise CheckpointError(f"'{target}' holds the base model itself; save somewhere else")
+    for place in (Path.home(), Path.cwd()):
+        if place.resolve().is_relative_to(target):
+            raise CheckpointError(f"'{target}' holds the folder you work in or your home; save into a folder below")
 
 
 def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,11 @@ from torch import nn
 
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
-from dnge_compress.checkpoint.compression import PLAN, REPORT
+from dnge_compress.checkpoint.compression import REPORT
+from dnge_compress.checkpoint.saving import refuse_target
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
-from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
+from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.progress import Progress
@@ -43,7 +44,7 @@ def score(options: Namespace) -> None:
     recipe = _recipe(options)
     with session() as progress:
         model = _open(options, progress)
-        scores = api.score(model, recipe, data=_data(options, model, recipe.calibration.length), progress=progress)
+        scores = api.score(model, recipe, data=_data(options, model, recipe), progress=progress)
     if options.json:
         print_json(scores.to_dict())
     else:
@@ -53,62 +54,38 @@ def score(options: Namespace) -> None:
 
 def plan(options: Namespace) -> None:
     """`dnge plan MODEL -o plan.json`"""
-    recipe = _recipe(options)
-    target = Path(options.output) if options.output else None
-    if target:
-        _refuse_file(target, options.force)
-    with session() as progress:
-        model = _open(options, progress)
-        made = api.plan(model, recipe, data=_data(options, model, recipe.calibration.length), progress=progress)
-    if target:
-        write_whole(target, made.to_json())
-    if options.json or not target:
-        print(made.to_json(), end="")
-    else:
-        show(made.document())
+    _make_plan(options, _recipe(options), PrunePlan, api.plan)
 
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
-    made: PrunePlan = _read_plan(Path(options.plan))
+    made = _read_plan(Path(options.plan), PrunePlan)
     recipe: Recipe = validate(made.recipe, options.plan)
-    _refuse_folder(Path(options.output), options.force)
+    refuse_target(Path(options.output), options.force)
     with session() as progress:
         model = _open(options, progress)
-        data = _data(options, model, recipe.calibration.length)
-        anyway = options.any_weights
-        small = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=progress)
+        data, anyway = _data(options, model, recipe), options.any_weights
+        small: Any = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=progress)
         _save(small, options, progress)
-    _show_report(small, options)
+    print_report(small.dnge.report, options)
 
 
 def compress(options: Namespace) -> None:
     """`dnge compress MODEL -o OUT`"""
     recipe = _recipe(options)
-    _refuse_folder(Path(options.output), options.force)
+    refuse_target(Path(options.output), options.force)
     with session() as progress:
         model = _open(options, progress)
-        data = _data(options, model, recipe.calibration.length)
-        small = api.compress(model, recipe, data=data, inplace=True, progress=progress)
+        data = _data(options, model, recipe)
+        small: Any = api.compress(model, recipe, data=data, inplace=True, progress=progress)
         _save(small, options, progress)
-    _show_report(small, options)
+    print_report(small.dnge.report, options)
 
 
 def place(options: Namespace) -> None:
     """`dnge place MODEL -o plan.json`"""
     recipe = resolve(options.recipe, {"placer": options.placer} | assignments(options.set), LoraRecipe)
-    target = Path(options.output) if options.output else None
-    if target:
-        _refuse_file(target, options.force, LoraPlan)
-    with session() as progress:
-        model = _open(options, progress)
-        made = place_lora(model, recipe, data=_data(options, model, recipe.calibration.length), progress=progress)
-    if target:
-        write_whole(target, made.to_json())
-    if options.json or not target:
-        print(made.to_json(), end="")
-    else:
-        show(made.document())
+    _make_plan(options, recipe, LoraPlan, place_lora)
 
 
 def report(options: Namespace) -> None:
@@ -122,6 +99,21 @@ def report(options: Namespace) -> None:
     print_report(Report.read(folder / REPORT), options)
 
 
+def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], make: Callable[..., P]) -> None:
+    target = Path(options.output) if options.output else None
+    if target:
+        _refuse_file(target, options.force, kind)
+    with session() as progress:
+        model = _open(options, progress)
+        made = make(model, recipe, data=_data(options, model, recipe), progress=progress)
+    if target:
+        write_whole(target, made.to_json())
+    if options.json or not target:
+        print(made.to_json(), end="")
+    else:
+        show(made.document())
+
+
 def _recipe(options: Namespace) -> Recipe:
     overrides: dict[str, Any] = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
     return resolve(options.recipe, overrides | assignments(options.set))
@@ -132,8 +124,7 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
         try:
             torch.empty(0, device=options.device)
         except (RuntimeError, AssertionError, NotImplementedError) as e:
-            reason = str(e).splitlines()[0]
-            raise DngeError(f"device '{options.device}' can't be used: {reason}") from None
+            raise DngeError(f"device '{options.device}' can't be used: {first_line(e)}; name another") from None
     progress("open", 0, 1)
     model = open_model(
         options.model,
@@ -146,18 +137,18 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
     return model
 
 
-def _data(options: Namespace, model: nn.Module, length: int) -> list[Inputs] | None:
-    return read_texts(Path(options.data), model, length) if options.data else None
+def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> list[Inputs] | None:
+    return read_texts(Path(options.data), model, recipe.calibration.length) if options.data else None
 
 
-def _read_plan(path: Path, kind: type[P] = PrunePlan) -> P:  # type: ignore[assignment]  # a default for a variable
+def _read_plan(path: Path, kind: type[P]) -> P:
     try:
         return kind.from_json(path.read_text(encoding="utf-8"), f"'{path}'")  # type: ignore[return-value]
     except (OSError, UnicodeDecodeError) as e:
         raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
 
 
-def _refuse_file(path: Path, force: bool, kind: type[PrunePlan] | type[LoraPlan] = PrunePlan) -> None:
+def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:
     """Before the work starts: is there a place for the plan?"""
     if not path.parent.is_dir() or path.is_dir():
         raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
@@ -168,22 +159,10 @@ def _refuse_file(path: Path, force: bool, kind: type[PrunePlan] | type[LoraPlan]
             raise PlanError(f"'{path}' exists and is no plan; pass --force to replace it") from None
 
 
-def _refuse_folder(path: Path, force: bool) -> None:
-    """Before the work starts: would `save` take this folder? It looks again, and closer, when it is done."""
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"'{path}' is a file; name a folder")
-    if path.is_dir() and any(path.iterdir()) and not (path / PLAN).is_file() and not force:
-        raise CheckpointError(f"'{path}' exists and wasn't saved by dnge; choose another folder, or pass --force")
-
-
 def _save(model: nn.Module, options: Namespace, progress: Progress) -> None:
     progress("save", 0, 1)
     api.save(model, options.output, force=options.force)
     progress("save", 1, 1)
-
-
-def _show_report(model: Any, options: Namespace) -> None:
-    print_report(model.dnge.report, options)
 
 
 def print_report(made: Report | JobReport, options: Namespace) -> None:

@@ -136,8 +136,3 @@ class Document:
     stages: tuple[str, ...] = ()
     headlines: tuple[Headline, ...] = ()
     sections: tuple[Section, ...] = field(default=())
-
-
-def plain_cell(text: object = "", style: Style = "") -> Cell:
-    """A cell with nothing but a text."""
-    return Cell(text=str(text), style=style)

@@ -1,7 +1,11 @@
-"""Files that are written whole or not at all: a kill or a full disk leaves the old one whole, and no other."""
+"""Files that are written whole or not at all: a kill or a full disk leaves the old one whole, and no other.
+
+torch, safetensors and the system each report a disk that is full or closed in their own way; here it is one error.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +14,9 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from dnge_compress.core.errors import CheckpointError, first_line
+
+CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+WORDS = ("No space left", "Disk quota", "Read-only file system", "PytorchStreamWriter failed", "unexpected pos")
 
 
 @contextmanager
@@ -44,3 +51,17 @@ def umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn the errors of a disk that is full or can't be written into a CheckpointError; other errors pass."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as e:
+        if getattr(e, "errno", None) not in CODES and not any(word in str(e) for word in WORDS):
+            raise
+        raise CheckpointError(
+            f"'{folder}' can't be written ({first_line(e)}); the last whole checkpoint stays: free some space and run "
+            "the job again"
+        ) from e

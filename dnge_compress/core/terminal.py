@@ -94,7 +94,7 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
             return Text(clean(block.text), STYLES[block.style])
         case Facts():
             text = " · ".join(f"{clean(key)} {clean(value)}" for key, value in block.items)
-            return _beside(Text(clean(title).lower(), QUIET), Text(text), gap=2)
+            return _grid([(Text(clean(title).lower(), QUIET), Text(text))], gap=2)
         case Notes():
             shown = [*block.texts[:MAX_NOTES]]
             if len(block.texts) > MAX_NOTES:
@@ -157,10 +157,6 @@ def _heights(values: tuple[float, ...], width: int) -> str:
         mean = sum(inside) / len(inside)
         chart += HEIGHTS[min(math.ceil(len(HEIGHTS) * mean), len(HEIGHTS)) - 1] if mean else " "
     return chart
-
-
-def _beside(left: Text, right: Text, gap: int) -> Grid:
-    return _grid([(left, right)], gap)
 
 
 def _grid(rows: list[tuple[Text, Text]], gap: int) -> Grid:

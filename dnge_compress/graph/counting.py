@@ -43,18 +43,10 @@ def shapes_left(graph: ModelGraph, shapes: Shapes, kept: Mapping[str, int]) -> d
     }
 
 
-def is_output_head(graph: ModelGraph, param: str) -> bool:
-    """Whether `param` is an output embedding: a matrix that writes the vocabulary."""
+def is_embedding(graph: ModelGraph, param: str) -> bool:
+    """Whether `param` belongs to an embedding table or to the output head, which writes the vocabulary."""
     try:
         step = graph.step_of(param)
-    except KeyError:
+    except KeyError:  # a parameter of no step
         return False
-    return "vocabulary" in step.writes
-
-
-def is_embedding(graph: ModelGraph, param: str) -> bool:
-    """Whether `param` belongs to an embedding table or the output head (not counted by a parameter ratio)."""
-    try:
-        return graph.step_of(param).op == "embed" or is_output_head(graph, param)
-    except KeyError:
-        return False
+    return step.op == "embed" or "vocabulary" in step.writes

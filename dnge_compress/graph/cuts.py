@@ -5,7 +5,6 @@ Masking, surgery, repair, counting, legality and reports all take an `AppliedCut
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,11 +38,6 @@ class AppliedCuts:
             lost = sorted(set(space.protected) - set(cut.keep))
             if lost:
                 raise PlanError(f"unit {lost[0]} of '{cut.space}' can't be removed")
-
-    @classmethod
-    def of(cls, graph: ModelGraph, cuts: Iterable[Cut]) -> AppliedCuts:
-        """The cuts of any iterable."""
-        return cls(graph, tuple(cuts))
 
     @cached_property
     def counts(self) -> dict[str, int]:

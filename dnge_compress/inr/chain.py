@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from dnge_compress.core.errors import UnsupportedModelError, WeightError
-from dnge_compress.graph.types import ModelGraph, Slot, Space, Step
+from dnge_compress.graph.builder import GraphBuilder
+from dnge_compress.graph.types import ModelGraph
 
 INPUT, OUTPUT = "input", "output"
 
@@ -19,37 +20,16 @@ def chain(widths: Sequence[int], activation: str = "sine") -> ModelGraph:
     """The graph of linear layers `"0"`, `"1"`, …, with `widths` from input to output."""
     last = len(widths) - 1
     names = [INPUT, *(f"hidden{i}" for i in range(1, last)), OUTPUT]
-    spaces = [
-        Space(
-            name=name,
-            units=units,
-            kind="fixed" if name in (INPUT, OUTPUT) else "neuron",
-            layer=i if 0 < i < last else None,
-        )
-        for i, (name, units) in enumerate(zip(names, widths, strict=True))
-    ]
-    slots, steps = [], []
-    for i in range(last):
-        weight, bias = f"{i}.weight", f"{i}.bias"
-        slots += [
-            Slot(param=weight, axis=0, space=names[i + 1]),
-            Slot(param=weight, axis=1, space=names[i]),
-            Slot(param=bias, axis=0, space=names[i + 1]),
-        ]
-        steps.append(
-            Step(
-                index=i,
-                op="linear",
-                reads=(names[i],),
-                writes=(names[i + 1],),
-                params=(weight, bias),
-                activation=activation if i < last - 1 else "",
-            )
-        )
-    fingerprint = hashlib.sha256(repr((tuple(widths), activation)).encode()).hexdigest()[:16]
-    return ModelGraph(
-        family="chain", spaces=tuple(spaces), slots=tuple(slots), steps=tuple(steps), fingerprint=fingerprint
-    )
+    matrices = {f"{i}.weight": (after, before) for i, (before, after) in enumerate(itertools.pairwise(widths))}
+    g = GraphBuilder("chain", matrices | {f"{i}.bias": (after,) for i, after in enumerate(widths[1:])})
+    for i, (name, units) in enumerate(zip(names, widths, strict=True)):
+        if 0 < i < last:
+            g.space(name, units, "neuron", i)
+        else:
+            g.space(name, units, "fixed")
+    for i, (src, dst) in enumerate(itertools.pairwise(names)):
+        g.linear(f"{i}", src, dst, activation=activation if i < last - 1 else "")
+    return g.finish()
 
 
 def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

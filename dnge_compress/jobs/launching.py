@@ -17,9 +17,8 @@ from typing import Any
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dnge_compress.core.disk_errors import room
 from dnge_compress.core.errors import DngeError, LaunchError
-from dnge_compress.core.files import write_whole
+from dnge_compress.core.files import disk_errors, write_whole
 from dnge_compress.core.folders import is_alive
 from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json
@@ -76,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = JobFolder(Path(root))
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     try:
-        with at_work(folder), room(folder.root):
+        with at_work(folder), disk_errors(folder.root):
             job = folder.job()
             share_threads(folder, job.launch.num_processes)
             obtained = train(folder, job, variant, printed)

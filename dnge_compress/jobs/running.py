@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from dnge_compress.checkpoint.model_files import locate, read_config
-from dnge_compress.core.disk_errors import room
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
+from dnge_compress.core.files import disk_errors
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.data.reading import check_sources
@@ -27,7 +27,7 @@ from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.library import kind_of, load, resolve, validate
+from dnge_compress.recipes.library import anchor, kind_of, load, resolve, validate
 from dnge_compress.report.plots import Curve
 from dnge_compress.scorers import SCORERS
 
@@ -94,7 +94,8 @@ def run(job: Job, progress: Progress = silent) -> JobReport | None:
     if not is_rank0():
         follow(folder, job)
         return None
-    with room(folder.root), claim(folder, job, versions(), torch.get_num_threads()), same_threads(folder):
+    claimed = claim(folder, job, versions(), torch.get_num_threads())
+    with disk_errors(folder.root), claimed, same_threads(folder):
         workers = workers_of(folder, job, progress)
         work = Work(job=job, folder=folder, workers=workers, progress=progress)
         stages = stages_of(job)
@@ -143,20 +144,9 @@ def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
 
 def _absolute(job: Job) -> Job:
     """The job with absolute paths, so that it is the same one from wherever it is started again."""
-
-    def placed(path: str) -> str:
-        found = Path(path).expanduser()
-        return str(found.absolute()) if path and found.exists() else path
-
-    sources = {
-        key: tuple(s.model_copy(update={"path": placed(s.path)}) for s in getattr(job, key))
-        for key in ("datasets", "eval_datasets")
-    }
-    places = {
-        "output_dir": str(Path(job.output_dir).expanduser().absolute()),
-        "model_name_or_path": placed(job.model_name_or_path),
-    }
-    return job.model_copy(update=places | sources)
+    raw = job.model_dump()
+    anchor(raw, Path.cwd())
+    return validate(raw, "override", kind=Job)
 
 
 def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:

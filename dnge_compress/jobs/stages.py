@@ -22,9 +22,8 @@ from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.jobs import models
 from dnge_compress.jobs.data.reading import read_rows
-from dnge_compress.jobs.data.rows import Collator, split_rows
+from dnge_compress.jobs.data.rows import Collator, Examples, split_rows
 from dnge_compress.jobs.data.sampling import sample_rows
-from dnge_compress.jobs.data.storage import store, stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
@@ -107,8 +106,8 @@ def data(work: Work) -> Facts:
         held_out = rows_of(job.eval_datasets)
     else:
         rows, held_out = split_rows(rows, job.eval_fraction, job.seed)
-    store(work.folder.train_rows, rows.examples)
-    store(work.folder.held_out_rows, held_out.examples)
+    rows.examples.save(work.folder.train_rows)
+    held_out.examples.save(work.folder.held_out_rows)
     return {"train": dict(rows.counts), "held_out": dict(held_out.counts)}
 
 
@@ -199,7 +198,7 @@ def _held_out_batches(work: Work) -> list[Batch]:
     settings = work.job.train
     assert settings is not None
     collate = Collator.of(models.tokenizer_of(work.job))
-    return list(batches_of(stored(work.folder.held_out_rows), collate, settings.per_device_eval_batch_size))
+    return list(batches_of(Examples.load(work.folder.held_out_rows), collate, settings.per_device_eval_batch_size))
 
 
 def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> Milestone:
@@ -251,7 +250,7 @@ def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
     """As many of the job's rows as there would be synthetic inputs, for scorers and placers that need data."""
     settings = work.job.train
     assert settings is not None
-    rows = stored(work.folder.train_rows)
+    rows = Examples.load(work.folder.train_rows)
     count = max(1, work.job.calibration.tokens // settings.max_length)
     collate = Collator.of(models.tokenizer_of(work.job))
     few = rows.take(range(min(count, len(rows))))

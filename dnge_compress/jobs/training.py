@@ -23,7 +23,6 @@ from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.data.rows import Collator, Examples
-from dnge_compress.jobs.data.storage import stored
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.jobs.models import base, original, refuse_other_tasks, tokenizer_of, uses_cpu
@@ -43,7 +42,7 @@ def train(folder: JobFolder, job: Job, variant: str = "", progress: Progress = s
     settings = job.train
     assert settings is not None
     arguments = _arguments(job, settings, folder.training(variant))
-    rows, held_out = stored(folder.train_rows), stored(folder.held_out_rows)
+    rows, held_out = Examples.load(folder.train_rows), Examples.load(folder.held_out_rows)
     tokenizer = tokenizer_of(job)
     set_seed(job.seed)
     model: Any = base(folder, job)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
-from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
 from dnge_compress.recipes.schema import Prune
+
+Item = tuple[float, str, int]  # cost per removed price, space, unit
 
 
 def cheapest_first(problem: Problem, prune: Prune, shrinkage: float) -> Candidate:
@@ -17,59 +20,62 @@ def cheapest_first(problem: Problem, prune: Prune, shrinkage: float) -> Candidat
     `shrinkage` (0 … 1) draws the levels of the spaces' costs together, on a log scale; at 1 only the order and the
     spread inside a space count.
     """
-    items: list[tuple[float, str, int]] = []
+    items = sorted(shrunk_levels(list(_items(problem)), shrinkage), key=lambda item: item[0])
+    most = problem.removed(_cuts_of(problem, items))
+    if most < prune.ratio:
+        raise problem.unreachable(prune, most)
+    while True:
+        count = _fewest(problem, items, prune.ratio)
+        cuts = _cuts_of(problem, items[:count])
+        is_layer = bool(count) and problem.graph.space(items[count - 1][1]).kind == "layer"
+        if not is_layer or problem.removed(cuts) <= prune.ratio + NOTED_ROUNDING:
+            return problem.candidate(cuts)
+        # A block was too coarse for what was left of the budget: try without it.
+        items = items[: count - 1] + items[count:]
+        if problem.removed(_cuts_of(problem, items)) < prune.ratio:
+            return problem.candidate(cuts)
+
+
+def _items(problem: Problem) -> Iterator[Item]:
+    """Every unit and block that may go, with its cost per removed price."""
     for group in problem.groups:
         for name in group.spaces:
             values, units = problem.scores.units[name], problem.graph.space(name).units
             price = max(problem.removed((Cut(name, tuple(range(1, units))),)), 1e-12) if units > 1 else 1.0
             least = max(1, -(-units * group.legal[0] // group.steps))
-            away = problem.order[name].flip(0)[: units - least].tolist()
-            items += [(float(values[i]) / price, name, i) for i in away]
+            for i in problem.order[name].flip(0)[: units - least].tolist():
+                yield float(values[i]) / price, name, i
     for name, i in problem.layers:
         keep = tuple(j for j in range(problem.graph.space(name).units) if j != i)
-        items.append((float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i))
-    items = shrunk_levels(items, shrinkage)
-    items.sort(key=lambda item: item[0])
-    counts = {
-        g.spaces[0]: [problem.graph.space(g.spaces[0]).units * t // g.steps for t in g.legal] for g in problem.groups
-    }
-
-    def at(count: int) -> tuple[Cut, ...]:
-        away: dict[str, set[int]] = {}
-        for _, name, i in items[:count]:
-            away.setdefault(name, set()).add(i)
-        layers = {s.name for s in problem.graph.of_kind("layer")}
-        first = problem.layer_cuts((n, i) for n in away if n in layers for i in away[n])
-        gone = AppliedCuts.of(problem.graph, first).dropped_spaces
-        rest = []
-        for name in away:
-            if name not in layers and name not in gone:
-                units = problem.graph.space(name).units
-                keep = next(c for c in counts[name] if c >= units - len(away[name]))  # rounded up to a legal width
-                if keep < units:
-                    rest.append(Cut(name, tuple(sorted(problem.order[name][:keep].tolist()))))
-        return (*first, *rest)
-
-    if problem.removed(at(len(items))) < prune.ratio:
-        raise BudgetError(
-            f"ratio {prune.ratio:g} can't be reached: at most {problem.removed(at(len(items))):.3f} of the {prune.of} "
-            f"can go with kinds {', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
-        )
-    while True:
-        low, high = 0, len(items)
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if problem.removed(at(middle)) >= prune.ratio else (middle + 1, high)
-        cuts = at(low)
-        is_layer = bool(low) and problem.graph.space(items[low - 1][1]).kind == "layer"
-        if not is_layer or problem.removed(cuts) <= prune.ratio + NOTED_ROUNDING:
-            return problem.candidate(cuts)
-        items = items[: low - 1] + items[low:]  # a block was too coarse for what was left of the budget: try without it
-        if problem.removed(at(len(items))) < prune.ratio:
-            return problem.candidate(cuts)
+        yield float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i
 
 
-def shrunk_levels(items: list[tuple[float, str, int]], shrinkage: float) -> list[tuple[float, str, int]]:
+def _fewest(problem: Problem, items: Sequence[Item], ratio: float) -> int:
+    """How many of the items have to go, in their order, until the ratio is reached."""
+    return bisect_left(
+        range(len(items)), True, key=lambda count: problem.removed(_cuts_of(problem, items[:count])) >= ratio
+    )
+
+
+def _cuts_of(problem: Problem, items: Sequence[Item]) -> tuple[Cut, ...]:
+    """The cuts that remove these items; widths are rounded up to legal ones."""
+    away: dict[str, set[int]] = {}
+    for _, name, i in items:
+        away.setdefault(name, set()).add(i)
+    layers = {s.name for s in problem.graph.of_kind("layer")}
+    first = problem.layer_cuts((n, i) for n in away if n in layers for i in away[n])
+    gone = AppliedCuts(problem.graph, first).dropped_spaces
+    rest = []
+    for name in away:
+        if name not in layers and name not in gone:
+            units = problem.graph.space(name).units
+            keep = next(width for width in problem.legal_widths[name] if width >= units - len(away[name]))
+            if keep < units:
+                rest.append(Cut(name, tuple(sorted(problem.order[name][:keep].tolist()))))
+    return (*first, *rest)
+
+
+def shrunk_levels(items: list[Item], shrinkage: float) -> list[Item]:
     """Costs per price with the level of every space (its mean log cost) drawn towards the mean of all levels.
 
     Scores that can be negative (FLAP's are standardised) are no costs on a log scale: their own mean is the level.

@@ -9,10 +9,12 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
+from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.counting import Prices
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Scores, Shapes
 from dnge_compress.plans.legal_widths import TiedWidths
+from dnge_compress.recipes.schema import Prune
 
 NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note
 
@@ -83,10 +85,15 @@ class Problem:
                 found.append((name, i))
         return found
 
+    @cached_property
+    def legal_widths(self) -> dict[str, list[int]]:
+        """How many units each space may keep, ascending."""
+        return {n: [self.graph.space(n).units * t // g.steps for t in g.legal] for g in self.groups for n in g.spaces}
+
     def cuts(self, steps: Mapping[TiedWidths, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
         """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
-        found = self.layer_cuts(dropped)
-        gone = AppliedCuts.of(self.graph, found).dropped_spaces
+        found = list(self.layer_cuts(dropped))
+        gone = AppliedCuts(self.graph, tuple(found)).dropped_spaces
         for group, t in steps.items():
             for name in group.spaces if t < group.steps else ():
                 if name not in gone:
@@ -94,19 +101,26 @@ class Problem:
                     found.append(Cut(name, tuple(sorted(self.order[name][:keep].tolist()))))
         return tuple(found)
 
-    def layer_cuts(self, dropped: Iterable[tuple[str, int]]) -> list[Cut]:
+    def layer_cuts(self, dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
         """One cut per layer space that keeps all but the dropped blocks."""
         away: dict[str, set[int]] = {}
         for name, i in dropped:
             away.setdefault(name, set()).add(i)
-        return [Cut(n, tuple(i for i in range(self.graph.space(n).units) if i not in a)) for n, a in away.items()]
+        return tuple(Cut(n, tuple(i for i in range(self.graph.space(n).units) if i not in a)) for n, a in away.items())
 
-    def removed(self, cuts: Iterable[Cut]) -> float:
+    def removed(self, cuts: tuple[Cut, ...]) -> float:
         """Share of the price that the cuts remove."""
-        return self.budget.removed(AppliedCuts.of(self.graph, cuts))
+        return self.budget.removed(AppliedCuts(self.graph, cuts))
 
-    def candidate(self, cuts: Iterable[Cut]) -> Candidate:
+    def unreachable(self, prune: Prune, most: float) -> BudgetError:
+        """The error for a ratio above `most`, the largest that can be reached."""
+        return BudgetError(
+            f"ratio {prune.ratio:g} can't be reached: at most {most:.3f} of the {prune.of} can go with kinds "
+            f"{', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
+        )
+
+    def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:
         """The cuts with what they cost and remove."""
-        applied, units = AppliedCuts.of(self.graph, cuts), self.scores.units
+        applied, units = AppliedCuts(self.graph, cuts), self.scores.units
         costs = {c.space: float(units[c.space][c.gone(len(units[c.space]))].sum()) for c in applied.cuts}
         return Candidate(applied, costs, self.budget.removed(applied))

@@ -20,10 +20,7 @@ def of_units(problem: Problem, prune: Prune) -> tuple[Candidate, list[str]]:
     """The same share of the units of every space, and notes on rounding; layers count as units of theirs."""
     ratio, most = prune.ratio, 1 - prune.min_keep
     if ratio > most + 1e-9:
-        raise BudgetError(
-            f"ratio {ratio:g} can't be reached: at most {most:.3f} of the units can go with min_keep "
-            f"{prune.min_keep:g}; lower the ratio or min_keep"
-        )
+        raise problem.unreachable(prune, most)
     steps = {g: g.nearest(1 - ratio) for g in problem.groups}
     wanted = math.floor(ratio * len(problem.droppable) + 0.5)
     dropped = problem.layers[:wanted]
@@ -64,10 +61,7 @@ def uniform(problem: Problem, prune: Prune) -> list[Candidate]:
         if alone:  # the layers alone suffice: dropping more only overshoots
             break
     if not found:
-        raise BudgetError(
-            f"ratio {prune.ratio:g} can't be reached: at most {best:.3f} of the {prune.of} can go with kinds "
-            f"{', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
-        )
+        raise problem.unreachable(prune, best)
     # Coarse units (layers, heads) may overshoot; a plan is only worth looking at if it removes about what was asked.
     least = min(c.removed for c in found)
     return sorted((c for c in found if c.removed <= least + 0.02), key=lambda c: c.cost)
@@ -90,7 +84,7 @@ def _fit_width(
 ) -> tuple[tuple[Cut, ...], float]:
     """The widest common fraction of the width groups with which the ratio is reached, beside fixed heads and layers."""
 
-    prefixes = AppliedCuts.of(problem.graph, problem.layer_cuts(dropped)).dropped_prefixes
+    prefixes = AppliedCuts(problem.graph, problem.layer_cuts(dropped)).dropped_prefixes
 
     def steps(fraction: float) -> dict[TiedWidths, int]:
         return fixed | {g: g.at_most(fraction) for g in widths}

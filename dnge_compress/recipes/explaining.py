@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
 from dnge_compress.core.errors import BudgetError, DngeError, RecipeError, nearest
-from dnge_compress.recipes.hints import hint
-from dnge_compress.recipes.keys import RENAMED_KINDS, Keys, keys_at, leaves
+from dnge_compress.recipes.job_schema import Job
+from dnge_compress.recipes.keys import RENAMED, RENAMED_KINDS, Keys, keys_at, leaves
 from dnge_compress.recipes.schema import RecipeSection
 from dnge_compress.recipes.yaml_lines import Lines, Place
 
@@ -74,8 +77,18 @@ def _right_place(keys: Keys, section: type[RecipeSection]) -> str:
     if elsewhere:
         inside = [".".join(path[:-1]) for path in elsewhere]
         return "it belongs " + " or ".join(f"under '{i}'" if i else "at the top level" for i in inside)
-    known = hint(keys, section.model_fields["recipe"].default)
-    return known or nearest(name, keys_at(section, tuple(above)))
+    if section is not Job and not above and name in keys_at(Job, ()):
+        return f"'{name}' is for jobs: write recipe: job at the top"
+    if name in RENAMED:
+        return f"it is called '{RENAMED[name]}' now"
+    return familiar().get(name) or nearest(name, keys_at(section, tuple(above)))
+
+
+@cache
+def familiar() -> dict[str, str]:
+    """Key of another tool, or of transformers before 5 → what to write instead; from hints.yaml."""
+    found: dict[str, str] = yaml.safe_load(files(__package__).joinpath("hints.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def _choices(problem: Mapping[str, Any]) -> list[str]:

@@ -137,18 +137,19 @@ def _open(recipe: str | Path) -> tuple[dict[str, Any], str, Lines]:
     raw, lines = read(path)
     raw = {"name": path.stem if is_file else str(recipe), **raw}
     if is_file and raw.get("recipe") == "job":
-        _anchor(raw, path.resolve().parent)
+        anchor(raw, path.resolve().parent)
     return raw, str(path), lines
 
 
-def _anchor(raw: dict[str, Any], beside: Path) -> None:
-    """Make relative paths absolute: the output folder always, models and data where there is such a file."""
+def anchor(raw: dict[str, Any], beside: Path) -> None:
+    """Make a job's relative paths absolute: the output folder's always, those of models and data where there is such a
+    file or they are spelled as paths."""
     if isinstance(raw.get("output_dir"), str) and raw["output_dir"]:
         raw["output_dir"] = str(beside / Path(raw["output_dir"]).expanduser())
     if isinstance(raw.get("model_name_or_path"), str):
         raw["model_name_or_path"] = _beside(raw["model_name_or_path"], beside)
     sources = [raw.get(key) for key in ("datasets", "eval_datasets")]
-    for source in (s for listed in sources if isinstance(listed, list) for s in listed):
+    for source in (s for listed in sources if isinstance(listed, list | tuple) for s in listed):
         if isinstance(source, dict) and isinstance(source.get("path"), str):
             source["path"] = _beside(source["path"], beside)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,7 @@ def build_report(
     old, new = measure(before, graph, inputs), measure(after, graph, inputs)
     return Report(
         rows=plan.rows,
-        totals=Totals(
-            params=(old.params, new.params),
-            non_embedding_params=(old.non_embedding_params, new.non_embedding_params),
-            macs=(old.macs, new.macs),
-            bytes=(old.bytes, new.bytes),
-        ),
+        totals=Totals(**{f.name: (getattr(old, f.name), getattr(new, f.name)) for f in fields(Totals)}),
         timings=dict(timings or {}),
         notes=plan.notes,
         scorer=str(plan.recipe.get("scorer", "")),

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dnge_compress.graph.counting import is_embedding
-from dnge_compress.graph.types import ModelGraph, Shapes
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.space_rows import Change
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 
@@ -33,7 +33,6 @@ class Size:
     non_embedding_params: int
     macs: int
     bytes: int
-    shapes: Shapes
 
 
 def measure(model: nn.Module, graph: ModelGraph, inputs: Inputs | None = None) -> Size:
@@ -45,7 +44,6 @@ def measure(model: nn.Module, graph: ModelGraph, inputs: Inputs | None = None) -
         non_embedding_params=sum(p.numel() for n, p in params.items() if not is_embedding(graph, n)),
         macs=0 if inputs is None else macs_of(model, inputs),
         bytes=sum(t.numel() * t.element_size() for t in tensors.values()),
-        shapes={name: tuple(p.shape) for name, p in params.items()},
     )
 
 

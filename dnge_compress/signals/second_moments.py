@@ -25,8 +25,8 @@ MEMORY_BYTES = 2 << 30  # of matrices of second moments that are held in memory 
 class MomentStore:
     """Makes `SecondMoments`, the first ones in memory, the others in temporary files that vanish with their use."""
 
-    def __init__(self, limit: int | None = None) -> None:
-        self._left = MEMORY_BYTES if limit is None else limit
+    def __init__(self) -> None:
+        self._left = MEMORY_BYTES
 
     def moments(self, features: int, device: torch.device) -> SecondMoments:
         """Empty moments of so many features."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
-from dnge_compress.core.errors import DataError
+from dnge_compress.core.errors import DataError, first_line
 from dnge_compress.signals.calibration import BATCH_TOKENS
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
 
@@ -31,8 +31,8 @@ def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
         with torch.no_grad(), inference_mode_of(model):
             call(model, first_examples(batches, 1)[0])
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
-        raise DataError(f"data batch 0 doesn't fit a {type(model).__name__} ({reason}); pass its inputs only") from e
+        what = f"data batch 0 doesn't fit a {type(model).__name__}"
+        raise DataError(f"{what} ({first_line(e)}); pass its inputs only") from e
     return batches
 
 
@@ -64,8 +64,7 @@ def _tokenizer_of(model: Any) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
     except (OSError, ValueError) as e:
-        reason = str(e).splitlines()[0]
-        raise DataError(f"'{model.name_or_path}' has no tokenizer for --data: {reason}") from None
+        raise DataError(f"'{model.name_or_path}' has no tokenizer for --data: {first_line(e)}") from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     tokenizer.padding_side = "right"

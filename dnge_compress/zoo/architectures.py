@@ -47,15 +47,8 @@ def _mlp(b: Blueprint) -> nn.Module:
 
 
 def _cnn(b: Blueprint) -> nn.Module:
-    shrink, head = b.layout
-    return CNN(
-        IMAGE[b.data],
-        b.widths,
-        classes=CLASSES,
-        activation=b.activation,
-        batch_norm=b.batch_norm,
-        layout=(shrink, head),
-    )
+    options: dict[str, Any] = {"activation": b.activation, "batch_norm": b.batch_norm, "layout": b.layout}
+    return CNN(IMAGE[b.data], b.widths, classes=CLASSES, **options)
 
 
 def _resnet(b: Blueprint) -> nn.Module:
@@ -112,12 +105,6 @@ def _sinusoids(length: int, hidden: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
 
-_BUILDERS: dict[str, Callable[[Blueprint], nn.Module]] = {
-    "mlp": _mlp,
-    "cnn": _cnn,
-    "resnet": _resnet,
-    "vit": _vit,
-    "gpt2": _gpt2,
-    "llama": _llama,
-    "bert": _bert,
-}
+_BUILDERS: dict[str, Callable[[Blueprint], nn.Module]] = dict(
+    mlp=_mlp, cnn=_cnn, resnet=_resnet, vit=_vit, gpt2=_gpt2, llama=_llama, bert=_bert
+)

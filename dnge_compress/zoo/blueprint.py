@@ -258,15 +258,9 @@ def _optimiser(rng: random.Random, *, sgd_lr: float) -> dict[str, Any]:
     return dict(optimiser="adamw", lr=rng.choice([1e-3, 2e-3]), weight_decay=rng.choice([0.0, 0.01, 0.1]))
 
 
-_FIELDS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = {
-    "mlp": _mlp,
-    "cnn": _cnn,
-    "resnet": _resnet,
-    "vit": _vit,
-    "gpt2": _gpt2,
-    "llama": _llama,
-    "bert": _bert,
-}
+_FIELDS: dict[str, Callable[[random.Random, int], dict[str, Any]]] = dict(
+    mlp=_mlp, cnn=_cnn, resnet=_resnet, vit=_vit, gpt2=_gpt2, llama=_llama, bert=_bert
+)
 
 
 def _multiplications(fields: dict[str, Any]) -> float:

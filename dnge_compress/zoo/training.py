@@ -37,21 +37,14 @@ _IMAGE_EVALUATION = (20, 200)  # batches, images per batch
 _TEXT_EVALUATION = (16, 32)  # batches, sequences per batch
 
 
-def train(blueprint: Blueprint, *, data_root: DataRoot | None = None) -> nn.Module:
-    """Build the network and train it until `blueprint.stop`; returned in evaluation mode, float32.
+def train_through(
+    blueprint: Blueprint, stops: Sequence[int], *, data_root: DataRoot | None = None
+) -> Iterator[nn.Module]:
+    """The network as it is after each of the ascending `stops` steps: copies, in evaluation mode and float32.
 
     Matrix products run in bfloat16 where the CPU has it, weights stay float32; warm-up, cosine schedule, gradient norm
     at most 1.
     """
-    for model in train_through(blueprint, [blueprint.stop], data_root=data_root):
-        return model
-    raise AssertionError("a blueprint's stop is at least 1")
-
-
-def train_through(
-    blueprint: Blueprint, stops: Sequence[int], *, data_root: DataRoot | None = None
-) -> Iterator[nn.Module]:
-    """The network as it is after each of the ascending `stops` steps: copies, exactly what `train` gives there."""
     model: Any = build(blueprint).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = _optimiser(blueprint, model)
     batch_size, seed = blueprint.batch_size, blueprint.seed

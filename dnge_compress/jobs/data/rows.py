@@ -1,18 +1,21 @@
-"""Tokenised rows as values: collected, counted, split, and put into batches."""
+"""Tokenised rows as values: collected, counted, split, stored, and put into batches."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.core.files import atomic_file
 from dnge_compress.jobs.data.pieces import Row
 
 NOT_LEARNED = -100
@@ -93,6 +96,16 @@ class Examples:
         span = slice(self.starts[row], self.starts[row + 1])
         ids = self.ids[span].astype(np.int64)
         return {"input_ids": ids, "labels": np.where(self.learned[span], ids, NOT_LEARNED)}
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, whole or not at all. Raises CheckpointError."""
+        with atomic_file(path) as part:
+            save_file({f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self)}, part)
+
+    @classmethod
+    def load(cls, path: Path) -> Examples:
+        """The rows that `save` wrote, so that every process and every restart trains on the same."""
+        return cls(**load_file(path))
 
     def take(self, indices: Sequence[int]) -> Examples:
         """The rows at `indices`, in that order."""

@@ -120,7 +120,7 @@ def make_targets(folder: Path, example: str, data_root: DataRoot) -> Path:
         rivals = {who: scorers.score(who, real[0]).units for who in RIVALS}
     tensors = {f"features/{k}": v for k, v in features.items()} | {f"obs_costs/{k}": v for k, v in obs_costs.items()}
     tensors |= {f"targets/{k}": v for k, v in targets.items()}
-    tensors |= {f"rivals/{who}/{k}": v for who, units in rivals.items() for k, v in units.items()}
+    tensors |= {f"rivals/{who}/{k}": v.clone() for who, units in rivals.items() for k, v in units.items()}
     if not example.endswith("+bare"):
         tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
     write_tensors(path, {k: v.float() for k, v in tensors.items()}, _reliability(*costs))
