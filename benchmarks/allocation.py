@@ -15,9 +15,10 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.legal_widths import droppable
 from dnge_compress.plans.problem import Budget
-from dnge_compress.plans.trial import dense_outputs, measured_divergence
+from dnge_compress.plans.trial import measured_divergence
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.inference import inference_mode_of
 
 LEVELS = 8
@@ -33,7 +34,7 @@ class MeasuredAllocation:
         self.batches = context.batches[: max(1, round(share * len(context.batches)))]
         self.budget = Budget.of(context.model, non_embedding_prices(context.model, context.graph))
         with torch.no_grad(), inference_mode_of(context.model):
-            self.reference = dense_outputs(context, self.batches)
+            self.reference = [outputs_of(context.model, batch) for batch in self.batches]
             self.options = self._measured()
 
     def cuts(self, ratio: float) -> tuple[Cut, ...]:

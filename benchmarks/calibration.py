@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut
-from dnge_compress.plans.trial import dense_outputs, measured_divergence
+from dnge_compress.plans.trial import measured_divergence
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.inference import Inputs, inference_mode_of
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import example_batches
@@ -98,7 +99,7 @@ def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> l
     found = []
     with torch.no_grad(), inference_mode_of(model):
         costs = {s.name: obs.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
-        reference = dense_outputs(context, [judged])
+        reference = [outputs_of(model, judged)]
         for ratio in RATIOS:
             cuts = [
                 Cut(name, tuple(sorted(c.topk(max(1, round((1 - ratio) * len(c)))).indices.tolist())))

@@ -17,7 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.reading import Collator, Rows, check_sources, read_rows, split_rows
+from dnge_compress.jobs.data.reading import read_rows
+from dnge_compress.jobs.data.rows import Collator, Rows, split_rows
+from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.recipes.job_schema import Dataset
 
 BOOKWORM = Path(__file__).resolve().parents[1] / "examples" / "bookworm"

@@ -25,10 +25,10 @@ from dnge_compress.core.errors import CheckpointError, DngeError, LaunchError
 from dnge_compress.jobs import training
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
+from dnge_compress.jobs.launching import same_threads
 from dnge_compress.jobs.measuring import batches_of, summed_loss
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.jobs.running import job_of, run
-from dnge_compress.jobs.threads import same_threads
 from dnge_compress.jobs.training import WHOLE, last_whole
 
 ROOT = Path(__file__).resolve().parents[1]

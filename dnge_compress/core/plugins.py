@@ -18,7 +18,8 @@ from dnge_compress.core.errors import DataError, DngeError, UnknownNameError, fi
 
 @dataclass(frozen=True, kw_only=True)
 class Registry:
-    """The modules of `package`, apart from those that begin with an underscore, and the entry points of `group`.
+    """The modules of `package`, apart from those that begin with an underscore, and the entry points of `group`, which
+    is called dnge_compress.scorers for the package dnge_compress.scorers, dnge_compress.placers for ….lora.placers.
 
     `what` is what messages call one of them, `offers` are the names that each has to define, and `renamed` maps
     former names to the present ones.
@@ -26,9 +27,13 @@ class Registry:
 
     what: str
     package: str
-    group: str
     offers: tuple[str, ...]
     renamed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def group(self) -> str:
+        """The name under which other packages offer modules."""
+        return f"dnge_compress.{self.package.rpartition('.')[2]}"
 
     def names(self) -> list[str]:
         """All names. Raises DngeError where two packages offer the same one."""

@@ -70,15 +70,9 @@ class InrEncoder(InrReader):
         self.config = config
         self.outputs, self.embedding = config.outputs, config.embedding
         one = MessagePass(
-            config.hidden,
-            FEATURES + config.probes,
-            (RAW,),
-            nodes={INPUT: AXES, OUTPUT: config.outputs},
-            is_relative=False,
-            is_rooted=True,
-            update=GRU(config.hidden, torch.sin),
-            norm=nn.Identity(),
-        )
+            config.hidden, FEATURES + config.probes, (RAW,), nodes={INPUT: AXES, OUTPUT: config.outputs},
+            is_relative=False, is_rooted=True, update=GRU(config.hidden, torch.sin), norm=nn.Identity(),
+        )  # fmt: skip
         functional_init(one)
         self.network = NetworkEncoder(
             [one], embedding=config.embedding, outputs=config.outputs, output_hidden=config.output_hidden

@@ -183,12 +183,8 @@ def _fit_part(file: Path, about: dict[str, Any], fits: int, first: int, last: in
     seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
     stack, quality = fit(x, siren, FitSettings(**about["fit"]), seed)
     part = InrSet(
-        siren=siren,
-        stack=stack,
-        labels=found.labels[first:last],
-        image=torch.arange(first, last),
-        psnr=quality,
+        siren=siren, stack=stack, labels=found.labels[first:last], image=torch.arange(first, last), psnr=quality,
         about=about,
-    )
+    )  # fmt: skip
     part.save(file)
     return f"{quality.mean():.1f} dB"

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
@@ -24,7 +26,6 @@ from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
-from dnge_compress.jobs.threads import share_threads
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job
 
@@ -65,7 +66,7 @@ def follow(folder: JobFolder, job: Job) -> None:
     _refuse_other_size(world[1], job)
     _meet(job)
     while (order := _broadcast(None)) != ("stop", ""):
-        share_threads(folder)
+        _share_threads(folder)
         train(folder, job, order[1])
 
 
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with at_work(folder), disk_errors(folder.root):
             job = folder.job()
-            share_threads(folder, job.launch.num_processes)
+            _share_threads(folder, job.launch.num_processes)
             obtained = train(folder, job, variant, printed)
     except DngeError as e:
         if is_rank0():
@@ -86,6 +87,27 @@ def main(arguments: list[str] | None = None) -> int:
     if is_rank0():
         write_whole(folder.machine(variant), json.dumps(obtained))
     return 0
+
+
+@contextmanager
+def same_threads(folder: JobFolder) -> Iterator[None]:
+    """Run the block with the number of CPU threads that the claimed folder records, and say so where it is another.
+
+    Sums are rounded in an order that depends on it, so a job goes on with as many as it began with on any machine.
+    """
+    given, wanted = torch.get_num_threads(), folder.threads
+    if given != wanted:
+        print(f"dnge: goes on with {wanted} CPU threads, as the job began, instead of {given}", file=sys.stderr)
+    torch.set_num_threads(wanted)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(given)
+
+
+def _share_threads(folder: JobFolder, processes: int = 1) -> None:
+    """Give this process, one of so many that we started, its part of the job's threads, the same at every start."""
+    torch.set_num_threads(max(1, folder.threads // processes))
 
 
 def _led(folder: JobFolder, job: Job, progress: Progress) -> Workers:

@@ -15,14 +15,13 @@ from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.core.files import disk_errors
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import read_json
-from dnge_compress.jobs.data.reading import check_sources
+from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
-from dnge_compress.jobs.launching import follow, is_rank0, workers_of
+from dnge_compress.jobs.launching import follow, is_rank0, same_threads, workers_of
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
 from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone
 from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
-from dnge_compress.jobs.threads import same_threads
 from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -10,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from dnge_compress.core.errors import PlanError, UnknownNameError, UnsupportedModelError, WeightError
 from dnge_compress.graph.builder import fingerprint
 from dnge_compress.graph.families import shapes_of
-from dnge_compress.lora.adapters import Site
+from dnge_compress.lora.adapters import Site, SiteKind
 
 ALL_LINEAR = "all-linear"
 TASK_HEADS = ("classifier", "score")  # peft's names for what it adds to modules_to_save for a classification task
@@ -76,29 +77,23 @@ def _all_sites(model: nn.Module) -> Iterator[Site]:
     experts = {name: p for name, p in model.named_parameters() if _is_expert(name, p, model)}
     for path, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            if experts and path.rpartition(".")[2] in REWRITTEN:
-                yield Site(
-                    path=f"{path}.weight", kind="parameter", inputs=module.in_features, outputs=module.out_features
-                )
-            else:
-                yield Site(path=path, kind="module", inputs=module.in_features, outputs=module.out_features)
+            is_hidden = bool(experts) and path.rpartition(".")[2] in REWRITTEN
+            kind: SiteKind = "parameter" if is_hidden else "module"
+            yield Site(
+                path=f"{path}.weight" if is_hidden else path,
+                kind=kind,
+                inputs=module.in_features,
+                outputs=module.out_features,
+            )
         elif isinstance(module, Conv1D):
             inputs, outputs = module.weight.shape
             yield Site(path=path, kind="module", inputs=inputs, outputs=outputs, is_transposed=True)
         for name, _ in module.named_parameters(path, recurse=False):
             if name in experts:
                 copies, outputs, inputs = experts[name].shape
+                site = Site(path=name, kind="parameter", inputs=inputs, outputs=outputs, copies=copies)
                 is_transposed = bool(getattr(module, "is_transposed", False))
-                if is_transposed:
-                    outputs, inputs = inputs, outputs
-                yield Site(
-                    path=name,
-                    kind="parameter",
-                    inputs=inputs,
-                    outputs=outputs,
-                    copies=copies,
-                    is_transposed=is_transposed,
-                )
+                yield replace(site, inputs=outputs, outputs=inputs, is_transposed=True) if is_transposed else site
 
 
 def _is_expert(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:

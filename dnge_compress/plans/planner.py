@@ -19,9 +19,10 @@ from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
-from dnge_compress.plans.trial import dense_outputs, measured_divergence
+from dnge_compress.plans.trial import measured_divergence
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.inference import inference_mode_of, share_of
 from dnge_compress.signals.work import macs_per_element
 
@@ -43,15 +44,11 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
         )
     plan = PrunePlan(
-        cuts=chosen.applied.cuts,
-        base=graph.fingerprint,
-        weights=digest(context.model),
-        recipe=recipe.model_dump(mode="json"),
-        predicted_cost=chosen.cost,
-        uneven=_is_uneven(chosen.applied, context.model),
-        notes=(*scores.notes, *notes, *measured),
+        cuts=chosen.applied.cuts, base=graph.fingerprint, weights=digest(context.model),
+        recipe=recipe.model_dump(mode="json"), predicted_cost=chosen.cost,
+        uneven=_is_uneven(chosen.applied, context.model), notes=(*scores.notes, *notes, *measured),
         costs=chosen.costs,
-    )
+    )  # fmt: skip
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
     return counted(plan, chosen.applied, context.model)
@@ -95,7 +92,7 @@ def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -
         return found[0], []
     batches = share_of(context.batches, MEASURE_SHARE, MEASURE_ROWS)
     with torch.no_grad(), inference_mode_of(context.model):
-        reference = dense_outputs(context, batches)
+        reference = [outputs_of(context.model, batch) for batch in batches]
         costs = []
         for i, candidate in enumerate(found):
             costs.append(float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair)))

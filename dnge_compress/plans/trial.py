@@ -10,14 +10,9 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.divergence import mean_divergence, outputs_of
+from dnge_compress.signals.divergence import mean_divergence
 from dnge_compress.signals.inference import Inputs, has_logits
 from dnge_compress.signals.refit import least_squares_repair
-
-
-def dense_outputs(context: ScoringContext, batches: Sequence[Inputs]) -> list[Tensor]:
-    """The model's own answers on each batch; call it in inference mode."""
-    return [outputs_of(context.model, batch) for batch in batches]
 
 
 def measured_divergence(

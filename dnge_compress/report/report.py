@@ -95,13 +95,9 @@ def build_report(
     return Report(
         rows=plan.rows,
         totals=Totals(**{f.name: (getattr(old, f.name), getattr(new, f.name)) for f in fields(Totals)}),
-        timings=dict(timings or {}),
-        notes=plan.notes,
-        scorer=str(plan.recipe.get("scorer", "")),
-        recipe_name=str(plan.recipe.get("name", "")),
-        model_name=_name_of(before),
-        predicted_cost=plan.predicted_cost,
-    )
+        timings=dict(timings or {}), notes=plan.notes, scorer=str(plan.recipe.get("scorer", "")),
+        recipe_name=str(plan.recipe.get("name", "")), model_name=_name_of(before), predicted_cost=plan.predicted_cost,
+    )  # fmt: skip
 
 
 def _totals(totals: Totals) -> Table:

@@ -22,13 +22,7 @@ from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.layers import layer_costs
 from dnge_compress.signals.moments import Signals, gather_signals
 
-SCORERS = Registry(
-    what="scorer",
-    package=__name__,
-    group="dnge_compress.scorers",
-    offers=("score", "NEEDS_DATA"),
-    renamed={"probe": "obs"},
-)
+SCORERS = Registry(what="scorer", package=__name__, offers=("score", "NEEDS_DATA"), renamed={"probe": "obs"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -219,15 +219,7 @@ class _Recorder:
         mean, gram = self.moments.finish()
         labels = max(1, self.labels)
         return Signal(
-            slot=self.slot,
-            weight=self.weight,
-            units=self.units,
-            own=self.own,
-            count=self.moments.count,
-            mean=mean,
-            gram=gram,
-            grad_square=self.grad_square / labels,
-            fisher=self.fisher / labels,
-            taylor=self.taylor / labels,
-            out_fisher=self.out_fisher / labels,
-        )
+            slot=self.slot, weight=self.weight, units=self.units, own=self.own, count=self.moments.count, mean=mean,
+            gram=gram, grad_square=self.grad_square / labels, fisher=self.fisher / labels,
+            taylor=self.taylor / labels, out_fisher=self.out_fisher / labels,
+        )  # fmt: skip

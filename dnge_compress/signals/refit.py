@@ -25,8 +25,6 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
     values: dict[str, Tensor] = {}
-    if repair.compensate == "none":
-        return values
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
         if cut.space not in signals or cut.space in applied.dropped_spaces:

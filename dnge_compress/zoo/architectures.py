@@ -6,19 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForMaskedLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
 
 from dnge_compress.zoo.blueprint import IMAGE, Blueprint
 from dnge_compress.zoo.corpora import VOCABULARY
@@ -55,7 +44,7 @@ def _resnet(b: Blueprint) -> nn.Module:
     sizes = {"embedding_size": b.widths[0], "hidden_sizes": list(b.widths[1:]), "depths": list(b.blocks)}
     config: dict[str, Any] = sizes | {"num_channels": IMAGE[b.data][0], "num_labels": CLASSES}
     config |= {"layer_type": b.layout[0], "hidden_act": b.activation, "downsample_in_first_stage": False}
-    return ResNetForImageClassification(ResNetConfig(**config))
+    return hf.ResNetForImageClassification(hf.ResNetConfig(**config))
 
 
 def _sizes(b: Blueprint) -> dict[str, Any]:
@@ -77,22 +66,23 @@ def _decoder(b: Blueprint) -> dict[str, Any]:
 def _vit(b: Blueprint) -> nn.Module:
     channels, side = IMAGE[b.data]
     image: dict[str, Any] = {"num_channels": channels, "image_size": side, "patch_size": b.patch, "num_labels": CLASSES}
-    return ViTForImageClassification(ViTConfig(**_encoder(b), **image))
+    return hf.ViTForImageClassification(hf.ViTConfig(**_encoder(b), **image))
 
 
 def _gpt2(b: Blueprint) -> nn.Module:
     dropout: dict[str, Any] = {"resid_pdrop": b.dropout, "embd_pdrop": b.dropout, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**_decoder(b), **dropout, n_inner=b.ffn, activation_function=b.activation))
+    mlp: dict[str, Any] = {"n_inner": b.ffn, "activation_function": b.activation}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(**_decoder(b), **dropout, **mlp))
 
 
 def _llama(b: Blueprint) -> nn.Module:
     mlp: dict[str, Any] = {"intermediate_size": b.ffn, "hidden_act": b.activation}
-    return LlamaForCausalLM(LlamaConfig(**_decoder(b), **mlp, num_key_value_heads=b.kv_heads))
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**_decoder(b), **mlp, num_key_value_heads=b.kv_heads))
 
 
 def _bert(b: Blueprint) -> nn.Module:
     tokens: dict[str, Any] = {"vocab_size": b.mask_id + 1, "max_position_embeddings": b.length, "pad_token_id": None}
-    model = BertForMaskedLM(BertConfig(**_encoder(b), **tokens, tie_word_embeddings=b.tied))
+    model = hf.BertForMaskedLM(hf.BertConfig(**_encoder(b), **tokens, tie_word_embeddings=b.tied))
     with torch.no_grad():
         model.bert.embeddings.position_embeddings.weight.copy_(b.init * _sinusoids(b.length, b.widths[0]))
     return model

@@ -40,49 +40,36 @@ def build_resumably(
     jobs: int,
     progress: Progress = silent,
 ) -> W:
-    """The set in `out`, or made in parts by `tasks`, joined and written there; then the parts are removed.
+    """The set in `out`, or made in parts, joined and written there; then the parts are removed.
 
-    Raises CheckpointError if `out` holds another set.
+    `tasks` names the parts; `make(file, *task)` writes one into a file and returns a note on it for `progress`. Parts
+    that are there already are kept. Raises CheckpointError if `out`, or the parts beside it, belong to another set.
     """
+    if out.is_dir():
+        raise CheckpointError(f"'{out}' is a folder; name a file")
     if out.is_file():
         found = load(out)
         if found.about != about:
             raise CheckpointError(f"'{out}' holds another set; choose another output, or delete it")
         return found
-    whole = join([load(file) for file in _make_parts(about, out, tasks(), make, jobs=jobs, progress=progress)])
+    folder = _claimed(out, about)
+    named = tasks()
+    files = {name: folder / f"{name}.safetensors" for name in named}
+    missing = [(file, *named[name]) for name, file in files.items() if not file.is_file()]
+    for done, line in enumerate(each_done(jobs, make, missing), start=1):
+        progress(out.name, done, len(missing), line)
+    whole = join([load(file) for file in files.values()])
     whole.save(out)
-    shutil.rmtree(_folder(out))
+    shutil.rmtree(folder)
     return whole
 
 
-def _make_parts(
-    about: Mapping[str, Any],
-    out: Path,
-    tasks: Mapping[str, tuple[Any, ...]],
-    make: Callable[..., str],
-    *,
-    jobs: int,
-    progress: Progress,
-) -> list[Path]:
-    """One file beside `out` for each named task, in their order; those that are there already are kept.
-
-    `make(file, *task)` writes a file and returns a note on it for `progress`. Raises CheckpointError if the parts there
-    belong to a set that is not `about`, or if nothing can be written there.
-    """
-    folder = _folder(out)
+def _claimed(out: Path, about: Mapping[str, Any]) -> Path:
+    """The folder of the parts, beside `out`, with a record of what they belong to."""
+    folder = out.with_name(f"{out.name}.parts")
     record = folder / "about.json"
-    if out.is_dir():
-        raise CheckpointError(f"'{out}' is a folder; name a file")
     if not record.is_file() or not any(folder.glob("*.safetensors")):
         write_whole(record, json.dumps(about))
     elif read_json(record) != about:
         raise CheckpointError(f"'{folder}' holds parts of another set; delete it, or choose another output")
-    files = {name: folder / f"{name}.safetensors" for name in tasks}
-    missing = [(file, *tasks[name]) for name, file in files.items() if not file.is_file()]
-    for done, line in enumerate(each_done(jobs, make, missing), start=1):
-        progress(out.name, done, len(missing), line)
-    return list(files.values())
-
-
-def _folder(out: Path) -> Path:
-    return out.with_name(f"{out.name}.parts")
+    return folder

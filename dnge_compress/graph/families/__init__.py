@@ -15,7 +15,7 @@ from dnge_compress.core.plugins import Registry
 from dnge_compress.graph.types import ModelGraph, Shapes
 
 TRACED = "traced"
-FAMILIES = Registry(what="family", package=__name__, group="dnge_compress.families", offers=("MODEL_TYPES", "build"))
+FAMILIES = Registry(what="family", package=__name__, offers=("MODEL_TYPES", "build"))
 
 
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:

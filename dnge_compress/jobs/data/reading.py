@@ -23,11 +23,9 @@ from dnge_compress.jobs.data.chat import check_template, encode_chat
 from dnge_compress.jobs.data.fields import fields
 from dnge_compress.jobs.data.formats import Placed, RowFile
 from dnge_compress.jobs.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
-from dnge_compress.jobs.data.rows import Collator, Ledger, Rows, split_rows
-from dnge_compress.jobs.data.sources import check_sources, open_tables
+from dnge_compress.jobs.data.rows import Ledger, Rows
+from dnge_compress.jobs.data.sources import open_tables
 from dnge_compress.recipes.job_schema import Dataset
-
-__all__ = ["Collator", "Rows", "check_sources", "read_rows", "split_rows"]
 
 BATCH_CHARACTERS = 1_000_000
 Sampler = Callable[[int], Iterable[Sequence[int]]]

@@ -62,14 +62,10 @@ class JobReport(Printable):
             content.notes(self.notes),
         )
         return Document(
-            title=self.model,
-            facts=(self.name,) if self.name else (),
-            place=self.output_dir,
-            eyebrow="Job report",
-            stages=self.stages,
-            headlines=content.headlines(self.milestones, self.result),
+            title=self.model, facts=(self.name,) if self.name else (), place=self.output_dir, eyebrow="Job report",
+            stages=self.stages, headlines=content.headlines(self.milestones, self.result),
             sections=tuple(section for section in sections if section is not None),
-        )
+        )  # fmt: skip
 
     @property
     def times(self) -> dict[str, float | None]:

@@ -28,13 +28,7 @@ from dnge_compress.signals.inference import Inputs
 Weights = Mapping[str, float]
 DAMPING = 0.5  # exponent on a root mean square gradient, chosen on the zoo
 
-PLACERS = Registry(
-    what="placer",
-    package=__name__,
-    group="dnge_compress.placers",
-    offers=("weigh", "NEEDS_DATA"),
-    renamed={"probe": "fisher"},
-)
+PLACERS = Registry(what="placer", package=__name__, offers=("weigh", "NEEDS_DATA"), renamed={"probe": "fisher"})
 
 
 @dataclass(frozen=True, kw_only=True)

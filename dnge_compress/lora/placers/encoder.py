@@ -29,12 +29,8 @@ def predicted_energy(sites: Sequence[Site], context: PlacingContext) -> dict[str
     except UnsupportedModelError as e:
         raise UnsupportedModelError(f"{e}; or place with placer='fisher' or 'stable_rank', which need no family") from e
     scoring = scorers.ScoringContext(
-        graph=graph,
-        model=context.model,
-        calibration=context.calibration,
-        data=context.data,
-        example_inputs=context.example_inputs,
-        progress=context.progress,
-    )
+        graph=graph, model=context.model, calibration=context.calibration, data=context.data,
+        example_inputs=context.example_inputs, progress=context.progress,
+    )  # fmt: skip
     matrices = scorers.score("encoder", scoring).matrices
     return {site.path: matrices[site.weight] for site in sites if site.weight in matrices}

@@ -30,9 +30,10 @@ from dnge_compress.encoder.features import FLOOR, node_features
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut, ModelGraph
-from dnge_compress.plans.trial import dense_outputs, measured_divergence
+from dnge_compress.plans.trial import measured_divergence
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext, obs
+from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.inference import Inputs, inference_mode_of
 from dnge_compress.zoo.batches import ZooBatch, example_batches, loss
 from dnge_compress.zoo.blueprint import Blueprint
@@ -139,13 +140,9 @@ def read_example(folder: Path, example: str, data_root: DataRoot) -> TrainingExa
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     return TrainingExample(
-        name=example,
-        graph=graph,
-        weights=weights,
-        **parts,
-        reliability=float(reliability["reliability"]),
+        name=example, graph=graph, weights=weights, **parts, reliability=float(reliability["reliability"]),
         reliability_over_all=float(reliability["reliability_over_all"]),
-    )
+    )  # fmt: skip
 
 
 def _reliability(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, str]:
@@ -176,7 +173,7 @@ class _Judge:
     def __init__(self, context: ScoringContext, inputs: Inputs) -> None:
         self.context, self.inputs = context, [inputs]
         with inference_mode_of(context.model):
-            self.reference = dense_outputs(context, self.inputs)
+            self.reference = [outputs_of(context.model, inputs)]
 
     def unit_targets(self, space: str, obs_costs: Tensor, costs: Tensor) -> Tensor:
         """Log cost per unit of one space `[U]`; `costs` are those of OBS on two halves of real data `[2, U]`."""
