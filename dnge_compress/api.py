@@ -69,7 +69,7 @@ def compress(
         small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), ratio=0.3)
     """
     started = time.perf_counter()
-    job = _Job(model, recipe, _with_ratio(overrides, ratio), data, example_inputs, progress)
+    job = _Job(model, recipe, overrides | {"ratio": ratio}, data, example_inputs, progress)
     found = job.plan()
     planned = time.perf_counter()
     return job.apply(found, inplace, {"plan": planned - started})
@@ -110,7 +110,7 @@ def plan(
 
         Path("plan.json").write_text(plan(model, ratio=0.3).to_json())
     """
-    return _Job(model, recipe, _with_ratio(overrides, ratio), data, example_inputs, progress).plan(scores)
+    return _Job(model, recipe, overrides | {"ratio": ratio}, data, example_inputs, progress).plan(scores)
 
 
 def apply(
@@ -157,10 +157,6 @@ def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = N
     graph = build_graph(model, example_inputs)
     _refuse_other_base(plan, graph, model)
     return MaskedModel(model, AppliedCuts(graph, plan.cuts))
-
-
-def _with_ratio(overrides: dict[str, Any], ratio: float | None) -> dict[str, Any]:
-    return overrides if ratio is None else overrides | {"ratio": ratio}
 
 
 def _refuse_other_base(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> None:
@@ -236,14 +232,9 @@ class _Job:
         attached = Compression(
             plan=plan, report=report, base_config=config.to_dict() if config is not None else None, inputs=inputs
         )
-        if inplace:
-            small = _become(dense, small)
+        if inplace:  # references to the model see the smaller network
+            dense.__dict__.clear()
+            dense.__dict__.update(small.__dict__)
+            small = dense
         small.dnge = attached
         return small
-
-
-def _become(model: nn.Module, other: nn.Module) -> nn.Module:
-    """Let `model` take over everything of `other`, so that references to it see the smaller network."""
-    model.__dict__.clear()
-    model.__dict__.update(other.__dict__)
-    return model

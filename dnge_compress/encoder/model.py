@@ -93,9 +93,8 @@ class DNGEncoder(
             pooled = (
                 torch.stack([s.mean(0) for s in inside]) if self.training else segment_mean(torch.cat(inside), bounds)
             )
-            found[space.name] = self._bounded(
-                self.layer(torch.cat([pooled, costs[space.name][:, None]], -1)).squeeze(-1)
-            )
+            read = self.layer(torch.cat([pooled, costs[space.name][:, None]], -1))
+            found[space.name] = self._bounded(read.squeeze(-1))
         return found
 
     def _matrices(self, graph: ModelGraph, states: States) -> dict[str, Tensor]:

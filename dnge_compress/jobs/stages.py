@@ -93,13 +93,9 @@ def data(work: Work) -> Facts:
 
     def rows_of(sources: tuple[Dataset, ...]) -> Any:
         return read_rows(
-            sources,
-            tokenizer,
-            max_length=settings.max_length,
-            packing=settings.packing,
-            folder=Path.cwd(),
+            sources, tokenizer, max_length=settings.max_length, packing=settings.packing, folder=Path.cwd(),
             sampled=sampled,
-        )
+        )  # fmt: skip
 
     rows = rows_of(job.datasets)
     if job.eval_datasets:

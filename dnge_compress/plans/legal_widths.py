@@ -104,23 +104,21 @@ def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigF
 def _is_legal(t: int, steps: int, spaces: Sequence[Space], fields: Sequence[ConfigField], prune: Prune) -> bool:
     if t < prune.min_keep * steps:
         return False
-    units = {s.name: s.units for s in spaces}
-    for s in spaces:
-        if s.kind in ("neuron", "channel") and (s.units * t // steps) % prune.round_to:
-            return False
-    if prune.uneven:
-        return True
-    for f in fields:
-        value = f.factor * units[f.spaces[0]] * t // steps
-        if not f.allows(value):
-            return False
-    return True
+    widths = (s.units * t // steps for s in spaces if s.kind in ("neuron", "channel"))
+    if any(width % prune.round_to for width in widths):
+        return False
+    return prune.uneven or all(f.allows(_value(f, t, steps, spaces)) for f in fields)
+
+
+def _value(field: ConfigField, t: int, steps: int, spaces: Sequence[Space]) -> int:
+    """What a config key says at step t: its factor times the units that stay."""
+    units = next(s.units for s in spaces if s.name == field.spaces[0])
+    return field.factor * units * t // steps
 
 
 def _restrictions(group: TiedWidths, fields: Sequence[ConfigField], spaces: Sequence[Space]) -> list[str]:
-    units = {s.name: s.units for s in spaces}
     for f in fields:
         if f.divides is not None:
-            values = [f.factor * units[f.spaces[0]] * t // group.steps for t in group.legal]
+            values = [_value(f, t, group.steps, spaces) for t in group.legal]
             return [f"{f.key} must divide {f.divides} to reload in plain transformers: one of {values}"]
     return []

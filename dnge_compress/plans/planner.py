@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dnge_compress.core.errors import BudgetError
-from dnge_compress.graph.counting import Prices, non_embedding_prices, parameter_prices
+from dnge_compress.graph.counting import non_embedding_prices, parameter_prices
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import TRACED
@@ -36,7 +36,10 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
     repaired, on a part of the calibration inputs, and the one whose output moves least is taken.
     """
-    graph, budget = context.graph, Budget.of(context.model, _prices(context, recipe.prune.of))
+    graph, model = context.graph, context.model
+    is_by_macs = recipe.prune.of == "macs"
+    prices = macs_per_element(model, graph, context.batches[0]) if is_by_macs else non_embedding_prices(model, graph)
+    budget = Budget.of(model, prices)
     found, notes = candidates(graph, scores, recipe.prune, budget)
     chosen, measured = _best(context, found, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
@@ -79,12 +82,6 @@ def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
     if getattr(model, "config", None) is None or not applied.cuts:
         return False
     return applied.graph.family == TRACED or not applied.reloads_plainly
-
-
-def _prices(context: ScoringContext, of: str) -> Prices:
-    if of == "macs":
-        return macs_per_element(context.model, context.graph, context.batches[0])
-    return non_embedding_prices(context.model, context.graph)
 
 
 def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:

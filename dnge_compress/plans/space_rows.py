@@ -101,13 +101,9 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
             )
         )
     columns = (
-        Column(kind="text", is_long=True),
-        Column(title="layers", kind="text", is_long=True),
-        Column(kind="bar"),
-        Column(title="units kept"),
-        Column(title="parameters"),
-        Column(title="predicted cost", unit="nats"),
-    )
+        Column(kind="text", is_long=True), Column(title="layers", kind="text", is_long=True), Column(kind="bar"),
+        Column(title="units kept"), Column(title="parameters"), Column(title="predicted cost", unit="nats"),
+    )  # fmt: skip
     return Table(columns=columns, rows=tuple(lines), is_grouped=True, look="spaces")
 
 

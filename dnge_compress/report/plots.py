@@ -168,15 +168,9 @@ def _svg(shapes: Iterable[Markup], described: tuple[str, str], box: str = "0 0 1
     """A drawing that screen readers describe; `described` are its title and description."""
     title, description = described
     return tag(
-        "svg",
-        tag("title", title),
-        tag("desc", description),
-        *shapes,
-        viewBox=box,
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"{title}. {description}",
-    )
+        "svg", tag("title", title), tag("desc", description), *shapes, viewBox=box, preserveAspectRatio="none",
+        role="img", aria_label=f"{title}. {description}",
+    )  # fmt: skip
 
 
 def _inline(shapes: Iterable[Markup | None], kind: str) -> Markup:
