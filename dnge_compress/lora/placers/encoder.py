@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnge_compress import scorers
+import torch
+
 from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.encoder import DNGEncoder
+from dnge_compress.graph.types import Scores
 from dnge_compress.lora.adapters import Site
 from dnge_compress.lora.placers import PlacingContext, Weights, damped
+from dnge_compress.scorers import ScoringContext, obs
+from dnge_compress.scorers.encoder import corrected
 
 NEEDS_DATA = False
 
@@ -28,9 +33,12 @@ def predicted_energy(sites: Sequence[Site], context: PlacingContext) -> dict[str
         graph = context.graph
     except UnsupportedModelError as e:
         raise UnsupportedModelError(f"{e}; or place with placer='fisher' or 'stable_rank', which need no family") from e
-    scoring = scorers.ScoringContext(
+    scoring = ScoringContext(
         graph=graph, model=context.model, calibration=context.calibration, data=context.data,
         example_inputs=context.example_inputs, progress=context.progress,
     )  # fmt: skip
-    matrices = scorers.score("encoder", scoring).matrices
+    units = {space: obs.unit_costs(scoring, space) for space in scoring.signals}
+    units |= {s.name: torch.ones(s.units) for s in graph.of_kind("layer")}  # their costs don't reach the matrices
+    costs = Scores(units=units, scorer="obs", fingerprint=graph.fingerprint)
+    matrices = corrected(scoring, costs, DNGEncoder.from_pretrained("base")).matrices
     return {site.path: matrices[site.weight] for site in sites if site.weight in matrices}
