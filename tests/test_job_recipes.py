@@ -176,5 +176,7 @@ def test_the_json_schema_for_editors_knows_every_key_and_no_others(kind: str) ->
 
 def test_shipped_recipes_are_of_the_kind_their_folder_says() -> None:
     kinds = {"prune": Recipe, "lora": LoraRecipe, "jobs": Job}
-    for name in library.names():
+    names = library.names()
+    assert {name.split("/")[0] for name in names} == kinds.keys()
+    for name in names:
         assert isinstance(load(name), kinds[name.split("/")[0]]), name
