@@ -375,7 +375,7 @@ def test_a_missing_path_is_one_clear_line(tmp_path: Path) -> None:
 def test_progress_reports_stages_that_end() -> None:
     seen: list[tuple[str, int, int]] = []
     compress(models.make("bert"), ratio=0.2, progress=lambda *step: seen.append(step), **OBS)
-    assert {"calibrate", "scoring"} <= {stage for stage, _, _ in seen}
+    assert {"calibrate", "score"} <= {stage for stage, _, _ in seen}
     for stage in {stage for stage, _, _ in seen}:
         assert [(d, t) for s, d, t in seen if s == stage][-1][0] == [t for s, _, t in seen if s == stage][-1]
 

@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_plan() -> None:
     assert first.to_json() == second.to_json()
 
 
-@pytest.mark.parametrize(("placer", "stage"), [("fisher", "measuring gradients"), ("stable_rank", "spectra")])
+@pytest.mark.parametrize(("placer", "stage"), [("fisher", "measure gradients"), ("stable_rank", "compute spectra")])
 def test_progress_is_reported_and_the_rank_of_the_budget_is_no_callback(placer: str, stage: str) -> None:
     seen: list[tuple[Any, ...]] = []
     reported = place_lora(models.make("llama"), placer=placer, progress=lambda *step: seen.append(step), **FEW)

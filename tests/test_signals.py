@@ -67,7 +67,7 @@ def test_moments_equal_a_plain_loops(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_every_reader_of_every_model_has_finite_signals_of_matching_shapes(name: str) -> None:
+def test_every_consumer_of_every_model_has_finite_signals_of_matching_shapes(name: str) -> None:
     model, graph, _, signals = gathered(name)
     for space, found in signals.items():
         assert len(found) == len(graph.consumers(space))

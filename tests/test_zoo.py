@@ -229,7 +229,7 @@ def test_a_network_comes_back_from_its_folder_with_equal_outputs(
     folders = zoo.train_networks(plan, tmp_path, data_root=data_root)
     assert [f.name for f in folders] == [f"{plan.name}@20", f"{plan.name}@50", plan.name] and len(folders) == 3
     (batch,) = example_batches(plan, "held-out", count=1, batch_size=5, seed=0, data_root=data_root)
-    for folder, moment in zip(folders, plan.moments(), strict=True):
+    for folder, moment in zip(folders, plan.networks(), strict=True):
         model, restored = load(folder)
         assert restored == moment and not model.training
         alone = train(moment, data_root=data_root)

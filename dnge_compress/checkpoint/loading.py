@@ -126,7 +126,7 @@ def _base(
 ) -> PreTrainedModel:
     """The base model's skeleton; its values are those of a fresh initialisation and get replaced."""
     if base_config is None:
-        raise CheckpointError(f"'{folder / BASE_CONFIG}' is missing, so its plan can't be replayed")
+        raise CheckpointError(f"'{folder / BASE_CONFIG}' is missing, so its plan can't be replayed; save it again")
     raw = read_config(folder)
     if raw.get("auto_map") and not trust_remote_code:
         raise CheckpointError(f"'{folder}' brings its own code; pass trust_remote_code=True (--trust-remote-code)")
@@ -144,11 +144,11 @@ def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
     """Cut `model` as the plan says, then give it the weights of the folder, all of them."""
     files = weight_files(folder)
     if not files:
-        raise CheckpointError(f"'{folder}' has no weights")
+        raise CheckpointError(f"'{folder}' has no weights; save the model again")
     try:
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     except Exception as e:  # safetensors' own error or one of the file system
-        raise CheckpointError(f"'{folder}' holds truncated or corrupt weights ({first_line(e)})") from e
+        raise CheckpointError(f"'{folder}' holds truncated or corrupt weights ({first_line(e)}); save it again") from e
     if isinstance(model, PreTrainedModel) and not any(name.startswith("pooler.") for name in weights):
         without_pooler(model)
     example = _inputs_like(read_json(folder / INPUTS)) if (folder / INPUTS).is_file() else None
@@ -156,7 +156,7 @@ def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
     if graph.fingerprint != plan.base:
         raise CheckpointError(
             f"the plan in '{folder}' was made for another base (fingerprint {plan.base}) than this "
-            f"{type(model).__name__} ({graph.fingerprint})"
+            f"{type(model).__name__} ({graph.fingerprint}); pass the base it was made for"
         )
     cut(model, AppliedCuts(graph, plan.cuts))
     if isinstance(model, PreTrainedModel):

@@ -30,13 +30,14 @@ def locate(source: str | Path, allow_pickle: bool = False) -> Path:
     if folder.exists():
         raise CheckpointError(f"'{source}' is a file; pass the folder that holds it and its config.json")
     if not HUB_ID.fullmatch(str(source)):
-        raise CheckpointError(f"there is no folder '{source}'")
+        raise CheckpointError(f"there is no folder '{source}', and it is no hub id (owner/name); correct the name")
     try:
         found = Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_EXTRAS))
         if allow_pickle and not any(found.glob("*.safetensors")):
             found = Path(snapshot_download(str(source), allow_patterns=[*HUB_FILES, "pytorch_model*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise CheckpointError(f"there is no folder '{source}', and the hub gave no such model ({first_line(e)})") from e
+        what = f"there is no folder '{source}', and the hub gave no such model ({first_line(e)})"
+        raise CheckpointError(f"{what}; correct the name, or download it into a folder") from e
     return found
 
 
@@ -48,7 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
         return []
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-        raise CheckpointError(f"'{folder / INDEX}' has no weight_map")
+        raise CheckpointError(f"'{folder / INDEX}' has no weight_map; fetch it again")
     shards = [folder / name for name in sorted(set(index["weight_map"].values()))]
     for shard in shards:
         if not shard.is_file():
@@ -70,7 +71,7 @@ def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:
         return True
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED and p.is_file())
     if not pickles:
-        raise CheckpointError(f"'{folder}' has no weights: neither {WEIGHTS} nor {INDEX}")
+        raise CheckpointError(f"'{folder}' has no weights: neither {WEIGHTS} nor {INDEX}; fetch it again")
     if not any(p.startswith("pytorch_model") for p in pickles):
         raise CheckpointError(
             f"'{folder}' has only pickled weights ({pickles[0]}), which can run code; save them as {WEIGHTS}, "
@@ -87,10 +88,10 @@ def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """The raw `config.json` of a folder. Raises CheckpointError."""
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"'{folder}' has no config.json, so it is no Hugging Face model folder")
+        raise CheckpointError(f"'{folder}' has no config.json, so it is no model's; name the folder that has one")
     raw = read_json(folder / "config.json")
     if not isinstance(raw, dict):
-        raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object")
+        raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object; fetch it again")
     return raw
 
 

@@ -1,4 +1,4 @@
-"""Is a model's every weight a finite floating-point number, held under one name?"""
+"""Checks that every weight of a model is a finite floating-point number and held under one name."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def parser() -> Parser:
     _model(place)
     _plan_file(place)
     place.add_argument("--recipe", default="lora/default", help="name or path (default: %(default)s)")
-    place.add_argument("--placer", help="who decides: uniform, encoder, fisher, stable_rank, …")
+    place.add_argument("--placer", help="the method that decides: uniform, encoder, fisher, stable_rank, …")
     _set_flag(place)
     about = "run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
     run = command("job_commands", "run", json_flag, about=about)
@@ -178,7 +178,9 @@ def _choosing_flags() -> Parser:
     group = flags.add_argument_group("recipe")
     group.add_argument("--recipe", default="prune/default", help="name or path (default: %(default)s)")
     group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
-    group.add_argument("--scorer", help="who scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda")
+    group.add_argument(
+        "--scorer", help="the method that scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda"
+    )
     group.add_argument("--seed", type=int, help="same seed, same result")
     _set_flag(group)
     return flags

@@ -1,4 +1,4 @@
-"""What is registered by lying in a folder of ours, or by an entry point of somebody else's package.
+"""Registries: modules found by their file in a folder of ours, or by an entry point of somebody else's package.
 
 A third party offers a module in its pyproject, `[project.entry-points."dnge_compress.scorers"]` (or `….placers`,
 `….families`), as `name = "its_package.its_module"`.

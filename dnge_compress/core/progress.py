@@ -10,7 +10,7 @@ LINES = 20  # of a long stage, about
 
 @runtime_checkable
 class Progress(Protocol):
-    """Called along the way; `total` is 0 while it isn't known."""
+    """Called along the way; a stage is named by what is done ("calibrate"), `total` is 0 while it isn't known."""
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Take note of where a stage is."""

@@ -1,4 +1,4 @@
-"""Values of a model's tensors: a digest that recognises them again."""
+"""A digest of a model's weights, by which they are recognised."""
 
 from __future__ import annotations
 

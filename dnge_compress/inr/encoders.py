@@ -89,7 +89,7 @@ class InrEncoder(InrReader):
         return vmap(lambda w, f: self.network.states(graph, w, f))(weights, features)
 
     def backbone(self) -> Iterable[nn.Parameter]:
-        """All of the message-passing pass, what is initialised at zero too."""
+        """All parameters of the message-passing pass, including those that are initialised at zero."""
         return self.network.passes[0].parameters()
 
     def _inputs(self, stack: Stack, siren: Siren) -> tuple[ModelGraph, dict[str, Tensor], dict[str, Tensor]]:

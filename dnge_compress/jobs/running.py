@@ -65,7 +65,7 @@ def _refuse_model(job: Job) -> None:
     path = Path(job.model_name_or_path)
     if not path.is_dir():
         if path.is_absolute() or job.model_name_or_path.startswith(".") or len(path.parts) > 2:
-            raise CheckpointError(f"model folder '{path}' doesn't exist")
+            raise CheckpointError(f"model folder '{path}' doesn't exist; correct model_name_or_path")
         return
     config = read_config(locate(path, allow_pickle=False))
     if job.train is None:

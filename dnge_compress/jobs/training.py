@@ -114,7 +114,9 @@ def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
             "fsdp2 needs accelerators: set launch.strategy=ddp here"
         )
     if strategy not in ("single", "ddp", "fsdp2") or (launch.strategy == "ddp" and strategy == "fsdp2"):
-        raise LaunchError(f"launch.strategy asks for {launch.strategy}, but accelerate gives {strategy}")
+        raise LaunchError(
+            f"launch.strategy asks for {launch.strategy}, but accelerate gives {strategy}; set launch.strategy=auto"
+        )
     return {"device": str(trainer.args.device), "processes": str(processes), "strategy": strategy}
 
 

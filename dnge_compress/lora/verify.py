@@ -18,6 +18,7 @@ from dnge_compress.core.errors import PlanError
 from dnge_compress.lora.adapters import Adapter
 from dnge_compress.lora.peft_config import value_of
 
+BUG = "report this plan as a bug"
 PREFIXES = ("", "base_model.model.")  # peft matches patterns against names before and after it wraps the model
 
 
@@ -41,7 +42,7 @@ def _check_matching(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn
     modules = {path for path, a in wanted.items() if a.site.kind == "module"}
     for name, _ in model.named_modules():
         if bool(check_target_module_exists(config, name)) != (name in modules):
-            raise PlanError(f"peft {'misses' if name in modules else 'also takes'} '{name}'; report this plan as a bug")
+            raise PlanError(f"peft {'misses' if name in modules else 'also takes'} '{name}'; {BUG}")
     for path, adapter in wanted.items():
         for prefix in PREFIXES:
             name = f"{prefix}{path}"
@@ -50,7 +51,7 @@ def _check_matching(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn
                 raise PlanError(f"'{path}' matches {len(keys)} patterns ({', '.join(keys)}); they must exclude others")
             found = value_of(config.rank_pattern, name, config.r)
             if found != adapter.rank:
-                raise PlanError(f"peft gives '{name}' rank {found}, the plan says {adapter.rank}")
+                raise PlanError(f"peft gives '{name}' rank {found}, the plan says {adapter.rank}; {BUG}")
 
 
 def _check_built(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn.Module) -> None:
@@ -65,14 +66,14 @@ def _check_built(wanted: Mapping[str, Adapter], config: LoraConfig, model: nn.Mo
     found = dict(_adapters(built))
     if found.keys() != wanted.keys():
         odd = min(found.keys() ^ wanted.keys())
-        raise PlanError(f"peft {'misses' if odd in wanted else 'also adapts'} '{odd}'")
+        raise PlanError(f"peft {'misses' if odd in wanted else 'also adapts'} '{odd}'; {BUG}")
     for path, (rank, scale) in found.items():
         if rank != wanted[path].rank or abs(scale - scales[path]) > 1e-6 * scale:
-            raise PlanError(f"peft builds '{path}' with rank {rank} and scale {scale:g}, not as planned")
+            raise PlanError(f"peft builds '{path}' with rank {rank} and scale {scale:g}, not as planned; {BUG}")
     params = sum(p.numel() for p in built.parameters() if p.requires_grad)
     planned = sum(a.params for a in wanted.values())
     if params != planned:
-        raise PlanError(f"peft builds {params:,} trainable parameters, the plan says {planned:,}")
+        raise PlanError(f"peft builds {params:,} trainable parameters, the plan says {planned:,}; {BUG}")
 
 
 def _scale(config: LoraConfig, rank: int) -> float:

@@ -93,7 +93,7 @@ def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -
         costs = []
         for i, candidate in enumerate(found):
             costs.append(float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair)))
-            context.progress("comparing plans", i + 1, len(found))
+            context.progress("compare plans", i + 1, len(found))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=True))
     return found[best], [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]

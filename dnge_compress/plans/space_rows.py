@@ -66,8 +66,8 @@ def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) ->
 
 
 def alike(rows: Sequence[SpaceRow], limit: int = MAX_LINES) -> list[tuple[str, list[SpaceRow]]]:
-    """Spaces that came out alike together, with a word on where they are; about `limit` groups at most, by joining
-    neighbours if need be.
+    """Groups of spaces that kept equally many units, each with the layers it is in; about `limit` groups at most, for
+    which neighbours are joined where necessary.
 
     Spaces of dropped blocks are in no group: the line of the layers names those blocks.
     """

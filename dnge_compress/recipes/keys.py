@@ -10,7 +10,7 @@ from dnge_compress.recipes.schema import RecipeSection
 
 Keys = tuple[str, ...]
 REMOVED = object()  # as the value of an override: take the key away
-# Keys of old, and values of `calibration.kind`.
+# Former names of keys, and of values of `calibration.kind`.
 RENAMED = {"probes": "calibration", "protect": "protected"}
 RENAMED_KINDS = {"random": "words", "noise": "images"}
 

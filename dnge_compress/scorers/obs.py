@@ -21,7 +21,7 @@ def score(context: ScoringContext) -> Scores:
     units = {}
     for i, space in enumerate(context.signals):
         units[space] = unit_costs(context, space)
-        context.progress("scoring", i + 1, len(context.signals))
+        context.progress("score", i + 1, len(context.signals))
     return Scores(units=units | context.layer_costs, scorer="obs", fingerprint=context.graph.fingerprint)
 
 

@@ -32,7 +32,7 @@ def mean_square_gradients(
             total, count = loss(model, batch)
             total.backward()
             labels += count
-            progress("measuring gradients", i + 1, len(batches))
+            progress("measure gradients", i + 1, len(batches))
     return {name: value / max(1, labels) for name, value in sums.items()}
 
 

@@ -35,7 +35,7 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Fl
 
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
     """
-    states = [_State(r, units, ridge) for r in consumers]
+    states = [_State(consumer, units, ridge) for consumer in consumers]
     alive = torch.arange(units, device=consumers[0].weight.device)
     costs = torch.zeros(units, dtype=torch.float64)
     floor = 0.0

@@ -1,4 +1,4 @@
-"""Pictures of nothing: random images with the statistics of photographs and drawings, for probing vision models.
+"""Random images with the statistics of photographs and drawings, on which vision models are calibrated.
 
 Two processes: dead leaves, opaque shapes of power-law size that hide one another, whose edges, flat regions and
 occlusions are those of photographs (Lee, Mumford & Huang 2001); and pen strokes on an even ground. Both are seeded

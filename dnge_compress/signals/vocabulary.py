@@ -34,7 +34,7 @@ class Vocabulary:
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
-    """English in the tokens of a text model; its bare token ids, all as frequent, if no tokenizer lies beside it."""
+    """English words in the tokens of a text model; without a tokenizer, its bare token ids, all equally frequent."""
     size = model.get_input_embeddings().weight.shape[0]
     found = _english(model.name_or_path or "", size)
     return found or Vocabulary(

@@ -70,7 +70,7 @@ class Blueprint:
         if not legal:
             raise DataError(f"blueprint {self.name} is impossible: check its steps, heads and patch size")
 
-    def moments(self) -> list[Blueprint]:
+    def networks(self) -> list[Blueprint]:
         """The networks that one run gives, barely trained first: `<run>@20`, `<run>@50`, and itself."""
         early = [replace(self, name=f"{self.name}@{100 * s:.0f}", stop=max(1, int(s * self.stop))) for s in EARLY]
         return [*early, self]

@@ -35,20 +35,20 @@ RUNS = 200  # training runs, each of which gives three networks
 
 
 def train_networks(blueprint: Blueprint, out: Path, *, data_root: DataRoot | None = None) -> list[Path]:
-    """Train one run and save the networks it gives (`Blueprint.moments`) as `out/<name>`, each whole or not at all.
+    """Train one run and save the networks it gives (`Blueprint.networks`) as `out/<name>`, each whole or not at all.
 
     A folder holds model.safetensors (float32) and blueprint.json (blueprint, quality, provenance). Folders that are
     there already are kept. Raises: CheckpointError if one of them holds another blueprint.
     """
-    moments = blueprint.moments()
-    missing = [m for m in moments if not _is_there(m, out)]
+    networks = blueprint.networks()
+    missing = [m for m in networks if not _is_there(m, out)]
     started = time.perf_counter()
     stops = sorted({m.stop for m in missing})
     for stop, model in zip(stops, train_through(blueprint, stops, data_root=data_root) if stops else (), strict=True):
         seconds = time.perf_counter() - started
-        for moment in (m for m in missing if m.stop == stop):
-            _save(moment, model, seconds, out, data_root)
-    return [out / m.name for m in moments]
+        for network in (m for m in missing if m.stop == stop):
+            _save(network, model, seconds, out, data_root)
+    return [out / m.name for m in networks]
 
 
 def _is_there(blueprint: Blueprint, out: Path) -> bool:
@@ -100,13 +100,13 @@ def build_zoo(out: Path, runs: int, seed: int, data_root: DataRoot, jobs: int = 
     Only one call may work on a folder at a time. Raises CheckpointError if another zoo lies there, DataError.
     """
     plans = blueprints(runs, seed)
-    missing = [plan for plan in plans if not all(_is_there(m, out) for m in plan.moments())]
+    missing = [plan for plan in plans if not all(_is_there(m, out) for m in plan.networks())]
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
             (tokens if data.startswith("books") else images)(data, split, data_root=data_root)
     found = each_done(jobs, partial(train_networks, out=out, data_root=data_root), [(plan,) for plan in missing])
     for done, folders in enumerate(found, start=len(plans) - len(missing) + 1):
-        progress("zoo", done, len(plans), _line(folders[-1]))
+        progress("build zoo", done, len(plans), _line(folders[-1]))
 
 
 def _line(folder: Path) -> str:

@@ -72,7 +72,9 @@ def _marked(messages: Sequence[Message], tokenizer: Any, place: str) -> Row:
     encoded = _applied(messages, tokenizer, place, **options)
     learned = [bool(m) for m in encoded["assistant_masks"]]
     if not any(learned):
-        raise DataError(f"{place}: the chat template marks nothing of this row with {{% generation %}}")
+        raise DataError(
+            f"{place}: the chat template marks nothing of this row with {{% generation %}}; take the row out"
+        )
     return Row(list(encoded["input_ids"]), learned)
 
 

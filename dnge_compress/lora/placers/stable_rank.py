@@ -20,5 +20,5 @@ def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
         weight = matrix_of(context.model, site)
         top = torch.linalg.matrix_norm(weight, 2).square().clamp_min(1e-30)
         found[site.path] = float((weight.square().sum((1, 2)) / top).mean())
-        context.progress("spectra", i + 1, len(sites))
+        context.progress("compute spectra", i + 1, len(sites))
     return found

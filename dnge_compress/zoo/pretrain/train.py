@@ -50,7 +50,7 @@ def measure_all(folder: Path, data_root: DataRoot, jobs: int, progress: Progress
     missing.sort(key=lambda pair: ("@" in pair[1], "+" in pair[1]))  # what teaches most comes first
     made = each_done(jobs, make_targets, [(network, example, data_root) for network, example in missing])
     for done, path in enumerate(made, start=1):
-        progress("targets", done, len(missing), path.stem)
+        progress("measure targets", done, len(missing), path.stem)
     return [read_example(network, example, data_root) for network, example in wanted]
 
 
