@@ -50,60 +50,58 @@ def parser() -> Parser:
     )
     root.add_argument("--version", action="version", version=f"dnge {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    json_flag, force, opening, choosing = _json_flag(), _force_flag(), _opening_flags(), _choosing_flags()
+    json_flag = _flag("--json", "print exactly one JSON document")
+    force = _flag("--force", "replace an output that dnge did not write")
+    opening, choosing = _opening_flags(), _choosing_flags()
 
-    def command(module: str, name: str, *parents: Parser, about: str) -> Parser:
+    def command(name: str, *parents: Parser, about: str, module: str = "commands") -> Parser:
         found = commands.add_parser(name, parents=parents, help=about, description=f"{about[0].upper()}{about[1:]}.")
         found.set_defaults(module=module, function=name)
         return found
 
-    score = command("commands", "score", opening, choosing, json_flag, about="predict what removing each unit costs")
+    score = command("score", opening, choosing, json_flag, about="predict what removing each unit costs")
     _model(score)
-    plan = command(
-        "commands", "plan", opening, choosing, force, json_flag, about="decide what to remove; changes nothing"
-    )
+    plan = command("plan", opening, choosing, force, json_flag, about="decide what to remove; changes nothing")
     _model(plan)
     _plan_file(plan)
-    apply = command(
-        "commands", "apply", opening, force, json_flag, about="carry out a plan on a copy of its base model"
-    )
+    apply = command("apply", opening, force, json_flag, about="carry out a plan on a copy of its base model")
     apply.add_argument("plan", metavar="PLAN.json")
     _model(apply)
     _output(apply)
     apply.add_argument("--any-weights", action="store_true", help="accept other weights of the same architecture")
-    compress = command(
-        "commands", "compress", opening, choosing, force, json_flag, about="score, plan, cut, repair and save"
-    )
+    compress = command("compress", opening, choosing, force, json_flag, about="score, plan, cut, repair and save")
     _model(compress)
     _output(compress)
     about = "decide where LoRA goes and with what rank; changes nothing"
-    place = command("commands", "place", opening, force, json_flag, about=about)
+    place = command("place", opening, force, json_flag, about=about)
     _model(place)
     _plan_file(place)
     place.add_argument("--recipe", default="lora/default", help="name or path (default: %(default)s)")
     place.add_argument("--placer", help="the method that decides: uniform, encoder, fisher, stable_rank, …")
     _set_flag(place)
     about = "run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
-    run = command("job_commands", "run", json_flag, about=about)
+    run = command("run", json_flag, about=about, module="job_commands")
     run.add_argument("recipe", metavar="RECIPE", help="name or path; see `dnge recipes ls`")
     run.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model_name_or_path=gpt2 train.learning_rate=1e-4"
     )
     run.add_argument("--dry-run", action="store_true", help="check the recipe and show the plan; do nothing")
-    report = command("commands", "report", json_flag, about="show what was done to a saved model, or by a job")
+    report = command("report", json_flag, about="show what was done to a saved model, or by a job")
     report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress`, `dnge apply` or `dnge run`")
     _recipes(commands, json_flag, force)
 
-    zoo = command("training_commands", "zoo", json_flag, about="train small networks for the encoder to learn from")
+    about = "train small networks for the encoder to learn from"
+    zoo = command("zoo", json_flag, about=about, module="training_commands")
     zoo.add_argument("-o", "--output", type=Path, default=Path("zoo"), help="folder of the networks")
     _zoo_flags(zoo)
-    pretrain = command("training_commands", "pretrain", json_flag, about="train the encoder that scores, and its zoo")
+    about = "train the encoder that scores, and its zoo"
+    pretrain = command("pretrain", json_flag, about=about, module="training_commands")
     pretrain.add_argument("-o", "--output", type=Path, default=Path("base.safetensors"), help="the encoder's weights")
     pretrain.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the networks")
     pretrain.add_argument("--steps", type=positive, help="examples that the encoder takes (default: 1600)")
     _zoo_flags(pretrain)
     about = "fit a small network (SIREN) to every image of a data set"
-    inr = command("training_commands", "inr", json_flag, about=about)
+    inr = command("inr", json_flag, about=about, module="training_commands")
     inr.add_argument("data", help="mnist or cifar10")
     inr.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     inr.add_argument("--split", choices=("train", "held-out"), default="train")
@@ -150,15 +148,9 @@ def _plan_file(command: Parser) -> None:
     command.add_argument("-o", "--output", metavar="PLAN.json", help="file for the plan (default: stdout)")
 
 
-def _json_flag() -> Parser:
+def _flag(name: str, about: str) -> Parser:
     flags = Parser(add_help=False)
-    flags.add_argument("--json", action="store_true", help="print exactly one JSON document")
-    return flags
-
-
-def _force_flag() -> Parser:
-    flags = Parser(add_help=False)
-    flags.add_argument("--force", action="store_true", help="replace an output that dnge did not write")
+    flags.add_argument(name, action="store_true", help=about)
     return flags
 
 

@@ -10,7 +10,7 @@ Letters: S source rows, D destination rows, K basis functions, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -52,13 +52,11 @@ class Message(nn.Module):
         The block is multiplied by `scale` chunk by chunk, which bounds memory and doesn't change the result.
         """
         gated = torch.cat([self.node(states) * e for e in self.edge])  # [K · src, H]
-        rows = max(1, CHUNK_ELEMENTS // max(1, weight[0].numel() * len(self.basis)))
         parts: list[Tensor] = []
         total = states.new_zeros(weight.shape[1] if transposed else 0, states.shape[1])
-        for first in range(0, len(weight), rows):
-            phi = self._phi(weight[first : first + rows], scale)  # K × [rows, S]
+        for rows, phi in self._chunks(weight, scale):
             if transposed:
-                blocks = gated.view(len(phi), -1, gated.shape[1])[:, first : first + rows]
+                blocks = gated.view(len(phi), -1, gated.shape[1])[:, rows]
                 total = total + torch.cat(phi).T @ blocks.flatten(0, 1)
             else:
                 parts.append(torch.cat(phi, 1) @ gated)
@@ -74,12 +72,8 @@ class Message(nn.Module):
     ) -> Float[Tensor, "targets H"]:
         """`forward` where all sources share one `state` `[1, H]`: the block's means are enough, and no product runs."""
         gated = self.node(state) * self.edge  # [K, H]
-        rows = max(1, CHUNK_ELEMENTS // max(1, weight[0].numel() * len(self.basis)))
         axis = 0 if transposed else 1
-        parts = [
-            torch.stack([phi.sum(axis) for phi in self._phi(weight[i : i + rows], scale)], -1)
-            for i in range(0, len(weight), rows)
-        ]
+        parts = [torch.stack([one.sum(axis) for one in phi], -1) for _, phi in self._chunks(weight, scale)]
         means = sum(parts) / len(weight) if transposed else torch.cat(parts) / weight.shape[1]  # [units, K]
         return means @ gated
 
@@ -88,12 +82,15 @@ class Message(nn.Module):
         node = self.node(states)
         return sum(phi(gain)[:, None] * node * e for phi, e in zip(self.basis, self.edge, strict=True))
 
-    def _phi(self, block: Tensor, scale: float | Tensor) -> list[Tensor]:
-        """φ_k of a scaled block, K × `[rows, S]`; kernel positions are edges of their own, and their mean is taken."""
-        block = block * scale
-        if block.shape[-1] == 1:
-            return [phi(block.squeeze(-1)) for phi in self.basis]
-        return [phi(block).mean(-1) for phi in self.basis]
+    def _chunks(self, weight: Tensor, scale: float | Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+        """φ_k of a scaled block, K × `[rows, S]`, some rows at a time; kernel positions are edges of their own, and
+        their mean is taken."""
+        count = max(1, CHUNK_ELEMENTS // max(1, weight[0].numel() * len(self.basis)))
+        for first in range(0, len(weight), count):
+            rows = slice(first, first + count)
+            block = weight[rows] * scale
+            is_flat = block.shape[-1] == 1
+            yield rows, [phi(block.squeeze(-1)) if is_flat else phi(block).mean(-1) for phi in self.basis]
 
 
 def scales(weight: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

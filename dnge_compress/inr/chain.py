@@ -23,10 +23,8 @@ def chain(widths: Sequence[int], activation: str = "sine") -> ModelGraph:
     matrices = {f"{i}.weight": (after, before) for i, (before, after) in enumerate(itertools.pairwise(widths))}
     g = GraphBuilder("chain", matrices | {f"{i}.bias": (after,) for i, after in enumerate(widths[1:])})
     for i, (name, units) in enumerate(zip(names, widths, strict=True)):
-        if 0 < i < last:
-            g.space(name, units, "neuron", i)
-        else:
-            g.space(name, units, "fixed")
+        is_inner = 0 < i < last
+        g.space(name, units, "neuron" if is_inner else "fixed", i if is_inner else None)
     for i, (src, dst) in enumerate(itertools.pairwise(names)):
         g.linear(f"{i}", src, dst, activation=activation if i < last - 1 else "")
     return g.finish()

@@ -57,12 +57,11 @@ class InrBatch:
     moves: Moves
 
 
+Loss = Callable[[InrBatch], Tensor]
+
+
 def train(
-    module: nn.Module,
-    inrs: InrSet,
-    loss: Callable[[InrBatch], Tensor],
-    settings: TrainSettings,
-    progress: Progress = silent,
+    module: nn.Module, inrs: InrSet, loss: Loss, settings: TrainSettings, progress: Progress = silent
 ) -> list[float]:
     """Train the parameters of `module` that ask for gradients; returns the loss of every step. Raises DataError.
 

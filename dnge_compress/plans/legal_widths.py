@@ -14,6 +14,8 @@ from fnmatch import fnmatch
 from dnge_compress.graph.types import ConfigField, ModelGraph, Space
 from dnge_compress.recipes.schema import Prune
 
+Block = tuple[str, int]  # a layer space, and which of its units
+
 
 @dataclass(frozen=True, kw_only=True)
 class TiedWidths:
@@ -58,7 +60,7 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], lis
     return groups, notes
 
 
-def droppable(graph: ModelGraph, prune: Prune) -> list[tuple[str, int]]:
+def droppable(graph: ModelGraph, prune: Prune) -> list[Block]:
     """(layer space, unit) of every block that may be dropped under the recipe."""
     if "layer" not in prune.kinds:
         return []

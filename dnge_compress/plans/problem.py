@@ -13,7 +13,7 @@ from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.counting import Prices
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Scores, Shapes
-from dnge_compress.plans.legal_widths import TiedWidths
+from dnge_compress.plans.legal_widths import Block, TiedWidths
 from dnge_compress.recipes.schema import Prune
 
 NOTED_ROUNDING = 0.01  # difference between the ratio asked for and got that is worth a note
@@ -66,7 +66,7 @@ class Problem:
     scores: Scores
     budget: Budget
     groups: list[TiedWidths]
-    droppable: list[tuple[str, int]]
+    droppable: list[Block]
     min_keep: float
 
     @cached_property
@@ -75,9 +75,9 @@ class Problem:
         return {name: values.argsort(descending=True, stable=True) for name, values in self.scores.units.items()}
 
     @cached_property
-    def layers(self) -> list[tuple[str, int]]:
+    def layers(self) -> list[Block]:
         """Blocks that may go, cheapest first; every layer space keeps at least one block and `min_keep` of them."""
-        found: list[tuple[str, int]] = []
+        found: list[Block] = []
         for name, i in sorted(self.droppable, key=lambda item: float(self.scores.units[item[0]][item[1]])):
             units = self.graph.space(name).units
             least = max(1, math.ceil(self.min_keep * units - 1e-9))
@@ -90,7 +90,7 @@ class Problem:
         """How many units each space may keep, ascending."""
         return {n: [self.graph.space(n).units * t // g.steps for t in g.legal] for g in self.groups for n in g.spaces}
 
-    def cuts(self, steps: Mapping[TiedWidths, int], dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
+    def cuts(self, steps: Mapping[TiedWidths, int], dropped: Iterable[Block]) -> tuple[Cut, ...]:
         """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
         found = list(self.layer_cuts(dropped))
         gone = AppliedCuts(self.graph, tuple(found)).dropped_spaces
@@ -101,7 +101,7 @@ class Problem:
                     found.append(Cut(name, tuple(sorted(self.order[name][:keep].tolist()))))
         return tuple(found)
 
-    def layer_cuts(self, dropped: Iterable[tuple[str, int]]) -> tuple[Cut, ...]:
+    def layer_cuts(self, dropped: Iterable[Block]) -> tuple[Cut, ...]:
         """One cut per layer space that keeps all but the dropped blocks."""
         away: dict[str, set[int]] = {}
         for name, i in dropped:

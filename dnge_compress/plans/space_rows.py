@@ -145,7 +145,7 @@ def _which_blocks(group: Sequence[SpaceRow], rows: Sequence[SpaceRow]) -> str:
     only = sum(1 for r in rows if r.kind == "layer") == 1
     if only and len(gone) == group[0].total - group[0].kept:
         return f"without {ranges(gone)}" if gone else "all"
-    return group[0].space if len(group) == 1 else f"{group[0].space} … {group[-1].space}"
+    return _where(group)
 
 
 def _where(group: Sequence[SpaceRow]) -> str:

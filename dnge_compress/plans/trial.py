@@ -16,18 +16,14 @@ from dnge_compress.signals.refit import least_squares_repair
 
 
 def measured_divergence(
-    context: ScoringContext,
-    applied: AppliedCuts,
-    batches: Sequence[Inputs],
-    reference: Sequence[Tensor],
-    repair: Repair,
+    context: ScoringContext, applied: AppliedCuts, batches: Sequence[Inputs], wanted: Sequence[Tensor], repair: Repair
 ) -> Tensor:
-    """Mean divergence from `reference` in nats per label under the cuts, repaired on the context's signals: a scalar.
+    """Mean divergence from the outputs `wanted`, in nats per label, under cuts repaired on the context's signals.
 
     The model is left as it is; call it in inference mode.
     """
     masked = MaskedModel(context.model, applied, repair_values(context, applied, repair))
-    return mean_divergence(masked, batches, reference, has_logits(context.model))
+    return mean_divergence(masked, batches, wanted, has_logits(context.model))
 
 
 def repair_values(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:

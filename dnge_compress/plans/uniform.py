@@ -8,7 +8,7 @@ from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.counting import price_left
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut
-from dnge_compress.plans.legal_widths import TiedWidths
+from dnge_compress.plans.legal_widths import Block, TiedWidths
 from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
 from dnge_compress.recipes.schema import Prune
 
@@ -76,14 +76,9 @@ def _head_levels(heads: list[TiedWidths], widths: bool) -> list[float]:
 
 
 def _fit_width(
-    problem: Problem,
-    widths: list[TiedWidths],
-    fixed: dict[TiedWidths, int],
-    dropped: list[tuple[str, int]],
-    ratio: float,
+    problem: Problem, widths: list[TiedWidths], fixed: dict[TiedWidths, int], dropped: list[Block], ratio: float
 ) -> tuple[tuple[Cut, ...], float]:
     """The widest common fraction of the width groups with which the ratio is reached, beside fixed heads and layers."""
-
     prefixes = AppliedCuts(problem.graph, problem.layer_cuts(dropped)).dropped_prefixes
 
     def steps(fraction: float) -> dict[TiedWidths, int]:

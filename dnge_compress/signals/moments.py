@@ -71,20 +71,15 @@ def gather_signals(
     model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
 ) -> Signals:
     """Space name → signals at each of its consumers, all gathered in one pass over the inputs."""
-
-    def record(copies: bool) -> dict[str, list[_Recorder]] | None:
-        """Nothing, after the first batch, where the model overwrites activations and copies are needed."""
+    spaces = [s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"]
+    for copies in (False, True):  # of activations; needed, as the first batch tells, where the model overwrites them
         store = MomentStore()
         found = {
             s.name: [_Recorder(model, graph, slot, s.units, seed, store, copies) for slot in graph.consumers(s.name)]
-            for s in graph.of_kind(*PRUNABLE)
-            if s.kind != "layer"
+            for s in spaces
         }
-        recorders = [r for own in found.values() for r in own]
-        return found if _run(model, graph, batches, recorders, seed, progress) else None
-
-    found = record(copies=False) or record(copies=True)
-    assert found is not None
+        if _run(model, graph, batches, [r for own in found.values() for r in own], seed, progress):
+            break
     return {name: tuple(r.signal() for r in own) for name, own in found.items()}
 
 

@@ -52,7 +52,7 @@ EVERYTHING = Fold("all", lambda example: not is_held_out(example.name))
 
 def fit(
     examples: Sequence[TrainingExample],
-    parts: Sequence[Fold],
+    folds: Sequence[Fold],
     *,
     steps: int,
     seed: int,
@@ -65,31 +65,20 @@ def fit(
     All folds pass every example, but learn from their own alone: a fold of half the zoo learns half as often.
     Raises DataError if a fold has nothing to learn from, CheckpointError if `state` belongs to another training.
     """
-    for part in parts:
-        if not any(part.learns(x) for x in examples):
-            raise DataError(f"no network of the zoo is left to learn from for '{part.name}'; make the zoo larger")
+    for fold in folds:
+        if not any(fold.learns(x) for x in examples):
+            raise DataError(f"no network of the zoo is left to learn from for '{fold.name}'; make the zoo larger")
     torch.manual_seed(seed)
-    encoders = [make().train() for _ in parts]
+    encoders = [make().train() for _ in folds]
     shapes = [(name, list(p.shape)) for name, p in encoders[0].named_parameters()]
-    text = json.dumps([seed, steps, shapes, [p.name for p in parts], [x.name for x in examples]])
-    identity = hashlib.sha256(text.encode()).hexdigest()
+    text = json.dumps([seed, steps, shapes, [f.name for f in folds], [x.name for x in examples]])
     params, _ = stack_module_state(encoders)
     optimiser = torch.optim.AdamW(params.values(), lr=LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps, pct_start=0.1)
-    mask = {x.name: torch.tensor([float(fold.learns(x)) for fold in parts]) for x in examples}
-    first = 0
-    if state is not None and state.is_file():
-        saved = torch.load(state, weights_only=True)
-        if saved["identity"] != identity:
-            raise CheckpointError(f"{state} belongs to another training; delete it to start this one")
-        first = saved["step"]
-        with torch.no_grad():
-            for name, value in saved["params"].items():
-                params[name].copy_(value)
-        optimiser.load_state_dict(saved["optimiser"])
-        schedule.load_state_dict(saved["schedule"])
-    total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
-    for step in range(first, steps):
+    training = _Training(params, optimiser, schedule, hashlib.sha256(text.encode()).hexdigest())
+    mask = {x.name: torch.tensor([float(fold.learns(x)) for fold in folds]) for x in examples}
+    total, seen = torch.zeros(len(folds)), torch.zeros(len(folds))
+    for step in range(training.resume(state), steps):
         example = _example_at(examples, step, seed)
         torch.manual_seed(seed * 1_000_003 + step)
         losses = batched_losses(encoders[0], params, example, FEATURE_NOISE)
@@ -103,15 +92,43 @@ def fit(
         if (step + 1) % KEEP_EVERY == 0:
             means = " ".join(f"{v:.3f}" for v in (total / seen.clamp_min(1)).tolist())
             progress("train", step + 1, steps, f"losses {means}")
-            total, seen = torch.zeros(len(parts)), torch.zeros(len(parts))
-            if state is not None:
-                parts_of_it = {"optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-                kept = {"step": step + 1, "identity": identity, "params": {k: v.detach() for k, v in params.items()}}
-                with atomic_file(state) as file:
-                    torch.save(kept | parts_of_it, file)
+            total, seen = torch.zeros(len(folds)), torch.zeros(len(folds))
+            training.keep(state, step + 1)
     for i, encoder in enumerate(encoders):
         encoder.load_state_dict({name: value[i].detach() for name, value in params.items()})
-    return {fold.name: encoder.eval() for fold, encoder in zip(parts, encoders, strict=True)}
+    return {fold.name: encoder.eval() for fold, encoder in zip(folds, encoders, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """All that changes while encoders learn, and what identifies the training."""
+
+    params: Mapping[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    identity: str
+
+    def resume(self, state: Path | None) -> int:
+        """Go back to where a killed run was; the steps it had done."""
+        if state is None or not state.is_file():
+            return 0
+        saved = torch.load(state, weights_only=True)
+        if saved["identity"] != self.identity:
+            raise CheckpointError(f"'{state}' belongs to another training; delete it to start this one")
+        with torch.no_grad():
+            for name, value in saved["params"].items():
+                self.params[name].copy_(value)
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.schedule.load_state_dict(saved["schedule"])
+        return int(saved["step"])
+
+    def keep(self, state: Path | None, step: int) -> None:
+        if state is None:
+            return
+        parts = {"optimiser": self.optimiser.state_dict(), "schedule": self.schedule.state_dict()}
+        params = {name: value.detach() for name, value in self.params.items()}
+        with atomic_file(state) as file:
+            torch.save({"step": step, "identity": self.identity, "params": params, **parts}, file)
 
 
 def batched_losses(base: nn.Module, params: Mapping[str, Tensor], example: TrainingExample, noise: float) -> Tensor:
