@@ -153,23 +153,19 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     facts: dict[str, dict[str, Any]] = {name: done.get(name, {}) for name in ("data", "prune", "place", "train")}
     data, pruned, place, trained = facts.values()
     variants = ("", *job.compare) if job.train is not None else ()
+    adapters = folder.read_lora_plan().adapters if job.lora is not None else ()
     counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
     return JobReport(
         name=job.name, model=job.model_name_or_path, output_dir=str(folder.root),
         stages=tuple(stage.name for stage in stages),
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
         milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
-        widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())), ranks=_ranks(folder, job),
+        widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())),
+        ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
         curves=tuple(_curve(folder, variant) for variant in variants), rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
     )  # fmt: skip
-
-
-def _ranks(folder: JobFolder, job: Job) -> tuple[Rank, ...]:
-    if job.lora is None:
-        return ()
-    return tuple(Rank(a.site.path, a.rank, a.params) for a in folder.read_lora_plan().adapters)
 
 
 def _curve(folder: JobFolder, variant: str) -> Curve:

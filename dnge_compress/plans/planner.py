@@ -62,12 +62,9 @@ def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePla
     prices, shapes = parameter_prices(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
     after = int(applied.price(prices, shapes))
     found = replace(
-        plan,
-        params_before=sum(math.prod(shape) for shape in shapes.values()),
-        params_after=after,
-        uneven=_is_uneven(applied, model),
-        counted_cuts=fingerprint(plan.cuts),
-    )
+        plan, params_before=sum(math.prod(shape) for shape in shapes.values()), params_after=after,
+        uneven=_is_uneven(applied, model), counted_cuts=fingerprint(plan.cuts),
+    )  # fmt: skip
     notes = list(plan.notes)
     if plan.is_edited:
         notes = ["the plan was edited: its predicted cost is unknown"]

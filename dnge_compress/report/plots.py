@@ -52,13 +52,10 @@ def columns(title: str, description: str, shares: Sequence[tuple[float, str]], l
         kept = tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place)
         shapes.append(tag("g", tag("title", f"{label} ({percent(share)})"), whole, kept))
     return _plot(
-        shapes,
-        (title, description),
-        left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
-        below=[((i + 0.5) / len(shares), f"{layer}") for i, layer in layer_ticks(layers)],
-        kind="columns",
+        shapes, (title, description), left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
+        below=[((i + 0.5) / len(shares), f"{layer}") for i, layer in layer_ticks(layers)], kind="columns",
         style=f"max-width:{5 + 4 * len(shares)}rem",
-    )
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -46,12 +46,8 @@ def main_output(output: Any) -> Tensor:
 
 def has_logits(model: nn.Module) -> bool:
     """Whether the main output is class scores, so that damage can be counted in nats of KL divergence."""
-    name = type(model).__name__
-    return (
-        re.search("For[A-Z]", name) is not None
-        or name.endswith("LMHeadModel")
-        or getattr(model, "config", None) is None
-    )
+    is_plain = getattr(model, "config", None) is None
+    return is_plain or re.search("For[A-Z]|LMHeadModel$", type(model).__name__) is not None
 
 
 def writes_text(model: nn.Module) -> bool:

@@ -118,13 +118,12 @@ def make_targets(folder: Path, example: str, data_root: DataRoot) -> Path:
         judge = _Judge(context, judged.inputs)
         targets = {s: judge.unit_targets(s, obs_costs[s], torch.stack([c[s] for c in costs])) for s in costs[0]}
         targets |= judge.layer_targets()
-        rivals = {who: scorers.score(who, real[0]).units for who in RIVALS}
-    tensors = {f"features/{k}": v for k, v in features.items()} | {f"obs_costs/{k}": v for k, v in obs_costs.items()}
-    tensors |= {f"targets/{k}": v for k, v in targets.items()}
-    tensors |= {f"rivals/{who}/{k}": v.clone() for who, units in rivals.items() for k, v in units.items()}
+        rivals = {f"{who}/{k}": v.clone() for who in RIVALS for k, v in scorers.score(who, real[0]).units.items()}
+    parts = {"features": features, "obs_costs": obs_costs, "targets": targets, "rivals": rivals}
     if not example.endswith("+bare"):
-        tensors |= {f"matrices/{k}": v for k, v in _matrix_targets(model, graph, halves[0]).items()}
-    write_tensors(path, {k: v.float() for k, v in tensors.items()}, _reliability(*costs))
+        parts["matrices"] = _matrix_targets(model, graph, halves[0])
+    tensors = {f"{part}/{k}": v.float() for part, values in parts.items() for k, v in values.items()}
+    write_tensors(path, tensors, _reliability(*costs))
     return path
 
 
