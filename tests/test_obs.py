@@ -194,11 +194,25 @@ print(small.config.num_key_value_heads)
 """
 
 
-def test_heads_of_a_hundred_million_parameters_are_scored_with_two_threads() -> None:
+WIDE_LAYERS = """
+import torch
+from torch import nn
+from dnge_compress import compress
+
+torch.set_num_threads(2)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(64, 700), nn.ReLU(), nn.Linear(700, 600), nn.ReLU(), nn.Linear(600, 10))
+small = compress(model, ratio=0.5, of="units", example_inputs=torch.randn(2, 64), scorer="obs")
+print(small[0].out_features)
+"""
+
+
+@pytest.mark.parametrize(("program", "kept"), [(LARGE_HEADS, "2"), (WIDE_LAYERS, "350")], ids=["heads", "layers"])
+def test_large_networks_are_scored_and_repaired_with_two_threads(program: str, kept: str) -> None:
     """Blocks of 192 features: batched LU solves of such never return with two threads in torch 2.13."""
-    run = subprocess.run([sys.executable, "-c", LARGE_HEADS], capture_output=True, text=True, timeout=120, check=False)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.strip() == "2"
+    assert run.stdout.strip() == kept
 
 
 def test_blocks_that_rounding_made_indefinite_are_factored_all_the_same() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
-from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, without_pooler
+from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.strict_json import read_json
@@ -128,8 +128,7 @@ def _base(
     if base_config is None:
         raise CheckpointError(f"'{folder / BASE_CONFIG}' is missing, so its plan can't be replayed; save it again")
     raw = read_config(folder)
-    if raw.get("auto_map") and not trust_remote_code:
-        raise CheckpointError(f"'{folder}' brings its own code; pass trust_remote_code=True (--trust-remote-code)")
+    refuse_foreign(folder, raw, trust_remote_code)
     cls = class_of(folder, raw, trust_remote_code)
     try:
         config = AutoConfig.for_model(**base_config)

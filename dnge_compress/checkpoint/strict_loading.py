@@ -37,7 +37,7 @@ def read(
     UnsupportedModelError or WeightError; see `open_model`.
     """
     raw = read_config(folder)
-    _refuse_foreign(folder, raw, trust_remote_code)
+    refuse_foreign(folder, raw, trust_remote_code)
     safe = are_weights_safe(folder, allow_pickle)
     with quiet():
         try:
@@ -88,7 +88,8 @@ def without_pooler(model: Any) -> bool:
     return True
 
 
-def _refuse_foreign(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
+def refuse_foreign(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Raise UnsupportedModelError for custom code that isn't trusted, quantized weights, adapters and odd layouts."""
     if raw.get("auto_map") and not trust_remote_code:
         raise UnsupportedModelError(
             f"'{folder}' brings its own code (auto_map in config.json); "

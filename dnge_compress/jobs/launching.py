@@ -53,25 +53,25 @@ def workers_of(folder: JobFolder, job: Job, progress: Progress) -> Workers:
     world = launcher_world()
     if world is not None:
         _refuse_other_size(world[1], job)
-        return _led(folder, job, progress)
+        return _launched(folder, job, progress)
     if job.launch.num_processes == 1:
         return Workers(lambda variant: train(folder, job, variant, progress))
-    return Workers(lambda variant: _started(folder, job, variant))
+    return Workers(lambda variant: _train_in_processes(folder, job, variant))
 
 
-def follow(folder: JobFolder, job: Job) -> None:
+def follow_leader(folder: JobFolder, job: Job) -> None:
     """What a process that doesn't lead does: train whenever the leader says so, until it says stop."""
     world = launcher_world()
     assert world is not None
     _refuse_other_size(world[1], job)
-    _meet(job)
+    _join_group(job)
     while (order := _broadcast(None)) != ("stop", ""):
         _share_threads(folder)
         train(folder, job, order[1])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m dnge_compress.jobs.launching FOLDER VARIANT`: one process of several that `_started` started."""
+    """`python -m dnge_compress.jobs.launching FOLDER VARIANT`: one of several processes."""
     root, variant = arguments or sys.argv[1:]
     folder = JobFolder(Path(root))
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
@@ -110,8 +110,8 @@ def _share_threads(folder: JobFolder, processes: int = 1) -> None:
     torch.set_num_threads(max(1, folder.threads // processes))
 
 
-def _led(folder: JobFolder, job: Job, progress: Progress) -> Workers:
-    _meet(job)
+def _launched(folder: JobFolder, job: Job, progress: Progress) -> Workers:
+    _join_group(job)
 
     def order(variant: str) -> dict[str, str]:
         _broadcast(("train", variant))
@@ -123,7 +123,7 @@ def _led(folder: JobFolder, job: Job, progress: Progress) -> Workers:
     return Workers(order, shutdown)
 
 
-def _started(folder: JobFolder, job: Job, variant: str) -> dict[str, str]:
+def _train_in_processes(folder: JobFolder, job: Job, variant: str) -> dict[str, str]:
     """Start the processes through torch's own launcher and wait for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), variant]
@@ -155,7 +155,7 @@ def is_rank0() -> bool:
     return world is None or world[0] == 0
 
 
-def _meet(job: Job) -> None:
+def _join_group(job: Job) -> None:
     PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
 
 

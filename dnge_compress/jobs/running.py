@@ -17,7 +17,7 @@ from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
-from dnge_compress.jobs.launching import follow, is_rank0, same_threads, workers_of
+from dnge_compress.jobs.launching import follow_leader, is_rank0, same_threads, workers_of
 from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
 from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone
@@ -91,7 +91,7 @@ def run(job: Job, progress: Progress = silent) -> JobReport | None:
     if is_finished(folder, job):
         return finished(folder.root) if is_rank0() else None
     if not is_rank0():
-        follow(folder, job)
+        follow_leader(folder, job)
         return None
     claimed = claim(folder, job, versions(), torch.get_num_threads())
     with disk_errors(folder.root), claimed, same_threads(folder):
