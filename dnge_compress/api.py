@@ -190,9 +190,14 @@ class _Job:
     @cached_property
     def context(self) -> ScoringContext:
         return ScoringContext(
-            graph=self.graph, model=self.model, calibration=self.recipe.calibration, data=self.data,
-            example_inputs=self.example_inputs, repair=self.recipe.repair, progress=self.progress,
-        )  # fmt: skip
+            graph=self.graph,
+            model=self.model,
+            calibration=self.recipe.calibration,
+            data=self.data,
+            example_inputs=self.example_inputs,
+            repair=self.recipe.repair,
+            progress=self.progress,
+        )
 
     @cached_property
     def few_inputs(self) -> Inputs:

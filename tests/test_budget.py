@@ -198,8 +198,13 @@ def test_protected_modules_stay_whole() -> None:
 
 
 def test_protecting_one_layer_of_a_uniform_width_protects_all_and_says_so() -> None:
-    with pytest.raises(BudgetError, match="stay: protected"):
+    with pytest.raises(BudgetError, match=r"one of them is protected.*uneven: true"):
         planned("bert", "prune/neurons", ratio=0.3, protected=["encoder.layer.0"])
+
+
+def test_protecting_what_no_module_is_called_is_an_error_that_names_the_nearest() -> None:
+    with pytest.raises(BudgetError, match=r"'model\.layer\.0' matches no module.*'model\.layers\.0'"):
+        planned("llama", "prune/neurons", ratio=0.3, protected=["model.layer.0"])
 
 
 def test_global_allocation_needs_uneven_widths_and_a_price() -> None:

@@ -161,7 +161,10 @@ def test_an_unknown_override_offers_the_nearest() -> None:
         ("about: x\nratio: 0.2\n", ":2: unknown key 'ratio'; it belongs under 'prune'"),
         ("prune: {scorer: obs}\n", ":1: unknown key 'prune.scorer'; it belongs at the top level"),
         ("prune:\n  allocation: globl\n", ":2: 'prune.allocation' should be 'uniform' or 'global', not 'globl'; did"),
-        ("prune:\n  kinds: [neurn]\n", ":2: 'prune.kinds' should be 'neuron', 'head', 'channel' or 'layer', not"),
+        (
+            "prune:\n  kinds: [neurn]\n",
+            ":2: 'prune.kinds' should be 'neuron', 'head', 'channel', 'layer' or 'expert', not",
+        ),
         ("prune:\n  kinds: []\n", ":2: 'prune.kinds' should have at least 1 item"),
         ("calibration:\n  tokens: 63\n", ":2: 'calibration.tokens' should be greater than or equal to 64, not 63"),
         ("calibration:\n  tokens: true\n", ":2: 'calibration.tokens' should be a number, not True"),

@@ -27,11 +27,17 @@ def model_card(
     return template.render(
         front_matter=_front_matter(model, plan, base, copied),
         name=base.hub_id or (base.folder.name if base.folder else type(model).__name__),
-        class_name=type(model).__name__, sizes=_sizes(plan),
+        class_name=type(model).__name__,
+        sizes=_sizes(plan),
         removed=_removed(plan) if report else [*_removed(plan), *plan.notes],
-        report=report.to_markdown().rstrip() if report else "", has_config=hasattr(model, "config"),
-        is_sentence_transformer=MODULES in copied, plan=plan, plan_file=PLAN, base=base, left_out=left_out,
-    )  # fmt: skip
+        report=report.to_markdown().rstrip() if report else "",
+        has_config=hasattr(model, "config"),
+        is_sentence_transformer=MODULES in copied,
+        plan=plan,
+        plan_file=PLAN,
+        base=base,
+        left_out=left_out,
+    )
 
 
 def _front_matter(model: nn.Module, plan: PrunePlan, base: Base, copied: Sequence[str]) -> str:

@@ -116,11 +116,10 @@ def _verify(model: nn.Module, compression: Compression, stage: Path) -> None:
     trusted = type(model).is_remote_code()
     if compression.plan.uneven:
         reloaded: Any = load(stage, trust_remote_code=trusted)
-        reloaded.set_attn_implementation(model.config._attn_implementation)
     else:
-        reloaded = read(
-            stage, trust_remote_code=trusted, attention=model.config._attn_implementation, model_class=type(model)
-        )
+        reloaded = read(stage, trust_remote_code=trusted, model_class=type(model))
+    if reloaded.config._attn_implementation != model.config._attn_implementation:
+        reloaded.set_attn_implementation(model.config._attn_implementation)
     _compare_weights(model.state_dict(), reloaded.state_dict())
     if compression.inputs is not None:
         _compare_outputs(model, reloaded.to(device_of(model)), compression)

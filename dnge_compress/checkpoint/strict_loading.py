@@ -28,7 +28,6 @@ def read(
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     dtype: str | torch.dtype | None = None,
-    attention: str | None = None,
     model_class: type[PreTrainedModel] | None = None,
 ) -> PreTrainedModel:
     """The model in `folder`, in eval mode on the CPU, as the class its config names in `architectures`.
@@ -43,7 +42,6 @@ def read(
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             cls: Any = model_class or class_of(folder, raw, trust_remote_code)
-            options = {"attn_implementation": attention} if attention else {}
             model, info = cls.from_pretrained(
                 folder,
                 config=config,
@@ -52,7 +50,6 @@ def read(
                 trust_remote_code=trust_remote_code,
                 ignore_mismatched_sizes=True,  # so that they are listed, and refused below
                 output_loading_info=True,
-                **options,
             )
         except (CheckpointError, UnsupportedModelError):
             raise

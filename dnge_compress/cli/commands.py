@@ -127,9 +127,12 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
             raise DngeError(f"device '{options.device}' can't be used: {first_line(e)}; name another") from None
     progress("open", 0, 1)
     model = open_model(
-        options.model, trust_remote_code=options.trust_remote_code, allow_pickle=options.allow_pickle,
-        dtype=options.dtype, device=options.device,
-    )  # fmt: skip
+        options.model,
+        trust_remote_code=options.trust_remote_code,
+        allow_pickle=options.allow_pickle,
+        dtype=options.dtype,
+        device=options.device,
+    )
     progress("open", 1, 1)
     return model
 

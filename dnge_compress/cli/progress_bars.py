@@ -21,9 +21,13 @@ def session() -> Iterator[Progress]:
     """No chatter from transformers, and a function to report progress with."""
     console = Console(stderr=True)
     columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(),
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+    )
     bars = Bars(*columns, console=console, transient=True)
     tasks: dict[str, TaskID] = {}
     shown: dict[str, str] = {}

@@ -30,9 +30,13 @@ def pretrain(options: Namespace) -> None:
     with session() as progress:
         build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, options.jobs, progress)
         encoder, provenance = pretrain_encoder(
-            options.zoo, data_root, steps=options.steps or STEPS, seed=options.seed, jobs=options.jobs,
+            options.zoo,
+            data_root,
+            steps=options.steps or STEPS,
+            seed=options.seed,
+            jobs=options.jobs,
             progress=progress,
-        )  # fmt: skip
+        )
         encoder.save_pretrained(options.output, provenance)
     if options.json:
         print_json(provenance)
@@ -48,9 +52,14 @@ def inr(options: Namespace) -> None:
     given = {"steps": options.steps, "learning_rate": options.learning_rate, "base_width": options.base_width}
     settings = replace(usual(options.data), **{k: v for k, v in given.items() if v is not None})
     wanted = about(
-        options.data, options.split, count=options.count, fits=options.fits, hidden=options.hidden, seed=options.seed,
+        options.data,
+        options.split,
+        count=options.count,
+        fits=options.fits,
+        hidden=options.hidden,
+        seed=options.seed,
         settings=settings,
-    )  # fmt: skip
+    )
     data_root = DataRoot.find(options.data_folder)
     with session() as progress:
         made = build_set(wanted, options.output, data_root=data_root, jobs=options.jobs, progress=progress)

@@ -19,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMED = 40
+
 
 class DngeError(Exception):
     """Root of the tree: one line that says what was wrong, with which object, and what to do."""
@@ -97,4 +99,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(f"'{n}'" for n in close) + "?"
-    return "known: " + ", ".join(names)
+    return "known: " + ", ".join(names[:MOST_NAMED]) + (", …" if len(names) > MOST_NAMED else "")

@@ -88,10 +88,13 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
             block = block.transpose(0, 1) if in_axis == 0 else block
             role = ROLES.index(_role(step, position, i, fused=len(targets) > 1))
             yield Edge(
-                role=role, src=src.space, dst=dst.space,
-                weight=block.flatten(2) if block.dim() > 2 else block[..., None], dst_width=dst.width,
+                role=role,
+                src=src.space,
+                dst=dst.space,
+                weight=block.flatten(2) if block.dim() > 2 else block[..., None],
+                dst_width=dst.width,
                 src_width=src.width,
-            )  # fmt: skip
+            )
 
 
 def _role(step: Step, position: int, target: int, fused: bool) -> str:

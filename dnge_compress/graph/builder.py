@@ -129,10 +129,14 @@ class GraphBuilder:
     def finish(self) -> ModelGraph:
         """The finished graph. Raises UnsupportedModelError where slots and shapes disagree."""
         graph = ModelGraph(
-            family=self.family, spaces=tuple(self._spaces), slots=tuple(self._slots), steps=tuple(self._steps),
-            config_fields=tuple(self._fields), attributes=tuple(self._attributes),
+            family=self.family,
+            spaces=tuple(self._spaces),
+            slots=tuple(self._slots),
+            steps=tuple(self._steps),
+            config_fields=tuple(self._fields),
+            attributes=tuple(self._attributes),
             fingerprint=fingerprint(self.family, self.shapes),
-        )  # fmt: skip
+        )
         covered: dict[tuple[str, int], int] = {}
         for slot in graph.slots:
             key = (slot.param, slot.axis)

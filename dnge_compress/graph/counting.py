@@ -32,11 +32,14 @@ def price_left(
 
 def shapes_left(graph: ModelGraph, shapes: Shapes, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """The shapes of tensors if spaces keep so many units each."""
-    lost: dict[tuple[str, int], int] = {}
+    by_part: dict[tuple[str, int, int | None], int] = {}
     for space, count in kept.items():
         for slot in graph.slots_of(space):
-            key = (slot.param, slot.axis)
-            lost[key] = lost.get(key, 0) + (graph.space(space).units - count) * slot.width
+            key = (slot.param, slot.axis, slot.part)
+            by_part[key] = by_part.get(key, 0) + (graph.space(space).units - count) * slot.width
+    lost: dict[tuple[str, int], int] = {}
+    for (param, axis, _), rows in by_part.items():  # all experts of a stack lose as many
+        lost[(param, axis)] = max(rows, lost.get((param, axis), 0))
     return {
         name: tuple(size - lost.get((name, axis), 0) for axis, size in enumerate(shape))
         for name, shape in shapes.items()

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnge_compress.core.errors import PlanError
 from dnge_compress.graph.counting import Prices, price_left, shapes_left
-from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Shapes
+from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Shapes, Slot
 
 ConfigKey = tuple[str, int | None]  # a key of the config, and the position where it holds a list
 
@@ -89,14 +90,43 @@ class AppliedCuts:
                 renamed[module] = modules[cut.keep.index(i)] if i in cut.keep else None
         return renamed
 
-    def rows_kept(self, param: str, axis: int, rows: int) -> Tensor:
-        """Indices of the `rows` rows of a parameter along an axis that stay."""
+    def rows_kept(self, param: str, axis: int, rows: int, part: int | None = None) -> Tensor:
+        """Indices of the `rows` rows of a parameter, or of one expert's part of it, along an axis that stay."""
         stays = torch.ones(rows, dtype=torch.bool)
+        for cut, slot in self._slots.get((param, axis), ()):
+            if slot.part == part:
+                stays[slot.rows(cut.gone(self.graph.space(cut.space).units))] = False
+        return stays.nonzero().squeeze(1)
+
+    def remaining(self, param: str, tensor: Tensor) -> Tensor:
+        """What is left of a parameter's tensor."""
+        for axis in range(tensor.dim()):
+            own = self._slots.get((param, axis), ())
+            if any(slot.part is not None for _, slot in own):
+                rows = [self.rows_kept(param, axis, tensor.shape[axis], part) for part in range(len(tensor))]
+                tensor = torch.stack(
+                    [t.index_select(axis - 1, r.to(t.device)) for t, r in zip(tensor, rows, strict=True)]
+                )
+        for axis in range(tensor.dim()):
+            own = self._slots.get((param, axis), ())
+            if any(slot.part is None for _, slot in own):
+                rows_ = self.rows_kept(param, axis, tensor.shape[axis])
+                tensor = tensor.index_select(axis, rows_.to(tensor.device))
+        return tensor
+
+    @cached_property
+    def _slots(self) -> dict[tuple[str, int], list[tuple[Cut, Slot]]]:
+        """The slots of everything that is cut, by parameter and axis."""
+        found: dict[tuple[str, int], list[tuple[Cut, Slot]]] = {}
         for cut in self.cuts:
             for slot in self.graph.slots_of(cut.space):
-                if (slot.param, slot.axis) == (param, axis):
-                    stays[slot.rows(cut.gone(self.graph.space(cut.space).units))] = False
-        return stays.nonzero().squeeze(1)
+                found.setdefault((slot.param, slot.axis), []).append((cut, slot))
+        return found
+
+    @cached_property
+    def params(self) -> tuple[str, ...]:
+        """The tensors that lose rows."""
+        return tuple(dict.fromkeys(param for param, _ in self._slots))
 
     def shapes(self, shapes: Shapes) -> Shapes:
         """The shapes of tensors afterwards, under their names before; those of dropped blocks stay listed."""
@@ -107,16 +137,16 @@ class AppliedCuts:
         return price_left(self.graph, prices, shapes, self.counts, self.dropped_prefixes)
 
     @cached_property
-    def config_values(self) -> dict[ConfigKey, int]:
+    def config_values(self) -> dict[ConfigKey, Any]:
         """The value of every config key that changes and whose spaces agree."""
-        values: dict[ConfigKey, set[int]] = {}
+        values: dict[ConfigKey, set[Any]] = {}
         touched: set[ConfigKey] = set()
         for field, found in self._fields:
             if field.fixed or not found:
                 continue
             values.setdefault((field.key, field.index), set()).update(found)
             if self.counts.keys() & (set(field.spaces) - self.dropped_spaces):
-                also: dict[ConfigKey, int] = {(key, None): value for key, value in field.also}
+                also: dict[ConfigKey, Any] = {(key, None): value for key, value in field.also}
                 touched |= {(field.key, field.index), *also}
                 for key, value in also.items():
                     values.setdefault(key, set()).add(value)
@@ -125,18 +155,18 @@ class AppliedCuts:
     @cached_property
     def reloads_plainly(self) -> bool:
         """Whether plain transformers rebuilds the network from its config: a key that changes has one, legal value."""
-        values: dict[ConfigKey, set[int]] = {}
+        values: dict[ConfigKey, set[float]] = {}
         for field, found in self._fields:
-            before = {field.factor * self.graph.space(s).units for s in field.spaces if s not in self.dropped_spaces}
+            before = {field.value(self.graph.space(s).units) for s in field.spaces if s not in self.dropped_spaces}
             if found != before and (field.fixed or not all(map(field.allows, found))):
                 return False
             values.setdefault((field.key, field.index), set()).update(found)
         return all(len(found) <= 1 for found in values.values())
 
     @cached_property
-    def _fields(self) -> list[tuple[ConfigField, set[int]]]:
+    def _fields(self) -> list[tuple[ConfigField, set[float]]]:
         """Every config field, with the values that its spaces call for; a dropped block's call for none."""
         return [
-            (f, {f.factor * self.kept(s) for s in f.spaces if s not in self.dropped_spaces})
+            (f, {f.value(self.kept(s)) for s in f.spaces if s not in self.dropped_spaces})
             for f in self.graph.config_fields
         ]

@@ -7,13 +7,14 @@ swapped for the length of a call (torch.func.functional_call), never changed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.products import MaskedRouters
 from dnge_compress.graph.types import Slot
 
 
@@ -27,10 +28,14 @@ class MaskedModel(nn.Module):
         super().__init__()
         self._dense = [model]  # in a list, so that the parameters stay the model's own
         self._skipped = applied.dropped_modules
+        self._routers: list[tuple[Tensor, Tensor]] = []
         overrides: dict[str, Tensor] = {}
         weights = dict(model.named_parameters())
         for cut in applied.cuts:
             gone = cut.gone(applied.graph.space(cut.space).units)
+            for slot in applied.graph.slots_of(cut.space):
+                if slot.param in weights and applied.graph.step_of(slot.param).op == "router" and slot.axis == 0:
+                    self._routers.append((weights[slot.param], gone))
             for slot in applied.graph.consumers(cut.space):
                 weight = overrides.get(slot.param, weights[slot.param].detach())
                 overrides[slot.param] = zeroed(weight, slot, gone)
@@ -40,7 +45,8 @@ class MaskedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The masked model's output."""
         model = self._dense[0]
-        with skipped(model, self._skipped):
+        mask = MaskedRouters(self._routers) if self._routers else nullcontext()
+        with skipped(model, self._skipped), mask:
             return functional_call(model, self._overrides, args, kwargs)
 
 
@@ -55,7 +61,12 @@ def skipped(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
 
 def zeroed(weight: Tensor, slot: Slot, units: Tensor) -> Tensor:
     """A copy of `weight` in which the rows of `units` are zero along the slot's axis."""
-    return weight.index_fill(slot.axis, slot.rows(units).to(weight.device), 0)
+    rows = slot.rows(units).to(weight.device)
+    if slot.part is None:
+        return weight.index_fill(slot.axis, rows, 0)
+    weight = weight.clone()
+    weight[slot.part] = weight[slot.part].index_fill(slot.axis - 1, rows, 0)
+    return weight
 
 
 def _pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -39,8 +39,11 @@ def pruned_graph(applied: AppliedCuts, shapes: Shapes) -> ModelGraph:
 
     steps = [s for s in map(step_after, graph.steps) if s is not None]
     return replace(
-        graph, spaces=tuple(space_after(s) for s in graph.spaces if s.name not in gone),
+        graph,
+        spaces=tuple(space_after(s) for s in graph.spaces if s.name not in gone),
         slots=tuple(s for s in map(slot_after, graph.slots) if s is not None),
-        steps=tuple(replace(s, index=i) for i, s in enumerate(steps)), config_fields=(), attributes=(),
+        steps=tuple(replace(s, index=i) for i, s in enumerate(steps)),
+        config_fields=(),
+        attributes=(),
         fingerprint=fingerprint(graph.family, shapes),
-    )  # fmt: skip
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -14,11 +15,24 @@ from torch import Tensor
 from dnge_compress.core.errors import PlanError, UnknownNameError, UnsupportedModelError
 
 Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "fixed"]
-Op = Literal["embed", "linear", "linear_t", "gated", "attention", "attention_t", "conv", "norm", "batchnorm"]
+Op = Literal[
+    "embed",
+    "linear",
+    "linear_t",
+    "gated",
+    "attention",
+    "attention_t",
+    "conv",
+    "norm",
+    "batchnorm",
+    "experts",
+    "experts_t",
+    "router",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-PRUNABLE: tuple[Kind, ...] = ("neuron", "head", "channel", "layer")
+PRUNABLE: tuple[Kind, ...] = ("neuron", "head", "channel", "layer", "expert")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +63,17 @@ class Space:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """Rows `offset + u * width … offset + (u + 1) * width` of `param` along `axis` belong to unit u of `space`."""
+    """Rows `offset + u * width … offset + (u + 1) * width` of `param` along `axis` belong to unit u of `space`.
+
+    Where a parameter stacks the matrices of several experts on its first axis, `part` is the expert's place there.
+    """
 
     param: str
     axis: int
     space: str
     width: int = 1
     offset: int = 0
+    part: int | None = None
 
     def rows(self, units: Tensor) -> Tensor:
         """The rows that belong to `units`, in order."""
@@ -67,7 +85,9 @@ class Step:
     """One moment of inference: the snapshot of the dynamic graph in which `writes` is computed from `reads`.
 
     Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D), stored `[src, dst]`. A batch
-    norm `is_behind` if it reads exactly what the step before computed, with nothing in between.
+    norm `is_behind` if it reads exactly what the step before computed, with nothing in between. The ops "experts" and
+    "experts_t" have the weights of all experts in one tensor, `[expert, dst, src]` and `[expert, src, dst]`; a "router"
+    writes one logit for each.
     """
 
     index: int
@@ -81,38 +101,59 @@ class Step:
     @property
     def in_axis(self) -> int:
         """Axis of the step's weights that runs over the source units."""
-        return 0 if self.op.endswith("_t") else 1
+        return (0 if self.op.endswith("_t") else 1) + self.op.startswith("experts")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigField:
     """A key of the Hugging Face config that counts units: value = `factor` × kept units of each of `spaces`.
 
-    Plain transformers can reload a plan only if all spaces of a field keep equally many units and, where
-    `divides` is set, only if the value divides it. Several fields may set the same key (and `index`, for a list),
-    then their values must agree. `forbids` is one value that means another architecture. `fixed` names the reason
-    why the field can't change at all. `also` are further keys to write when this one changes.
+    Keys of nested configs are dotted ("text_config.intermediate_size"). Plain transformers can reload a plan only if
+    all spaces of a field keep equally many units and, where `divides` is set, only if the value divides it. Several
+    fields may set the same key (and `index`, for a list), then their values must agree. `forbids` is one value that
+    means another architecture; `legal`, if set, are the only values. `fixed` names the reason why the field can't
+    change at all. Values are multiples of `multiple`, at least `least`. `also` are further keys to write when this one
+    changes, and `lists` are keys of lists with one entry per unit, which lose the entries of the units that go.
+    `is_ratio` says that the value is written as a float.
     """
 
     key: str
     spaces: tuple[str, ...]
-    factor: int = 1
+    factor: int | Fraction = 1
     index: int | None = None
     divides: int | None = None
     forbids: int | None = None
     fixed: str = ""
-    also: tuple[tuple[str, int], ...] = ()
+    also: tuple[tuple[str, Any], ...] = ()
+    lists: tuple[str, ...] = ()
+    legal: tuple[float, ...] = ()
+    multiple: int = 1
+    least: int = 1
+    is_ratio: bool = False
 
-    def allows(self, value: int) -> bool:
+    def value(self, kept: int) -> float:
+        """What the config says when every space keeps so many units."""
+        value = self.factor * kept
+        whole = not self.is_ratio and Fraction(value).denominator == 1
+        return int(value) if whole else float(value)
+
+    def allows(self, value: float) -> bool:
         """Whether plain transformers takes the value and rebuilds the network that was cut."""
-        return value != self.forbids and (self.divides is None or self.divides % value == 0)
+        return (
+            value != self.forbids
+            and (self.is_ratio or isinstance(value, int))
+            and (self.divides is None or self.divides % value == 0)
+            and (not self.legal or value in self.legal)
+            and value % self.multiple == 0
+            and value >= self.least
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelGraph:
     """A network as a dynamic graph: spaces, the slots that tie tensors to them, and the steps of inference.
 
-    `attributes` names, per space, module attributes that hold a count of it: (space, module, attribute, factor).
+    `attributes` names, per space, module attributes that count it: (space, module, attribute, change per unit).
     """
 
     family: str
@@ -120,7 +161,7 @@ class ModelGraph:
     slots: tuple[Slot, ...]
     steps: tuple[Step, ...]
     config_fields: tuple[ConfigField, ...] = ()
-    attributes: tuple[tuple[str, str, str, int], ...] = ()
+    attributes: tuple[tuple[str, str, str, int | Fraction], ...] = ()
     fingerprint: str = ""
 
     def __post_init__(self) -> None:
@@ -153,8 +194,8 @@ class ModelGraph:
         """Whether the slot is on the reading side: the columns that a unit's activation is multiplied with."""
         step = self.step_of(slot.param)
         return (
-            step.op not in ("norm", "batchnorm", "embed")
-            and slot.param.endswith("weight")
+            step.op not in ("norm", "batchnorm", "embed", "router")
+            and not slot.param.endswith("bias")
             and slot.axis == step.in_axis
         )
 
@@ -176,7 +217,10 @@ class ModelGraph:
 
     @cached_property
     def _slots_of(self) -> dict[str, tuple[Slot, ...]]:
-        return {name: tuple(s for s in self.slots if s.space == name) for name in self._by_name}
+        found: dict[str, list[Slot]] = {name: [] for name in self._by_name}
+        for slot in self.slots:
+            found[slot.space].append(slot)
+        return {name: tuple(slots) for name, slots in found.items()}
 
     @cached_property
     def _step_of(self) -> dict[str, Step]:

@@ -40,8 +40,9 @@ class InrEncoderConfig:
     probes: int = 0
 
     def __post_init__(self) -> None:
-        refuse_below(1, outputs=self.outputs, hidden=self.hidden, output_hidden=self.output_hidden,
-                     embedding=self.embedding)  # fmt: skip
+        refuse_below(
+            1, outputs=self.outputs, hidden=self.hidden, output_hidden=self.output_hidden, embedding=self.embedding
+        )
         refuse_below(0, probes=self.probes)
 
 
@@ -70,9 +71,15 @@ class InrEncoder(InrReader):
         self.config = config
         self.outputs, self.embedding = config.outputs, config.embedding
         one = MessagePass(
-            config.hidden, FEATURES + config.probes, (RAW,), nodes={INPUT: AXES, OUTPUT: config.outputs},
-            is_relative=False, is_rooted=True, update=GRU(config.hidden, torch.sin), norm=nn.Identity(),
-        )  # fmt: skip
+            config.hidden,
+            FEATURES + config.probes,
+            (RAW,),
+            nodes={INPUT: AXES, OUTPUT: config.outputs},
+            is_relative=False,
+            is_rooted=True,
+            update=GRU(config.hidden, torch.sin),
+            norm=nn.Identity(),
+        )
         functional_init(one)
         self.network = NetworkEncoder(
             [one], embedding=config.embedding, outputs=config.outputs, output_hidden=config.output_hidden

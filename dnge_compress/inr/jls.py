@@ -46,8 +46,9 @@ class JlsConfig:
     views: int = 2
 
     def __post_init__(self) -> None:
-        refuse_below(1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place,
-                     classes=self.classes)  # fmt: skip
+        refuse_below(
+            1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place, classes=self.classes
+        )
         if not 0 <= self.dropout < 1:
             raise DataError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.side % CELL:
@@ -80,10 +81,17 @@ class INR2JLS(nn.Module):
             nn.ConvTranspose2d(c, 2 * c, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2 * c, colours, 4, 2, 1)
         )
         self.recognise = nn.Sequential(
-            nn.Conv2d(c, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(), nn.Dropout2d(config.dropout),
-            nn.Conv2d(64, 96, 3, 2, 1), nn.BatchNorm2d(96), nn.ReLU(), nn.Flatten(), nn.Dropout(config.dropout),
+            nn.Conv2d(c, 64, 3, padding=1),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.Dropout2d(config.dropout),
+            nn.Conv2d(64, 96, 3, 2, 1),
+            nn.BatchNorm2d(96),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(config.dropout),
             nn.LazyLinear(config.classes),
-        )  # fmt: skip
+        )
         self.eval()
         self.recognise(torch.zeros(2, c, latent, latent))  # gives the last layer its size
 

@@ -68,8 +68,13 @@ class InrSet:
 
     def select(self, index: Tensor | slice) -> InrSet:
         """The networks at `index`."""
-        return replace(self, stack=take(self.stack, index), labels=self.labels[index], image=self.image[index],
-                       psnr=self.psnr[index])  # fmt: skip
+        return replace(
+            self,
+            stack=take(self.stack, index),
+            labels=self.labels[index],
+            image=self.image[index],
+            psnr=self.psnr[index],
+        )
 
     def save(self, path: Path | str) -> None:
         """Write one file, whole or not at all. Raises CheckpointError."""
@@ -119,8 +124,14 @@ def gather(
     known = torch.as_tensor(labels if len(labels) else [-1] * count)
     if known.is_floating_point() or (len(labels) and known.min() < 0):
         raise DataError("labels must be whole numbers, from 0")
-    return InrSet(siren=Siren(widths, omega), stack=stack, labels=known.long(), image=torch.arange(count),
-                  psnr=torch.full((count,), torch.nan), about={})  # fmt: skip
+    return InrSet(
+        siren=Siren(widths, omega),
+        stack=stack,
+        labels=known.long(),
+        image=torch.arange(count),
+        psnr=torch.full((count,), torch.nan),
+        about={},
+    )
 
 
 def _read(number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,8 +151,11 @@ def build_set(
 
     def tasks() -> dict[str, tuple[Any, ...]]:
         count = min(about["count"], len(images(about["data"], about["split"], data_root=data_root).labels))
-        return {f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), data_root)
-                for fits in range(about["fits"]) for first in range(0, count, PART)}  # fmt: skip
+        return {
+            f"{fits:02d}-{first:06d}": (about, fits, first, min(first + PART, count), data_root)
+            for fits in range(about["fits"])
+            for first in range(0, count, PART)
+        }
 
     return build_resumably(about, out, tasks, _fit_part, load=InrSet.load, join=_joined, jobs=jobs, progress=progress)
 
@@ -152,16 +166,29 @@ def usual(data: str) -> FitSettings:
 
 
 def about(
-    data: str, split: Split, *, count: int, fits: int = 1, hidden: Sequence[int] = HIDDEN, seed: int = 0,
+    data: str,
+    split: Split,
+    *,
+    count: int,
+    fits: int = 1,
+    hidden: Sequence[int] = HIDDEN,
+    seed: int = 0,
     settings: FitSettings | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """What identifies a set; without settings, with the data set's usual ones. Raises DataError."""
     if count < 1 or fits < 1:
         raise DataError("a set needs at least one image and one fit of each")
     if not hidden or min(hidden) < 1:
         raise DataError(f"hidden widths are {list(hidden)}; give at least one, each above 0")
-    return {"data": data, "split": split, "count": count, "fits": fits, "hidden": list(hidden), "seed": seed,
-            "fit": asdict(settings or usual(data))}  # fmt: skip
+    return {
+        "data": data,
+        "split": split,
+        "count": count,
+        "fits": fits,
+        "hidden": list(hidden),
+        "seed": seed,
+        "fit": asdict(settings or usual(data)),
+    }
 
 
 def pictures(found: Images, index: Tensor | slice) -> Tensor:
@@ -183,8 +210,12 @@ def _fit_part(file: Path, about: dict[str, Any], fits: int, first: int, last: in
     seed = hash((about["seed"], about["split"] == "train", fits, first)) % 2**31
     stack, quality = fit(x, siren, FitSettings(**about["fit"]), seed)
     part = InrSet(
-        siren=siren, stack=stack, labels=found.labels[first:last], image=torch.arange(first, last), psnr=quality,
+        siren=siren,
+        stack=stack,
+        labels=found.labels[first:last],
+        image=torch.arange(first, last),
+        psnr=quality,
         about=about,
-    )  # fmt: skip
+    )
     part.save(file)
     return f"{quality.mean():.1f} dB"

@@ -38,8 +38,11 @@ def positive_signs(stack: Stack, siren: Siren) -> dict[str, Tensor]:
     for layer in range(siren.depth - 1):
         weight, bias, after = (found[name] for name in (f"{layer}.weight", f"{layer}.bias", f"{layer + 1}.weight"))
         sign = _sign(torch.where(bias == 0, weight.sum(-1), bias))
-        found |= {f"{layer}.weight": weight * sign[..., None], f"{layer}.bias": bias * sign,
-                  f"{layer + 1}.weight": after * sign[..., None, :]}  # fmt: skip
+        found |= {
+            f"{layer}.weight": weight * sign[..., None],
+            f"{layer}.bias": bias * sign,
+            f"{layer + 1}.weight": after * sign[..., None, :],
+        }
     return found
 
 

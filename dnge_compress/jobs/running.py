@@ -156,16 +156,19 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     adapters = folder.read_lora_plan().adapters if job.lora is not None else ()
     counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
     return JobReport(
-        name=job.name, model=job.model_name_or_path, output_dir=str(folder.root),
+        name=job.name,
+        model=job.model_name_or_path,
+        output_dir=str(folder.root),
         stages=tuple(stage.name for stage in stages),
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
         milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
         widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())),
         ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
-        curves=tuple(_curve(folder, variant) for variant in variants), rows=counts,
+        curves=tuple(_curve(folder, variant) for variant in variants),
+        rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
         notes=(*pruned.get("notes", ()), *place.get("notes", ())),
-    )  # fmt: skip
+    )
 
 
 def _curve(folder: JobFolder, variant: str) -> Curve:

@@ -93,9 +93,13 @@ def data(work: Work) -> Facts:
 
     def rows_of(sources: tuple[Dataset, ...]) -> Any:
         return read_rows(
-            sources, tokenizer, max_length=settings.max_length, packing=settings.packing, folder=Path.cwd(),
+            sources,
+            tokenizer,
+            max_length=settings.max_length,
+            packing=settings.packing,
+            folder=Path.cwd(),
             sampled=sampled,
-        )  # fmt: skip
+        )
 
     rows = rows_of(job.datasets)
     if job.eval_datasets:
@@ -112,9 +116,14 @@ def prune(work: Work) -> Facts:
     job = work.job
     assert job.prune is not None
     recipe = Recipe(
-        name=job.name, about=job.about, scorer=job.scorer, calibration=job.calibration, prune=job.prune,
-        repair=job.repair, check=job.check,
-    )  # fmt: skip
+        name=job.name,
+        about=job.about,
+        scorer=job.scorer,
+        calibration=job.calibration,
+        prune=job.prune,
+        repair=job.repair,
+        check=job.check,
+    )
     model = models.original(job)
     needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
     rows = _own_rows(work, labels=False) if needed else None

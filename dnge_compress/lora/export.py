@@ -67,12 +67,17 @@ def _axolotl(config: LoraConfig) -> str:
     if config.exclude_modules:
         raise PlanError("axolotl has no key for excluded modules, and this plan needs one; use form 'peft'")
     body: dict[str, Any] = {
-        "adapter": "lora", "lora_r": config.r, "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
+        "adapter": "lora",
+        "lora_r": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
         "lora_target_modules": sorted(config.target_modules or []),
         "lora_target_parameters": sorted(config.target_parameters or []),
-        "lora_rank_pattern": dict(config.rank_pattern or {}), "lora_alpha_pattern": dict(config.alpha_pattern or {}),
-        "lora_fan_in_fan_out": config.fan_in_fan_out, "peft_init_lora_weights": config.init_lora_weights,
-    }  # fmt: skip
+        "lora_rank_pattern": dict(config.rank_pattern or {}),
+        "lora_alpha_pattern": dict(config.alpha_pattern or {}),
+        "lora_fan_in_fan_out": config.fan_in_fan_out,
+        "peft_init_lora_weights": config.init_lora_weights,
+    }
     needed = ("adapter", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
     defaults = {"peft_init_lora_weights": True, "lora_fan_in_fan_out": False}
     shown = {k: v for k, v in body.items() if k in needed or (v and v != defaults.get(k))}

@@ -61,10 +61,13 @@ def place_lora(
     settings = resolve(recipe, overrides, LoraRecipe)
     opened = open_model(model) if isinstance(model, str | Path) else model
     context = PlacingContext(
-        model=opened, calibration=settings.calibration,
-        data=None if data is None else tuple(checked_data(data, opened)), example_inputs=example_inputs,
-        read_graph=partial(graph_of, opened, example_inputs), progress=progress,
-    )  # fmt: skip
+        model=opened,
+        calibration=settings.calibration,
+        data=None if data is None else tuple(checked_data(data, opened)),
+        example_inputs=example_inputs,
+        read_graph=partial(graph_of, opened, example_inputs),
+        progress=progress,
+    )
     return make_lora_plan(context, settings)
 
 

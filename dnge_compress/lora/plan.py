@@ -111,9 +111,14 @@ class LoraPlan(Printable):
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""
         return {
-            self.FORMAT.key: self.FORMAT.version, "base": self.base, "budget": self.budget, "params": self.params,
-            "recipe": dict(self.recipe), "notes": list(self.notes), "adapters": [a.to_dict() for a in self.adapters],
-        }  # fmt: skip
+            self.FORMAT.key: self.FORMAT.version,
+            "base": self.base,
+            "budget": self.budget,
+            "params": self.params,
+            "recipe": dict(self.recipe),
+            "notes": list(self.notes),
+            "adapters": [a.to_dict() for a in self.adapters],
+        }
 
     def to_json(self) -> str:
         """JSON text, one line per adapter, made to be read, diffed and edited."""

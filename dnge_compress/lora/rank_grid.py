@@ -100,13 +100,22 @@ def ranks_section(found: Sequence[Rank]) -> Section | None:
     total = f"{several(placed.placed, 'adapter')}, {count(placed.params)} trainable parameters"
     lead = Paragraph(f"{total}, rank {placed.highest} at most.")
     ordered = sorted(placed.rows, key=lambda row: not row.cells)  # modules outside all layers come last
-    columns = [Column(title="type of module", kind="text", is_long=True), Column(title="adapters"),
-               Column(title="rank"), Column(title="parameters")]  # fmt: skip
+    columns = [
+        Column(title="type of module", kind="text", is_long=True),
+        Column(title="adapters"),
+        Column(title="rank"),
+        Column(title="parameters"),
+    ]
     if placed.layers:
         columns.append(Column(title="rank by layer", kind="strip"))
     rows = [_rank_row(row, placed) for row in ordered]
-    table = Table(columns=tuple(columns), rows=tuple(rows), look="heat", forms=("markdown", "page"),
-                  axis=plots.layer_axis(placed.layers) if placed.layers else "")  # fmt: skip
+    table = Table(
+        columns=tuple(columns),
+        rows=tuple(rows),
+        look="heat",
+        forms=("markdown", "page"),
+        axis=plots.layer_axis(placed.layers) if placed.layers else "",
+    )
     more = [
         Cell(text=f"and {several(len(rows) - MAX_LINES, 'more type')}", style="quiet"),
         *[Cell()] * (len(columns) - 1),

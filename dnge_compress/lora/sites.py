@@ -14,7 +14,10 @@ from dnge_compress.graph.families import shapes_of
 from dnge_compress.lora.adapters import Site, SiteKind
 
 ALL_LINEAR = "all-linear"
-TASK_HEADS = ("classifier", "score")  # peft's names for what it adds to modules_to_save for a classification task
+# Ends of names by which peft knows what it adds to modules_to_save for a task ("pre_classifier" is one of them).
+TASK_HEADS = ("classifier", "score", "qa_outputs")
+MAMBA = {"falcon_h1", "mamba", "mamba2", "falcon_mamba"}  # in which peft refuses these layers
+NOT_IN_MAMBA = {"out_proj", "conv1d"}
 # Names that peft (utils/transformers_weight_conversion.py) takes for experts of an older transformers wherever the
 # model is a mixture of experts, and rewrites: a shared expert's own `up_proj` can only be reached as a parameter.
 REWRITTEN = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
@@ -23,8 +26,8 @@ REWRITTEN = ("gate", "w1", "w2", "w3", "gate_proj", "up_proj", "down_proj")
 def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, exclude: Sequence[str] = ()) -> list[Site]:
     """The sites of `model`, in its own order; `targets` and `exclude` match as in peft (exactly, or as a suffix).
 
-    "all-linear" means every linear layer except the output embedding and a classification head (which peft trains as a
-    whole), and the experts' tensors. Raises
+    "all-linear" means every linear layer except the output embedding, a task's head (which peft trains as a whole) and
+    layers that peft refuses, and the experts' tensors. Raises
     UnknownNameError for a name that matches nothing, UnsupportedModelError where nothing is left or LoRA is there
     already, PlanError for a target whose weight is tied to another.
     """
@@ -39,7 +42,7 @@ def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, excl
     tied = _tied_weights(model)
     if targets == ALL_LINEAR:
         head = _output_embedding(model)
-        left_out = {head, *(s.path for s in found if s.path.rpartition(".")[2] in TASK_HEADS)}
+        left_out = {head, *(s.path for s in found if s.path.endswith(TASK_HEADS) or _is_refused(model, s))}
         chosen = [s for s in found if s.path not in left_out and not (s.weight in tied and s.kind == "module")]
     else:
         chosen = [s for s in found if any(_matches(s.path, t) for t in targets)]
@@ -53,6 +56,16 @@ def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, excl
             f"target_modules and exclude_modules leave none of them"
         )
     return chosen
+
+
+def _is_refused(model: nn.Module, site: Site) -> bool:
+    """Whether peft takes no adapter there: some layers of Mamba, and routers that return more than a product."""
+    if site.kind != "module":
+        return False
+    if getattr(getattr(model, "config", None), "model_type", None) in MAMBA:
+        return site.path.rpartition(".")[2] in NOT_IN_MAMBA
+    owner = type(model.get_submodule(site.path))
+    return issubclass(owner, nn.Linear) and owner.forward is not nn.Linear.forward and "Router" in owner.__name__
 
 
 def matrix_of(model: nn.Module, site: Site) -> Tensor:

@@ -34,9 +34,13 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
     if prune.ratio == 0:
         return [Candidate(AppliedCuts(graph), {}, 0.0)], notes
     problem = Problem(
-        graph=graph, scores=scores, budget=budget, groups=groups, droppable=droppable(graph, prune),
+        graph=graph,
+        scores=scores,
+        budget=budget,
+        groups=groups,
+        droppable=droppable(graph, prune),
         min_keep=prune.min_keep,
-    )  # fmt: skip
+    )
     if not groups and not problem.layers:
         raise BudgetError(
             f"nothing of the kinds {', '.join(prune.kinds)} can be removed here: {'; '.join(notes) or 'no such space'}"

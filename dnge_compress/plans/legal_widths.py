@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+from dnge_compress.core.errors import BudgetError, nearest
 from dnge_compress.graph.types import ConfigField, ModelGraph, Space
 from dnge_compress.recipes.schema import Prune
 
@@ -38,6 +39,7 @@ class TiedWidths:
 
 def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], list[str]]:
     """The groups that a recipe allows to shrink (no layer spaces), and notes on what must stay and why."""
+    refuse_unmatched(graph, prune.protected)
     notes: list[str] = []
     groups = []
     for names, fields in _tied(graph, uneven=prune.uneven):
@@ -50,7 +52,7 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], lis
             notes.append(f"{kind}s stay: {fixed}")
             continue
         if any(is_protected(graph, s, prune.protected) for s in spaces):
-            notes.append(f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''} stay: protected")
+            notes.append(_protection(names, prune))
             continue
         steps = math.gcd(*(s.units for s in spaces))
         legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune))
@@ -72,6 +74,24 @@ def droppable(graph: ModelGraph, prune: Prune) -> list[Block]:
     ]
 
 
+def _protection(names: Sequence[str], prune: Prune) -> str:
+    some = f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''}"
+    if len(names) == 1 or prune.uneven:
+        return f"{some} stay: protected"
+    return (
+        f"{some} stay: one of them is protected, and the config has one number for the width of all; "
+        "with uneven: true the others can shrink"
+    )
+
+
+def refuse_unmatched(graph: ModelGraph, patterns: Iterable[str]) -> None:
+    """Raise BudgetError for a pattern of protected modules that matches none."""
+    modules = {slot.param.rpartition(".")[0] for slot in graph.slots} | {m for s in graph.spaces for m in s.modules}
+    for pattern in patterns:
+        if not any(_matches(module, (pattern,)) for module in modules):
+            raise BudgetError(f"protected '{pattern}' matches no module of the model; {nearest(pattern, modules)}")
+
+
 def is_protected(graph: ModelGraph, space: Space, patterns: Iterable[str]) -> bool:
     """Whether a module that reads or writes the space matches one of the patterns."""
     return any(_matches(slot.param.rpartition(".")[0], patterns) for slot in graph.slots_of(space.name))
@@ -84,7 +104,7 @@ def _matches(module: str, patterns: Iterable[str]) -> bool:
 
 def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigField]]]:
     """Prunable width spaces, tied by the config keys that count them; each on its own where nothing ties them."""
-    owner = {s.name: s.name for s in graph.of_kind("neuron", "head", "channel")}
+    owner = {s.name: s.name for s in graph.of_kind("neuron", "head", "channel", "expert")}
 
     def root(name: str) -> str:
         while owner[name] != name:
@@ -97,6 +117,11 @@ def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigF
         anchor = by_key.setdefault((f.key, f.index), f.spaces[0])
         for name in f.spaces:
             owner[root(name)] = root(anchor)
+    stacks: dict[tuple[str, int], str] = {}
+    for slot in graph.slots:
+        if slot.part is not None and slot.space in owner:  # one tensor holds all experts, so all are as wide
+            anchor = stacks.setdefault((slot.param, slot.axis), slot.space)
+            owner[root(slot.space)] = root(anchor)
     members: dict[str, list[str]] = {}
     for name in owner:
         members.setdefault(root(name), []).append(name)
@@ -112,10 +137,10 @@ def _is_legal(t: int, steps: int, spaces: Sequence[Space], fields: Sequence[Conf
     return prune.uneven or all(f.allows(_value(f, t, steps, spaces)) for f in fields)
 
 
-def _value(field: ConfigField, t: int, steps: int, spaces: Sequence[Space]) -> int:
+def _value(field: ConfigField, t: int, steps: int, spaces: Sequence[Space]) -> float:
     """What a config key says at step t: its factor times the units that stay."""
     units = next(s.units for s in spaces if s.name == field.spaces[0])
-    return field.factor * units * t // steps
+    return field.value(units * t // steps)
 
 
 def _restrictions(group: TiedWidths, fields: Sequence[ConfigField], spaces: Sequence[Space]) -> list[str]:

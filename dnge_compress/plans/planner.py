@@ -47,11 +47,15 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
         )
     plan = PrunePlan(
-        cuts=chosen.applied.cuts, base=graph.fingerprint, weights=digest(context.model),
-        recipe=recipe.model_dump(mode="json"), predicted_cost=chosen.cost,
-        uneven=_is_uneven(chosen.applied, context.model), notes=(*scores.notes, *notes, *measured),
+        cuts=chosen.applied.cuts,
+        base=graph.fingerprint,
+        weights=digest(context.model),
+        recipe=recipe.model_dump(mode="json"),
+        predicted_cost=chosen.cost,
+        uneven=_is_uneven(chosen.applied, context.model),
+        notes=(*scores.notes, *notes, *measured),
         costs=chosen.costs,
-    )  # fmt: skip
+    )
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
     return counted(plan, chosen.applied, context.model)
@@ -62,9 +66,12 @@ def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePla
     prices, shapes = parameter_prices(model), {n: tuple(p.shape) for n, p in model.named_parameters()}
     after = int(applied.price(prices, shapes))
     found = replace(
-        plan, params_before=sum(math.prod(shape) for shape in shapes.values()), params_after=after,
-        uneven=_is_uneven(applied, model), counted_cuts=fingerprint(plan.cuts),
-    )  # fmt: skip
+        plan,
+        params_before=sum(math.prod(shape) for shape in shapes.values()),
+        params_after=after,
+        uneven=_is_uneven(applied, model),
+        counted_cuts=fingerprint(plan.cuts),
+    )
     notes = list(plan.notes)
     if plan.is_edited:
         notes = ["the plan was edited: its predicted cost is unknown"]

@@ -18,7 +18,7 @@ from dnge_compress.graph.types import PRUNABLE, Shapes, Space
 Change = tuple[int, int]
 MAX_LINES = 18
 # Kinds in the order in which they are shown.
-PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers"}
+PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers", "expert": "experts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +101,13 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
             )
         )
     columns = (
-        Column(kind="text", is_long=True), Column(title="layers", kind="text", is_long=True), Column(kind="bar"),
-        Column(title="units kept"), Column(title="parameters"), Column(title="predicted cost", unit="nats"),
-    )  # fmt: skip
+        Column(kind="text", is_long=True),
+        Column(title="layers", kind="text", is_long=True),
+        Column(kind="bar"),
+        Column(title="units kept"),
+        Column(title="parameters"),
+        Column(title="predicted cost", unit="nats"),
+    )
     return Table(columns=columns, rows=tuple(lines), is_grouped=True, look="spaces")
 
 

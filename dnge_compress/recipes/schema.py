@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-CutKind = Literal["neuron", "head", "channel", "layer"]
+CutKind = Literal["neuron", "head", "channel", "layer", "expert"]
 
 
 def _reject_bool(value: Any) -> Any:

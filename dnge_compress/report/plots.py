@@ -52,10 +52,13 @@ def columns(title: str, description: str, shares: Sequence[tuple[float, str]], l
         kept = tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place)
         shapes.append(tag("g", tag("title", f"{label} ({percent(share)})"), whole, kept))
     return _plot(
-        shapes, (title, description), left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
-        below=[((i + 0.5) / len(shares), f"{layer}") for i, layer in layer_ticks(layers)], kind="columns",
+        shapes,
+        (title, description),
+        left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
+        below=[((i + 0.5) / len(shares), f"{layer}") for i, layer in layer_ticks(layers)],
+        kind="columns",
         style=f"max-width:{5 + 4 * len(shares)}rem",
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -165,9 +168,15 @@ def _svg(shapes: Iterable[Markup], described: tuple[str, str], box: str = "0 0 1
     """A drawing that screen readers describe; `described` are its title and description."""
     title, description = described
     return tag(
-        "svg", tag("title", title), tag("desc", description), *shapes, viewBox=box, preserveAspectRatio="none",
-        role="img", aria_label=f"{title}. {description}",
-    )  # fmt: skip
+        "svg",
+        tag("title", title),
+        tag("desc", description),
+        *shapes,
+        viewBox=box,
+        preserveAspectRatio="none",
+        role="img",
+        aria_label=f"{title}. {description}",
+    )
 
 
 def _inline(shapes: Iterable[Markup | None], kind: str) -> Markup:

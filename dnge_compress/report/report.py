@@ -49,8 +49,12 @@ class Report(Printable):
             sections.append(Section("Time", (Paragraph(times, "quiet", ("terminal", "page")),)))
         if self.notes:
             sections.append(Section("Notes", (Notes(self.notes, "the plan"),)))
-        return Document(title=self.model_name, facts=tuple(filter(None, facts)), sections=tuple(sections),
-                        eyebrow="Compression report")  # fmt: skip
+        return Document(
+            title=self.model_name,
+            facts=tuple(filter(None, facts)),
+            sections=tuple(sections),
+            eyebrow="Compression report",
+        )
 
     def to_markdown(self) -> str:
         """The tables as Markdown, for a model card."""
@@ -95,9 +99,13 @@ def build_report(
     return Report(
         rows=plan.rows,
         totals=Totals(**{f.name: (getattr(old, f.name), getattr(new, f.name)) for f in fields(Totals)}),
-        timings=dict(timings or {}), notes=plan.notes, scorer=str(plan.recipe.get("scorer", "")),
-        recipe_name=str(plan.recipe.get("name", "")), model_name=_name_of(before), predicted_cost=plan.predicted_cost,
-    )  # fmt: skip
+        timings=dict(timings or {}),
+        notes=plan.notes,
+        scorer=str(plan.recipe.get("scorer", "")),
+        recipe_name=str(plan.recipe.get("name", "")),
+        model_name=_name_of(before),
+        predicted_cost=plan.predicted_cost,
+    )
 
 
 def _totals(totals: Totals) -> Table:

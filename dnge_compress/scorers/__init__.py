@@ -18,6 +18,7 @@ from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.experts import expert_costs
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.layers import layer_costs
 from dnge_compress.signals.moments import Signals, gather_signals
@@ -65,6 +66,11 @@ class ScoringContext:
         if not any(len(s.protected) < s.units for s in spaces):
             return {s.name: torch.ones(s.units) for s in spaces}  # nothing is run where no block can go
         return layer_costs(self.model, self.graph, self.batches)
+
+    @cached_property
+    def measured_costs(self) -> dict[str, Tensor]:
+        """What no closed form gives, in nats per label: costs of blocks and of whole experts, `[units]` per space."""
+        return self.layer_costs | expert_costs(self.model, self.graph, self.batches, self.seed)
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:

@@ -32,6 +32,9 @@ def corrected(context: ScoringContext, scores: Scores, encoder: DNGEncoder) -> S
     units = {name: values.clamp_min(FLOOR) * logs[name].exp() for name, values in scores.units.items()}
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
     return Scores(
-        units=units, scorer="encoder", fingerprint=context.graph.fingerprint, matrices=matrices,
+        units=units,
+        scorer="encoder",
+        fingerprint=context.graph.fingerprint,
+        matrices=matrices,
         uncorrected=scores.units,
-    )  # fmt: skip
+    )

@@ -13,4 +13,4 @@ NEEDS_DATA = True
 def score(context: ScoringContext) -> Scores:
     """Half the mask's Fisher information: the second-order cost of removal without repair; layers are measured."""
     units = {name: 0.5 * torch.stack([s.fisher.cpu() for s in found]).sum(0) for name, found in context.signals.items()}
-    return Scores(units=units | context.layer_costs, scorer="fisher", fingerprint=context.graph.fingerprint)
+    return Scores(units=units | context.measured_costs, scorer="fisher", fingerprint=context.graph.fingerprint)

@@ -19,4 +19,4 @@ def score(context: ScoringContext) -> Scores:
             norms = s.own_weight.float().square().sum(0)
             total += (s.variance * norms).view(s.units, -1).sum(1).cpu()
         units[name] = (total - total.mean()) / total.std().clamp_min(1e-30) if len(total) > 1 else total
-    return Scores(units=units | context.layer_costs, scorer="flap", fingerprint=context.graph.fingerprint)
+    return Scores(units=units | context.measured_costs, scorer="flap", fingerprint=context.graph.fingerprint)

@@ -27,9 +27,11 @@ def _units(context: ScoringContext, space: Space) -> Tensor:
         # What torch-pruning's group norm counts: matrices and the gains of norms; no biases, running statistics,
         # embeddings or depthwise kernels.
         depthwise = step.op == "norm" and weight.dim() > 1
-        if not slot.param.endswith("weight") or step.op == "embed" or depthwise:
+        counts = slot.param.endswith("weight") or (slot.part is not None and weight.dim() > 2)
+        if not counts or step.op == "embed" or depthwise:
             continue
-        weight = weight.float().transpose(0, slot.axis)
+        axis = slot.axis if slot.part is None else slot.axis - 1
+        weight = (weight if slot.part is None else weight[slot.part]).float().transpose(0, axis)
         rows = weight[slot.offset : slot.offset + space.units * slot.width]
         norms.append(rows.reshape(space.units, -1).square().sum(1))
     total = torch.stack(norms).mean(0).cpu()

@@ -22,7 +22,7 @@ def score(context: ScoringContext) -> Scores:
     for i, space in enumerate(context.signals):
         units[space] = unit_costs(context, space)
         context.progress("score", i + 1, len(context.signals))
-    return Scores(units=units | context.layer_costs, scorer="obs", fingerprint=context.graph.fingerprint)
+    return Scores(units=units | context.measured_costs, scorer="obs", fingerprint=context.graph.fingerprint)
 
 
 def unit_costs(context: ScoringContext, space: str) -> Tensor:

@@ -13,4 +13,4 @@ NEEDS_DATA = True
 def score(context: ScoringContext) -> Scores:
     """First-order cost of removal, with labels sampled from the model; layers are measured."""
     units = {name: torch.stack([s.taylor.cpu() for s in found]).sum(0) for name, found in context.signals.items()}
-    return Scores(units=units | context.layer_costs, scorer="taylor", fingerprint=context.graph.fingerprint)
+    return Scores(units=units | context.measured_costs, scorer="taylor", fingerprint=context.graph.fingerprint)

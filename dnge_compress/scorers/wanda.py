@@ -21,4 +21,4 @@ def score(context: ScoringContext) -> Scores:
             norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
             total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
         units[name] = total / total.mean().clamp_min(1e-30)
-    return Scores(units=units | context.layer_costs, scorer="wanda", fingerprint=context.graph.fingerprint)
+    return Scores(units=units | context.measured_costs, scorer="wanda", fingerprint=context.graph.fingerprint)

@@ -14,14 +14,18 @@ import torch
 from torch import nn
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
+from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.inference import Inputs, device_of, inference_mode_of, writes_text
+from dnge_compress.signals.made_inputs import DECODED, inputs_like, texts_with_targets
 from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.synthetic_images import random_images
 from dnge_compress.signals.synthetic_text import topical_texts
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
+TARGET_TOKENS = 24  # that a decoder writes for each source text
+ORDINARY = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
 
 
 def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None) -> list[Inputs]:
@@ -37,7 +41,7 @@ def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs |
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":
-            return _inputs_like(example_inputs, settings, generator, device_of(model))
+            return _inputs_like(model, settings, generator, example_inputs)
         if kind == "images":
             return _painted_images(model, settings, generator, example_inputs)
         make = _sampled_text if kind == "sampled" else _topical_words
@@ -53,9 +57,30 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
                 f"a plain {type(model).__name__} says nothing about its inputs; pass example_inputs=… or data=…"
             )
         return "like"
+    if isinstance(example_inputs, Mapping) and not example_inputs.keys() <= ORDINARY:
+        return "like"
+    several = getattr(config, "is_encoder_decoder", False) or type(model).__name__.endswith("MultipleChoice")
+    if several or hasattr(config, "num_frames") or (hasattr(config, "vision_config") and not _writes(model)):
+        return "like"
     if model.main_input_name == "pixel_values":
-        return "images"
+        return "images" if hasattr(config, "num_channels") else "like"
+    if model.main_input_name != "input_ids" or not _has_token_table(model):
+        return "like"
     return "sampled" if writes_text(model) else "words"
+
+
+def _has_token_table(model: Any) -> bool:
+    try:
+        return isinstance(model.get_input_embeddings(), nn.Embedding)
+    except NotImplementedError:
+        return False
+
+
+def _writes(model: Any) -> bool:
+    try:
+        return model.get_output_embeddings() is not None
+    except NotImplementedError:
+        return False
 
 
 def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
@@ -93,23 +118,14 @@ def _painted_images(
     return [{"pixel_values": part.to(device, dtype)} for part in images.split(step)]
 
 
-def _inputs_like(example: Any, settings: Calibration, generator: torch.Generator, device: torch.device) -> list[Inputs]:
-    if isinstance(example, Mapping):
-        raise DataError(
-            "synthetic inputs for a plain module need example_inputs as a tensor or tuple; pass data=… for dicts"
-        )
-    tensors = example if isinstance(example, tuple | list) else (example,)
-    positions = max(1, tensors[0][0].numel() // 64)
-    rows = max(4 * MIN_IMAGES, round(settings.tokens / positions))
-    made = []
-    for t in tensors:
-        if t.is_floating_point():
-            shape = (rows, *t.shape[1:])
-            noise = random_images(shape, generator) if t.dim() == 4 else torch.randn(shape, generator=generator)
-            made.append(noise.to(device, t.dtype))
-        else:
-            high = int(t.max()) + 1
-            made.append(torch.randint(high, (rows, *t.shape[1:]), generator=generator).to(device))
-    step = max(1, BATCH_TOKENS // positions)
-    parts = list(zip(*(t.split(step) for t in made), strict=True))
-    return [p if isinstance(example, tuple | list) else p[0] for p in parts]
+def _inputs_like(model: Any, settings: Calibration, generator: torch.Generator, example: Any) -> list[Inputs]:
+    """Inputs of any names and shapes; a text with a decoder's answer where the model turns one into the other."""
+    if example is None:
+        example = made_inputs(model)
+    if example is None:
+        raise DataError(f"no inputs that a {type(model).__name__} takes could be made; pass data=… or example_inputs=…")
+    reads_text = isinstance(example, Mapping) and example.keys() == {"input_ids", "attention_mask", DECODED}
+    if reads_text and len(example["input_ids"].shape) == 2:
+        texts = topical_texts(model, settings.tokens, text_length(model, settings.length), BATCH_TOKENS, generator)
+        return list(texts_with_targets(model, texts, min(settings.length, TARGET_TOKENS), generator))
+    return inputs_like(model, example, settings, generator)

@@ -10,15 +10,19 @@ from dnge_compress.graph.types import ModelGraph, Slot
 
 def as_matrix(weight: Float[Tensor, "..."], graph: ModelGraph, slot: Slot) -> Float[Tensor, "D F"]:
     """A consumer's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
-    if graph.step_of(slot.param).in_axis == 0:
+    if slot.part is not None:
+        weight = weight[slot.part]
+    if graph.step_of(slot.param).op.endswith("_t"):
         weight = weight.T
     return weight.flatten(1)
 
 
 def from_matrix(matrix: Float[Tensor, "D F"], like: Tensor, graph: ModelGraph, slot: Slot) -> Float[Tensor, "..."]:
     """The inverse of `as_matrix`, for a matrix whose F may have shrunk."""
-    if graph.step_of(slot.param).in_axis == 0:
+    if graph.step_of(slot.param).op.endswith("_t"):
         return matrix.T.contiguous()
+    if slot.part is not None:
+        return matrix
     return matrix.view(matrix.shape[0], -1, *like.shape[2:]).contiguous()
 
 

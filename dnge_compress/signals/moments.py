@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.progress import Progress, silent
-from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot
+from dnge_compress.graph.products import StackedProducts, Watch, eager_experts
+from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, feature_axis
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
@@ -71,7 +72,7 @@ def gather_signals(
     model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
 ) -> Signals:
     """Space name → signals at each of its consumers, all gathered in one pass over the inputs."""
-    spaces = [s for s in graph.of_kind(*PRUNABLE) if s.kind != "layer"]
+    spaces = graph.of_kind("neuron", "head", "channel")
     for copies in (False, True):  # of activations; needed, as the first batch tells, where the model overwrites them
         store = MomentStore()
         found = {
@@ -93,7 +94,8 @@ def _run(
 ) -> bool:
     """Send all inputs through the model and back; False, after the first, if activations were overwritten."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.enable_grad(), inference_mode_of(model), _gradients(model, graph), ExitStack() as hooks:
+    with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph), ExitStack() as hooks:
+        hooks.enter_context(_experts_watched(model, recorders))
         for r in recorders:
             r.attach(hooks)
         for i, batch in enumerate(batches):
@@ -116,7 +118,7 @@ def _positions(module: nn.Module, t: Tensor) -> tuple[int, ...]:
 
 
 @contextmanager
-def _gradients(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
+def gradients_started(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
     """Let gradients start behind the first module of every branch, so that no weight needs one."""
 
     def start(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
@@ -127,6 +129,21 @@ def _gradients(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
     with ExitStack() as hooks:
         for module in {p.rpartition(".")[0] for s in graph.steps for p in s.params}:
             hooks.enter_context(model.get_submodule(module).register_forward_hook(start))
+        yield
+
+
+@contextmanager
+def _experts_watched(model: nn.Module, recorders: Sequence[_Recorder]) -> Iterator[None]:
+    """Recorders of experts whose matrices lie in one tensor hear of the products with it."""
+    watchers: dict[tuple[str, int], list[Watch]] = {}
+    for r in recorders:
+        if r.slot.part is not None:
+            watchers.setdefault((r.slot.param, r.slot.part), []).append(r.watch)
+    if not watchers:
+        yield
+        return
+    weights = {name: model.get_parameter(name) for name, _ in watchers}
+    with eager_experts(model), StackedProducts(weights, watchers):
         yield
 
 
@@ -159,8 +176,16 @@ class _Recorder:
         self._batch_mask_gradient: Tensor | None = None
 
     def attach(self, hooks: ExitStack) -> None:
+        if self.slot.part is not None:
+            return
         hooks.enter_context(self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])))
         hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
+
+    def watch(self, x: Tensor, out: Tensor) -> None:
+        """One product of an expert's matrix; its tokens have no padding, and count as examples of their own."""
+        self.mask = None
+        self._read(x)
+        self._watch_output(out)
 
     def _read(self, x: Tensor) -> None:
         self.moments.add(self._rows(x.detach()))
@@ -200,7 +225,8 @@ class _Recorder:
         per_example = product.sum(_positions(self.module, g)[1:]) if g.dim() > 2 else product
         mask_gradient = per_example[:, self.own_rows].reshape(len(per_example), self.units, -1).sum(-1)
         held = self._batch_mask_gradient
-        self._batch_mask_gradient = mask_gradient if held is None else held + mask_gradient
+        together = held is not None and len(held) == len(mask_gradient)
+        self._batch_mask_gradient = held + mask_gradient if held is not None and together else mask_gradient
 
     def end_batch(self, labels: int) -> None:
         self.labels += labels
@@ -214,7 +240,15 @@ class _Recorder:
         mean, gram = self.moments.finish()
         labels = max(1, self.labels)
         return Signal(
-            slot=self.slot, weight=self.weight, units=self.units, own=self.own, count=self.moments.count, mean=mean,
-            gram=gram, grad_square=self.grad_square / labels, fisher=self.fisher / labels,
-            taylor=self.taylor / labels, out_fisher=self.out_fisher / labels,
-        )  # fmt: skip
+            slot=self.slot,
+            weight=self.weight,
+            units=self.units,
+            own=self.own,
+            count=self.moments.count,
+            mean=mean,
+            gram=gram,
+            grad_square=self.grad_square / labels,
+            fisher=self.fisher / labels,
+            taylor=self.taylor / labels,
+            out_fisher=self.out_fisher / labels,
+        )

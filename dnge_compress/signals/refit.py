@@ -25,14 +25,22 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
     values: dict[str, Tensor] = {}
+    done: set[tuple[str, int | None]] = set()
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
         if cut.space not in signals or cut.space in applied.dropped_spaces:
             continue
         for signal in signals[cut.space]:
-            param = signal.slot.param
-            if param not in values and not param.startswith(applied.dropped_prefixes):
-                values |= _refit_consumer(weights, applied, signal, repair)
+            param, part = signal.slot.param, signal.slot.part
+            if (param, part) in done or param.startswith(applied.dropped_prefixes):
+                continue
+            done.add((param, part))
+            found = _refit_consumer(weights, applied, signal, repair)
+            if part is not None:
+                stack = values[param] if param in values else weights[param].detach().clone()
+                stack[part] = found[param]
+                found = {param: stack}
+            values |= found
     return values
 
 
@@ -41,7 +49,7 @@ def _refit_consumer(
 ) -> dict[str, Tensor]:
     param, axis = signal.slot.param, signal.slot.axis
     original, dense = weights[param].detach(), signal.weight.double()
-    rows = applied.rows_kept(param, axis, original.shape[axis])
+    rows = applied.rows_kept(param, axis, original.shape[axis], signal.slot.part)
     per_row = dense.shape[1] // original.shape[axis]
     keep = (rows[:, None] * per_row + torch.arange(per_row)).flatten().to(dense.device)
     mean = signal.mean.double()

@@ -35,10 +35,11 @@ def sample_batches(
         with torch.no_grad():
             for _ in range(length - 1):
                 out = model(input_ids=token, use_cache=True, **{name: cache})
-                cache = getattr(out, name)
+                cache = getattr(out, name, None)
                 p = out.logits[:, -1].float().softmax(-1).cpu()
                 token = torch.multinomial(p, 1, generator=generator).to(device)
                 ids = torch.cat([ids, token], 1)
+                token = token if cache is not None else ids  # a model without memory reads it all again
         yield ids
 
 

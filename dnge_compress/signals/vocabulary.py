@@ -68,10 +68,13 @@ def _english(path: str, size: int) -> Vocabulary | None:
     frame = tokenizer("").input_ids
     half = (len(frame) + 1) // 2
     return Vocabulary(
-        spellings=tuple(s for s, _ in kept), frequencies=torch.tensor([n for _, n in kept]),
-        entries=torch.tensor(entries, dtype=torch.long), coverage=coverage, before=tuple(frame[:half]),
+        spellings=tuple(s for s, _ in kept),
+        frequencies=torch.tensor([n for _, n in kept]),
+        entries=torch.tensor(entries, dtype=torch.long),
+        coverage=coverage,
+        before=tuple(frame[:half]),
         after=tuple(frame[half:]),
-    )  # fmt: skip
+    )
 
 
 def _is_word(token: str) -> bool:

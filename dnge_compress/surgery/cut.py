@@ -1,15 +1,13 @@
-"""Surgery: carry out cuts on a model in place, with torch-pruning's per-layer functions driven by our slots."""
+"""Surgery: carry out cuts on a model in place, driven by the slots of its graph."""
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
-import torch
-import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.cuts import AppliedCuts
 
 
@@ -17,8 +15,10 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
     """Remove everything that the cuts don't keep from `model`, in place, and bring its config and attributes up to
     date."""
     flags = {name: p.requires_grad for name, p in model.named_parameters()}
-    for (module, side), rows in _rows_to_drop(applied).items():
-        _drop_rows(model.get_submodule(module), module, side, rows)
+    for param in applied.params:
+        _replace(model, param, applied)
+    for module in {param.rpartition(".")[0] for param in applied.params}:
+        _update_sizes(model.get_submodule(module))
     for name, p in model.named_parameters():
         p.requires_grad_(flags[name])
     for c in applied.layer_cuts:
@@ -27,49 +27,31 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
     _update_config(model, applied)
 
 
-def _rows_to_drop(applied: AppliedCuts) -> dict[tuple[str, str], list[int]]:
-    """(module, "in" or "out") → rows that go; the slots of a weight, its bias and its statistics are one entry."""
-    graph = applied.graph
-    rows: dict[tuple[str, str], set[int]] = {}
-    for c in applied.cuts:
-        gone = c.gone(graph.space(c.space).units)
-        for slot in graph.slots_of(c.space):
-            side = "in" if graph.consumes(slot) else "out"
-            key = (slot.param.rpartition(".")[0], side)
-            rows.setdefault(key, set()).update(slot.rows(gone).tolist())
-    return {key: sorted(r) for key, r in rows.items() if r}
+def _replace(model: nn.Module, name: str, applied: AppliedCuts) -> None:
+    """Put what is left of a tensor in the place of its parameter or buffer."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    old: Tensor = getattr(module, leaf)
+    new = applied.remaining(name, old.data).contiguous()
+    setattr(module, leaf, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
-def _drop_rows(module: nn.Module, name: str, side: str, rows: list[int]) -> None:
+def _update_sizes(module: Any) -> None:
+    """The sizes that a layer of torch or transformers keeps beside its weight."""
     if isinstance(module, Conv1D):
-        _drop_conv1d_rows(module, side, rows)
+        module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
-        (tp.prune_linear_in_channels if side == "in" else tp.prune_linear_out_channels)(module, rows)
+        module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if module.groups == module.in_channels == module.out_channels and module.groups > 1:
-            tp.prune_depthwise_conv_out_channels(module, rows)
-        else:
-            (tp.prune_conv_in_channels if side == "in" else tp.prune_conv_out_channels)(module, rows)
+        if module.groups > 1 and module.groups == module.in_channels:
+            module.groups = len(module.weight)
+        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        tp.prune_batchnorm_out_channels(module, rows)
+        module.num_features = len(module.weight)
     elif isinstance(module, nn.LayerNorm):
-        tp.prune_layernorm_out_channels(module, rows)
-    else:
-        raise UnsupportedModelError(f"no surgery is known for module '{name}' of type {type(module).__name__}")
-
-
-def _drop_conv1d_rows(module: Conv1D, side: str, rows: list[int]) -> None:
-    """Transformers' `Conv1D` keeps weights `[in, out]`; torch-pruning doesn't know the type."""
-    axis = 0 if side == "in" else 1
-    gone = torch.zeros(module.weight.shape[axis], dtype=torch.bool)
-    gone[rows] = True
-    stay = (~gone).nonzero().squeeze(1).to(module.weight.device)
-    module.weight = nn.Parameter(module.weight.data.index_select(axis, stay).contiguous())
-    if side == "out":
-        module.bias = nn.Parameter(module.bias.data.index_select(0, stay).contiguous())
-        module.nf = len(stay)
-    else:
-        module.nx = len(stay)
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
 def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ...]) -> None:
@@ -91,10 +73,15 @@ def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ..
 
 def _update_attributes(model: nn.Module, applied: AppliedCuts) -> None:
     """Counts that modules keep for themselves; where a block went, its attributes went with it."""
+    fewer: dict[tuple[str, str], Fraction] = {}
     for space, module, name, factor in applied.graph.attributes:
         path = applied.path_after(module)
         if space in applied.counts and path is not None:
-            setattr(model.get_submodule(path), name, factor * applied.kept(space))
+            gone = applied.graph.space(space).units - applied.kept(space)
+            fewer[(path, name)] = fewer.get((path, name), Fraction(0)) + factor * gone
+    for (path, name), change in fewer.items():
+        owner = model.get_submodule(path)
+        setattr(owner, name, int(getattr(owner, name) - change))
 
 
 def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
@@ -103,13 +90,43 @@ def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
     if config is None:
         return
     for (key, index), value in applied.config_values.items():
-        if index is None:
-            setattr(config, key, value)
-        else:
-            values = list(getattr(config, key))
+        owner, name = _owner_of(config, key)
+        if index is not None:
+            values = list(_read(owner, name))
             values[index] = value
-            setattr(config, key, values)
+            value = values
+        _write(owner, name, value)
+    fields = {space: f for f in applied.graph.config_fields for space in f.spaces}
     for c in applied.layer_cuts:
-        types = getattr(config, "layer_types", None)
-        if types is not None and len(types) == applied.graph.space(c.space).units:
-            config.layer_types = [types[i] for i in c.keep]
+        for key in fields[c.space].lists if c.space in fields else ():
+            owner, name = _owner_of(config, key)
+            _write(owner, name, [_read(owner, name)[i] for i in c.keep])
+        if c.space in fields:
+            _rename_stages(_owner_of(config, fields[c.space].key)[0], applied.graph.space(c.space).units, len(c.keep))
+
+
+def _rename_stages(config: Any, before: int, after: int) -> None:
+    """A backbone's config names the stem and every block; which of them are outputs is its default again."""
+    names = getattr(config, "stage_names", None)
+    if names is not None and len(names) == before + 1:
+        config.stage_names = names[: after + 1]
+        config.set_output_features_output_indices(out_features=None, out_indices=None)
+
+
+def _owner_of(config: Any, key: str) -> tuple[Any, str]:
+    """The (nested) config, or dict in it, that holds a dotted key, and the key's own name."""
+    *path, name = key.split(".")
+    for part in path:
+        config = _read(config, part)
+    return config, name
+
+
+def _read(owner: Any, name: str) -> Any:
+    return owner[name] if isinstance(owner, dict) else getattr(owner, name)
+
+
+def _write(owner: Any, name: str, value: Any) -> None:
+    if isinstance(owner, dict):
+        owner[name] = value
+    else:
+        setattr(owner, name, value)

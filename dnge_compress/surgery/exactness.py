@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.errors import ExactnessError
+from dnge_compress.core.errors import ExactnessError, first_line
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.signals.inference import Inputs, call, inference_mode_of
@@ -21,7 +21,14 @@ def check(pruned: nn.Module, dense: nn.Module, applied: AppliedCuts, inputs: Inp
     """
     with torch.no_grad(), inference_mode_of(dense), inference_mode_of(pruned):
         expected = call(MaskedModel(dense, applied), inputs)
-        difference = relative_difference(call(pruned, inputs), expected)
+        try:
+            actual = call(pruned, inputs)
+        except (RuntimeError, ValueError, TypeError, IndexError) as e:
+            raise ExactnessError(
+                f"the pruned {type(dense).__name__} can't be run ({first_line(e)}); nothing was changed, "
+                "please report the architecture"
+            ) from e
+        difference = relative_difference(actual, expected)
     limit = TOLERANCES[next(dense.parameters()).dtype]
     if not difference <= limit:
         raise ExactnessError(

@@ -15,8 +15,5 @@ def apply_repair(model: nn.Module, applied: AppliedCuts, values: Mapping[str, Te
     tensors = model.state_dict(keep_vars=True)
     with torch.no_grad():
         for name, value in values.items():
-            for axis in range(value.dim()):
-                rows = applied.rows_kept(name, axis, value.shape[axis])
-                value = value.index_select(axis, rows.to(value.device))
             target = tensors[str(applied.path_after(name))]
-            target.copy_(value.to(target.dtype))
+            target.copy_(applied.remaining(name, value).to(target.dtype))

@@ -133,10 +133,14 @@ def _is_wide(turn: int) -> bool:
 def _mlp(rng: random.Random, turn: int) -> dict[str, Any]:
     depth = rng.randint(2, 5)
     return dict(
-        data="cifar10" if turn % 4 == 2 else "mnist", widths=tuple(rng.randrange(32, 257, 4) for _ in range(depth)),
-        depth=depth, activation=rng.choice(["relu", "gelu", "tanh", "silu"]), dropout=rng.choice([0.0, 0.0, 0.1]),
-        batch_size=128, **_optimiser(rng, sgd_lr=0.05),
-    )  # fmt: skip
+        data="cifar10" if turn % 4 == 2 else "mnist",
+        widths=tuple(rng.randrange(32, 257, 4) for _ in range(depth)),
+        depth=depth,
+        activation=rng.choice(["relu", "gelu", "tanh", "silu"]),
+        dropout=rng.choice([0.0, 0.0, 0.1]),
+        batch_size=128,
+        **_optimiser(rng, sgd_lr=0.05),
+    )
 
 
 def _cnn(rng: random.Random, turn: int) -> dict[str, Any]:
@@ -144,11 +148,15 @@ def _cnn(rng: random.Random, turn: int) -> dict[str, Any]:
     first, last = (rng.randrange(24, 49, 8), 193) if _is_wide(turn) else (rng.randrange(16, 33, 4), 97)
     return dict(
         data="mnist" if turn % 4 == 1 else "cifar10",
-        widths=(first, *sorted(rng.randrange(first, last, 4) for _ in range(depth - 1))), depth=depth,
-        activation=rng.choice(["relu", "gelu", "silu"]), dropout=0.0, batch_size=64,
-        layout=(rng.choice(["stride", "pool"]), rng.choice(["average", "flatten"])), batch_norm=batch_norm,
+        widths=(first, *sorted(rng.randrange(first, last, 4) for _ in range(depth - 1))),
+        depth=depth,
+        activation=rng.choice(["relu", "gelu", "silu"]),
+        dropout=0.0,
+        batch_size=64,
+        layout=(rng.choice(["stride", "pool"]), rng.choice(["average", "flatten"])),
+        batch_norm=batch_norm,
         **_optimiser(rng, sgd_lr=0.1 if batch_norm else 0.03),
-    )  # fmt: skip
+    )
 
 
 def _resnet(rng: random.Random, turn: int) -> dict[str, Any]:
@@ -159,17 +167,26 @@ def _resnet(rng: random.Random, turn: int) -> dict[str, Any]:
     return dict(
         data="mnist" if turn % 5 == 4 else "cifar10",
         widths=(embedding, *sorted(rng.randrange(24, 257 if _is_wide(turn) else 97, 8) for _ in range(stages))),
-        depth=sum(blocks), activation=rng.choice(["relu", "relu", "silu"]), dropout=0.0, batch_size=64,
-        layout=(layer,), batch_norm=True, blocks=blocks, **_optimiser(rng, sgd_lr=0.1),
-    )  # fmt: skip
+        depth=sum(blocks),
+        activation=rng.choice(["relu", "relu", "silu"]),
+        dropout=0.0,
+        batch_size=64,
+        layout=(layer,),
+        batch_norm=True,
+        blocks=blocks,
+        **_optimiser(rng, sgd_lr=0.1),
+    )
 
 
 def _vit(rng: random.Random, turn: int) -> dict[str, Any]:
     data = "mnist" if turn % 2 else "cifar10"
     return dict(
-        data=data, patch=rng.choice([4, 7] if data == "mnist" else [4, 8, 8]), batch_size=32, dropout=0.0,
+        data=data,
+        patch=rng.choice([4, 7] if data == "mnist" else [4, 8, 8]),
+        batch_size=32,
+        dropout=0.0,
         **_transformer(rng, turn, widest=128, deepest=5, activations=["gelu", "gelu", "relu", "silu"]),
-    )  # fmt: skip
+    )
 
 
 def _gpt2(rng: random.Random, turn: int) -> dict[str, Any]:
@@ -199,9 +216,11 @@ def _bert(rng: random.Random, turn: int) -> dict[str, Any]:
 
 def _text(rng: random.Random, turn: int) -> dict[str, Any]:
     return dict(
-        data=TEXTS[turn % len(TEXTS)], length=rng.choice([48, 64, 96]), batch_size=rng.choice([8, 8, 12]),
+        data=TEXTS[turn % len(TEXTS)],
+        length=rng.choice([48, 64, 96]),
+        batch_size=rng.choice([8, 8, 12]),
         dropout=rng.choice([0.0, 0.0, 0.0, 0.05]),
-    )  # fmt: skip
+    )
 
 
 def _transformer(
@@ -220,10 +239,17 @@ def _transformer(
     heads, head_width = rng.choice(legal)
     hidden = heads * head_width
     return dict(
-        widths=(hidden,), depth=rng.randint(2, deepest), activation=rng.choice(activations), heads=heads,
-        kv_heads=heads, ffn=int(hidden * rng.uniform(1.5, 4) / 8) * 8, init=rng.choice([0.02, 0.05]),
-        optimiser="adamw", lr=rng.choice([1.5e-3, 2e-3, 3e-3]), weight_decay=rng.choice([0.0, 0.01, 0.1]),
-    )  # fmt: skip
+        widths=(hidden,),
+        depth=rng.randint(2, deepest),
+        activation=rng.choice(activations),
+        heads=heads,
+        kv_heads=heads,
+        ffn=int(hidden * rng.uniform(1.5, 4) / 8) * 8,
+        init=rng.choice([0.02, 0.05]),
+        optimiser="adamw",
+        lr=rng.choice([1.5e-3, 2e-3, 3e-3]),
+        weight_decay=rng.choice([0.0, 0.01, 0.1]),
+    )
 
 
 def _optimiser(rng: random.Random, *, sgd_lr: float) -> dict[str, Any]:

@@ -116,7 +116,10 @@ def _line(folder: Path) -> str:
 
 def _provenance(model: nn.Module) -> dict[str, Any]:
     return {
-        "made_by": "dnge zoo", "torch": torch.__version__, "transformers": transformers.__version__,
-        "python": platform.python_version(), "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "made_by": "dnge zoo",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "made_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "parameters": sum(p.numel() for p in model.parameters()),
-    }  # fmt: skip
+    }

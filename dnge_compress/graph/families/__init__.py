@@ -1,7 +1,7 @@
 """Architecture families, one file each: a file's name is its registration.
 
 A family module offers `MODEL_TYPES` (values of `config.model_type`) and `build(config, shapes) -> ModelGraph`.
-`traced` is the route for any other `nn.Module`, given example inputs.
+`derived` reads any other Hugging Face model from its config, and `traced` any `nn.Module`, given example inputs.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from __future__ import annotations
 from types import ModuleType
 
 from torch import nn
+from transformers import PreTrainedModel
 
-from dnge_compress.core.errors import DngeError, UnsupportedModelError, nearest
+from dnge_compress.core.errors import DngeError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
+from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.graph.types import ModelGraph, Shapes
 
 TRACED = "traced"
+DERIVED = "derived"
 FAMILIES = Registry(what="family", package=__name__, offers=("MODEL_TYPES", "build"))
 
 
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
-    """Read a model as a dynamic graph: from its family, or by tracing it with `example_inputs`.
+    """Read a model as a dynamic graph: from its family, from its config, or by tracing it with `example_inputs`.
 
-    `example_inputs` is a tensor, tuple or dict that the model can be called with; when given to a model whose
-    family is known, the family wins. Raises UnsupportedModelError for an unknown architecture without inputs.
+    `example_inputs` is a tensor, tuple or dict that the model can be called with; a Hugging Face model needs none.
+    Raises UnsupportedModelError for a plain module without inputs, and where nothing was found that can go.
 
         graph = build_graph(AutoModel.from_pretrained("bert-base-uncased"))
     """
@@ -30,13 +33,28 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     model_type = getattr(config, "model_type", None)
     known = model_types()
     if model_type in known:
-        return known[model_type].build(config, shapes_of(model))
-    if example_inputs is not None:
+        try:
+            return known[model_type].build(config, shapes_of(model))
+        except UnsupportedModelError:
+            if not isinstance(model, PreTrainedModel):
+                raise
+    if not isinstance(model, PreTrainedModel):
+        if example_inputs is None:
+            raise UnsupportedModelError(
+                f"a plain {type(model).__name__} says nothing about its architecture; pass example_inputs=… to trace it"
+            )
         return FAMILIES.load(TRACED).build(model, example_inputs)
-    what = f"architecture '{model_type}'" if model_type else f"a plain {type(model).__name__}"
-    raise UnsupportedModelError(
-        f"{what} has no family here ({nearest(str(model_type), known)}); pass example_inputs=… to trace it instead"
-    )
+    FAMILIES.load(DERIVED).refuse_other_sizes(model)
+    try:
+        return FAMILIES.load(DERIVED).build(model)
+    except UnsupportedModelError as e:
+        inputs = example_inputs if example_inputs is not None else made_inputs(model)
+        if inputs is None:
+            raise
+        try:
+            return FAMILIES.load(TRACED).build(model, inputs)
+        except DngeError as traced:
+            raise UnsupportedModelError(f"{e}; tracing it doesn't help: {traced}") from None
 
 
 def names() -> list[str]:

@@ -51,5 +51,7 @@ def build(config: Any, shapes: Shapes) -> ModelGraph:
     g.config_field("num_attention_heads", *heads, factor=1 if shared_kv else n_q // n_kv, divides=divides, also=also)
     if not shared_kv:
         g.config_field("num_key_value_heads", *heads)
-    g.config_field("num_hidden_layers", "layers")
+    g.config_field(
+        "num_hidden_layers", "layers", lists=("layer_types",) if getattr(config, "layer_types", None) else ()
+    )
     return g.finish()

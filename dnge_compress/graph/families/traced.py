@@ -244,8 +244,14 @@ def _assemble(shapes: Shapes, layers: Layers, groups: list[TracedGroup]) -> Mode
     for layer in layers.values():
         writes = _tie(g, layer, "out", groups)
         reads = _tie(g, layer, "in", groups) if layer.reads else () if layer.op == "embed" else writes
-        g.step(layer.op, reads, writes, [param for param, _ in layer.tensors("out")],
-               activation=layer.activation, is_behind=layer.is_behind)  # fmt: skip
+        g.step(
+            layer.op,
+            reads,
+            writes,
+            [param for param, _ in layer.tensors("out")],
+            activation=layer.activation,
+            is_behind=layer.is_behind,
+        )
     return g.finish()
 
 

@@ -63,8 +63,10 @@ def losses(curves: Sequence[Curve]) -> Section | None:
     known = [c for c in curves if c.train or c.held_out]
     if not known:
         return None
-    columns = (Column(title="held-out loss", unit="nats per token", kind="text"),
-               *(Column(title=title) for title in ("first", "lowest", "last")))  # fmt: skip
+    columns = (
+        Column(title="held-out loss", unit="nats per token", kind="text"),
+        *(Column(title=title) for title in ("first", "lowest", "last")),
+    )
     rows = tuple((Cell(text=c.name, drawing=plots.swatch(i)), *_points(c.held_out)) for i, c in enumerate(known))
     caption = "Nats per token over optimiser steps. Thin: training batches. Bold: held-out rows."
     table = Table(columns=columns, rows=rows, look="legend", forms=("markdown", "page"))

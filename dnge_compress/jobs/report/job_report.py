@@ -52,16 +52,24 @@ class JobReport(Printable):
     def document(self) -> Document:
         """The report in sections."""
         sections = (
-            content.comparison(self.milestones), content.losses(self.curves), content.widths(self.widths),
-            ranks_section(self.ranks), content.times(self.times),
+            content.comparison(self.milestones),
+            content.losses(self.curves),
+            content.widths(self.widths),
+            ranks_section(self.ranks),
+            content.times(self.times),
             content.facts("Data", {key: f"{n:,}" for key, n in self.rows.items()}),
-            content.facts("Machine", self.machine), content.notes(self.notes),
-        )  # fmt: skip
+            content.facts("Machine", self.machine),
+            content.notes(self.notes),
+        )
         return Document(
-            title=self.model, facts=(self.name,) if self.name else (), place=self.output_dir, eyebrow="Job report",
-            stages=self.stages, headlines=content.headlines(self.milestones, self.result),
+            title=self.model,
+            facts=(self.name,) if self.name else (),
+            place=self.output_dir,
+            eyebrow="Job report",
+            stages=self.stages,
+            headlines=content.headlines(self.milestones, self.result),
             sections=tuple(section for section in sections if section is not None),
-        )  # fmt: skip
+        )
 
     @property
     def times(self) -> dict[str, float | None]:

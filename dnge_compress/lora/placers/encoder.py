@@ -34,9 +34,13 @@ def predicted_energy(sites: Sequence[Site], context: PlacingContext) -> dict[str
     except UnsupportedModelError as e:
         raise UnsupportedModelError(f"{e}; or place with placer='fisher' or 'stable_rank', which need no family") from e
     scoring = ScoringContext(
-        graph=graph, model=context.model, calibration=context.calibration, data=context.data,
-        example_inputs=context.example_inputs, progress=context.progress,
-    )  # fmt: skip
+        graph=graph,
+        model=context.model,
+        calibration=context.calibration,
+        data=context.data,
+        example_inputs=context.example_inputs,
+        progress=context.progress,
+    )
     units = {space: obs.unit_costs(scoring, space) for space in scoring.signals}
     units |= {s.name: torch.ones(s.units) for s in graph.of_kind("layer")}  # their costs don't reach the matrices
     costs = Scores(units=units, scorer="obs", fingerprint=graph.fingerprint)

@@ -139,9 +139,13 @@ def read_example(folder: Path, example: str, data_root: DataRoot) -> TrainingExa
         parts[part][name] = value
     weights = {k: v for k, v in model.state_dict().items() if v.is_floating_point()}
     return TrainingExample(
-        name=example, graph=graph, weights=weights, **parts, reliability=float(reliability["reliability"]),
+        name=example,
+        graph=graph,
+        weights=weights,
+        **parts,
+        reliability=float(reliability["reliability"]),
         reliability_over_all=float(reliability["reliability_over_all"]),
-    )  # fmt: skip
+    )
 
 
 def _reliability(first: dict[str, Tensor], second: dict[str, Tensor]) -> dict[str, str]:

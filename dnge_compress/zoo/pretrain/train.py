@@ -38,9 +38,13 @@ def pretrain_encoder(
     judged = [x for x in examples if not EVERYTHING.learns(x)]
     state.unlink(missing_ok=True)
     return encoder, {
-        "networks": len({x.name.partition("+")[0] for x in examples}), "examples": len(examples), "zoo_seed": seed,
-        "steps": steps, "held_out": sorted({x.name for x in judged}), "spearman": compared(encoder, judged),
-    }  # fmt: skip
+        "networks": len({x.name.partition("+")[0] for x in examples}),
+        "examples": len(examples),
+        "zoo_seed": seed,
+        "steps": steps,
+        "held_out": sorted({x.name for x in judged}),
+        "spearman": compared(encoder, judged),
+    }
 
 
 def measure_all(folder: Path, data_root: DataRoot, jobs: int, progress: Progress = silent) -> list[TrainingExample]:

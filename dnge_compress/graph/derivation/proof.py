@@ -1,0 +1,176 @@
+"""The proof: a small random copy, cut and loaded into the smaller architecture, computes what the masked one does."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.graph.derivation.architecture import Architecture, BuildError
+from dnge_compress.graph.derivation.axes import Axis, Counted
+from dnge_compress.graph.derivation.config_keys import changed
+from dnge_compress.graph.derivation.example_inputs import run
+from dnge_compress.graph.derivation.units import Runs, call_with
+
+TOLERANCE = 1e-4  # relative to the largest output
+LEAST_EFFECT = 1e-3  # of the mask on the outputs, relative: below it a proof shows nothing
+
+
+@dataclass(frozen=True)
+class Tied:
+    """One space that may be: the axes that go together, one choice of units for all of them.
+
+    Its own units are `share` times as many as those that the config counts.
+    """
+
+    consumers: tuple[Axis, ...]
+    rows: Mapping[Axis, Runs]
+    share: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Whether a proof succeeded; if not, why."""
+
+    holds: bool
+    why: str = ""
+
+
+def prove(
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    counted: Counted,
+    spaces: Sequence[Tied],
+) -> Outcome:
+    """Cut a random choice of units from every space, each its own, to one common number that the config can say."""
+    outcome = Outcome(False, "no smaller number builds")
+    tried = 0
+    for keep in _counts(counted):
+        smaller = changed(config, counted.values(keep))
+        outline = architecture.outline(smaller)
+        if outline is None:
+            continue
+        outcome = _prove_one(architecture, smaller, model, inputs, counted, spaces, keep)
+        tried += 1
+        if outcome.holds or tried == 2:
+            break
+    return outcome
+
+
+def _counts(counted: Counted) -> list[int]:
+    units, step = counted.units, counted.groups
+    odd = (units // 2) | 1
+    options = [units // 2 * 1, odd, units - step, units // 4, 1]
+    return list(dict.fromkeys(n for n in options if 0 < n < units and n % step == 0))
+
+
+def _prove_one(
+    architecture: Architecture,
+    smaller: Mapping[str, Any],
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    counted: Counted,
+    spaces: Sequence[Tied],
+    keep: int,
+) -> Outcome:
+    chance = random.Random(0)
+    state = {n: t.detach() for n, t in model.state_dict().items()}
+    gone: dict[Axis, set[int]] = {}
+    for space in spaces:
+        units = sample(chance, counted, keep, space.share)
+        for place, runs in space.rows.items():
+            gone.setdefault(place, set()).update(rows_of(runs, units))
+    masked: dict[str, Tensor] = {}
+    for space in spaces:
+        for name, axis in space.consumers:
+            masked[name] = masked.get(name, state[name]).index_fill(axis, torch.tensor(sorted(gone[name, axis])), 0.0)
+    cut = dict(state)
+    for (name, axis), rows in gone.items():
+        stay = torch.tensor([r for r in range(state[name].shape[axis]) if r not in rows])
+        cut[name] = cut[name].index_select(axis, stay)
+    return equal_outputs(architecture, smaller, model, inputs, masked, cut)
+
+
+def equal_outputs(
+    architecture: Architecture,
+    smaller: Mapping[str, Any],
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    masked: Mapping[str, Tensor],
+    cut: Mapping[str, Tensor],
+) -> Outcome:
+    """Whether the smaller architecture with the cut weights answers as the model with the masked ones."""
+    weights = {n: p.detach() for n, p in model.named_parameters()}
+    with torch.no_grad():
+        expected = call_with(model, inputs, {**weights, **masked})
+    return _compared_to_cut(architecture, smaller, model, inputs, expected, cut)
+
+
+def outputs_of_cut(
+    architecture: Architecture,
+    smaller: Mapping[str, Any],
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    mask: AbstractContextManager[Any],
+    cut: Mapping[str, Tensor],
+) -> Outcome:
+    """Whether the smaller architecture with the cut weights answers as the model does within a mask."""
+    with torch.no_grad(), mask:
+        expected = run(model, inputs)
+    return _compared_to_cut(architecture, smaller, model, inputs, expected, cut)
+
+
+def _compared_to_cut(
+    architecture: Architecture,
+    smaller: Mapping[str, Any],
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    expected: list[Tensor],
+    cut: Mapping[str, Tensor],
+) -> Outcome:
+    with torch.no_grad():
+        dense = run(model, inputs)
+        try:
+            small = architecture.empty(smaller)
+            small.load_state_dict(dict(cut), strict=True)
+            actual = run(small, inputs)
+        except BuildError as e:
+            return Outcome(False, str(e))
+        except Exception as e:  # whatever a model raises when sizes don't fit is the answer "no"
+            return Outcome(False, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+    return compared(dense, expected, actual)
+
+
+def compared(dense: list[Tensor], expected: list[Tensor], actual: list[Tensor]) -> Outcome:
+    """Equal, and not because the mask does nothing."""
+    if not [t.shape for t in dense] == [t.shape for t in expected] == [t.shape for t in actual]:
+        return Outcome(False, "the outputs have other shapes")
+    pairs = [(e, a, d) for e, a, d in zip(expected, actual, dense, strict=True) if e.dim() > 1]
+    for e, a, _ in pairs:
+        if not float((e - a).abs().amax()) <= TOLERANCE * float(e.abs().amax()):
+            return Outcome(False, f"not equal: {float((e - a).abs().amax() / e.abs().amax().clamp_min(1e-12)):.1e}")
+    effect = max((float((e - d).abs().amax() / d.abs().amax().clamp_min(1e-12)) for e, _, d in pairs), default=0.0)
+    if effect < LEAST_EFFECT:
+        return Outcome(False, f"removing the units changes nothing that can be measured ({effect:.0e})")
+    return Outcome(True)
+
+
+def sample(chance: random.Random, counted: Counted, keep: int, share: int = 1) -> list[int]:
+    """Units to remove: as many from each group."""
+    per_group, left = share * counted.units // counted.groups, share * keep // counted.groups
+    units: list[int] = []
+    for g in range(counted.groups):
+        units += [g * per_group + u for u in chance.sample(range(per_group), per_group - left)]
+    return units
+
+
+def rows_of(runs: Runs, units: Sequence[int]) -> list[int]:
+    """The rows of some units."""
+    return [start + u * n + i for start, n in runs for u in units for i in range(n)]

@@ -1,0 +1,377 @@
+"""Every other Hugging Face architecture: its graph is derived from the config and proved on a small random copy."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.graph.builder import fingerprint
+from dnge_compress.graph.derivation.architecture import MATRICES, Architecture
+from dnge_compress.graph.derivation.config_keys import Key, as_dict, spelled
+from dnge_compress.graph.derivation.derive import Derivation, DerivationError, ProvedAxes, ProvedBlocks, derive
+from dnge_compress.graph.derivation.proof import Tied
+from dnge_compress.graph.types import ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
+
+MODEL_TYPES: tuple[str, ...] = ()  # whatever no other family claims
+
+FAMILY = "derived"
+ALIGNED = 8  # widths of experts in one tensor are multiples of it: fast kernels want rows of 16 bytes
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def build(model: nn.Module) -> ModelGraph:
+    """The graph of a Hugging Face model of any architecture. Raises UnsupportedModelError with the measured reason."""
+    return _Assembly(model, _derivation(model)).graph()
+
+
+def refuse_other_sizes(model: Any) -> None:
+    """Raise UnsupportedModelError for a model that isn't the one its config describes."""
+    outline = Architecture(type(model), type(model.config)).outline(as_dict(model.config))
+    for name, tensor in model.state_dict().items():
+        expected = outline.shapes.get(name) if outline else None
+        if expected is not None and expected != tuple(tensor.shape):
+            raise UnsupportedModelError(
+                f"'{name}' has shape {tuple(tensor.shape)}, but the config of this {type(model).__name__} says "
+                f"{expected}; the config and the weights don't belong together"
+            )
+
+
+_known: dict[tuple[type[nn.Module], str], Derivation] = {}
+
+
+def _derivation(model: Any) -> Derivation:
+    key = (type(model), json.dumps(as_dict(model.config), sort_keys=True, default=str))
+    if key not in _known:
+        try:
+            _known[key] = derive(model)
+        except DerivationError as e:
+            raise UnsupportedModelError(f"{type(model).__name__} can't be read from its config: {e}") from None
+    found = _known[key]
+    if not found.axes and not found.stacks:
+        reasons = "; ".join(f"{k}: {why}" for k, why in list(found.refused.items())[:3])
+        raise UnsupportedModelError(
+            f"nothing in the config of {type(model).__name__} counts units that can go"
+            + (f" ({reasons})" if reasons else "")
+        )
+    return found
+
+
+class _Assembly:
+    """Spaces, slots, steps and fields, collected from a derivation for a model of these modules and shapes."""
+
+    def __init__(self, model: Any, derivation: Derivation) -> None:
+        self.derivation = derivation
+        self.modules = dict(model.named_modules())
+        self.shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        tables = _token_tables(model)
+        self.vocabulary = {f"{path}.weight" for path, module in self.modules.items() if module in tables}
+        self.counted_keys = {key for axes in derivation.axes for key, _ in axes.counted.keys}
+        self.counted_keys |= {proved.blocks.key for proved in derivation.stacks}
+        stacks = {_block_of(tied.consumers[0][0])[0] for axes in derivation.axes for tied in axes.spaces}
+        self.has_one_stack = len(stacks) == 1
+        self.routers: set[str] = set()
+        self.spaces: dict[str, Space] = {}
+        self.slots: list[Slot] = []
+        self.fields: list[ConfigField] = []
+        self.attributes: list[tuple[str, str, str, Any]] = []
+        self.writers: dict[tuple[str, int], list[str]] = {}
+
+    def graph(self) -> ModelGraph:
+        """The finished graph."""
+        for proved in self.derivation.stacks:
+            self._add_stack(proved)
+        for axes in self.derivation.axes:
+            self._add_axes(axes)
+        steps = tuple(with_roles(self._steps(), self.spaces))
+        order: dict[str, int] = {name: i for i, step in enumerate(steps) for name in (*step.reads, *step.writes)}
+        spaces = sorted(self.spaces.values(), key=lambda s: order.get(s.name, -1))
+        return ModelGraph(
+            family=FAMILY,
+            spaces=tuple(spaces),
+            slots=tuple(self.slots),
+            steps=steps,
+            config_fields=tuple(self.fields),
+            attributes=tuple(self.attributes),
+            fingerprint=fingerprint(FAMILY, self.shapes),
+        )
+
+    def _add_stack(self, proved: ProvedBlocks) -> None:
+        blocks = proved.blocks
+        name = "layers" if len(self.derivation.stacks) == 1 else f"layers:{blocks.modules[0].rpartition('.')[0]}"
+        self.spaces[name] = Space(
+            name=name, units=len(blocks.modules), kind="layer", modules=blocks.modules, protected=proved.fixed
+        )
+        key, index = _key_of(blocks.key)
+        lists = tuple(spelled(path) for path in blocks.lists)
+        self.fields.append(ConfigField(key=key, index=index, spaces=(name,), lists=lists))
+
+    def _add_axes(self, proved: ProvedAxes) -> None:
+        counted = proved.counted
+        also = tuple((spelled(k), v) for k, v in counted.explicit.items() if k not in self.counted_keys)
+        names: list[tuple[str, int]] = []  # of spaces, and how many of their units are one of the config's
+        multiple = 1
+        if proved.are_experts:
+            self.routers |= {param for tied in proved.spaces for param, _ in tied.consumers}
+        for tied in proved.spaces:
+            kind: Kind = "expert" if proved.are_experts else self._kind(counted.are_heads, tied)
+            experts = None if proved.are_experts else self._stacked(tied)
+            if kind != "expert" and experts is None and not all(self._is_matrix(param) for param, _ in tied.consumers):
+                return
+            if experts and counted.units % ALIGNED == 0:
+                multiple = ALIGNED
+            for part in range(experts or 1):
+                for group in range(counted.groups):
+                    suffix = part if experts else group if counted.groups > 1 else None
+                    name = self._name(kind, tied, suffix)
+                    self._add_space(name, kind, counted.units, counted.groups, group, tied, part if experts else None)
+                    names.append((name, tied.share))
+        for key, factor in counted.keys:
+            name, index = _key_of(key)
+            for share in dict.fromkeys(s for _, s in names):
+                own = tuple(n for n, s in names if s == share)
+                self.fields.append(
+                    ConfigField(
+                        key=name,
+                        index=index,
+                        spaces=own,
+                        factor=factor * counted.groups / share,
+                        also=also,
+                        is_ratio=counted.is_ratio,
+                        multiple=multiple,
+                        least=proved.fewest,
+                        legal=tuple(sorted({float(factor * n) for n in proved.legal})),
+                    )
+                )
+        share_of = dict(names)
+        near = self._by_prefix(share_of)
+        for (module, attribute), change in counted.counts.items():
+            if isinstance(self.modules.get(module), (nn.LayerNorm, *MATRICES)):
+                continue  # surgery keeps these itself
+            for name in next((near[prefix] for prefix in _prefixes(module) if prefix in near), ()):
+                self.attributes.append((name, module, attribute, change / share_of[name]))
+
+    def _by_prefix(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """The spaces that have tensors below a module path."""
+        wanted = set(names)
+        found: dict[str, dict[str, None]] = {}
+        for slot in self.slots:
+            if slot.space in wanted:
+                for prefix in _prefixes(slot.param):
+                    found.setdefault(prefix, {})[slot.space] = None
+        return {prefix: list(own) for prefix, own in found.items()}
+
+    def _is_matrix(self, param: str) -> bool:
+        return isinstance(self.modules[param.rpartition(".")[0]], MATRICES)
+
+    def _stacked(self, tied: Tied) -> int | None:
+        """How many experts' matrices lie in the tensors of a space; None if they don't."""
+        shapes = [self.shapes[param] for param, _ in tied.consumers]
+        if any(self._is_matrix(param) or len(self.shapes[param]) != 3 for param, _ in tied.consumers):
+            return None
+        first = {shape[0] for shape in shapes} | {self.shapes[param][0] for param, _ in tied.rows}
+        return first.pop() if len(first) == 1 and all(axis > 0 for _, axis in tied.rows) else None
+
+    def _add_space(
+        self, name: str, kind: Kind, units: int, groups: int, group: int, tied: Tied, part: int | None
+    ) -> None:
+        own = units * tied.share // groups
+        layer = next((int(p) for p in tied.consumers[0][0].split(".") if p.isdigit()), None)
+        self.spaces[name] = Space(name=name, units=own, kind=kind, layer=layer)
+        for (param, axis), runs in tied.rows.items():
+            for start, n in runs:
+                offset = start + group * own * n
+                self.slots.append(Slot(param=param, axis=axis, space=name, width=n, offset=offset, part=part))
+            self.writers.setdefault((param, axis), []).append(name)
+
+    def _kind(self, are_heads: bool, tied: Tied) -> Kind:
+        if are_heads:
+            return "head"
+        owner = self.modules[tied.consumers[0][0].rpartition(".")[0]]
+        return "channel" if isinstance(owner, CONVS) else "neuron"
+
+    def _name(self, kind: Kind, tied: Tied, group: int | None) -> str:
+        word = {"head": "heads", "channel": "channels", "expert": "experts"}.get(kind, "ffn")
+        path = tied.consumers[0][0].rpartition(".")[0]
+        numbers = [p for p in path.split(".") if p.isdigit()]
+        short = ".".join([word, *numbers[:1], *([str(group)] if group is not None else [])])
+        if short not in self.spaces and self.has_one_stack:
+            return short
+        return f"{word}:{path}" + (f".{group}" if group is not None else "")
+
+    def _steps(self) -> list[Step]:
+        """One step for every module with weights, in the order in which inference calls them."""
+        steps: list[Step] = []
+        bare: dict[str, list[tuple[str, int]]] = {}
+        for param, axis in self.writers:
+            bare.setdefault(param.rpartition(".")[0], []).append((param, axis))
+        stacked = self._stacked_modules()
+        for path in self._order():
+            own = [step] if (step := self._step(path)) is not None else []
+            own += self._experts(path, stacked[path]) if path in stacked else []
+            known = {param for s in own for param in s.params}
+            left = [key for key in bare.get(path, ()) if key[0] not in known]
+            if left:  # biases of experts, attention sinks and the like
+                spaces = tuple(dict.fromkeys(name for key in left for name in self.writers[key]))
+                params = tuple(dict.fromkeys(param for param, _ in left))
+                own.append(Step(index=0, op="norm", reads=spaces, writes=spaces, params=params))
+            steps += own
+        return steps
+
+    def _order(self) -> list[str]:
+        """The model's modules by the order of their counterparts in the small copy, block by block."""
+        rank = {path: i for i, path in enumerate(self.derivation.order)}
+        firsts: dict[str, int] = {}
+        for path, i in rank.items():
+            stack, number, _ = _block_of(path)
+            if number is not None:
+                firsts.setdefault(stack, i)
+        within: dict[tuple[str, str], int] = {}
+        for path, i in rank.items():
+            stack, _, rest = _block_of(path)
+            within.setdefault((stack, rest), i)
+
+        def key(path: str) -> tuple[int, int, int]:
+            stack, number, rest = _block_of(path)
+            if number is None:
+                return rank.get(path, len(rank)), 0, 0
+            return firsts.get(stack, len(rank)), number, within.get((stack, rest), len(rank))
+
+        own = dict.fromkeys(name.rpartition(".")[0] for name in self.shapes)
+        return sorted(own, key=key)
+
+    def _stacked_modules(self) -> dict[str, Op]:
+        """Modules of experts, and how their weights are stored, as the axes that are read tell."""
+        found: dict[str, Op] = {}
+        for axes in self.derivation.axes:
+            for tied in axes.spaces if not axes.are_experts else ():
+                if self._stacked(tied):
+                    param, axis = tied.consumers[0]
+                    found[param.rpartition(".")[0]] = "experts" if axis == 2 else "experts_t"
+        return found
+
+    def _experts(self, path: str, op: Op) -> list[Step]:
+        """One step for each of a module's stacked weights."""
+        steps = []
+        for name, shape in self.shapes.items():
+            if name.startswith(f"{path}.") and len(shape) == 3:
+                axis = 1 if op.endswith("_t") else 2
+                reads, writes = self._on(name, axis), self._on(name, 3 - axis)
+                steps.append(Step(index=0, op=op, reads=reads, writes=writes, params=(name,)))
+        return steps
+
+    def _step(self, path: str) -> Step | None:
+        module = self.modules[path]
+        prefix = f"{path}." if path else ""
+        params = tuple(n for n in self.shapes if n.startswith(prefix) and "." not in n[len(prefix) :])
+        weight = f"{prefix}weight"
+        shape = self.shapes.get(weight)
+        if shape is None:
+            return None
+        if weight in self.routers:
+            return Step(index=0, op="router", reads=self._on(weight, 1), writes=self._on(weight, 0), params=params)
+        if len(shape) == 1:
+            op: Op = "batchnorm" if f"{prefix}running_mean" in params else "norm"
+            spaces = self._on(weight, 0)
+            return Step(index=0, op=op, reads=spaces, writes=spaces, params=params)
+        if isinstance(module, nn.Embedding):
+            self._on(weight, 0)
+            return Step(index=0, op="embed", reads=(), writes=self._on(weight, 1), params=params)
+        if isinstance(module, CONVS) and module.groups > 1:
+            spaces = self._on(weight, 0)
+            return Step(index=0, op="norm", reads=spaces, writes=spaces, params=params)
+        transposed = isinstance(module, Conv1D)
+        op = "linear_t" if transposed else "conv" if isinstance(module, CONVS) else "linear"
+        if not isinstance(module, (nn.Linear, Conv1D, *CONVS)):
+            return None
+        reads = self._on(weight, 0 if transposed else 1)
+        return Step(index=0, op=op, reads=reads, writes=self._on(weight, 1 if transposed else 0), params=params)
+
+    def _on(self, param: str, axis: int) -> tuple[str, ...]:
+        """The spaces along an axis; one that nothing counts gets a space of its size."""
+        known = self.writers.get((param, axis))
+        if known:
+            return tuple(dict.fromkeys(known))
+        size = self.shapes[param][axis]
+        is_vocabulary = param in self.vocabulary and axis == 0
+        name = "vocabulary" if is_vocabulary else f"width.{size}"
+        if name not in self.spaces:
+            self.spaces[name] = Space(name=name, units=size, kind="fixed" if is_vocabulary else "residual")
+        self.slots.append(Slot(param=param, axis=axis, space=name))
+        return (name,)
+
+
+def with_roles(steps: Iterable[Step], spaces: Mapping[str, Space]) -> Iterator[Step]:
+    """The steps numbered, matrices that are used together as one: query, key and value, or gate and up."""
+    together: list[Step] = []
+    index = 0
+    for step in [*steps, None]:
+        if together and (step is None or (step.op, step.reads, step.writes) != _ends(together[0])):
+            for done in _merged(together, spaces):
+                yield replace(done, index=index)
+                index += 1
+            together = []
+        if step is not None:
+            together.append(step)
+
+
+def _ends(step: Step) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    return step.op, step.reads, step.writes
+
+
+def _merged(steps: list[Step], spaces: Mapping[str, Space]) -> list[Step]:
+    kind = spaces[steps[0].writes[0]].kind if steps[0].writes else "fixed"
+    roles = {"head": ("q", "k", "v"), "neuron": ("g", "u")}.get(kind, ())
+    if steps[0].op != "linear" or len(steps) != len(roles):
+        return steps
+    names = [s.params[0].removesuffix(".weight").rpartition(".")[2] for s in steps]
+    if kind == "head":
+        order = [next((i for i, name in enumerate(names) if name.startswith(role)), None) for role in roles]
+    else:
+        gate = next((i for i, name in enumerate(names) if re.search("gate|w1|wi_0", name)), 0)
+        order = [gate, 1 - gate]
+    if None in order or len(set(order)) != len(roles):
+        return steps
+    params = tuple(p for i in order if i is not None for p in steps[i].params)
+    return [replace(steps[0], op="attention" if kind == "head" else "gated", params=params)]
+
+
+def _token_tables(model: Any) -> list[nn.Module]:
+    """The modules that turn tokens into vectors and back, where the model has them."""
+    found = []
+    for get in (model.get_input_embeddings, model.get_output_embeddings):
+        try:
+            found.append(get())
+        except NotImplementedError:  # of several towers, or of none
+            continue
+    return [module for module in found if isinstance(module, nn.Embedding | nn.Linear)]
+
+
+def _key_of(key: Key) -> tuple[str, int | None]:
+    """The dotted name of a key, and the position where a list holds it."""
+    if isinstance(key[-1], int):
+        return spelled(key[:-1]), key[-1]
+    return spelled(key), None
+
+
+def _block_of(path: str) -> tuple[str, int | None, str]:
+    """The stack, the number in it and the rest of a module's path."""
+    parts = path.split(".")
+    at = next((i for i, p in enumerate(parts) if p.isdigit()), None)
+    if at is None:
+        return path, None, ""
+    return ".".join(parts[:at]), int(parts[at]), ".".join(parts[at + 1 :])
+
+
+def _prefixes(path: str) -> Iterable[str]:
+    """The path and everything it lies in, the innermost first; the model itself is ""."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
+    yield ""

@@ -1,0 +1,63 @@
+"""The cost of whole experts: the Fisher information of a mask on what each adds, on a part of the inputs.
+
+An expert's product before the router weighs it, times the gradient that comes back to it, is what the loss would feel
+if a little of the expert were taken away for one token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dnge_compress.graph.products import StackedProducts, Watch, eager_experts
+from dnge_compress.graph.types import ModelGraph, Space
+from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
+from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, share_of
+from dnge_compress.signals.moments import gradients_started
+
+EXPERT_SHARE = 0.25  # of the inputs
+EXPERT_ROWS = 32  # examples at least
+
+
+def expert_costs(
+    model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0
+) -> dict[str, Float[Tensor, " _"]]:
+    """Nats per label of removing each expert alone, `[experts]` per space of experts. An expert that no token reaches
+    costs nothing."""
+    costs = {s.name: torch.zeros(s.units) for s in graph.of_kind("expert")}
+    if not costs:
+        return {}
+    products = {s.name: _last_product(graph, s) for s in graph.of_kind("expert")}
+    watchers: dict[tuple[str, int], list[Watch]] = {
+        (products[name], part): [_adding(own, part)] for name, own in costs.items() for part in range(len(own))
+    }
+    weights = {name: model.get_parameter(name) for name in products.values()}
+    generator, labels = torch.Generator().manual_seed(seed), 0
+    with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph), eager_experts(model):
+        for batch in share_of(batches, EXPERT_SHARE, EXPERT_ROWS):
+            with StackedProducts(weights, watchers):
+                output = attended_outputs(call(model, batch), attended(batch))
+            label_loss(output, has_logits(model), generator).backward()
+            labels += output.numel() // output.shape[-1]
+    return {name: 0.5 * own / max(1, labels) for name, own in costs.items()}
+
+
+def _last_product(graph: ModelGraph, space: Space) -> str:
+    """The stacked weight whose products are what the experts add."""
+    steps = {graph.step_of(s.param).index: s.param for s in graph.slots_of(space.name)}
+    return next(steps[i] for i in sorted(steps, reverse=True) if graph.step_of(steps[i]).op.startswith("experts"))
+
+
+def _adding(costs: Tensor, part: int) -> Callable[[Tensor, Tensor], None]:
+    def watch(x: Tensor, out: Tensor) -> None:
+        if out.requires_grad:
+            out.register_hook(partial(add, out.detach()))
+
+    def add(out: Tensor, g: Tensor) -> None:
+        costs[part] += (out * g).sum(-1).float().square().sum().cpu()
+
+    return watch
