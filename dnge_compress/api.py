@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save
+from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save, unwrapped
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.cuts import AppliedCuts
@@ -45,7 +45,7 @@ CHECK_ROWS = 2  # examples for the exactness check
 
 def compress(
     model: Model,
-    recipe: str | Path | Recipe = "prune/default",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "prune/default",
     *,
     ratio: float | None = None,
     data: Iterable[Any] | None = None,
@@ -56,8 +56,9 @@ def compress(
 ) -> nn.Module:
     """A smaller, faster copy of `model` that answers nearly as before. No data is needed.
 
-    `model` is an nn.Module, a Hugging Face model, or the path or hub id of one. `ratio` (0 <= ratio < 1) is the
-    fraction to remove, of the non-embedding parameters unless the recipe says otherwise. The model is calibrated on
+    `model` is an nn.Module, a Hugging Face model, or the path or hub id of one; `torch.compile` and data parallelism
+    around it are taken off. `ratio` (0 <= ratio < 1) is the fraction to remove, of the non-embedding parameters
+    unless the recipe says otherwise. The model is calibrated on
     `data`, an iterable of its inputs, or on synthetic ones. `example_inputs` lets a plain module be traced;
     `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, or a value;
     further keywords override leaves of it (scorer="magnitude", compensate="none", seed=1). `progress` is called along
@@ -77,7 +78,7 @@ def compress(
 
 def score(
     model: Model,
-    recipe: str | Path | Recipe = "prune/default",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "prune/default",
     *,
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
@@ -95,7 +96,7 @@ def score(
 
 def plan(
     model: Model,
-    recipe: str | Path | Recipe = "prune/default",
+    recipe: str | Path | Mapping[str, Any] | Recipe = "prune/default",
     *,
     ratio: float | None = None,
     scores: Scores | None = None,
@@ -154,6 +155,7 @@ def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = N
 
         damaged = preview(plan, model)(**inputs)
     """
+    model = unwrapped(model)
     graph = build_graph(model, example_inputs)
     _refuse_other_base(plan, graph, model)
     return MaskedModel(model, AppliedCuts(graph, plan.cuts))
@@ -173,7 +175,7 @@ class _Job:
     def __init__(
         self,
         model: Model,
-        recipe: str | Path | Recipe,
+        recipe: str | Path | Mapping[str, Any] | Recipe,
         overrides: dict[str, Any],
         data: Iterable[Any] | None,
         example_inputs: Inputs | None,
@@ -182,7 +184,7 @@ class _Job:
         self.example_inputs, self.progress = example_inputs, progress
         self.recipe = resolve(recipe, overrides)
         SCORERS.usable(self.recipe.scorer, data is not None)
-        self.model = open_model(model) if isinstance(model, str | Path) else model
+        self.model = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
         check_weights(self.model)
         self.graph = build_graph(self.model, self.example_inputs)
         self.data = None if data is None else tuple(checked_data(data, self.model))

@@ -12,8 +12,15 @@ from typing import Any
 import models
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+)
 
 import dnge_compress
 from dnge_compress import PrunePlan, apply, build_graph, compress, load, plan, preview, save, score
@@ -411,3 +418,52 @@ def test_a_batch_with_labels_beside_the_inputs_is_refused_in_one_line() -> None:
     model, images = models.make("cnn"), models.example_inputs("cnn")
     with pytest.raises(DataError, match="data batch 0 doesn't fit"):
         compress(model, data=[[images, torch.zeros(len(images))]], example_inputs=images, scorer="obs")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_a_compiled_or_parallel_model_is_compressed_as_itself(tmp_path: Path) -> None:
+    model = models.make("llama")
+    for wrapped in (torch.compile(model), nn.DataParallel(model)):
+        small = compress(wrapped, ratio=0.2, **QUICK)
+        assert type(small) is type(model)
+        assert not any("_orig_mod" in name or name.startswith("module.") for name in small.state_dict())
+    save(small, tmp_path / "out")
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_model_with_adapters_is_refused_with_the_way_out() -> None:
+    model = models.make("llama")
+    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
+    for verb in (compress, plan, score):
+        with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
+            verb(adapted)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "a NoneType is no torch module"), (5, "a int is no torch"), (nn.Linear, "a class Linear is no torch")],
+)
+def test_what_is_no_model_is_refused(value: Any, words: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=words):
+        compress(value)
+
+
+def test_a_number_in_the_place_of_the_recipe_says_where_it_goes() -> None:
+    with pytest.raises(RecipeError, match=r"not 0\.3; a number goes to ratio="):
+        compress(models.make("mlp"), 0.3)  # type: ignore[arg-type]
+
+
+def test_a_recipe_may_be_a_mapping() -> None:
+    found = plan(models.make("llama"), {"prune": {"ratio": 0.3, "kinds": ["neuron"]}}, **QUICK)
+    assert found.keep("ffn.0") is not None
+    with pytest.raises(RecipeError, match="prunes"):
+        plan(models.make("llama"), {"prunes": {}}, **QUICK)
+
+
+def test_a_classifier_without_a_padding_token_is_compressed() -> None:
+    config = LlamaConfig(**{**models.DECODER, "pad_token_id": None}, num_labels=3)
+    model = LlamaForSequenceClassification(config).eval()
+    small = compress(model, ratio=0.3, **OBS)
+    assert small.config.pad_token_id is None and model.config.pad_token_id is None
+    ids = torch.randint(4, 60, (1, 9))
+    assert small(ids).logits.shape == (1, 3)

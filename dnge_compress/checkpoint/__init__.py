@@ -4,5 +4,6 @@ from dnge_compress.checkpoint.compression import Compression
 from dnge_compress.checkpoint.loading import load, open_model
 from dnge_compress.checkpoint.saving import save
 from dnge_compress.checkpoint.weight_checks import check_weights
+from dnge_compress.checkpoint.wrappers import unwrapped
 
-__all__ = ["Compression", "check_weights", "load", "open_model", "save"]
+__all__ = ["Compression", "check_weights", "load", "open_model", "save", "unwrapped"]

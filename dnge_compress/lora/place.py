@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from dnge_compress.checkpoint import Compression, open_model
+from dnge_compress.checkpoint import Compression, open_model, unwrapped
 from dnge_compress.core.errors import RecipeError
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.cuts import AppliedCuts
@@ -59,7 +59,7 @@ def place_lora(
             raise RecipeError(f"budget should be a mapping with one of {known}, not {budget!r}")
         overrides["lora.budget"] = dict(budget)
     settings = resolve(recipe, overrides, LoraRecipe)
-    opened = open_model(model) if isinstance(model, str | Path) else model
+    opened = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
     context = PlacingContext(
         model=opened,
         calibration=settings.calibration,

@@ -27,11 +27,11 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def resolve(
-    recipe: str | Path | R,
+    recipe: str | Path | Mapping[str, Any] | R,
     overrides: Mapping[str, Any] | None = None,
     kind: type[R] = Recipe,  # type: ignore[assignment]  # mypy can't bind a type variable by its default
 ) -> R:
-    """A recipe by name ("prune/default"), by path of a YAML file or as it is, with `overrides` on top.
+    """A recipe by name ("prune/default"), by path of a YAML file, as a mapping or as it is, with `overrides` on top.
 
     Overrides are keyed by leaf name (`ratio`) or by path (`prune.ratio`, `datasets.0.path`); None leaves the recipe's
     value, `keys.REMOVED` takes it away. Raises UnknownNameError for a name or key nobody knows, BudgetError for a ratio
@@ -49,7 +49,7 @@ def resolve(
     return found
 
 
-def load(recipe: str | Path | AnyRecipe, overrides: Mapping[str, Any] | None = None) -> AnyRecipe:
+def load(recipe: str | Path | Mapping[str, Any] | AnyRecipe, overrides: Mapping[str, Any] | None = None) -> AnyRecipe:
     """A recipe of whichever kind it is, with `overrides` on top; see `resolve`."""
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if isinstance(recipe, AnyRecipe):
@@ -130,8 +130,14 @@ def folder() -> Path:
     raise RecipeError(f"the recipes are missing beside {package}; install dnge-compress again")
 
 
-def _open(recipe: str | Path) -> tuple[dict[str, Any], str, Lines]:
+def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
     """Values, origin and lines; relative paths of a user's own file are made absolute, from where the file is."""
+    if isinstance(recipe, Mapping):
+        return dict(recipe), "the recipe", {}
+    if not isinstance(recipe, str | Path):
+        raise RecipeError(
+            f"a recipe is a name, the path of a file or a mapping, not {recipe!r}; a number goes to ratio=…"
+        )
     is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
     path = Path(recipe) if is_file else find(str(recipe))
     raw, lines = read(path)

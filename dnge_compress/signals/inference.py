@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import UnsupportedModelError
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
+NO_TOKEN = -1
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language models end
 
 
@@ -64,13 +65,28 @@ def inference_mode_of(model: nn.Module) -> Iterator[nn.Module]:
     for p, _ in flags:
         p.requires_grad_(False)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _without_padding(model):
             yield model
     finally:
         for m, mode in modes:
             m.training = mode
         for p, flag in flags:
             p.requires_grad_(flag)
+
+
+@contextmanager
+def _without_padding(model: nn.Module) -> Iterator[None]:
+    """Classifiers on a decoder look for the last token that isn't padding, and refuse batches where no token is: let
+    one that no text has stand for it."""
+    config: Any = getattr(model, "config", None)
+    if not type(model).__name__.endswith("ForSequenceClassification") or config.pad_token_id is not None:
+        yield
+        return
+    config.pad_token_id = NO_TOKEN
+    try:
+        yield
+    finally:
+        config.pad_token_id = None
 
 
 def device_of(model: nn.Module) -> torch.device:
