@@ -195,6 +195,7 @@ class _Job:
             graph=self.graph,
             model=self.model,
             calibration=self.recipe.calibration,
+            with_experts="expert" in self.recipe.prune.kinds,
             data=self.data,
             example_inputs=self.example_inputs,
             repair=self.recipe.repair,

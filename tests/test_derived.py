@@ -6,6 +6,7 @@ All of them run with `make test-slow`, against the outcomes that benchmarks/arch
 from __future__ import annotations
 
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,19 @@ from transformers import (
 )
 
 import dnge_compress as dnge
-from dnge_compress.core.errors import BudgetError, UnsupportedModelError
+from dnge_compress.core.errors import BudgetError, PlanError, UnsupportedModelError
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.derivation.architecture import Architecture
+from dnge_compress.graph.derivation.architecture import Architecture, outline_of
 from dnge_compress.graph.derivation.axes import counted_axes
 from dnge_compress.graph.derivation.config_keys import as_dict, changed, number_keys, spelled, value_at
 from dnge_compress.graph.derivation.example_inputs import example_inputs
+from dnge_compress.graph.derivation.layers import moved_up
 from dnge_compress.graph.derivation.small_copy import small_copy
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.families.derived import build as build_derived
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.graph.types import Cut, ModelGraph
+from dnge_compress.graph.types import ConfigField, Cut, ModelGraph
+from dnge_compress.signals.moments import gather_signals
 from dnge_compress.surgery.cut import cut
 
 SAMPLE = (
@@ -154,17 +157,89 @@ def test_every_expert_keeps_neurons_of_its_own() -> None:
     torch.testing.assert_close(left[3], weights[3][:, list(keeps[3])])
 
 
-def test_query_heads_go_one_from_each_group_where_groups_must_stay() -> None:
-    model = ARCHITECTURES["starcoder2"].build()
-    graph = build_derived(model)
-    heads = graph.of_kind("head")
-    assert {s.units for s in heads} == {2}  # two key/value heads, each with its two query heads
+def test_module_attributes_are_those_of_a_model_built_anew() -> None:
+    for name, kind in (
+        ("mixtral", "neuron"), ("mixtral", "expert"), ("gpt_oss", "neuron"), ("llama4_text", "expert"),
+        ("mobilevitv2", "channel"), ("gemma2", "head"), ("t5", "head"),
+    ):  # fmt: skip
+        tiny = ARCHITECTURES[name]
+        small: Any = dnge.compress(
+            tiny.build(), ratio=0.3, of="units", kinds=[kind], scorer="random", tokens=128, length=16, compensate="none"
+        )
+        anew = type(small)(small.config)
+        ours, theirs = outline_of(small).counts, outline_of(anew).counts
+        assert {k: v for k, v in ours.items() if theirs.get(k, v) != v} == {}, (name, kind)
+
+
+def test_padding_counts_nowhere_in_the_moments() -> None:
+    for name in ("mixtral", "qwen2_moe", "opt"):
+        model = ARCHITECTURES[name].build()
+        graph = build_graph(model)
+        ids = inputs_of("tokens")["input_ids"]
+        mask = torch.ones_like(ids)
+        mask[:, 6:] = 0
+        padded = gather_signals(model, graph, [{"input_ids": ids, "attention_mask": mask}])
+        alone = gather_signals(model, graph, [{"input_ids": ids[:, :6]}])
+        for space, signals in padded.items():
+            for ours, theirs in zip(signals, alone[space], strict=True):
+                assert ours.count == theirs.count, (name, space)
+                torch.testing.assert_close(ours.gram, theirs.gram, atol=1e-4, rtol=1e-4)
+
+
+def test_experts_with_different_widths_are_refused() -> None:
+    graph = build_graph(ARCHITECTURES["mixtral"].build())
+    space = graph.of_kind("neuron")[0].name
+    with pytest.raises(PlanError, match=r"lie in one tensor; let all keep as many"):
+        AppliedCuts(graph, (Cut(space, tuple(range(40))),))
+
+
+@pytest.mark.parametrize("options", [{"scorer": "encoder"}, {"of": "macs", "scorer": "obs"}, {"kinds": ["expert"]}])
+def test_a_mixture_goes_through_every_scorer_and_price(options: dict[str, Any]) -> None:
+    small = dnge.compress(ARCHITECTURES["mixtral"].build(), **{"ratio": 0.2, "tokens": 256, "length": 16} | options)
+    assert 0 < small.dnge.plan.params_after < small.dnge.plan.params_before
+    report = small.dnge.report
+    assert sum(r.params_before for r in report.rows if r.kind == "neuron") < small.dnge.plan.params_before
+
+
+def test_a_correction_that_a_router_learned_goes_with_its_expert() -> None:
+    model = ARCHITECTURES["glm4_moe"].build()
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.copy_(torch.tensor([0.0, 3.0, 1.0, 2.0]))
+    small = dnge.compress(model, ratio=0.25, of="units", kinds=["expert"], scorer="random", tokens=128, length=16)
+    assert small.config.n_routed_experts == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["whisper", "wav2vec2", "phi3"])
+def test_other_precisions_are_compressed(name: str, dtype: torch.dtype) -> None:
+    model = ARCHITECTURES[name].build().to(dtype)
+    small = dnge.compress(model, ratio=0.2, kinds=["neuron"], tokens=256, length=16)
+    assert {p.dtype for p in small.parameters()} == {dtype}
+
+
+def test_reading_a_model_leaves_its_mode_its_statistics_and_the_random_numbers_alone() -> None:
+    model = ARCHITECTURES["mobilenet_v2"].build().train()
+    before = {n: b.clone() for n, b in model.named_buffers()}
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    build_graph(model)
+    torch.testing.assert_close(torch.rand(3), expected)
+    assert model.training
+    for n, b in model.named_buffers():
+        torch.testing.assert_close(b, before[n])
+
+
+def test_lists_of_block_numbers_move_up() -> None:
+    assert moved_up([0, 2, 5], (2, 3)) == [0, 3]
 
 
 def test_a_ratio_that_serves_stages_of_several_widths_ties_them() -> None:
     small = dnge.compress(
         ARCHITECTURES["swin"].build(), ratio=0.3, of="units", kinds=["neuron"], tokens=256, scorer="magnitude"
     )
+    assert small.config.mlp_ratio != 2.5
     widths = {
         len(c.keep) / build_graph(ARCHITECTURES["swin"].build()).space(c.space).units for c in small.dnge.plan.cuts
     }
@@ -209,6 +284,13 @@ def test_a_model_of_billions_is_read_from_its_outline_alone(cls: type[nn.Module]
     )
     assert {s.units for s in neurons} == {width}
     assert graph.space("layers").units == config.num_hidden_layers
+    experts = getattr(config, "num_experts", None)
+    assert {s.units for s in graph.of_kind("expert")} == ({experts} if experts else set())
+
+
+def test_ratios_may_be_fractions_and_are_what_the_model_reads() -> None:
+    field = ConfigField(key="mlp_ratio", spaces=("a",), factor=Fraction(1, 1408), is_ratio=True)
+    assert all(int(1408 * field.value(kept)) == kept and field.allows(field.value(kept)) for kept in range(1, 5633))
 
 
 def test_a_small_copy_has_the_same_tensors_and_few_numbers() -> None:
@@ -260,10 +342,15 @@ def test_inputs_are_made_for_every_modality(name: str) -> None:
     assert inputs.keys() - {"attention_mask"} == inputs_of(ARCHITECTURES[name].inputs).keys() - {"attention_mask"}
 
 
-def test_an_architecture_without_any_number_to_cut_is_refused_with_the_reason() -> None:
+def test_heads_that_no_number_counts_are_refused() -> None:
     model = DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, hidden_dim=28, n_heads=3, n_layers=1))
-    with pytest.raises(BudgetError, match="head"):
+    with pytest.raises(BudgetError, match="no such space"):
         dnge.compress(model, kinds=["head"], tokens=128)
+
+
+def test_why_a_kind_stays_is_said() -> None:
+    with pytest.raises(BudgetError, match=r"experts stay: n_routed_experts: a token goes to nearly all experts"):
+        dnge.compress(ARCHITECTURES["deepseek_v3"].build(), kinds=["expert"], tokens=128)
 
 
 def test_a_model_whose_sizes_are_not_its_configs_is_refused() -> None:

@@ -76,7 +76,7 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
                 role=ROLES.index("norm"),
                 src=s.space,
                 dst=s.space,
-                weight=rows.flatten(1).mean(1) if rows.dim() > 1 else rows,
+                weight=rows.reshape(graph.space(s.space).units, -1).mean(1) if rows.dim() > 1 else rows,
             )
         return
     in_axis = 0 if step.op == "embed" else step.in_axis
@@ -105,7 +105,7 @@ def _role(step: Step, position: int, target: int, fused: bool) -> str:
         return ("query", "key", "value")[target if fused else index]
     if step.op == "gated":
         return ("gate", "up")[index]
-    return {"linear": "linear", "linear_t": "linear", "conv": "conv", "embed": "embed"}[step.op]
+    return {"linear": "linear", "router": "linear", "linear_t": "linear", "conv": "conv", "embed": "embed"}[step.op]
 
 
 def _rows(tensor: Tensor, axis: int, slot: Slot, graph: ModelGraph) -> Tensor:

@@ -15,6 +15,10 @@ from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.types import ConfigField, Kind, ModelGraph, Op, Shapes, Slot, Space, Step
 
 
+class OtherArchitecture(UnsupportedModelError):
+    """A model of a family's type that is built in another way than the family reads; it is derived from its config."""
+
+
 class GraphBuilder:
     """Collects spaces, slots and steps in forward order; `finish` checks them against the shapes."""
 

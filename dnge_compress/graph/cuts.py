@@ -39,6 +39,13 @@ class AppliedCuts:
             lost = sorted(set(space.protected) - set(cut.keep))
             if lost:
                 raise PlanError(f"unit {lost[0]} of '{cut.space}' can't be removed")
+        for (param, _), spaces in self.graph.stacks.items():
+            kept = {self.kept(space) for space in spaces}
+            if len(kept) > 1:
+                raise PlanError(
+                    f"the experts in '{param}' keep {min(kept)} to {max(kept)} units, but lie in one tensor; "
+                    "let all keep as many"
+                )
 
     @cached_property
     def counts(self) -> dict[str, int]:
@@ -158,7 +165,8 @@ class AppliedCuts:
         values: dict[ConfigKey, set[float]] = {}
         for field, found in self._fields:
             before = {field.value(self.graph.space(s).units) for s in field.spaces if s not in self.dropped_spaces}
-            if found != before and (field.fixed or not all(map(field.allows, found))):
+            in_steps = all(self.kept(s) % field.step == 0 for s in field.spaces)
+            if found != before and (field.fixed or not in_steps or not all(map(field.allows, found))):
                 return False
             values.setdefault((field.key, field.index), set()).update(found)
         return all(len(found) <= 1 for found in values.values())

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -30,17 +31,28 @@ class MaskedModel(nn.Module):
         self._skipped = applied.dropped_modules
         self._routers: list[tuple[Tensor, Tensor]] = []
         overrides: dict[str, Tensor] = {}
-        weights = dict(model.named_parameters())
+        weights = model.state_dict(keep_vars=True)
         for cut in applied.cuts:
             gone = cut.gone(applied.graph.space(cut.space).units)
-            for slot in applied.graph.slots_of(cut.space):
-                if slot.param in weights and applied.graph.step_of(slot.param).op == "router" and slot.axis == 0:
-                    self._routers.append((weights[slot.param], gone))
+            if applied.graph.space(cut.space).kind == "expert":
+                self._mask_experts(applied.graph.slots_of(cut.space), weights, gone, overrides)
             for slot in applied.graph.consumers(cut.space):
-                weight = overrides.get(slot.param, weights[slot.param].detach())
-                overrides[slot.param] = zeroed(weight, slot, gone)
+                if slot.param not in overrides:
+                    overrides[slot.param] = weights[slot.param].detach().clone()
+                zero_(overrides[slot.param], slot, gone)
         self._overrides = overrides | dict(repaired or {})
         self.config = getattr(model, "config", None)
+
+    def _mask_experts(
+        self, slots: Iterable[Slot], weights: Mapping[str, Tensor], gone: Tensor, overrides: dict[str, Tensor]
+    ) -> None:
+        """The smallest logits for experts that go, and the smallest corrections where a router adds some."""
+        for slot in slots:
+            weight = weights[slot.param]
+            if weight.dim() == 2 and slot.axis == 0:
+                self._routers.append((weight, gone))
+            elif weight.dim() < 3 and weight.is_floating_point():
+                overrides[slot.param] = lowest(weight.detach(), slot.axis, slot.rows(gone))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The masked model's output."""
@@ -61,12 +73,23 @@ def skipped(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
 
 def zeroed(weight: Tensor, slot: Slot, units: Tensor) -> Tensor:
     """A copy of `weight` in which the rows of `units` are zero along the slot's axis."""
+    weight = weight.clone()
+    zero_(weight, slot, units)
+    return weight
+
+
+def zero_(weight: Tensor, slot: Slot, units: Tensor) -> None:
+    """Set the rows of `units` along the slot's axis to zero, in place."""
     rows = slot.rows(units).to(weight.device)
     if slot.part is None:
-        return weight.index_fill(slot.axis, rows, 0)
-    weight = weight.clone()
-    weight[slot.part] = weight[slot.part].index_fill(slot.axis - 1, rows, 0)
-    return weight
+        weight.index_fill_(slot.axis, rows, 0)
+    else:
+        weight[slot.part].index_fill_(slot.axis - 1, rows, 0)
+
+
+def lowest(weight: Tensor, axis: int, rows: Tensor) -> Tensor:
+    """A copy in which some rows are so low that no choice falls on them."""
+    return weight.index_fill(axis, rows.to(weight.device), torch.finfo(weight.dtype).min / 2)
 
 
 def _pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

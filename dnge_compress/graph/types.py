@@ -3,6 +3,7 @@ checking themselves."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -32,6 +33,7 @@ Op = Literal[
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+ALIGNED = 8  # widths of experts in one tensor are multiples of it: fast kernels want rows of 16 bytes
 PRUNABLE: tuple[Kind, ...] = ("neuron", "head", "channel", "layer", "expert")
 
 
@@ -112,9 +114,11 @@ class ConfigField:
     all spaces of a field keep equally many units and, where `divides` is set, only if the value divides it. Several
     fields may set the same key (and `index`, for a list), then their values must agree. `forbids` is one value that
     means another architecture; `legal`, if set, are the only values. `fixed` names the reason why the field can't
-    change at all. Values are multiples of `multiple`, at least `least`. `also` are further keys to write when this one
-    changes, and `lists` are keys of lists with one entry per unit, which lose the entries of the units that go.
-    `is_ratio` says that the value is written as a float.
+    change at all. Counts are multiples of `multiple`, at least `least`; kept units are multiples of `step`. `is_ratio`
+    says that the value is written as a float, `is_even` that modules read it when they are called, so that it must hold
+    for uneven plans as well. `also` are further keys to write when this one changes; `lists` are
+    keys of lists with one entry per unit, which lose those of the units that go, and `index_lists` of lists that name
+    units, which move up.
     """
 
     key: str
@@ -126,27 +130,34 @@ class ConfigField:
     fixed: str = ""
     also: tuple[tuple[str, Any], ...] = ()
     lists: tuple[str, ...] = ()
+    index_lists: tuple[str, ...] = ()
     legal: tuple[float, ...] = ()
     multiple: int = 1
     least: int = 1
+    step: int = 1
+    is_even: bool = False
     is_ratio: bool = False
 
     def value(self, kept: int) -> float:
         """What the config says when every space keeps so many units."""
         value = self.factor * kept
-        whole = not self.is_ratio and Fraction(value).denominator == 1
-        return int(value) if whole else float(value)
+        if not self.is_ratio:
+            return int(value) if Fraction(value).denominator == 1 else float(value)
+        ratio, width = float(value), float(1 / self.factor)
+        # Models take int(width × ratio): where rounding loses a unit, the next larger float is meant.
+        return ratio if int(width * ratio) >= kept else math.nextafter(ratio, math.inf)
 
     def allows(self, value: float) -> bool:
         """Whether plain transformers takes the value and rebuilds the network that was cut."""
         return (
             value != self.forbids
-            and (self.is_ratio or isinstance(value, int))
             and (self.divides is None or self.divides % value == 0)
             and (not self.legal or value in self.legal)
-            and value % self.multiple == 0
-            and value >= self.least
+            and (self.is_ratio or self._is_count(value))
         )
+
+    def _is_count(self, value: float) -> bool:
+        return isinstance(value, int) and value % self.multiple == 0 and value >= self.least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,6 +165,7 @@ class ModelGraph:
     """A network as a dynamic graph: spaces, the slots that tie tensors to them, and the steps of inference.
 
     `attributes` names, per space, module attributes that count it: (space, module, attribute, change per unit).
+    `reasons` say why kinds of units that the architecture has can't be cut.
     """
 
     family: str
@@ -163,6 +175,7 @@ class ModelGraph:
     config_fields: tuple[ConfigField, ...] = ()
     attributes: tuple[tuple[str, str, str, int | Fraction], ...] = ()
     fingerprint: str = ""
+    reasons: tuple[tuple[Kind, str], ...] = ()
 
     def __post_init__(self) -> None:
         names = {s.name for s in self.spaces}
@@ -210,6 +223,15 @@ class ModelGraph:
     def consumers(self, space: str) -> tuple[Slot, ...]:
         """The slots through which the rest of the network reads the space."""
         return tuple(s for s in self.slots_of(space) if self.consumes(s))
+
+    @cached_property
+    def stacks(self) -> dict[tuple[str, int], tuple[str, ...]]:
+        """Tensors that hold the matrices of several experts, with the axis of their units: the experts' spaces."""
+        found: dict[tuple[str, int], dict[str, None]] = {}
+        for slot in self.slots:
+            if slot.part is not None:
+                found.setdefault((slot.param, slot.axis), {})[slot.space] = None
+        return {key: tuple(spaces) for key, spaces in found.items()}
 
     @cached_property
     def _by_name(self) -> dict[str, Space]:

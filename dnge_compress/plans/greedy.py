@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut
+from dnge_compress.plans.legal_widths import TiedWidths
 from dnge_compress.plans.problem import NOTED_ROUNDING, Candidate, Problem
 from dnge_compress.recipes.schema import Prune
 
@@ -39,15 +40,22 @@ def cheapest_first(problem: Problem, prune: Prune, shrinkage: float) -> Candidat
 def _items(problem: Problem) -> Iterator[Item]:
     """Every unit and block that may go, with its cost per removed price."""
     for group in problem.groups:
+        price_of_all = problem.removed(_one_less(problem, group))
         for name in group.spaces:
             values, units = problem.scores.units[name], problem.graph.space(name).units
-            price = max(problem.removed((Cut(name, tuple(range(1, units))),)), 1e-12) if units > 1 else 1.0
+            price = max(price_of_all / len(group.spaces), 1e-12) if units > 1 else 1.0
             least = max(1, -(-units * group.legal[0] // group.steps))
             for i in problem.order[name].flip(0)[: units - least].tolist():
                 yield float(values[i]) / price, name, i
     for name, i in problem.layers:
         keep = tuple(j for j in range(problem.graph.space(name).units) if j != i)
         yield float(problem.scores.units[name][i]) / problem.removed((Cut(name, keep),)), name, i
+
+
+def _one_less(problem: Problem, group: TiedWidths) -> tuple[Cut, ...]:
+    """A unit less in every space of a group that shrinks together."""
+    units = {name: problem.graph.space(name).units for name in group.spaces}
+    return tuple(Cut(name, tuple(range(1, n))) for name, n in units.items() if n > 1)
 
 
 def _fewest(problem: Problem, items: Sequence[Item], ratio: float) -> int:
@@ -65,13 +73,17 @@ def _cuts_of(problem: Problem, items: Sequence[Item]) -> tuple[Cut, ...]:
     layers = {s.name for s in problem.graph.of_kind("layer")}
     first = problem.layer_cuts((n, i) for n in away if n in layers for i in away[n])
     gone = AppliedCuts(problem.graph, first).dropped_spaces
-    rest = []
-    for name in away:
-        if name not in layers and name not in gone:
-            units = problem.graph.space(name).units
-            keep = next(width for width in problem.legal_widths[name] if width >= units - len(away[name]))
-            if keep < units:
-                rest.append(Cut(name, tuple(sorted(problem.order[name][:keep].tolist()))))
+    keeps: dict[str, int] = {}
+    for group in problem.groups:
+        units = {name: problem.graph.space(name).units for name in group.spaces if name not in gone}
+        lost = sum(len(away.get(name, ())) for name in units)
+        if not lost:
+            continue
+        left = group.steps * (1 - lost / sum(units.values()))  # what shrinks together loses the same share
+        step = next(t for t in group.legal if t >= left - 1e-9)
+        keeps |= {name: n * step // group.steps for name, n in units.items() if step < group.steps}
+    names = dict.fromkeys([*(name for name in away if name in keeps), *keeps])  # the first that lost a unit first
+    rest = (Cut(name, tuple(sorted(problem.order[name][: keeps[name]].tolist()))) for name in names)
     return (*first, *rest)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 
 from dnge_compress.core.errors import BudgetError, nearest
-from dnge_compress.graph.types import ConfigField, ModelGraph, Space
+from dnge_compress.graph.types import ALIGNED, ConfigField, ModelGraph, Space
 from dnge_compress.recipes.schema import Prune
 
 Block = tuple[str, int]  # a layer space, and which of its units
@@ -55,10 +55,11 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], lis
             notes.append(_protection(names, prune))
             continue
         steps = math.gcd(*(s.units for s in spaces))
-        legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune))
+        legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune, graph))
         groups.append(TiedWidths(kind=kind, spaces=tuple(names), steps=steps, legal=legal))
         if not prune.uneven:
             notes += _restrictions(groups[-1], fields, spaces)
+    notes += [f"{kind}s stay: {why}" for kind, why in graph.reasons if kind in prune.kinds and not graph.of_kind(kind)]
     return groups, notes
 
 
@@ -113,28 +114,35 @@ def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigF
 
     fields = [f for f in graph.config_fields if f.spaces and f.spaces[0] in owner]
     by_key: dict[tuple[str, int | None], str] = {}
-    for f in [] if uneven else fields:
+    for f in [f for f in fields if f.is_even or not uneven]:
         anchor = by_key.setdefault((f.key, f.index), f.spaces[0])
         for name in f.spaces:
             owner[root(name)] = root(anchor)
-    stacks: dict[tuple[str, int], str] = {}
-    for slot in graph.slots:
-        if slot.part is not None and slot.space in owner:  # one tensor holds all experts, so all are as wide
-            anchor = stacks.setdefault((slot.param, slot.axis), slot.space)
-            owner[root(slot.space)] = root(anchor)
+    for spaces in graph.stacks.values():  # one tensor holds all experts, so all are as wide
+        for name in spaces:
+            owner[root(name)] = root(spaces[0])
     members: dict[str, list[str]] = {}
     for name in owner:
         members.setdefault(root(name), []).append(name)
     return [(names, [f for f in fields if set(f.spaces) & set(names)]) for names in members.values()]
 
 
-def _is_legal(t: int, steps: int, spaces: Sequence[Space], fields: Sequence[ConfigField], prune: Prune) -> bool:
+def _is_legal(
+    t: int, steps: int, spaces: Sequence[Space], fields: Sequence[ConfigField], prune: Prune, graph: ModelGraph
+) -> bool:
     if t < prune.min_keep * steps:
         return False
     widths = (s.units * t // steps for s in spaces if s.kind in ("neuron", "channel"))
     if any(width % prune.round_to for width in widths):
         return False
-    return prune.uneven or all(f.allows(_value(f, t, steps, spaces)) for f in fields)
+    units = {s.name: s.units * t // steps for s in spaces}
+    if prune.uneven:
+        fields = [f for f in fields if f.is_even]
+        stacked = {name for names in graph.stacks.values() for name in names}
+        if any(units[s.name] % ALIGNED for s in spaces if s.name in stacked and s.units % ALIGNED == 0):
+            return False
+    in_steps = all(units[name] % f.step == 0 for f in fields for name in f.spaces)
+    return in_steps and all(f.allows(_value(f, t, steps, spaces)) for f in fields)
 
 
 def _value(field: ConfigField, t: int, steps: int, spaces: Sequence[Space]) -> float:

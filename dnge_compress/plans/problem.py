@@ -85,11 +85,6 @@ class Problem:
                 found.append((name, i))
         return found
 
-    @cached_property
-    def legal_widths(self) -> dict[str, list[int]]:
-        """How many units each space may keep, ascending."""
-        return {n: [self.graph.space(n).units * t // g.steps for t in g.legal] for g in self.groups for n in g.spaces}
-
     def cuts(self, steps: Mapping[TiedWidths, int], dropped: Iterable[Block]) -> tuple[Cut, ...]:
         """Cuts that keep the best-scored units of every group at its step, and drop the given layers."""
         found = list(self.layer_cuts(dropped))

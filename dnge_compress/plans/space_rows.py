@@ -123,8 +123,17 @@ def _shares(applied: AppliedCuts, space: Space, shapes: Shapes, after: Shapes) -
     given = {name: shape for name, shape in shapes.items() if name in own}
     rest_before = shapes_left(applied.graph, given, {space.name: 0})
     rest_after = shapes_left(applied.graph, given, {**applied.counts, space.name: 0})
+    # Of a stack of experts that lose as many each, the space has one part.
+    parts = {
+        s.param: shapes[s.param][0]
+        for s in applied.graph.slots_of(space.name)
+        if s.part is not None and s.param in shapes
+    }
     return {
-        name: (math.prod(shape) - math.prod(rest_before[name]), math.prod(after[name]) - math.prod(rest_after[name]))
+        name: (
+            (math.prod(shape) - math.prod(rest_before[name])) // parts.get(name, 1),
+            (math.prod(after[name]) - math.prod(rest_after[name])) // parts.get(name, 1),
+        )
         for name, shape in given.items()
     }
 

@@ -40,6 +40,7 @@ class ScoringContext:
     data: tuple[Inputs, ...] | None = None
     example_inputs: Inputs | None = None
     repair: Repair = field(default_factory=Repair)
+    with_experts: bool = False  # whether whole experts may go, so that their costs are worth a pass
     progress: Progress = field(default=silent, compare=False)
 
     @property
@@ -70,6 +71,8 @@ class ScoringContext:
     @cached_property
     def measured_costs(self) -> dict[str, Tensor]:
         """What no closed form gives, in nats per label: costs of blocks and of whole experts, `[units]` per space."""
+        if not self.with_experts:
+            return self.layer_costs | {s.name: torch.ones(s.units) for s in self.graph.of_kind("expert")}
         return self.layer_costs | expert_costs(self.model, self.graph, self.batches, self.seed)
 
     @cached_property

@@ -7,6 +7,8 @@ rank better and prune worse, since greedy elimination is jointly optimal on the 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from dnge_compress.encoder import DNGEncoder
@@ -23,13 +25,17 @@ def score(context: ScoringContext) -> Scores:
 
 
 def corrected(context: ScoringContext, scores: Scores, encoder: DNGEncoder) -> Scores:
-    """OBS costs under an encoder's corrections."""
+    """OBS costs under an encoder's corrections; as they are where only blocks can go, of which no unit is known."""
+    if not context.signals:
+        return replace(scores, scorer="encoder")
     features = node_features(context.signals, scores.units)
     layers = {s.name: scores.units[s.name].clamp_min(FLOOR).log() for s in context.graph.of_kind("layer")}
     weights = {k: v.cpu() for k, v in context.weights.items()}
     found = encoder(context.graph, weights, features, layers)
     logs = {**found.spaces, **found.layers}
-    units = {name: values.clamp_min(FLOOR) * logs[name].exp() for name, values in scores.units.items()}
+    # Whole experts are nothing that the encoder has seen: their costs stay as they were measured.
+    known = {name: logs[name].exp() if name in logs else torch.ones(()) for name in scores.units}
+    units = {name: values.clamp_min(FLOOR) * known[name] for name, values in scores.units.items()}
     matrices = {name: float(torch.exp(value)) for name, value in found.matrices.items()}
     return Scores(
         units=units,

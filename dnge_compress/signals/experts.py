@@ -58,6 +58,6 @@ def _adding(costs: Tensor, part: int) -> Callable[[Tensor, Tensor], None]:
             out.register_hook(partial(add, out.detach()))
 
     def add(out: Tensor, g: Tensor) -> None:
-        costs[part] += (out * g).sum(-1).float().square().sum().cpu()
+        costs[part] += (out.float() * g.float()).sum(-1).square().sum().cpu()
 
     return watch

@@ -5,6 +5,7 @@ Spectrograms and waveforms are smooth noise, as sound is; what a decoder reads i
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,9 +18,11 @@ from dnge_compress.signals.inference import Inputs, device_of
 from dnge_compress.signals.synthetic_images import random_images
 
 MIN_ROWS = 64
+LONG = 1024  # positions of an input of which fewer are made
 NUMBERS_PER_POSITION = 64  # of an example's floating numbers, about as many as make up a token
 ROWS_AT_ONCE = 32
 DECODED = "decoder_input_ids"
+ENCODED = {"input_ids", "attention_mask", "input_features", "input_values", "pixel_values"}
 PARTIALS = 6  # tones in a waveform
 SMOOTH = 4  # frames and bands over which a spectrogram hardly changes
 
@@ -29,7 +32,8 @@ def inputs_like(model: nn.Module, example: Any, settings: Calibration, generator
     named = isinstance(example, Mapping)
     tensors = dict(example) if named else dict(enumerate(example if isinstance(example, tuple | list) else (example,)))
     positions = max(_positions(t) for t in tensors.values())
-    rows = max(MIN_ROWS if named else 4 * MIN_ROWS, round(settings.tokens / positions))
+    least = MIN_ROWS if named else 4 * MIN_ROWS
+    rows = max(least if positions < LONG else least // 4, round(settings.tokens / positions))
     step = max(1, min(ROWS_AT_ONCE, 2048 // positions)) if named else max(1, 2048 // positions)
     made = {name: _tensor_like(model, name, t, rows, generator) for name, t in tensors.items() if name != DECODED}
     batches: list[Inputs] = []
@@ -88,8 +92,13 @@ def decoded_by(model: Any, batch: Mapping[Any, Tensor], length: int, generator: 
     start = start if start is not None else getattr(config, "bos_token_id", None) or 0
     rows = len(next(iter(batch.values())))
     ids = torch.full((rows, 1), start, device=device_of(model))
+    source: dict[Any, Any] = dict(batch)
+    if hasattr(model, "get_encoder") and length > 1:  # encoded once
+        takes = inspect.signature(model.forward).parameters
+        encoded = model.get_encoder()(**{k: v for k, v in batch.items() if k in ENCODED})
+        source = {"encoder_outputs": encoded} | {k: v for k, v in batch.items() if k == "attention_mask" and k in takes}
     for _ in range(length - 1):
-        output = model(**batch, decoder_input_ids=ids, use_cache=False)
+        output = model(**source, decoder_input_ids=ids, use_cache=False)
         logits = output.get("logits")
         if logits is None or logits.dim() != 3:  # a decoder without a vocabulary
             tokens = torch.randint(config.vocab_size, (rows, 1), generator=generator).to(ids.device)

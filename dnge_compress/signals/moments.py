@@ -99,9 +99,9 @@ def _run(
         for r in recorders:
             r.attach(hooks)
         for i, batch in enumerate(batches):
-            mask = attended(batch)
+            mask, grid = attended(batch), _grid(batch)
             for r in recorders:
-                r.mask = mask
+                r.mask, r.grid = mask, grid
             output = attended_outputs(call(model, batch), mask)
             label_loss(output, has_logits(model), generator).backward()
             if any(r.overwritten for r in recorders):
@@ -110,6 +110,11 @@ def _run(
                 r.end_batch(labels=output.numel() // output.shape[-1])
             progress("calibrate", i + 1, len(batches))
     return True
+
+
+def _grid(batch: Inputs) -> tuple[int, int] | None:
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return None if ids is None or ids.dim() != 2 else (ids.shape[0], ids.shape[1])
 
 
 def _positions(module: nn.Module, t: Tensor) -> tuple[int, ...]:
@@ -173,6 +178,7 @@ class _Recorder:
         self.grad_square, self.out_fisher = (torch.zeros(n, device=device) for n in (self.features, outputs))
         self.fisher, self.taylor = (torch.zeros(units, device=device) for _ in range(2))
         self.mask: Tensor | None = None
+        self.grid: tuple[int, int] | None = None  # examples and positions of a batch of texts
         self._batch_mask_gradient: Tensor | None = None
 
     def attach(self, hooks: ExitStack) -> None:
@@ -182,13 +188,21 @@ class _Recorder:
         hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
 
     def watch(self, x: Tensor, out: Tensor) -> None:
-        """One product of an expert's matrix; its tokens have no padding, and count as examples of their own."""
-        self.mask = None
-        self._read(x)
+        """One product of an expert's matrix. Its tokens count as examples of their own; padding is what no gradient
+        comes back to."""
+        if self.mask is None:
+            self.moments.add(x.detach())
+        elif x.requires_grad:
+            held = x.detach()
+            x.register_hook(lambda g: self.moments.add(held[g.abs().amax(-1) > 0]))
+        self._watch_input(x)
         self._watch_output(out)
 
     def _read(self, x: Tensor) -> None:
         self.moments.add(self._rows(x.detach()))
+        self._watch_input(x)
+
+    def _watch_input(self, x: Tensor) -> None:
         if x.requires_grad:
             held, version = x.detach().clone() if self.copies else x.detach(), x._version
             x.register_hook(lambda g: self._input_gradient(held, g, self.copies or held._version == version))
@@ -197,7 +211,7 @@ class _Recorder:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         conv = self.module
         if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            return attended_outputs(x, self.mask).flatten(0, -2)
+            return attended_outputs(self._by_example(x), self.mask).flatten(0, -2)
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
         axes = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
@@ -210,6 +224,12 @@ class _Recorder:
             rows = rows[pick.to(rows.device)]
         return rows
 
+    def _by_example(self, x: Tensor) -> Tensor:
+        """Activations of texts as `[N, T, F]`, where a model has flattened them."""
+        if x.dim() == 2 and self.grid is not None and len(x) == self.grid[0] * self.grid[1]:
+            return x.view(*self.grid, -1)
+        return x
+
     def _watch_output(self, out: Tensor) -> None:
         if out.requires_grad:
             out.register_hook(self._output_gradient)
@@ -221,15 +241,21 @@ class _Recorder:
         self.overwritten |= not is_intact
         square = g.float().square().sum(_positions(self.module, g))
         self.grad_square += square.repeat_interleave(self.features // len(square))
-        product = (x * g).float()
-        per_example = product.sum(_positions(self.module, g)[1:]) if g.dim() > 2 else product
+        product = self._by_example((x * g).float()) if self.slot.part is None else (x * g).float()
+        per_example = product.sum(_positions(self.module, product)[1:]) if product.dim() > 2 else product
         mask_gradient = per_example[:, self.own_rows].reshape(len(per_example), self.units, -1).sum(-1)
         held = self._batch_mask_gradient
-        together = held is not None and len(held) == len(mask_gradient)
-        self._batch_mask_gradient = held + mask_gradient if held is not None and together else mask_gradient
+        if held is not None and len(held) != len(mask_gradient):
+            self._settle()  # used again, on other positions
+            held = None
+        self._batch_mask_gradient = mask_gradient if held is None else held + mask_gradient
 
     def end_batch(self, labels: int) -> None:
+        """Count what one batch has added."""
         self.labels += labels
+        self._settle()
+
+    def _settle(self) -> None:
         if self._batch_mask_gradient is not None:
             self.fisher += self._batch_mask_gradient.square().sum(0)
             self.taylor += self._batch_mask_gradient.abs().sum(0)

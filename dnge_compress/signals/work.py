@@ -10,20 +10,35 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.counting import Prices
+from dnge_compress.graph.products import StackedProducts, eager_experts
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.consumers import feature_axis
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 
 
 def macs_per_element(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Prices:
-    """How often each weight is multiplied for the first example: the positions of its module's output."""
+    """How often each weight is multiplied for the first example: the positions of its module's output; of experts in
+    one tensor, the mean over them."""
     positions: dict[str, float] = {}
     dims = {name: p.dim() for name, p in model.named_parameters()}
 
-    def count(param: str, module: nn.Module, args: Any, out: Tensor) -> None:
-        positions[param] = out[0].numel() / out.shape[feature_axis(module)]
+    def count(param: str, module: nn.Module, args: Any, out: Any) -> None:
+        first = out[0] if isinstance(out, tuple) else out
+        positions[param] = first.numel() / first.shape[feature_axis(module)]
 
+    def count_product(param: str, experts: int, x: Tensor, out: Tensor) -> None:
+        positions[param] = positions.get(param, 0.0) + len(out) / experts
+
+    stacks = {p: model.get_parameter(p) for s in graph.steps if s.op.startswith("experts") for p in s.params}
+    watchers = {
+        (name, part): [partial(count_product, name, len(stack))]
+        for name, stack in stacks.items()
+        for part in range(len(stack))
+    }
     with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
+        if stacks:
+            hooks.enter_context(eager_experts(model))
+            hooks.enter_context(StackedProducts(stacks, watchers))
         for step in graph.steps:
             for param in step.params if step.op != "embed" else ():
                 if param.endswith("weight") and dims.get(param, 0) >= 2:

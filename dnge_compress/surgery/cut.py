@@ -101,6 +101,9 @@ def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
         for key in fields[c.space].lists if c.space in fields else ():
             owner, name = _owner_of(config, key)
             _write(owner, name, [_read(owner, name)[i] for i in c.keep])
+        for key in fields[c.space].index_lists if c.space in fields else ():
+            owner, name = _owner_of(config, key)
+            _write(owner, name, [c.keep.index(i) for i in _read(owner, name) if i in c.keep])
         if c.space in fields:
             _rename_stages(_owner_of(config, fields[c.space].key)[0], applied.graph.space(c.space).units, len(c.keep))
 

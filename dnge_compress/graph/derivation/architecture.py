@@ -54,7 +54,7 @@ class Architecture:
     def random(self, config: Mapping[str, Any]) -> nn.Module:
         """A model with random weights whose outputs are far from constant. Raises BuildError."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             model = self._build(config, weights=True)
             return roughened(model).eval()
 
@@ -66,8 +66,12 @@ class Architecture:
     def _build(self, config: Mapping[str, Any], weights: bool = False) -> nn.Module:
         try:
             made = self.config_class.from_dict(copy.deepcopy(dict(config)))
+            if self.model_class.__name__.endswith("ForSequenceClassification") and made.pad_token_id is None:
+                made.pad_token_id = 0  # without one, they refuse batches
             for part in (made, *(v for v in vars(made).values() if isinstance(v, PreTrainedConfig))):
                 part._experts_implementation = "eager"
+                if hasattr(part, "output_router_logits"):
+                    part.output_router_logits = False  # outputs whose shape counts experts can't be compared
             if weights:
                 model: nn.Module = self.model_class(made).float()
                 return model
@@ -108,7 +112,9 @@ def roughened(model: nn.Module) -> nn.Module:
         elif float(p.std(unbiased=False)) < 1e-6 or p.dim() == 1:
             p.add_(NOISE * noise)
     for name, b in model.named_buffers():
-        if name.endswith("running_mean"):
+        if name.endswith("bias") and b.is_floating_point() and not bool(b.any()):
+            b.add_(NOISE * torch.randn(b.shape, generator=generator))  # corrections that a router learns
+        elif name.endswith("running_mean"):
             b.add_(0.2 * torch.randn(b.shape, generator=generator))
         elif name.endswith("running_var"):
             b.mul_(0.6 + torch.rand(b.shape, generator=generator))

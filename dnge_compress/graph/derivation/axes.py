@@ -168,14 +168,26 @@ def _at_rates(base: _Base, key: Key, rates: Mapping[Axis, Fraction]) -> Counted 
         steps.insert(0, int(value))
     for units in dict.fromkeys(n for n in steps if n > 1 and common % n == 0):
         factor = value / units
-        fewer = factor * (units - 1)
-        changed_to = base.moved({key: float(fewer) if is_ratio or fewer.denominator != 1 else int(fewer)})
-        if changed_to is None or changed_to[1].keys() != rates.keys():
+        found = _one_less(base, key, factor, units, is_ratio)
+        if found is None or any(found.rows.get(axis, 0) * units != rows for axis, rows in whole.items()):
             continue
-        found = _read(base, changed_to, 1, ((key, factor),), units)
-        if found and all(found.rows[axis] * units == whole[axis] for axis in rates):
-            return replace(found, is_ratio=is_ratio)
+        found = replace(found, is_ratio=is_ratio)
+        if not is_ratio or all(_says(base, found, n) for n in {units - 3, units * 2 // 3, units // 2 + 1} if n > 0):
+            return found
     return None
+
+
+def _one_less(base: _Base, key: Key, factor: Fraction, units: int, is_ratio: bool) -> Counted | None:
+    fewer = factor * (units - 1)
+    changed_to = base.moved({key: float(fewer) if is_ratio or fewer.denominator != 1 else int(fewer)})
+    return None if changed_to is None else _read(base, changed_to, 1, ((key, factor),), units)
+
+
+def _says(base: _Base, counted: Counted, units: int) -> bool:
+    """Whether the config makes exactly so many units: some models round widths to multiples."""
+    changed_to = base.moved(counted.values(units))
+    expected = {axis: rows * (counted.units - units) for axis, rows in counted.rows.items()}
+    return changed_to is not None and {axis: old - new for axis, (old, new) in changed_to[1].items()} == expected
 
 
 def _heads(base: _Base, key: Key, others: list[Key]) -> Iterator[Counted]:

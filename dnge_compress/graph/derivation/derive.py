@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from logging import CRITICAL
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from dnge_compress.graph.derivation.architecture import Architecture
-from dnge_compress.graph.derivation.axes import Axis, Counted, counted_axes
-from dnge_compress.graph.derivation.config_keys import as_dict, changed, value_at
+from dnge_compress.graph.derivation.axes import HEADS, Axis, Counted, counted_axes
+from dnge_compress.graph.derivation.config_keys import as_dict, changed, number_keys, spelled, value_at
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.experts import are_experts, fewest, in_groups, proved_experts
 from dnge_compress.graph.derivation.layers import Blocks, block_stacks, droppable
@@ -67,6 +70,22 @@ def derive(model: nn.Module) -> Derivation:
 
     Raises DerivationError if no copy can be run.
     """
+    with _quiet():
+        return _derived(model)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' warnings about configs that nobody has asked for."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _derived(model: nn.Module) -> Derivation:
     config: Any = model.config
     architecture = Architecture(type(model), type(config))
     own = as_dict(config)
@@ -93,6 +112,10 @@ def derive(model: nn.Module) -> Derivation:
             taken |= {_template(a) for a in counted.rows}
         except Unreadable as e:
             refused.setdefault(counted.label, str(e))
+    counted_keys = {key for axes in found for key, _ in axes.counted.keys}
+    for key in number_keys(small.config):
+        if HEADS.search(str(key[-1])) and key not in counted_keys:
+            refused.setdefault(spelled(key), "another number alone is another network, or none")
     return Derivation(
         axes=tuple(found), stacks=tuple(_stacks(architecture, own, small)), refused=refused, order=call_order(small)
     )

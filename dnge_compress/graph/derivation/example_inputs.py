@@ -15,15 +15,34 @@ SAMPLES = 400  # of a waveform
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor] | None:
-    """Random inputs that the model accepts, or None if nothing tried is accepted. The model is run."""
-    for inputs in candidates(model):
-        try:
-            with torch.no_grad():
-                run(model, inputs)
-        except Exception:  # whatever a model raises about inputs is the answer "not these"
-            continue
-        return inputs
-    return None
+    """Random inputs that the model accepts, on its device and in its precision, or None if nothing tried is accepted.
+
+    The model is run, in eval mode, and left as it was.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    first = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            return next((inputs for inputs in _on(candidates(model), first) if _accepts(model, inputs)), None)
+    except (ValueError, AttributeError, TypeError):  # a config that doesn't say what its model takes
+        return None
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _accepts(model: nn.Module, inputs: dict[str, Tensor]) -> bool:
+    try:
+        run(model, inputs)
+    except Exception:  # whatever a model raises about inputs is the answer "not these"
+        return False
+    return True
+
+
+def _on(tried: Iterator[dict[str, Tensor]], like: Tensor) -> Iterator[dict[str, Tensor]]:
+    for inputs in tried:
+        yield {n: t.to(like.device, like.dtype if t.is_floating_point() else None) for n, t in inputs.items()}
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor], *, is_differentiable: bool = False) -> list[Tensor]:

@@ -18,6 +18,7 @@ from dnge_compress.graph.derivation.proof import Outcome, Tied, outputs_of_cut, 
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.spaces import Proved, divided
 from dnge_compress.graph.derivation.units import Unreadable
+from dnge_compress.graph.masking import lowest
 from dnge_compress.graph.products import MaskedRouters
 
 PER_TOKEN = re.compile("top_?k$|per_tok|moe_k$")  # how many experts a token goes to
@@ -73,11 +74,14 @@ def _prove(architecture: Architecture, small: SmallCopy, counted: Counted, space
     chance = random.Random(0)
     state: dict[str, Tensor] = {n: t.detach() for n, t in small.model.state_dict().items()}
     cut, masked = dict(state), []
+    low: dict[str, Tensor] = {}
     for space in spaces:
         gone = torch.tensor(sorted(sample(chance, counted, keep)))
         stay = torch.tensor([u for u in range(counted.units) if u not in gone.tolist()])
         for name, axis in space.rows:
             cut[name] = cut[name].index_select(axis, stay)
+            if state[name].dim() < 3 and (name, axis) not in space.consumers:
+                low[name] = lowest(state[name], axis, gone)
         masked += [(small.model.get_parameter(name), gone) for name, _ in space.consumers]
     smaller = changed(small.config, counted.values(keep))
-    return outputs_of_cut(architecture, smaller, small.model, small.inputs, MaskedRouters(masked), cut)
+    return outputs_of_cut(architecture, smaller, small.model, small.inputs, (MaskedRouters(masked), low), cut)

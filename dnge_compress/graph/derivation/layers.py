@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,11 @@ from dnge_compress.graph.derivation.architecture import Architecture, Outline
 from dnge_compress.graph.derivation.config_keys import Key, changed, number_keys, value_at
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.proof import Outcome, compared
+from dnge_compress.graph.masking import skipped
 
 PER_LAYER = re.compile("layer|type|block|rope|window|pattern")  # lists that surely have one entry per block
+NOT_PER_LAYER = re.compile("token|image_mean|image_std|_ids?$")
+INDICES = re.compile("(indexes|indices|layer_ids|_layers)$")  # lists of the numbers of some blocks
 INDEX = re.compile(r"\.(\d+)\.")
 
 
@@ -27,19 +29,22 @@ class Blocks:
     key: Key
     modules: tuple[str, ...]
     lists: tuple[Key, ...]
+    index_lists: tuple[Key, ...] = ()
 
-    def without(self, config: Mapping[str, Any], gone: int) -> dict[str, Any]:
-        """The config of the architecture without one block."""
-        return without_blocks(config, self.key, self.lists, (gone,))
+    def without(self, config: Mapping[str, Any], *gone: int) -> dict[str, Any]:
+        """The config of the architecture without some blocks."""
+        return without_blocks(config, self.key, self.lists, self.index_lists, gone)
 
 
 def without_blocks(
-    config: Mapping[str, Any], key: Key, lists: tuple[Key, ...], gone: tuple[int, ...]
+    config: Mapping[str, Any], key: Key, lists: tuple[Key, ...], index_lists: tuple[Key, ...], gone: tuple[int, ...]
 ) -> dict[str, Any]:
-    """The config without some blocks: their number, and their entries in every list."""
+    """The config without some blocks: their number, their entries in every list, and their places in others."""
     values: dict[Key, Any] = {key: value_at(config, key) - len(gone)}
     for path in lists:
         values[path] = [item for i, item in enumerate(value_at(config, path)) if i not in gone]
+    for path in index_lists:
+        values[path] = moved_up(value_at(config, path), gone)
     return changed(config, {**values, **_stage_names(config, key, len(gone))})
 
 
@@ -61,13 +66,14 @@ def block_stacks(architecture: Architecture, config: Mapping[str, Any]) -> Itera
         value = value_at(config, key)
         if not isinstance(value, int) or value < 2:
             continue
+        indices = _index_lists(config, key, value)
         for lists in _lists_of(config, key, value):
-            fewer = architecture.outline(without_blocks(config, key, lists, (value - 1,)))
+            fewer = architecture.outline(without_blocks(config, key, lists, indices, (value - 1,)))
             if fewer is None:
                 continue
             modules = _lost(base, fewer, value)
             if modules:
-                yield Blocks(key=key, modules=modules, lists=lists)
+                yield Blocks(key=key, modules=modules, lists=lists, index_lists=indices)
                 break
 
 
@@ -76,8 +82,26 @@ def _lists_of(config: Mapping[str, Any], key: Key, length: int) -> Iterator[tupl
     here = value_at(config, key[:-1]) if len(key) > 1 else config
     found: tuple[Key, ...] = ()
     if isinstance(here, Mapping):
-        found = tuple((*key[:-1], name) for name, v in here.items() if isinstance(v, list | tuple) and len(v) == length)
+        alike = (name for name, v in here.items() if isinstance(v, list | tuple) and len(v) == length)
+        found = tuple((*key[:-1], name) for name in alike if not NOT_PER_LAYER.search(name))
     yield from dict.fromkeys((found, tuple(path for path in found if PER_LAYER.search(str(path[-1]))), ()))
+
+
+def _index_lists(config: Mapping[str, Any], key: Key, length: int) -> tuple[Key, ...]:
+    """The lists beside the key that name blocks by their number."""
+    here = value_at(config, key[:-1]) if len(key) > 1 else config
+    if not isinstance(here, Mapping):
+        return ()
+    return tuple(
+        (*key[:-1], name)
+        for name, v in here.items()
+        if INDICES.search(name) and isinstance(v, list | tuple) and all(type(i) is int and 0 <= i < length for i in v)
+    )
+
+
+def moved_up(indices: Sequence[int], gone: Collection[int]) -> list[int]:
+    """Numbers of blocks after others went."""
+    return [i - sum(g < i for g in gone) for i in indices if i not in gone]
 
 
 def _lost(base: Outline, fewer: Outline, value: int) -> tuple[str, ...]:
@@ -129,13 +153,26 @@ def prove_drop(
         with torch.no_grad():
             dense = run(model, inputs)
             actual = run(small, inputs)
-            with ExitStack() as stack:
-                handle = model.get_submodule(modules[gone]).register_forward_hook(pass_on, with_kwargs=True)
-                stack.callback(handle.remove)
+            with skipped(model, [modules[gone]]):
                 expected = run(model, inputs)
     except Exception as e:  # whatever a model raises when a block is missing is the answer "no"
         return Outcome(False, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+    if can_answer(model, inputs) and not can_answer(small, inputs):
+        return Outcome(False, "without it, it can't generate")
     return compared(dense, expected, actual)
+
+
+def can_answer(model: Any, inputs: dict[str, Tensor]) -> bool:
+    """Whether an encoder-decoder generates: some caches want as many blocks in the encoder as in the decoder."""
+    if not getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
+        return False
+    source = {name: t for name, t in inputs.items() if not name.startswith("decoder")}
+    try:
+        with torch.no_grad():
+            model.generate(**source, max_new_tokens=2, do_sample=False)
+    except Exception:  # whatever it raises is the answer "no"
+        return False
+    return True
 
 
 def renamed(name: str, modules: tuple[str, ...], gone: int) -> str | None:
@@ -146,9 +183,3 @@ def renamed(name: str, modules: tuple[str, ...], gone: int) -> str | None:
                 return None
             return name if i < gone else modules[i - 1] + name[len(module) :]
     return name
-
-
-def pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """A block's input in the place of its output."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

@@ -67,7 +67,7 @@ def prove(
 def _counts(counted: Counted) -> list[int]:
     units, step = counted.units, counted.groups
     odd = (units // 2) | 1
-    options = [units // 2 * 1, odd, units - step, units // 4, 1]
+    options = [units // 2, odd, units - step, units // 4, 1]
     return list(dict.fromkeys(n for n in options if 0 < n < units and n % step == 0))
 
 
@@ -118,12 +118,13 @@ def outputs_of_cut(
     smaller: Mapping[str, Any],
     model: nn.Module,
     inputs: dict[str, Tensor],
-    mask: AbstractContextManager[Any],
+    mask: tuple[AbstractContextManager[Any], Mapping[str, Tensor]],
     cut: Mapping[str, Tensor],
 ) -> Outcome:
-    """Whether the smaller architecture with the cut weights answers as the model does within a mask."""
-    with torch.no_grad(), mask:
-        expected = run(model, inputs)
+    """Whether the smaller architecture with the cut weights answers as the model does within a mask, with the masked
+    tensors that belong to it."""
+    with torch.no_grad(), mask[0]:
+        expected = call_with(model, inputs, mask[1])
     return _compared_to_cut(architecture, smaller, model, inputs, expected, cut)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dnge_compress.graph.derivation.architecture import Architecture, BuildError
 from dnge_compress.graph.derivation.config_keys import Key, Values, changed, number_keys, value_at
 from dnge_compress.graph.derivation.example_inputs import example_inputs
-from dnge_compress.graph.derivation.layers import Blocks, block_stacks, without_blocks
+from dnge_compress.graph.derivation.layers import Blocks, block_stacks
 
 VOCABULARY = 512
 WIDE = 64  # widths above are divided
@@ -23,6 +23,7 @@ MOST_NUMBERS = 100_000_000  # of parameters that a copy may have
 SECTIONS = "mrope_section"  # parts of a head's rotary channels
 POSITIONS = re.compile("^max_(source|target)_positions$")
 FEW_POSITIONS = 60
+COUNTS = re.compile("^(?!.*(size|dim|width)).*expert")  # of experts, which a router chooses from
 DIVISORS = (32, 16, 8, 4, 2, 1)
 
 
@@ -63,8 +64,7 @@ def with_few_blocks(architecture: Architecture, config: Mapping[str, Any]) -> Ma
     """The config with stacks of a few blocks, in which every kind of block of the lists is left."""
     for blocks in list(block_stacks(architecture, config)):
         if len(blocks.modules) > MOST_BLOCKS:
-            gone = _superfluous(config, blocks)
-            fewer = without_blocks(config, blocks.key, blocks.lists, gone)
+            fewer = blocks.without(config, *_superfluous(config, blocks))
             if architecture.outline(fewer) is not None:
                 config = fewer
     return config
@@ -110,6 +110,8 @@ def _divided(config: Mapping[str, Any], divisor: int) -> Values:
     values: dict[Key, Any] = {}
     for key in number_keys(config):
         value = value_at(config, key)
+        if COUNTS.search(str(key[-1])):
+            continue
         if type(value) is int and value >= WIDE and value % (2 * divisor) == 0 and value // divisor >= 4:
             values[key] = value // divisor
     for key in sections(config):

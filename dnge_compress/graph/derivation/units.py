@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
+from dnge_compress.core.errors import first_line
 from dnge_compress.graph.derivation.architecture import MATRICES
 from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.example_inputs import run
@@ -124,12 +125,15 @@ def _strengths(
     weights = {n: p.detach() for n, p in model.named_parameters()}
     leaves = {n: weights[n].clone().requires_grad_() for n in names}
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
+        torch.default_generator.manual_seed(1)
         outputs = call_with(model, inputs, {**weights, **masked, **leaves}, is_differentiable=True)
         total = sum((t * torch.randn_like(t)).sum() for t in outputs if t.requires_grad)
         if not isinstance(total, Tensor):
             raise Unreadable("no output depends on these weights")
-        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        try:
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        except RuntimeError as e:  # a model that writes into what its gradients need
+            raise Unreadable(f"it can't be differentiated ({first_line(e)})") from e
     by_name = {n: torch.zeros_like(leaves[n]) if g is None else g for n, g in zip(names, gradients, strict=True)}
     return {(n, a): by_name[n].abs().movedim(a, 0).reshape(weights[n].shape[a], -1).amax(1) for n, a in axes}
 

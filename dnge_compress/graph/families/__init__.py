@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from dnge_compress.core.errors import DngeError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
+from dnge_compress.graph.builder import OtherArchitecture
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.graph.types import ModelGraph, Shapes
 
@@ -35,7 +36,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     if model_type in known:
         try:
             return known[model_type].build(config, shapes_of(model))
-        except UnsupportedModelError:
+        except OtherArchitecture:
             if not isinstance(model, PreTrainedModel):
                 raise
     if not isinstance(model, PreTrainedModel):
@@ -44,9 +45,18 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
                 f"a plain {type(model).__name__} says nothing about its architecture; pass example_inputs=… to trace it"
             )
         return FAMILIES.load(TRACED).build(model, example_inputs)
-    FAMILIES.load(DERIVED).refuse_other_sizes(model)
     try:
-        return FAMILIES.load(DERIVED).build(model)
+        FAMILIES.load(DERIVED).refuse_other_sizes(model)
+    except UnsupportedModelError:
+        if example_inputs is None:
+            raise
+        return FAMILIES.load(TRACED).build(model, example_inputs)
+    try:
+        graph: ModelGraph = FAMILIES.load(DERIVED).build(model)
+        if example_inputs is None or graph.of_kind("neuron", "head", "channel"):
+            return graph
+        # Where the config counts nothing but blocks, inputs are given so that widths are traced.
+        return FAMILIES.load(TRACED).build(model, example_inputs)
     except UnsupportedModelError as e:
         inputs = example_inputs if example_inputs is not None else made_inputs(model)
         if inputs is None:

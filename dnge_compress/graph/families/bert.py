@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.builder import GraphBuilder, prefix_of
+from dnge_compress.graph.builder import GraphBuilder, OtherArchitecture, prefix_of
 from dnge_compress.graph.types import ModelGraph, Shapes
 
 MODEL_TYPES = ("bert", "roberta")
@@ -14,7 +13,7 @@ MODEL_TYPES = ("bert", "roberta")
 def build(config: Any, shapes: Shapes) -> ModelGraph:
     """The graph of a BERT or RoBERTa encoder, with any head on top (heads are read, never cut)."""
     if config.is_decoder or config.add_cross_attention:
-        raise UnsupportedModelError(f"'{config.model_type}' as a decoder is not supported; use the encoder")
+        raise OtherArchitecture(f"'{config.model_type}' as a decoder is not supported; use the encoder")
     g = GraphBuilder("bert", shapes)
     base = prefix_of(shapes, "encoder.layer.0.")
     hidden, n_heads, n_layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers

@@ -14,15 +14,21 @@ from transformers.pytorch_utils import Conv1D
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.builder import fingerprint
 from dnge_compress.graph.derivation.architecture import MATRICES, Architecture
+from dnge_compress.graph.derivation.axes import HEADS
 from dnge_compress.graph.derivation.config_keys import Key, as_dict, spelled
 from dnge_compress.graph.derivation.derive import Derivation, DerivationError, ProvedAxes, ProvedBlocks, derive
 from dnge_compress.graph.derivation.proof import Tied
-from dnge_compress.graph.types import ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
+from dnge_compress.graph.types import ALIGNED, ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
 
 MODEL_TYPES: tuple[str, ...] = ()  # whatever no other family claims
 
 FAMILY = "derived"
-ALIGNED = 8  # widths of experts in one tensor are multiples of it: fast kernels want rows of 16 bytes
+KEPT_SIZES = frozenset(  # attributes that surgery brings up to date with the weights
+    {"in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "nx", "nf"}
+    | {"num_embeddings", "embedding_dim"}
+)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+GENERIC = {"model", "transformer", "layers", "layer", "blocks", "block", "h"}  # names that tell no tower from another
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -34,9 +40,16 @@ def build(model: nn.Module) -> ModelGraph:
 def refuse_other_sizes(model: Any) -> None:
     """Raise UnsupportedModelError for a model that isn't the one its config describes."""
     outline = Architecture(type(model), type(model.config)).outline(as_dict(model.config))
-    for name, tensor in model.state_dict().items():
-        expected = outline.shapes.get(name) if outline else None
-        if expected is not None and expected != tuple(tensor.shape):
+    tensors = model.state_dict()
+    for name in outline.shapes if outline else ():
+        if name not in tensors:
+            raise UnsupportedModelError(
+                f"this {type(model).__name__} has no '{name}', but its config says so; pass the model as its class "
+                "builds it"
+            )
+    for name, tensor in tensors.items():
+        expected = outline.shapes.get(name, ()) if outline else ()
+        if expected and expected != tuple(tensor.shape):
             raise UnsupportedModelError(
                 f"'{name}' has shape {tuple(tensor.shape)}, but the config of this {type(model).__name__} says "
                 f"{expected}; the config and the weights don't belong together"
@@ -100,30 +113,35 @@ class _Assembly:
             config_fields=tuple(self.fields),
             attributes=tuple(self.attributes),
             fingerprint=fingerprint(FAMILY, self.shapes),
+            reasons=tuple(reasons(self.derivation).items()),
         )
 
     def _add_stack(self, proved: ProvedBlocks) -> None:
         blocks = proved.blocks
-        name = "layers" if len(self.derivation.stacks) == 1 else f"layers:{blocks.modules[0].rpartition('.')[0]}"
+        tower = _tower(blocks.modules[0]) if len(self.derivation.stacks) > 1 else ""
+        name = f"{tower}.layers" if tower else "layers"
+        if name in self.spaces:
+            name = f"layers:{blocks.modules[0].rpartition('.')[0]}"
         self.spaces[name] = Space(
             name=name, units=len(blocks.modules), kind="layer", modules=blocks.modules, protected=proved.fixed
         )
         key, index = _key_of(blocks.key)
-        lists = tuple(spelled(path) for path in blocks.lists)
-        self.fields.append(ConfigField(key=key, index=index, spaces=(name,), lists=lists))
+        lists, indices = (tuple(map(spelled, paths)) for paths in (blocks.lists, blocks.index_lists))
+        self.fields.append(ConfigField(key=key, index=index, spaces=(name,), lists=lists, index_lists=indices))
 
     def _add_axes(self, proved: ProvedAxes) -> None:
         counted = proved.counted
-        also = tuple((spelled(k), v) for k, v in counted.explicit.items() if k not in self.counted_keys)
+        written = counted.explicit.items() if counted.are_heads else ()
+        also = tuple((spelled(k), v) for k, v in written if k not in self.counted_keys)
         names: list[tuple[str, int]] = []  # of spaces, and how many of their units are one of the config's
         multiple = 1
+        if not proved.are_experts and not all(map(self._is_readable, proved.spaces)):
+            return
         if proved.are_experts:
             self.routers |= {param for tied in proved.spaces for param, _ in tied.consumers}
         for tied in proved.spaces:
             kind: Kind = "expert" if proved.are_experts else self._kind(counted.are_heads, tied)
             experts = None if proved.are_experts else self._stacked(tied)
-            if kind != "expert" and experts is None and not all(self._is_matrix(param) for param, _ in tied.consumers):
-                return
             if experts and counted.units % ALIGNED == 0:
                 multiple = ALIGNED
             for part in range(experts or 1):
@@ -146,16 +164,19 @@ class _Assembly:
                         is_ratio=counted.is_ratio,
                         multiple=multiple,
                         least=proved.fewest,
+                        step=share if counted.is_ratio else 1,
+                        is_even=counted.are_heads or proved.are_experts,
                         legal=tuple(sorted({float(factor * n) for n in proved.legal})),
                     )
                 )
-        share_of = dict(names)
-        near = self._by_prefix(share_of)
+        near = self._by_prefix(name for name, _ in names)
         for (module, attribute), change in counted.counts.items():
-            if isinstance(self.modules.get(module), (nn.LayerNorm, *MATRICES)):
+            if attribute in KEPT_SIZES and isinstance(self.modules.get(module), (*MATRICES, *NORMS)):
                 continue  # surgery keeps these itself
-            for name in next((near[prefix] for prefix in _prefixes(module) if prefix in near), ()):
-                self.attributes.append((name, module, attribute, change / share_of[name]))
+            nearest = next((near[prefix] for prefix in _prefixes(module) if prefix in near), [])
+            # All near spaces keep as many. A change is counted once, or by every group of query heads of one block.
+            for name in [name for name, _ in names if name in nearest][: counted.groups]:
+                self.attributes.append((name, module, attribute, change / dict(names)[name]))
 
     def _by_prefix(self, names: Iterable[str]) -> dict[str, list[str]]:
         """The spaces that have tensors below a module path."""
@@ -166,6 +187,10 @@ class _Assembly:
                 for prefix in _prefixes(slot.param):
                     found.setdefault(prefix, {})[slot.space] = None
         return {prefix: list(own) for prefix, own in found.items()}
+
+    def _is_readable(self, tied: Tied) -> bool:
+        """Whether what reads the units is multiplied where signals can be gathered."""
+        return self._stacked(tied) is not None or all(self._is_matrix(param) for param, _ in tied.consumers)
 
     def _is_matrix(self, param: str) -> bool:
         return isinstance(self.modules[param.rpartition(".")[0]], MATRICES)
@@ -201,8 +226,10 @@ class _Assembly:
         path = tied.consumers[0][0].rpartition(".")[0]
         numbers = [p for p in path.split(".") if p.isdigit()]
         short = ".".join([word, *numbers[:1], *([str(group)] if group is not None else [])])
-        if short not in self.spaces and self.has_one_stack:
-            return short
+        tower = "" if self.has_one_stack else _tower(path)
+        name = f"{tower}.{short}" if tower else short
+        if name not in self.spaces and (tower or self.has_one_stack):
+            return name
         return f"{word}:{path}" + (f".{group}" if group is not None else "")
 
     def _steps(self) -> list[Step]:
@@ -342,6 +369,22 @@ def _merged(steps: list[Step], spaces: Mapping[str, Space]) -> list[Step]:
     return [replace(steps[0], op="attention" if kind == "head" else "gated", params=params)]
 
 
+def reasons(derivation: Derivation) -> dict[Kind, str]:
+    """Why heads, experts or blocks stay that the config counts."""
+    found: dict[Kind, str] = {}
+    if not derivation.axes:
+        found["neuron"] = (
+            "no number of the config counts them; with example_inputs=… they are traced, and the result loads with "
+            "dnge_compress.load"
+        )
+    for key, why in derivation.refused.items():
+        name = key.rpartition(".")[2]
+        kind: Kind = "expert" if "expert" in name else "head" if HEADS.search(name) else "fixed"
+        if kind != "fixed":
+            found.setdefault(kind, f"{key}: {why}")
+    return found
+
+
 def _token_tables(model: Any) -> list[nn.Module]:
     """The modules that turn tokens into vectors and back, where the model has them."""
     found = []
@@ -367,6 +410,12 @@ def _block_of(path: str) -> tuple[str, int | None, str]:
     if at is None:
         return path, None, ""
     return ".".join(parts[:at]), int(parts[at]), ".".join(parts[at + 1 :])
+
+
+def _tower(path: str) -> str:
+    """What a stack of blocks belongs to: "encoder", "text_model"."""
+    names = [part for part in _block_of(path)[0].split(".") if part not in GENERIC]
+    return names[-1] if names else ""
 
 
 def _prefixes(path: str) -> Iterable[str]:

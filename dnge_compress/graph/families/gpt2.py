@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.builder import GraphBuilder, prefix_of
+from dnge_compress.graph.builder import GraphBuilder, OtherArchitecture, prefix_of
 from dnge_compress.graph.types import ModelGraph, Shapes
 
 MODEL_TYPES = ("gpt2",)
@@ -14,7 +13,7 @@ MODEL_TYPES = ("gpt2",)
 def build(config: Any, shapes: Shapes) -> ModelGraph:
     """The graph of a GPT-2 model, with or without its language-model head."""
     if config.add_cross_attention:
-        raise UnsupportedModelError("GPT-2 with cross-attention is not supported; use the decoder-only model")
+        raise OtherArchitecture("GPT-2 with cross-attention is not supported; use the decoder-only model")
     g = GraphBuilder("gpt2", shapes)
     base = prefix_of(shapes, "h.0.")
     hidden, n_heads, n_layers = config.n_embd, config.n_head, config.n_layer
