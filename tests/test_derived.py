@@ -17,6 +17,8 @@ from peft import get_peft_model
 from tiny_architectures import ARCHITECTURES, inputs_of, main_output
 from torch import nn
 from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
     DistilBertConfig,
     DistilBertModel,
     Gemma2Config,
@@ -27,6 +29,8 @@ from transformers import (
     OPTForCausalLM,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 import dnge_compress as dnge
@@ -344,7 +348,7 @@ def test_inputs_are_made_for_every_modality(name: str) -> None:
 
 def test_heads_that_no_number_counts_are_refused() -> None:
     model = DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, hidden_dim=28, n_heads=3, n_layers=1))
-    with pytest.raises(BudgetError, match="no such space"):
+    with pytest.raises(BudgetError, match="heads stay: n_heads: another number alone is another network, or none"):
         dnge.compress(model, kinds=["head"], tokens=128)
 
 
@@ -383,3 +387,41 @@ def test_lora_is_placed_where_peft_takes_it(name: str) -> None:
         torch.testing.assert_close(main_output(adapted(**inputs)), before)
     trained = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and "lora_" in n)
     assert 0 < trained <= 4000
+
+
+def test_blocks_of_an_encoder_stay_where_the_decoder_could_not_generate_any_more() -> None:
+    config = {**ARCHITECTURES["t5"].config, "num_layers": 3, "num_decoder_layers": 3}
+    graph = build_graph(T5ForConditionalGeneration(T5Config(**config)))
+    assert [s.modules[0] for s in graph.of_kind("layer")] == ["decoder.block.0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("phi3", {"uneven": True, "allocation": "global"}),
+        ("mixtral", {"uneven": True, "allocation": "global", "kinds": ["neuron"]}),
+        ("t5", {"uneven": True, "allocation": "global"}),
+    ],
+)
+def test_uneven_plans_keep_what_modules_read_from_the_config_even(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    small = dnge.compress(ARCHITECTURES[name].build(), ratio=0.2, tokens=256, length=16, **options)
+    dnge.save(small, tmp_path / "out")
+    inputs = inputs_of(ARCHITECTURES[name].inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(main_output(dnge.load(tmp_path / "out")(**inputs)), main_output(small(**inputs)))
+
+
+def test_a_model_whose_config_counts_nothing_but_blocks_loses_blocks_or_is_traced() -> None:
+    model = ARCHITECTURES["bloom"].build()
+    small = dnge.compress(model, ratio=0.3, tokens=256, length=16)
+    assert not small.dnge.plan.uneven
+    assert any("example_inputs" in note for note in small.dnge.plan.notes)
+    traced = dnge.compress(model, ratio=0.2, tokens=256, length=16, example_inputs=inputs_of("tokens"))
+    assert traced.dnge.plan.uneven
+
+
+def test_a_gain_for_every_head_is_read_by_the_encoder() -> None:
+    config = CohereConfig(**{**ARCHITECTURES["cohere"].config, "use_qk_norm": True})
+    assert dnge.compress(CohereForCausalLM(config), ratio=0.2, tokens=256, length=16).dnge.plan.cuts
