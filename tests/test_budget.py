@@ -315,3 +315,18 @@ def test_scores_that_correct_obs_offer_its_own_global_plan_too() -> None:
     (added,) = [c for c in offered if c.applied.cuts not in [x.applied.cuts for x in without]]
     assert added.applied.cuts == its_own.applied.cuts and added.cost != its_own.cost  # at the corrected costs
     assert offered[0].applied.cuts == without[0].applied.cuts and len(offered) == len(without) + 1
+
+
+def test_align_keeps_the_multiples_that_other_programs_want() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**{**models.DECODER, "intermediate_size": 1024, "num_key_value_heads": 6}))
+    for align, multiple in (("gguf", 256), ("vllm", 128), ("tensor_parallel=3", 3)):
+        found = plan(model, ratio=0.3, of="units", kinds=["neuron", "head"], align=align, scorer="random", tokens=64)
+        assert all(len(c.keep) % multiple == 0 for c in found.cuts if c.space.startswith("ffn"))
+        assert align != "tensor_parallel=3" or {len(c.keep) for c in found.cuts if "heads" in c.space} == {3}
+
+
+def test_align_that_no_width_satisfies_is_one_clear_line() -> None:
+    with pytest.raises(BudgetError, match="align gguf"):
+        planned("llama", "prune/neurons", ratio=0.3, align="gguf")
+    with pytest.raises(RecipeError, match="align"):
+        planned("llama", "prune/neurons", ratio=0.3, align="tensor_parallel=0")

@@ -56,6 +56,11 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], lis
             continue
         steps = math.gcd(*(s.units for s in spaces))
         legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune, graph))
+        if prune.align != "none" and len(legal) == 1:
+            notes.append(
+                f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''} stay: align {prune.align} allows no less"
+            )
+            continue
         groups.append(TiedWidths(kind=kind, spaces=tuple(names), steps=steps, legal=legal))
         if not prune.uneven:
             notes += _restrictions(groups[-1], fields, spaces)
@@ -132,8 +137,8 @@ def _is_legal(
 ) -> bool:
     if t < prune.min_keep * steps:
         return False
-    widths = (s.units * t // steps for s in spaces if s.kind in ("neuron", "channel"))
-    if any(width % prune.round_to for width in widths):
+    multiples = {"neuron": prune.width_multiple, "channel": prune.width_multiple, "head": prune.shards}
+    if any(s.units * t // steps % multiples.get(s.kind, 1) for s in spaces):
         return False
     units = {s.name: s.units * t // steps for s in spaces}
     if prune.uneven:

@@ -109,9 +109,10 @@ class Problem:
 
     def unreachable(self, prune: Prune, most: float) -> BudgetError:
         """The error for a ratio above `most`, the largest that can be reached."""
+        align = "" if prune.align == "none" else f", align {prune.align}"
         return BudgetError(
             f"ratio {prune.ratio:g} can't be reached: at most {most:.3f} of the {prune.of} can go with kinds "
-            f"{', '.join(prune.kinds)} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
+            f"{', '.join(prune.kinds)}{align} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
         )
 
     def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:

@@ -6,6 +6,7 @@ such as `ratio=0.3` needs no section.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -63,7 +64,9 @@ class Prune(RecipeSection):
 
     `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
     of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global"
-    (needs `uneven`) lets kinds and layers compete by predicted cost. Widths are rounded to multiples of `round_to`;
+    (needs `uneven`) lets kinds and layers compete by predicted cost. Widths of neurons and channels are rounded to
+    multiples of `round_to`, and to what another program wants by `align`: 256 for "gguf" (blocks of K-quants), 128 for
+    "vllm" (Marlin kernels), N for "tensor_parallel=N", of which heads keep a multiple as well;
     every space keeps at least the fraction `min_keep` of its units. `protected` holds fnmatch patterns of module paths
     whose spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
     """
@@ -78,9 +81,21 @@ class Prune(RecipeSection):
     )
     allocation: Literal["uniform", "global"] = "uniform"
     round_to: Whole = Field(default=1, ge=1)
+    align: Annotated[str, Field(pattern=r"^(none|gguf|vllm|tensor_parallel=[1-9]\d*)$")] = "none"
     min_keep: Real = Field(default=0.1, ge=0, le=1)
     protected: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     uneven: bool = False
+
+    @property
+    def width_multiple(self) -> int:
+        """What widths of neurons and channels are multiples of."""
+        wanted = {"none": 1, "gguf": 256, "vllm": 128}
+        return math.lcm(self.round_to, wanted.get(self.align, self.shards))
+
+    @property
+    def shards(self) -> int:
+        """Among how many devices heads are divided."""
+        return int(self.align.partition("=")[2] or 1)
 
     @model_validator(mode="after")
     def _global_is_uneven(self) -> Prune:
