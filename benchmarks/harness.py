@@ -176,6 +176,7 @@ def over_seeds(values: Sequence[float], digits: int) -> str:
 
 
 def _cell(values: list[float]) -> str:
+    digits = 3 if statistics.mean(values) >= 0.01 else 5
     if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
