@@ -47,7 +47,9 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.families.derived import build as build_derived
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ConfigField, Cut, ModelGraph
+from dnge_compress.report.sizes import macs_of
 from dnge_compress.signals.moments import gather_signals
+from dnge_compress.signals.work import macs_per_element
 from dnge_compress.surgery.cut import cut
 
 SAMPLE = (
@@ -207,6 +209,14 @@ def test_a_mixture_goes_through_every_scorer_and_price(options: dict[str, Any]) 
     assert 0 < small.dnge.plan.params_after < small.dnge.plan.params_before
     report = small.dnge.report
     assert sum(r.params_before for r in report.rows if r.kind == "neuron") < small.dnge.plan.params_before
+
+
+def test_the_work_of_experts_is_counted() -> None:
+    model = ARCHITECTURES["mixtral"].build()
+    inputs = {"input_ids": inputs_of("tokens")["input_ids"][:1]}
+    prices = macs_per_element(model, build_graph(model), inputs)
+    linear = sum(prices.get(n, 0.0) * p.numel() for n, p in model.named_parameters())
+    assert linear < macs_of(model, inputs) < 1.1 * linear  # attention's own products come on top
 
 
 def test_a_correction_that_a_router_learned_goes_with_its_expert() -> None:

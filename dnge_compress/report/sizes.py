@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dnge_compress.graph.counting import is_embedding
+from dnge_compress.graph.products import eager_experts
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.space_rows import Change
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
@@ -50,8 +51,8 @@ def measure(model: nn.Module, graph: ModelGraph, inputs: Inputs | None = None) -
 def macs_of(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-accumulates of one forward pass over the first example of `inputs`."""
     example = first_examples([inputs], 1)[0]
-    # Fused attention kernels for the CPU have no entry in torch's counter; the plain ones do.
+    # Fused kernels of attention and of experts have no entry in torch's counter; the plain ones do.
     counter = FlopCounterMode(display=False)
-    with inference_mode_of(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with inference_mode_of(model), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), eager_experts(model), counter:
         call(model, example)
     return int(counter.get_total_flops()) // 2

@@ -415,7 +415,7 @@ def _block_of(path: str) -> tuple[str, int | None, str]:
 def _tower(path: str) -> str:
     """What a stack of blocks belongs to: "encoder", "text_model"."""
     names = [part for part in _block_of(path)[0].split(".") if part not in GENERIC]
-    return names[-1] if names else ""
+    return names[0] if names and names[0].endswith("_model") else ".".join(names)
 
 
 def _prefixes(path: str) -> Iterable[str]:
