@@ -367,6 +367,8 @@ def test_heads_that_no_number_counts_are_refused() -> None:
 
 
 def test_why_a_kind_stays_is_said() -> None:
+    with pytest.raises(BudgetError, match=r"neurons stay: intermediate_size: the rows of a unit in '.*gate_proj"):
+        dnge.compress(ARCHITECTURES["bitnet"].build(), kinds=["neuron"], tokens=128)
     with pytest.raises(BudgetError, match=r"experts stay: n_routed_experts: a token goes to nearly all experts"):
         dnge.compress(ARCHITECTURES["deepseek_v3"].build(), kinds=["expert"], tokens=128)
 

@@ -29,6 +29,7 @@ KEPT_SIZES = frozenset(  # attributes that surgery brings up to date with the we
 )
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 GENERIC = {"model", "transformer", "layers", "layer", "blocks", "block", "h"}  # names that tell no tower from another
+WIDTHS = re.compile("intermediate|ffn|inner|d_ff|mlp|hidden_dim$")  # names of feed-forward widths
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -373,9 +374,10 @@ def reasons(derivation: Derivation) -> dict[Kind, str]:
     """Why heads, experts or blocks stay that the config counts."""
     found: dict[Kind, str] = {}
     if not derivation.axes:
+        read = next((f"{key}: {why}" for key, why in derivation.refused.items() if WIDTHS.search(key)), None)
         found["neuron"] = (
-            "no number of the config counts them; with example_inputs=… they are traced, and the result loads with "
-            "dnge_compress.load"
+            f"{read or 'no number of the config counts them'}; with example_inputs=… they may be traced, and the "
+            "result loads with dnge_compress.load"
         )
     for key, why in derivation.refused.items():
         name = key.rpartition(".")[2]
