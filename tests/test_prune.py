@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from dnge_compress import compress
 from dnge_compress.core.errors import PlanError, UnknownNameError
+from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.counting import parameter_prices
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.families import build_graph, shapes_of
+from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.pruned import pruned_graph
 from dnge_compress.graph.types import Cut, ModelGraph

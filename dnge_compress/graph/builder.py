@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.types import ConfigField, Kind, ModelGraph, Op, Shapes, Slot, Space, Step
 
@@ -168,3 +170,8 @@ def prefix_of(shapes: Shapes, marker: str) -> str:
         if found and (not head or head.endswith(".")):
             return head
     raise UnsupportedModelError(f"no parameter is named '…{marker}…', so the blocks can't be found")
+
+
+def shapes_of(model: nn.Module) -> Shapes:
+    """Names and shapes of every parameter and buffer that a checkpoint holds."""
+    return {name: tuple(t.shape) for name, t in model.state_dict().items()}

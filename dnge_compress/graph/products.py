@@ -78,6 +78,18 @@ def _storage(tensor: Tensor) -> int:
 
 
 @contextmanager
+def products_watched(model: nn.Module, watchers: Mapping[tuple[str, int], Sequence[Watch]]) -> Iterator[None]:
+    """Experts are multiplied one by one for a while, and the watchers of (parameter, expert) told; none, and nothing is
+    done."""
+    if not watchers:
+        yield
+        return
+    weights = {name: model.get_parameter(name) for name, _ in watchers}
+    with eager_experts(model), StackedProducts(weights, watchers):
+        yield
+
+
+@contextmanager
 def eager_experts(model: nn.Module) -> Iterator[None]:
     """Experts multiplied one by one for a while, whatever kernel the model would use."""
     configs: dict[int, Any] = {

@@ -14,8 +14,9 @@ from transformers import AutoConfig
 from dnge_compress.checkpoint import Compression, open_model, unwrapped
 from dnge_compress.core.errors import RecipeError
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.families import build_graph, shapes_of
+from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.pruned import pruned_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.export import flatten_adapter

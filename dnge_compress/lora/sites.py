@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.core.errors import PlanError, UnknownNameError, UnsupportedModelError, WeightError
-from dnge_compress.graph.builder import fingerprint
-from dnge_compress.graph.families import shapes_of
+from dnge_compress.graph.builder import fingerprint, shapes_of
 from dnge_compress.lora.adapters import Site, SiteKind
 
 ALL_LINEAR = "all-linear"

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dnge_compress.graph.products import StackedProducts, Watch, eager_experts
+from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Space
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, share_of
@@ -35,11 +35,10 @@ def expert_costs(
     watchers: dict[tuple[str, int], list[Watch]] = {
         (products[name], part): [_adding(own, part)] for name, own in costs.items() for part in range(len(own))
     }
-    weights = {name: model.get_parameter(name) for name in products.values()}
     generator, labels = torch.Generator().manual_seed(seed), 0
-    with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph), eager_experts(model):
+    with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph):
         for batch in share_of(batches, EXPERT_SHARE, EXPERT_ROWS):
-            with StackedProducts(weights, watchers):
+            with products_watched(model, watchers):
                 output = attended_outputs(call(model, batch), attended(batch))
             label_loss(output, has_logits(model), generator).backward()
             labels += output.numel() // output.shape[-1]

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
+from dnge_compress.graph.derivation.example_inputs import special_tokens
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.inference import Inputs, device_of
 from dnge_compress.signals.synthetic_images import random_images
@@ -75,7 +76,7 @@ def _token_ids(model: Any, t: Tensor, shape: tuple[int, ...], generator: torch.G
     """Random ordinary tokens; where the example ends every text with one token, so do these."""
     config = model.config.get_text_config()
     size = getattr(config, "vocab_size", None) or int(t.max()) + 1
-    special = {v for n, v in vars(config).items() if n.endswith(("_id", "_index")) and type(v) is int}
+    special = special_tokens(config)
     ordinary = torch.tensor([i for i in range(size) if i not in special] or [0])
     ids = ordinary[torch.randint(len(ordinary), shape, generator=generator)]
     last = t[..., -1].unique()

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.progress import Progress, silent
-from dnge_compress.graph.products import StackedProducts, Watch, eager_experts
+from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, feature_axis
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
@@ -95,7 +95,7 @@ def _run(
     """Send all inputs through the model and back; False, after the first, if activations were overwritten."""
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph), ExitStack() as hooks:
-        hooks.enter_context(_experts_watched(model, recorders))
+        hooks.enter_context(products_watched(model, _watchers(recorders)))
         for r in recorders:
             r.attach(hooks)
         for i, batch in enumerate(batches):
@@ -137,19 +137,13 @@ def gradients_started(model: nn.Module, graph: ModelGraph) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _experts_watched(model: nn.Module, recorders: Sequence[_Recorder]) -> Iterator[None]:
-    """Recorders of experts whose matrices lie in one tensor hear of the products with it."""
+def _watchers(recorders: Sequence[_Recorder]) -> dict[tuple[str, int], list[Watch]]:
+    """Recorders of experts whose matrices lie in one tensor, which hear of the products with it."""
     watchers: dict[tuple[str, int], list[Watch]] = {}
     for r in recorders:
         if r.slot.part is not None:
             watchers.setdefault((r.slot.param, r.slot.part), []).append(r.watch)
-    if not watchers:
-        yield
-        return
-    weights = {name: model.get_parameter(name) for name, _ in watchers}
-    with eager_experts(model), StackedProducts(weights, watchers):
-        yield
+    return watchers
 
 
 class _Recorder:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.counting import Prices
-from dnge_compress.graph.products import StackedProducts, eager_experts
+from dnge_compress.graph.products import products_watched
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.consumers import feature_axis
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
@@ -36,9 +36,7 @@ def macs_per_element(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Pri
         for part in range(len(stack))
     }
     with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
-        if stacks:
-            hooks.enter_context(eager_experts(model))
-            hooks.enter_context(StackedProducts(stacks, watchers))
+        hooks.enter_context(products_watched(model, watchers))
         for step in graph.steps:
             for param in step.params if step.op != "embed" else ():
                 if param.endswith("weight") and dims.get(param, 0) >= 2:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.derivation.layers import moved_up
 
 
 def cut(model: nn.Module, applied: AppliedCuts) -> None:
@@ -98,14 +99,16 @@ def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
         _write(owner, name, value)
     fields = {space: f for f in applied.graph.config_fields for space in f.spaces}
     for c in applied.layer_cuts:
-        for key in fields[c.space].lists if c.space in fields else ():
+        field, units = fields.get(c.space), applied.graph.space(c.space).units
+        if field is None:
+            continue
+        for key in field.lists:
             owner, name = _owner_of(config, key)
             _write(owner, name, [_read(owner, name)[i] for i in c.keep])
-        for key in fields[c.space].index_lists if c.space in fields else ():
+        for key in field.index_lists:
             owner, name = _owner_of(config, key)
-            _write(owner, name, [c.keep.index(i) for i in _read(owner, name) if i in c.keep])
-        if c.space in fields:
-            _rename_stages(_owner_of(config, fields[c.space].key)[0], applied.graph.space(c.space).units, len(c.keep))
+            _write(owner, name, moved_up(_read(owner, name), c.gone(units).tolist()))
+        _rename_stages(_owner_of(config, field.key)[0], units, len(c.keep))
 
 
 def _rename_stages(config: Any, before: int, after: int) -> None:

@@ -13,15 +13,23 @@ from transformers import PreTrainedConfig
 from transformers.initialization import no_init_weights
 from transformers.pytorch_utils import Conv1D
 
+from dnge_compress.core.errors import first_line
+from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.types import Shapes
 
 GAIN = 1.2  # of random weights over 1/sqrt(fan-in)
+LONGEST = 200  # characters of a reason
 NOISE = 0.1  # on gains, biases and other constants
 MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
 
 
 class BuildError(Exception):
     """A config that no model can be built from."""
+
+
+def reason_of(error: Exception) -> str:
+    """What another package raised, in a line that a report can quote."""
+    return f"{type(error).__name__}: {first_line(error)}"[:LONGEST]
 
 
 @dataclass(frozen=True)
@@ -79,19 +87,18 @@ class Architecture:
                 bare: nn.Module = self.model_class(made)
                 return bare
         except Exception as e:  # whatever a config class or a model raises about a size is the answer "doesn't build"
-            raise BuildError(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
+            raise BuildError(reason_of(e)) from e
 
 
 def outline_of(model: nn.Module) -> Outline:
     """The outline of a model that exists."""
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     counts = {
         (path, name): value
         for path, module in model.named_modules()
         for name, value in vars(module).items()
         if type(value) is int and not name.startswith("_")
     }
-    return Outline(shapes, counts)
+    return Outline(shapes_of(model), counts)
 
 
 @torch.no_grad()

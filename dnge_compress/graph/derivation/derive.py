@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
+from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.axes import HEADS, Axis, Counted, counted_axes
 from dnge_compress.graph.derivation.config_keys import as_dict, changed, number_keys, spelled, value_at
@@ -149,11 +150,11 @@ def _template(axis: Axis) -> tuple[str, int]:
 
 def carried_over(model: nn.Module, small: SmallCopy, proved: Proved, full: Counted) -> tuple[Tied, ...]:
     """The spaces at the model's own sizes: the order of rows is that of the same axis in the small copy."""
-    sizes = {n: tuple(t.shape) for n, t in small.model.state_dict().items()}
+    sizes = shapes_of(small.model)
     units, per = proved.counted.units, proved.counted.rows
     layouts = {_template((n, a)): (runs, (per[n, a], units, sizes[n][a])) for (n, a), runs in proved.rows.items()}
     consuming = {_template(axis) for axis in proved.consumers}
-    tensors = {n: tuple(t.shape) for n, t in model.state_dict().items()}
+    tensors = shapes_of(model)
     aliases = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
     rows: dict[Axis, Runs] = {}
     for axis, per_unit in full.rows.items():

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.graph.tracing import tensors_in
+
 ROWS, TOKENS, TARGETS = 2, 12, 7
 FRAMES = 40  # of a spectrogram
 SAMPLES = 400  # of a waveform
@@ -50,20 +52,7 @@ def run(model: nn.Module, inputs: dict[str, Tensor], *, is_differentiable: bool 
     since some models write into theirs."""
     has_cache = "use_cache" in inspect.signature(model.forward).parameters
     extra = {"use_cache": False} if is_differentiable and has_cache else {}
-    return list(floating_tensors(model(**inputs, **extra)))
-
-
-def floating_tensors(output: Any) -> Iterator[Tensor]:
-    """Tensors in whatever a model returns, in order."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point():
-            yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from floating_tensors(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from floating_tensors(value)
+    return [t for t in tensors_in(model(**inputs, **extra)) if t.is_floating_point()]
 
 
 def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
@@ -100,13 +89,16 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         yield alone
 
 
+def special_tokens(*configs: Any) -> set[int]:
+    """The token ids that configs give a meaning."""
+    return {v for c in configs for n, v in vars(c).items() if n.endswith(("_id", "_index")) and type(v) is int}
+
+
 def _tokens(config: Any, length: int, generator: torch.Generator) -> Tensor:
     """Ordinary token ids; every text ends with the end token, which some classifiers and CLIP look for."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     size = getattr(text, "vocab_size", None) or getattr(config, "vocab_size", 0) or 16
-    special = {
-        v for c in (config, text) for n, v in vars(c).items() if n.endswith(("_id", "_index")) and type(v) is int
-    }
+    special = special_tokens(config, text)
     ordinary = torch.tensor([i for i in range(size) if i not in special])
     ids = ordinary[torch.randint(len(ordinary), (ROWS, length), generator=generator)]
     end = getattr(text, "eos_token_id", None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.config_keys import changed, value_at
-from dnge_compress.graph.derivation.proof import Outcome, Tied, outputs_of_cut, sample
+from dnge_compress.graph.derivation.proof import Outcome, Tied, equal_outputs, sample
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.spaces import Proved, divided
 from dnge_compress.graph.derivation.units import Unreadable
@@ -84,4 +84,5 @@ def _prove(architecture: Architecture, small: SmallCopy, counted: Counted, space
                 low[name] = lowest(state[name], axis, gone)
         masked += [(small.model.get_parameter(name), gone) for name, _ in space.consumers]
     smaller = changed(small.config, counted.values(keep))
-    return outputs_of_cut(architecture, smaller, small.model, small.inputs, (MaskedRouters(masked), low), cut)
+    within = MaskedRouters(masked)
+    return equal_outputs(architecture, smaller, small.model, small.inputs, low, cut, within=within)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.graph.derivation.architecture import Architecture, Outline
+from dnge_compress.graph.derivation.architecture import Architecture, Outline, reason_of
 from dnge_compress.graph.derivation.config_keys import Key, changed, number_keys, value_at
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.proof import Outcome, compared
@@ -127,39 +127,38 @@ def droppable(
     architecture: Architecture, config: Mapping[str, Any], model: nn.Module, inputs: dict[str, Tensor], blocks: Blocks
 ) -> list[Outcome]:
     """For every block of the small copy whether the architecture without it computes what skipping it does."""
-    return [
-        prove_drop(architecture, blocks.without(config, i), model, inputs, blocks.modules, i)
-        for i in range(len(blocks.modules))
-    ]
+    with torch.no_grad():
+        dense = run(model, inputs)
+    answers = can_answer(model, inputs)
+
+    def outcome(gone: int) -> Outcome:
+        try:
+            small = _without(architecture, blocks.without(config, gone), model, blocks.modules, gone)
+            with torch.no_grad():
+                actual = run(small, inputs)
+                with skipped(model, [blocks.modules[gone]]):
+                    expected = run(model, inputs)
+        except Exception as e:  # whatever a model raises when a block is missing is the answer "no"
+            return Outcome(False, reason_of(e))
+        if answers and not can_answer(small, inputs):
+            return Outcome(False, "without it, it can't generate")
+        return compared(dense, expected, actual)
+
+    return [outcome(i) for i in range(len(blocks.modules))]
 
 
-def prove_drop(
-    architecture: Architecture,
-    fewer: Mapping[str, Any],
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    modules: tuple[str, ...],
-    gone: int,
-) -> Outcome:
-    """Whether the weights without one block, loaded into the architecture with one less, compute the same."""
+def _without(
+    architecture: Architecture, fewer: Mapping[str, Any], model: nn.Module, modules: tuple[str, ...], gone: int
+) -> nn.Module:
+    """The architecture with one block less, and the model's weights without that block's."""
     state = {}
     for name, tensor in model.state_dict().items():
         new = renamed(name, modules, gone)
         if new is not None:
             state[new] = tensor.detach()
-    try:
-        small = architecture.empty(fewer)
-        small.load_state_dict(state, strict=True)
-        with torch.no_grad():
-            dense = run(model, inputs)
-            actual = run(small, inputs)
-            with skipped(model, [modules[gone]]):
-                expected = run(model, inputs)
-    except Exception as e:  # whatever a model raises when a block is missing is the answer "no"
-        return Outcome(False, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
-    if can_answer(model, inputs) and not can_answer(small, inputs):
-        return Outcome(False, "without it, it can't generate")
-    return compared(dense, expected, actual)
+    small = architecture.empty(fewer)
+    small.load_state_dict(state, strict=True)
+    return small
 
 
 def can_answer(model: Any, inputs: dict[str, Tensor]) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.graph.derivation.architecture import Architecture, BuildError
+from dnge_compress.graph.derivation.architecture import Architecture, BuildError, reason_of
 from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.config_keys import changed
 from dnge_compress.graph.derivation.example_inputs import run
@@ -105,39 +105,15 @@ def equal_outputs(
     inputs: dict[str, Tensor],
     masked: Mapping[str, Tensor],
     cut: Mapping[str, Tensor],
+    *,
+    within: AbstractContextManager[Any] | None = None,
 ) -> Outcome:
-    """Whether the smaller architecture with the cut weights answers as the model with the masked ones."""
-    weights = {n: p.detach() for n, p in model.named_parameters()}
-    with torch.no_grad():
-        expected = call_with(model, inputs, {**weights, **masked})
-    return _compared_to_cut(architecture, smaller, model, inputs, expected, cut)
-
-
-def outputs_of_cut(
-    architecture: Architecture,
-    smaller: Mapping[str, Any],
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    mask: tuple[AbstractContextManager[Any], Mapping[str, Tensor]],
-    cut: Mapping[str, Tensor],
-) -> Outcome:
-    """Whether the smaller architecture with the cut weights answers as the model does within a mask, with the masked
-    tensors that belong to it."""
-    with torch.no_grad(), mask[0]:
-        expected = call_with(model, inputs, mask[1])
-    return _compared_to_cut(architecture, smaller, model, inputs, expected, cut)
-
-
-def _compared_to_cut(
-    architecture: Architecture,
-    smaller: Mapping[str, Any],
-    model: nn.Module,
-    inputs: dict[str, Tensor],
-    expected: list[Tensor],
-    cut: Mapping[str, Tensor],
-) -> Outcome:
+    """Whether the smaller architecture with the cut weights answers as the model does with the masked ones, `within` a
+    context that masks more."""
     with torch.no_grad():
         dense = run(model, inputs)
+        with within or nullcontext():
+            expected = call_with(model, inputs, masked)
         try:
             small = architecture.empty(smaller)
             small.load_state_dict(dict(cut), strict=True)
@@ -145,7 +121,7 @@ def _compared_to_cut(
         except BuildError as e:
             return Outcome(False, str(e))
         except Exception as e:  # whatever a model raises when sizes don't fit is the answer "no"
-            return Outcome(False, f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"[:200])
+            return Outcome(False, reason_of(e))
     return compared(dense, expected, actual)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.axes import Axis, Counted
+from dnge_compress.graph.derivation.paths import block_of
 from dnge_compress.graph.derivation.proof import Tied, prove
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.units import Runs, Unreadable, consuming_axes, stacked, unit_rows
@@ -77,7 +78,7 @@ def divided(rows: Mapping[Axis, Runs], consumers: list[Axis], depth: str) -> lis
     if depth == "all":
         groups["all"] = list(consumers)
     for axis in consumers if depth != "all" else ():
-        groups.setdefault(_stack(axis[0]) if depth == "stack" else axis[0], []).append(axis)
+        groups.setdefault(block_of(axis[0])[0] if depth == "stack" else axis[0], []).append(axis)
     members: dict[str, list[Axis]] = {name: [] for name in groups}
     parent: dict[str, str] = {name: name for name in groups}
 
@@ -117,10 +118,3 @@ def _shared(a: str, b: str) -> int:
             break
         count += 1
     return count
-
-
-def _stack(name: str) -> str:
-    """The path up to its first number: the list of blocks it belongs to."""
-    parts = name.split(".")
-    first = next((i for i, p in enumerate(parts) if p.isdigit()), len(parts))
-    return ".".join(parts[:first])

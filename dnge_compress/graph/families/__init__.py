@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 from dnge_compress.core.errors import DngeError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
-from dnge_compress.graph.builder import OtherArchitecture
+from dnge_compress.graph.builder import OtherArchitecture, shapes_of
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
-from dnge_compress.graph.types import ModelGraph, Shapes
+from dnge_compress.graph.types import ModelGraph
 
 TRACED = "traced"
 DERIVED = "derived"
@@ -53,10 +53,6 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
         return FAMILIES.load(TRACED).build(model, example_inputs)
     try:
         graph: ModelGraph = FAMILIES.load(DERIVED).build(model)
-        if example_inputs is None or graph.of_kind("neuron", "head", "channel"):
-            return graph
-        # Where the config counts nothing but blocks, inputs are given so that widths are traced.
-        return FAMILIES.load(TRACED).build(model, example_inputs)
     except UnsupportedModelError as e:
         inputs = example_inputs if example_inputs is not None else made_inputs(model)
         if inputs is None:
@@ -65,6 +61,10 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
             return FAMILIES.load(TRACED).build(model, inputs)
         except DngeError as traced:
             raise UnsupportedModelError(f"{e}; tracing it doesn't help: {traced}") from None
+    if example_inputs is None or graph.of_kind("neuron", "head", "channel"):
+        return graph
+    # Where the config counts nothing but blocks, inputs are given so that widths are traced.
+    return FAMILIES.load(TRACED).build(model, example_inputs)
 
 
 def names() -> list[str]:
@@ -84,8 +84,3 @@ def model_types() -> dict[str, ModuleType]:
                 )
             found[model_type] = module
     return found
-
-
-def shapes_of(model: nn.Module) -> Shapes:
-    """Names and shapes of every parameter and buffer that a checkpoint holds."""
-    return {name: tuple(t.shape) for name, t in model.state_dict().items()}

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.builder import fingerprint
+from dnge_compress.graph.builder import fingerprint, shapes_of
 from dnge_compress.graph.derivation.architecture import MATRICES, Architecture
 from dnge_compress.graph.derivation.axes import HEADS
 from dnge_compress.graph.derivation.config_keys import Key, as_dict, spelled
 from dnge_compress.graph.derivation.derive import Derivation, DerivationError, ProvedAxes, ProvedBlocks, derive
+from dnge_compress.graph.derivation.paths import block_of, prefixes
 from dnge_compress.graph.derivation.proof import Tied
+from dnge_compress.graph.derivation.roles import with_roles
 from dnge_compress.graph.types import ALIGNED, ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
 
 MODEL_TYPES: tuple[str, ...] = ()  # whatever no other family claims
@@ -83,12 +84,12 @@ class _Assembly:
     def __init__(self, model: Any, derivation: Derivation) -> None:
         self.derivation = derivation
         self.modules = dict(model.named_modules())
-        self.shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        self.shapes = shapes_of(model)
         tables = _token_tables(model)
         self.vocabulary = {f"{path}.weight" for path, module in self.modules.items() if module in tables}
         self.counted_keys = {key for axes in derivation.axes for key, _ in axes.counted.keys}
         self.counted_keys |= {proved.blocks.key for proved in derivation.stacks}
-        stacks = {_block_of(tied.consumers[0][0])[0] for axes in derivation.axes for tied in axes.spaces}
+        stacks = {block_of(tied.consumers[0][0])[0] for axes in derivation.axes for tied in axes.spaces}
         self.has_one_stack = len(stacks) == 1
         self.routers: set[str] = set()
         self.spaces: dict[str, Space] = {}
@@ -174,7 +175,7 @@ class _Assembly:
         for (module, attribute), change in counted.counts.items():
             if attribute in KEPT_SIZES and isinstance(self.modules.get(module), (*MATRICES, *NORMS)):
                 continue  # surgery keeps these itself
-            nearest = next((near[prefix] for prefix in _prefixes(module) if prefix in near), [])
+            nearest = next((near[prefix] for prefix in prefixes(module) if prefix in near), [])
             # All near spaces keep as many. A change is counted once, or by every group of query heads of one block.
             for name in [name for name, _ in names if name in nearest][: counted.groups]:
                 self.attributes.append((name, module, attribute, change / dict(names)[name]))
@@ -185,7 +186,7 @@ class _Assembly:
         found: dict[str, dict[str, None]] = {}
         for slot in self.slots:
             if slot.space in wanted:
-                for prefix in _prefixes(slot.param):
+                for prefix in prefixes(slot.param):
                     found.setdefault(prefix, {})[slot.space] = None
         return {prefix: list(own) for prefix, own in found.items()}
 
@@ -257,16 +258,16 @@ class _Assembly:
         rank = {path: i for i, path in enumerate(self.derivation.order)}
         firsts: dict[str, int] = {}
         for path, i in rank.items():
-            stack, number, _ = _block_of(path)
+            stack, number, _ = block_of(path)
             if number is not None:
                 firsts.setdefault(stack, i)
         within: dict[tuple[str, str], int] = {}
         for path, i in rank.items():
-            stack, _, rest = _block_of(path)
+            stack, _, rest = block_of(path)
             within.setdefault((stack, rest), i)
 
         def key(path: str) -> tuple[int, int, int]:
-            stack, number, rest = _block_of(path)
+            stack, number, rest = block_of(path)
             if number is None:
                 return rank.get(path, len(rank)), 0, 0
             return firsts.get(stack, len(rank)), number, within.get((stack, rest), len(rank))
@@ -335,41 +336,6 @@ class _Assembly:
         return (name,)
 
 
-def with_roles(steps: Iterable[Step], spaces: Mapping[str, Space]) -> Iterator[Step]:
-    """The steps numbered, matrices that are used together as one: query, key and value, or gate and up."""
-    together: list[Step] = []
-    index = 0
-    for step in [*steps, None]:
-        if together and (step is None or (step.op, step.reads, step.writes) != _ends(together[0])):
-            for done in _merged(together, spaces):
-                yield replace(done, index=index)
-                index += 1
-            together = []
-        if step is not None:
-            together.append(step)
-
-
-def _ends(step: Step) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
-    return step.op, step.reads, step.writes
-
-
-def _merged(steps: list[Step], spaces: Mapping[str, Space]) -> list[Step]:
-    kind = spaces[steps[0].writes[0]].kind if steps[0].writes else "fixed"
-    roles = {"head": ("q", "k", "v"), "neuron": ("g", "u")}.get(kind, ())
-    if steps[0].op != "linear" or len(steps) != len(roles):
-        return steps
-    names = [s.params[0].removesuffix(".weight").rpartition(".")[2] for s in steps]
-    if kind == "head":
-        order = [next((i for i, name in enumerate(names) if name.startswith(role)), None) for role in roles]
-    else:
-        gate = next((i for i, name in enumerate(names) if re.search("gate|w1|wi_0", name)), 0)
-        order = [gate, 1 - gate]
-    if None in order or len(set(order)) != len(roles):
-        return steps
-    params = tuple(p for i in order if i is not None for p in steps[i].params)
-    return [replace(steps[0], op="attention" if kind == "head" else "gated", params=params)]
-
-
 def reasons(derivation: Derivation) -> dict[Kind, str]:
     """Why heads, experts or blocks stay that the config counts."""
     found: dict[Kind, str] = {}
@@ -405,24 +371,7 @@ def _key_of(key: Key) -> tuple[str, int | None]:
     return spelled(key), None
 
 
-def _block_of(path: str) -> tuple[str, int | None, str]:
-    """The stack, the number in it and the rest of a module's path."""
-    parts = path.split(".")
-    at = next((i for i, p in enumerate(parts) if p.isdigit()), None)
-    if at is None:
-        return path, None, ""
-    return ".".join(parts[:at]), int(parts[at]), ".".join(parts[at + 1 :])
-
-
 def _tower(path: str) -> str:
     """What a stack of blocks belongs to: "encoder", "text_model"."""
-    names = [part for part in _block_of(path)[0].split(".") if part not in GENERIC]
+    names = [part for part in block_of(path)[0].split(".") if part not in GENERIC]
     return names[0] if names and names[0].endswith("_model") else ".".join(names)
-
-
-def _prefixes(path: str) -> Iterable[str]:
-    """The path and everything it lies in, the innermost first; the model itself is ""."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
-    yield ""
