@@ -23,7 +23,7 @@ from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.plans.planner import counted, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.plans.trial import repair_values
+from dnge_compress.plans.trial import best_repair
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
@@ -226,14 +226,14 @@ class _Job:
         dense, inputs = self.model, self.few_inputs
         applied = AppliedCuts(self.graph, plan.cuts)
         with torch.no_grad():
-            values = repair_values(self.context, applied, self.recipe.repair)
+            found = best_repair(self.context, applied, self.recipe.repair)
             repaired = time.perf_counter()
             small: Any = copy.deepcopy(dense)
             small.__dict__.pop("dnge", None)
             cut(small, applied)
             if self.recipe.check:
                 check(small, dense, applied, inputs)
-            apply_repair(small, applied, values)
+            apply_repair(small, applied, found.values)
         timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
         report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
         config = getattr(dense, "config", None)

@@ -253,12 +253,12 @@ def test_a_malformed_plan_says_where_and_what_to_do(change: dict[str, Any], word
 
 @pytest.mark.parametrize("settings", [{"scorer": "magnitude"}, {"scorer": "random"}])
 def test_scores_of_weights_alone_run_no_model(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.scorers.synthesize", None)
+    monkeypatch.setattr("dnge_compress.scorers.calibration_inputs", None)
     assert dnge_compress.score(models.make("llama"), **settings).units
 
 
 def test_a_plan_that_removes_nothing_runs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.scorers.synthesize", None)
+    monkeypatch.setattr("dnge_compress.scorers.calibration_inputs", None)
     assert plan(models.make("llama"), ratio=0.0).cuts == ()
 
 

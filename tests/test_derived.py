@@ -193,7 +193,7 @@ def test_padding_counts_nowhere_in_the_moments() -> None:
         for space, signals in padded.items():
             for ours, theirs in zip(signals, alone[space], strict=True):
                 assert ours.count == theirs.count, (name, space)
-                torch.testing.assert_close(ours.gram, theirs.gram, atol=1e-4, rtol=1e-4)
+                torch.testing.assert_close(ours.covariance, theirs.covariance, atol=1e-4, rtol=1e-4)
 
 
 def test_experts_with_different_widths_are_refused() -> None:

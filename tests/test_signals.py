@@ -55,7 +55,7 @@ def test_moments_equal_a_plain_loops(name: str) -> None:
     model, _, batches, signals = gathered(name)
     for found in signals.values():
         for s in found:
-            total, outer, n = torch.zeros(s.mean.shape[0]).double(), torch.zeros(s.gram.shape).double(), 0
+            total, outer, n = torch.zeros(s.mean.shape[0]).double(), torch.zeros(s.covariance.shape).double(), 0
             for x in inputs_of(model, s.slot.param.rpartition(".")[0], batches):
                 for row in x.flatten(0, -2).double():
                     total += row
@@ -63,7 +63,7 @@ def test_moments_equal_a_plain_loops(name: str) -> None:
                     n += 1
             assert s.count == n
             torch.testing.assert_close(s.mean.double(), total / n, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(s.gram.double(), outer / n, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(s.second_moments(False).double(), outer / n, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -73,10 +73,10 @@ def test_every_consumer_of_every_model_has_finite_signals_of_matching_shapes(nam
         assert len(found) == len(graph.consumers(space))
         for s in found:
             d, f = as_matrix(dict(model.named_parameters())[s.slot.param], graph, s.slot).shape
-            assert s.gram.shape == (f, f) and s.mean.shape == s.grad_square.shape == (f,)
+            assert s.covariance.shape == (f, f) and s.mean.shape == s.grad_square.shape == (f,)
             assert s.out_fisher.shape == (d,) and s.fisher.shape == (s.units,)
             assert len(s.mean[s.own]) % s.units == 0 and len(s.variance) == len(s.mean[s.own])
-            for t in (s.mean, s.gram, s.grad_square, s.fisher, s.out_fisher):
+            for t in (s.mean, s.covariance, s.grad_square, s.fisher, s.out_fisher):
                 assert torch.isfinite(t).all()
             assert s.out_fisher.sum() > 0, f"no gradient reached the outputs of {s.slot.param}"
             assert s.grad_square.sum() > 0 and s.fisher.sum() > 0, f"no gradient reached {s.slot.param}"
@@ -94,7 +94,7 @@ def test_padding_is_left_out() -> None:
         for p, s in zip(padded[space], single[space], strict=True):
             assert p.count == s.count == 18
             torch.testing.assert_close(p.mean, s.mean, rtol=1e-4, atol=1e-5)
-            torch.testing.assert_close(p.gram, s.gram, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(p.covariance, s.covariance, rtol=1e-4, atol=1e-5)
 
 
 def test_attended_is_none_where_all_positions_count() -> None:
@@ -179,7 +179,7 @@ def test_the_same_seed_gives_the_same_signals_and_another_one_other_labels() -> 
     _, _, _, third = gathered("llama", seed=2)
     for space in first:
         assert_same(first[space][0], second[space][0])
-        assert torch.equal(first[space][0].gram, third[space][0].gram)
+        assert torch.equal(first[space][0].covariance, third[space][0].covariance)
         assert not torch.equal(first[space][0].out_fisher, third[space][0].out_fisher)
 
 
@@ -258,7 +258,7 @@ def test_conv_moments_are_of_kernel_patches(padding: int | str) -> None:
     matrix = as_matrix(model[2].weight.detach(), graph, signal.slot)
     torch.testing.assert_close(patches @ matrix.T + model[2].bias.detach(), output, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(signal.mean, patches.mean(0), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(signal.gram, patches.T @ patches / len(patches), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(signal.second_moments(False), patches.T @ patches / len(patches), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "circular"])
@@ -340,5 +340,5 @@ def count_hooks(model: nn.Module) -> int:
 def assert_same(a: Signal, b: Signal) -> None:
     """Equal in every moment."""
     assert (a.slot, a.units, a.count, a.own) == (b.slot, b.units, b.count, b.own)
-    for field in ("mean", "gram", "grad_square", "fisher", "out_fisher"):
+    for field in ("mean", "covariance", "grad_square", "fisher", "out_fisher"):
         torch.testing.assert_close(getattr(a, field), getattr(b, field), rtol=1e-5, atol=1e-6, msg=field)

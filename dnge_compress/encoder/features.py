@@ -38,7 +38,7 @@ def _statistics(signals: Sequence[Signal], cost: Tensor) -> Tensor:
         weight = s.own_weight.float()
         weighted = (weight.square() * s.out_fisher[:, None]).sum(0)
         variance = variance + s.variance.view(units, -1).mean(1).cpu()
-        square = square + s.gram.diagonal()[s.own].view(units, -1).mean(1).cpu()
+        square = square + s.square.view(units, -1).mean(1).cpu()
         mean = mean + s.mean[s.own].abs().view(units, -1).mean(1).cpu()
         alone = alone + (0.5 * weighted * s.variance).view(units, -1).sum(1).cpu()
         gradient = gradient + s.grad_square[s.own].view(units, -1).sum(1).cpu()

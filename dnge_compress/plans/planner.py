@@ -19,15 +19,12 @@ from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
-from dnge_compress.plans.trial import measured_divergence
+from dnge_compress.plans.trial import MEASURE_ROWS, MEASURE_SHARE, measured_divergence
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.inference import inference_mode_of, share_of
 from dnge_compress.signals.work import macs_per_element
-
-MEASURE_SHARE = 0.125  # of the calibration inputs
-MEASURE_ROWS = 32  # examples at least
 
 
 def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PrunePlan:

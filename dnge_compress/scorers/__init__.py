@@ -7,6 +7,7 @@ keep. To add one, add a file (or an entry point of the group dnge_compress.score
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -17,7 +18,8 @@ from dnge_compress.core.plugins import Registry
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.recipes.schema import Calibration, Repair
-from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.batch_norms import own_statistics
+from dnge_compress.signals.calibration import calibration_inputs
 from dnge_compress.signals.experts import expert_costs
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.layers import layer_costs
@@ -53,12 +55,17 @@ class ScoringContext:
         """`data`, or synthetic inputs."""
         if self.data is not None:
             return self.data
-        return tuple(synthesize(self.model, self.calibration, self.example_inputs))
+        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs))
 
     @cached_property
     def signals(self) -> Signals:
         """Activation and gradient statistics, gathered on first use."""
-        return gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
+        with self.calibrated():
+            return gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
+
+    def calibrated(self) -> AbstractContextManager[None]:
+        """While entered, batch norms make up for what synthetic inputs lack; nothing is changed for real data."""
+        return own_statistics(self.model, self.batches if self.data is None else None)
 
     @cached_property
     def layer_costs(self) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ unit and refitting its consumers, on the moments of the calibration inputs.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dnge_compress.graph.types import Scores
@@ -33,8 +32,5 @@ def unit_costs(context: ScoringContext, space: str) -> Tensor:
 
 def consumer(context: ScoringContext, signal: Signal) -> Consumer:
     """A consumer's weight, moments and output importance."""
-    moments = signal.gram[signal.own, signal.own]
-    if shift_of(context.graph, signal.slot) is not None:
-        mean = signal.mean[signal.own]
-        moments = moments - torch.outer(mean, mean)
+    moments = signal.second_moments(shift_of(context.graph, signal.slot) is not None)[signal.own, signal.own]
     return Consumer(signal.own_weight, moments, signal.out_fisher)

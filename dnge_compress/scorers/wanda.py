@@ -18,7 +18,7 @@ def score(context: ScoringContext) -> Scores:
         total = torch.zeros(signals[0].units)
         for s in signals:
             weight = s.own_weight.float().abs()
-            norm = s.gram.diagonal()[s.own].clamp_min(0).sqrt()
+            norm = s.square.sqrt()
             total += (weight.mean(0) * norm).view(s.units, -1).sum(1).cpu()
         units[name] = total / total.mean().clamp_min(1e-30)
     return Scores(units=units | context.measured_costs, scorer="wanda", fingerprint=context.graph.fingerprint)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.batch_norms import batch_norms, matched
 from dnge_compress.signals.inference import Inputs, device_of, inference_mode_of, writes_text
 from dnge_compress.signals.made_inputs import DECODED, inputs_like, texts_with_targets
 from dnge_compress.signals.sampled_text import sample_batches, text_length
@@ -46,6 +47,29 @@ def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs |
             return _painted_images(model, settings, generator, example_inputs)
         make = _sampled_text if kind == "sampled" else _topical_words
         return make(model, settings, generator)
+
+
+def calibration_inputs(model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None) -> list[Inputs]:
+    """What `synthesize` makes; images are moved towards what the model's batch norms have seen."""
+    batches = synthesize(model, settings, example_inputs)
+    images = [_only_images(batch) for batch in batches]
+    if not batch_norms(model) or not images or any(found is None for found in images):
+        return batches
+    named = [found for found in images if found is not None]
+    name, parts = named[0][0], [part for _, part in named]
+    moved = matched(model, torch.cat(parts), name).split([len(part) for part in parts])
+    if isinstance(batches[0], tuple):
+        return [(part,) for part in moved]
+    return [{name: part} if name else part for part in moved]
+
+
+def _only_images(batch: Inputs) -> tuple[str, Tensor] | None:
+    """The images of a batch that holds nothing else, and the argument that takes them, "" for the first one."""
+    named = dict(batch) if isinstance(batch, Mapping) else {"": batch[0] if isinstance(batch, tuple) else batch}
+    if (isinstance(batch, tuple) and len(batch) > 1) or len(named) > 1:
+        return None
+    name, found = next(iter(named.items()))
+    return (name, found) if found.dim() == 4 and found.is_floating_point() else None
 
 
 def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.types import ModelGraph, Slot
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def as_matrix(weight: Float[Tensor, "..."], graph: ModelGraph, slot: Slot) -> Float[Tensor, "D F"]:
     """A consumer's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
@@ -41,4 +43,4 @@ def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
 
 def feature_axis(module: nn.Module) -> int:
     """The axis of a module's inputs and outputs that runs over features: 1 for convs `[N, C, …]`, else the last."""
-    return 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else -1
+    return 1 if isinstance(module, CONVOLUTIONS) else -1

@@ -8,20 +8,21 @@ Letters: U units, W values per unit at the consumer (head size, kernel positions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
-from dnge_compress.signals.consumers import as_matrix, feature_axis
+from dnge_compress.signals.activations import rows_at, windows
+from dnge_compress.signals.consumers import CONVOLUTIONS, as_matrix, feature_axis
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
 from dnge_compress.signals.second_moments import MomentStore
@@ -33,7 +34,7 @@ CONV_ROWS_PER_FEATURE = 8
 class Signal:
     """The weight `[D, F]` of one consumer of a space, and moments of its input, averaged over positions.
 
-    mean `[F]` and gram `[F, F]` = E[a aᵀ] of the activations read, per position. Gradient moments are sums over the
+    mean `[F]` and covariance `[F, F]` of the activations read, over positions. Gradient moments are sums over the
     positions of an example, per label (a token of a language model, an image of a classifier), so that costs are
     nats per label in every layer: grad_square `[F]` = Σ g² at the activations, fisher `[U]` = (Σ a·g)², the squared
     gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the consumer's outputs.
@@ -48,7 +49,7 @@ class Signal:
     own: slice
     count: int
     mean: Float[Tensor, " F"]
-    gram: Float[Tensor, "F F"]
+    covariance: Float[Tensor, "F F"]
     grad_square: Float[Tensor, " F"]
     fisher: Float[Tensor, " U"]
     taylor: Float[Tensor, " U"]
@@ -62,7 +63,16 @@ class Signal:
     @property
     def variance(self) -> Tensor:
         """Var(a) per feature of the space's own `[U·W]`."""
-        return (self.gram.diagonal() - self.mean.square()).clamp_min(0)[self.own]
+        return self.covariance.diagonal().clamp_min(0)[self.own]
+
+    @property
+    def square(self) -> Tensor:
+        """E[a²] per feature of the space's own `[U·W]`."""
+        return self.variance + self.mean[self.own].square()
+
+    def second_moments(self, is_centred: bool) -> Float[Tensor, "F F"]:
+        """The covariance where something behind the consumer takes up the mean, else E[a aᵀ]."""
+        return self.covariance if is_centred else self.covariance.addr(self.mean, self.mean)
 
 
 Signals = Mapping[str, tuple[Signal, ...]]  # of every space, one per consumer
@@ -204,19 +214,13 @@ class _Recorder:
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         conv = self.module
-        if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if not isinstance(conv, CONVOLUTIONS):
             return attended_outputs(self._by_example(x), self.mask).flatten(0, -2)
-        mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
-        x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
-        axes = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
-        for axis, (kernel, dilation, stride) in enumerate(axes, start=2):
-            x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        rows = x.movedim(1, 1 + len(conv.kernel_size)).reshape(-1, self.features)  # [N, …, C, …] → [positions, F]
-        limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
-        if len(rows) > limit:
-            pick = torch.randint(len(rows), (limit,), generator=self.generator)
-            rows = rows[pick.to(rows.device)]
-        return rows
+        seen, axes = windows(conv, x), len(conv.kernel_size)
+        count, limit = math.prod(seen.shape[: 1 + axes]), max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
+        if count <= limit:
+            return seen.reshape(count, self.features)  # [N, …, C, …] → [positions, F]
+        return rows_at(seen, axes, torch.randint(count, (limit,), generator=self.generator))
 
     def _by_example(self, x: Tensor) -> Tensor:
         """Activations of texts as `[N, T, F]`, where a model has flattened them."""
@@ -257,7 +261,7 @@ class _Recorder:
 
     def signal(self) -> Signal:
         """What was recorded, averaged."""
-        mean, gram = self.moments.finish()
+        mean, covariance = self.moments.finish()
         labels = max(1, self.labels)
         return Signal(
             slot=self.slot,
@@ -266,7 +270,7 @@ class _Recorder:
             own=self.own,
             count=self.moments.count,
             mean=mean,
-            gram=gram,
+            covariance=covariance,
             grad_square=self.grad_square / labels,
             fisher=self.fisher / labels,
             taylor=self.taylor / labels,

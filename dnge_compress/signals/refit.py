@@ -55,9 +55,7 @@ def _refit_consumer(
     mean = signal.mean.double()
     shift = shift_of(applied.graph, signal.slot)
     if repair.compensate == "lstsq":
-        moments = signal.gram.double()
-        if shift is not None:
-            moments = moments - torch.outer(mean, mean)
+        moments = signal.second_moments(shift is not None).double()
         kept = refit(dense, moments, keep, repair.ridge)
     else:
         kept = dense[:, keep]

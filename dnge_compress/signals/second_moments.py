@@ -40,11 +40,16 @@ class MomentStore:
 
 
 class SecondMoments:
-    """Sums of rows `[positions, F]` and of their outer products, as they come batch by batch."""
+    """Mean and covariance of rows `[positions, F]`, as they come batch by batch.
+
+    Sums run over distances from the first rows' mean: of features that hardly vary, rounding would leave nothing in a
+    difference of large sums.
+    """
 
     def __init__(self, features: int, device: torch.device, file: IO[bytes] | None) -> None:
         self.count = 0
-        self.sum = torch.zeros(features, device=device)
+        self._centre: Tensor | None = None
+        self._sum = torch.zeros(features, device=device)
         self.features, self._file = features, file
         self._gram = torch.zeros(features, features, device=device) if file is None else None
         self._written: list[tuple[int, torch.dtype]] = []
@@ -52,8 +57,11 @@ class SecondMoments:
     def add(self, rows: Float[Tensor, "positions F"]) -> None:
         """Count some rows."""
         values = rows.float()
+        if self._centre is None and len(rows):
+            self._centre = values.mean(0)
+        values = values - self._centre if self._centre is not None else values
         self.count += len(rows)
-        self.sum += values.sum(0)
+        self._sum += values.sum(0)
         if self._gram is not None:
             self._gram.addmm_(values.T, values)
         else:
@@ -61,21 +69,23 @@ class SecondMoments:
             self._write(rows)
 
     def finish(self) -> tuple[Float[Tensor, " F"], Float[Tensor, "F F"]]:
-        """Mean `[F]` and E[a aᵀ] `[F, F]`, the latter in a file where it was too large. Nothing can be added then."""
+        """Mean `[F]` and covariance `[F, F]`, in a file where that was too large. Nothing can be added then."""
         n = max(1, self.count)
+        off = self._sum / n
+        centre = self._centre if self._centre is not None else torch.zeros_like(off)
         if self._gram is not None:
-            return self.sum / n, self._gram / n
-        gram = torch.zeros(self.features, self.features, device=self.sum.device)
+            return centre + off, (self._gram / n).addr_(off, off, alpha=-1)
+        gram = torch.zeros(self.features, self.features, device=off.device)
         start = 0
         for count, dtype in self._written:
-            rows = self._read(start, (count, self.features), dtype).to(gram.device).float()
+            rows = self._read(start, (count, self.features), dtype).to(gram.device).float() - centre
             gram.addmm_(rows.T, rows)
             start += count * self.features * dtype.itemsize
         assert self._file is not None
         self._file.close()  # the rows have served
         with tempfile.TemporaryFile() as self._file:  # what is mapped into memory outlives its file
-            self._write(gram / n)
-            return self.sum / n, self._read(0, tuple(gram.shape), gram.dtype)
+            self._write((gram / n).addr_(off, off, alpha=-1))
+            return centre + off, self._read(0, tuple(gram.shape), gram.dtype)
 
     def _write(self, values: Tensor) -> None:
         assert self._file is not None

@@ -22,7 +22,7 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.adapters import Site
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.calibration import calibration_inputs
 from dnge_compress.signals.inference import Inputs
 
 Weights = Mapping[str, float]
@@ -64,7 +64,7 @@ class PlacingContext:
         """The user's batches, or synthetic ones."""
         if self.data is not None:
             return self.data
-        return tuple(synthesize(self.model, self.calibration, self.example_inputs))
+        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs))
 
 
 def weigh_by(placer: str, sites: Sequence[Site], context: PlacingContext) -> dict[str, float]:

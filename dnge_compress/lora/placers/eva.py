@@ -30,8 +30,8 @@ def weigh(sites: Sequence[Site], context: PlacingContext) -> Weights:
     most = max(1, round(RHO * rank))
     ratios = {}
     for path, moments in _moments(modules, context).items():
-        mean, gram = moments.finish()
-        values = torch.linalg.eigvalsh(gram - torch.outer(mean, mean)).flip(0).clamp_min(0)
+        _, covariance = moments.finish()
+        values = torch.linalg.eigvalsh(covariance).flip(0).clamp_min(0)
         ratios[path] = (values / values.sum().clamp_min(1e-30))[:most].tolist()
     ranked = sorted(((ratio, path) for path, found in ratios.items() for ratio in found), reverse=True)
     counts = dict.fromkeys(ratios, 0)

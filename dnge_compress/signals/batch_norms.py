@@ -1,0 +1,96 @@
+"""What batch norms know of the data that a network was trained on: the mean and variance of every channel they read.
+
+Synthetic images are moved until their own statistics are nearly those (as DeepInversion does from noise, Yin et al.
+2020; from painted images a few steps suffice). What is left of the difference is taken out of each layer on its own:
+while the network is calibrated, its batch norms divide by the statistics of the calibration images, so that behind
+every one of them mean and variance are those of real data, which the checkpoint holds as its shift and gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnge_compress.signals.inference import Inputs, call, inference_mode_of
+from dnge_compress.signals.joined import joined
+
+STEPS = 8  # of Adam, on the pixels
+RATE = 0.1
+SMOOTHNESS = 0.05  # weight of the squared differences of neighbouring pixels
+AT_ONCE = 128  # images
+SMALLEST = 1e-8  # variance
+
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+
+def batch_norms(model: nn.Module) -> list[BatchNorm]:
+    """The batch norms that hold statistics of what they read."""
+    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
+
+
+def matched(model: nn.Module, images: Tensor, named: str = "") -> Tensor:
+    """The images `[N, C, H, W]` after some steps towards what the model's batch norms have seen; as they are if it has
+    none. `named` is the argument that takes them."""
+    norms = batch_norms(model)
+    if not norms:
+        return images
+    return torch.cat([_matched(model, norms, part, named) for part in images.split(AT_ONCE)])
+
+
+def _matched(model: nn.Module, norms: Sequence[BatchNorm], images: Tensor, named: str) -> Tensor:
+    pixels = images.detach().clone().requires_grad_()
+    optimiser = torch.optim.Adam([pixels], RATE)
+    distances: list[Tensor] = []
+    with torch.enable_grad(), inference_mode_of(model), ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_pre_hook(lambda m, args: distances.append(_distance(m, args[0]))))
+        for _ in range(STEPS):
+            distances.clear()
+            call(model, {named: pixels} if named else pixels)
+            rough = sum((pixels.diff(dim=axis).square().mean() for axis in (-1, -2)), torch.zeros(()))
+            (torch.stack(distances).mean() + SMOOTHNESS * rough).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    return pixels.detach()
+
+
+def _distance(norm: Any, read: Tensor) -> Tensor:
+    """How far mean and variance of the channels are from the running ones, in units of the latter."""
+    axes = [0, *range(2, read.dim())]
+    usual = norm.running_var.clamp_min(SMALLEST)
+    off = (read.mean(axes) - norm.running_mean).square() / usual
+    ratio = (read.var(axes, unbiased=False) / usual).clamp_min(SMALLEST)
+    return off.mean() + ratio.log().square().mean()
+
+
+@contextmanager
+def own_statistics(model: nn.Module, batches: Sequence[Inputs] | None) -> Iterator[None]:
+    """While entered, the model's batch norms divide by the statistics of these inputs instead of the running ones."""
+    norms = batch_norms(model) if batches else []
+    before = [(n, n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
+    try:
+        if norms and batches:
+            _measure(model, norms, joined(batches))
+        yield
+    finally:
+        for norm, mean, variance in before:
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+
+
+def _measure(model: nn.Module, norms: Sequence[BatchNorm], batch: Inputs) -> None:
+    """Replace running statistics by those of one batch; each layer already reads what the new ones before it give."""
+
+    def replace(norm: Any, args: tuple[Tensor, ...]) -> None:
+        axes = [0, *range(2, args[0].dim())]
+        norm.running_mean.copy_(args[0].mean(axes))
+        norm.running_var.copy_(args[0].var(axes, unbiased=False))
+
+    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_pre_hook(replace))
+        call(model, batch)

@@ -1,0 +1,70 @@
+"""Several batches as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor
+
+from dnge_compress.signals.inference import Inputs, examples_in, first_examples
+
+MASK = "attention_mask"
+
+
+def joined(batches: Sequence[Inputs], positions: int | None = None) -> Inputs:
+    """One batch of all examples, or of so many that about `positions` are read at most: taken evenly.
+
+    Texts with a mask are padded to the longest; without one, those of the most frequent length are taken.
+    """
+    if positions is not None:
+        batches = _thinned(batches, positions)
+    groups: dict[Any, list[Inputs]] = {}
+    for batch in batches:
+        groups.setdefault(_shapes(batch), []).append(batch)
+    group = max(groups.values(), key=lambda found: sum(map(examples_in, found)))
+    named = [_named(batch) for batch in group]
+    if _is_padded(named[0]):
+        longest = max(tensors[MASK].shape[1] for tensors in named)
+        named = [{k: nnf.pad(t, (0, longest - t.shape[1])) for k, t in tensors.items()} for tensors in named]
+    whole = {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
+    if isinstance(group[0], Mapping):
+        return whole
+    return tuple(whole.values()) if isinstance(group[0], tuple) else whole[0]
+
+
+def _named(batch: Inputs) -> dict[Any, Tensor]:
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    return dict(enumerate(batch)) if isinstance(batch, tuple) else {0: batch}
+
+
+def _shapes(batch: Inputs) -> Any:
+    """Equal for batches that can be joined."""
+    named = _named(batch)
+    padded = _is_padded(named)
+    return tuple((k, t.dtype, None if padded else t.shape[1:]) for k, t in named.items())
+
+
+def _is_padded(named: Mapping[Any, Tensor]) -> bool:
+    return MASK in named and all(t.dim() == 2 and t.shape == named[MASK].shape for t in named.values())
+
+
+def _thinned(batches: Sequence[Inputs], positions: int) -> list[Inputs]:
+    """Of every batch the same share of its examples."""
+    total = sum(map(_positions, batches))
+    if total <= positions:
+        return list(batches)
+    found: list[Inputs] = []
+    carry = 0.0
+    for batch in batches:
+        carry += examples_in(batch) * positions / total
+        found += first_examples([batch], int(carry))
+        carry -= int(carry)
+    return found or first_examples(batches, 1)
+
+
+def _positions(batch: Inputs) -> int:
+    return max(t.numel() for t in _named(batch).values())

@@ -1,0 +1,339 @@
+"""The second half of the repair: refit every consumer on what it reads in the pruned network itself.
+
+The one-shot refit (signals/refit.py) sees each matrix alone, on the whole network's activations; errors then add up
+from layer to layer. Here the whole and the pruned network run side by side, as the two halves of one batch. When a
+consumer is reached, all before it is repaired already: its weights are fitted on the inputs that it will really have,
+towards the whole network's output, and where the output is added to a residual stream, towards the whole network's
+stream, so that what earlier layers lost is taken back (error accumulation as in Týr-the-Pruner, NeurIPS 2025). The
+ridge pulls towards the one-shot solution; its strength, and whether to refit, to move the mean or to do nothing at all,
+is decided for each consumer on examples that the fit hasn't seen.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.types import ModelGraph, Slot
+from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
+from dnge_compress.signals.consumers import CONVOLUTIONS, as_matrix, from_matrix, shift_of
+from dnge_compress.signals.divergence import attended
+from dnge_compress.signals.inference import Inputs, call, inference_mode_of
+from dnge_compress.signals.joined import joined
+from dnge_compress.signals.moments import Signal, Signals
+from dnge_compress.signals.obs import factor
+
+RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
+JUDGED = 4  # one example in so many judges the others' fit
+MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
+ROWS_PER_FEATURE = 16  # of a convolution's patches
+ADDS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
+UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__hash__", "__len__"}
+
+
+class SideBySide:
+    """The refit of one model's consumers under cuts, from the one-shot solution in `values`."""
+
+    def __init__(self, model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]) -> None:
+        self.model, self.applied, self.values = model, applied, values
+        self.consumers = _consumers(model, signals, applied, values)
+
+    def run(self, batches: Sequence[Inputs]) -> dict[str, Tensor]:
+        """New values of the consumers; the one-shot ones where experts lie in one tensor, since their tokens can't be
+        told apart."""
+        if not self.consumers or self.applied.graph.stacks:
+            return dict(self.values)
+        widest = max(c.weight.shape[1] for c in self.consumers.values())
+        batch = joined(batches, MOST_NUMBERS // (2 * widest))
+        run = _Run(self.consumers, self.applied.graph, attended(batch))
+        with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
+            for module in self.consumers:
+                hooks.enter_context(module.register_forward_hook(run.write))
+            for path in self.applied.dropped_modules:
+                block = self.model.get_submodule(path)
+                hooks.enter_context(block.register_forward_hook(_pass_on_second, with_kwargs=True))
+            with run, suppress(_AllFittedError):
+                call(self.model, joined([batch, batch]))
+                run.settle_all()
+        return self.fitted()
+
+    def fitted(self) -> dict[str, Tensor]:
+        """What is known until now; one-shot values of consumers that were not reached."""
+        found = dict(self.values)
+        for consumer in self.consumers.values():
+            found |= consumer.values(self.applied.graph)
+        return found
+
+
+class _AllFittedError(Exception):
+    """Every consumer has its weights; what the model would compute behind the last one interests nobody."""
+
+
+@dataclass
+class _Fit:
+    """A consumer's weight `[D, K]` on the kept features, and what it adds to the output `[D]`."""
+
+    weight: Tensor
+    added: Tensor
+
+
+@dataclass
+class _Consumer:
+    """One matrix that reads a pruned space."""
+
+    slot: Slot
+    original: Tensor
+    weight: Float[Tensor, "D F"]
+    keep: Tensor  # [K]
+    importance: Float[Tensor, " D"]
+    one_shot: _Fit
+    shift: tuple[str, int] | None
+    shift_value: Tensor | None
+    found: _Fit | None = None
+
+    def whole_weight(self, graph: ModelGraph) -> Tensor:
+        """The found weight in the parameter's layout, zero in the removed columns."""
+        assert self.found is not None
+        weight = torch.zeros_like(self.weight)
+        weight[:, self.keep] = self.found.weight
+        return from_matrix(weight, self.original, graph, self.slot).to(self.original.dtype)
+
+    def values(self, graph: ModelGraph) -> dict[str, Tensor]:
+        """New values of the parameters, if the consumer was reached."""
+        if self.found is None:
+            return {}
+        values = {self.slot.param: self.whole_weight(graph)}
+        if self.shift is not None and self.shift_value is not None:
+            name, sign = self.shift
+            values[name] = (self.shift_value.float() + sign * self.found.added).to(self.shift_value.dtype)
+        return values
+
+
+def _consumers(
+    model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]
+) -> dict[nn.Module, _Consumer]:
+    found: dict[nn.Module, _Consumer] = {}
+    weights = model.state_dict(keep_vars=True)
+    for cut in applied.cuts:
+        for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
+            param = signal.slot.param
+            module = model.get_submodule(param.rpartition(".")[0])
+            if module not in found and param in values and signal.slot.part is None:
+                found[module] = _consumer(weights, applied, signal, values)
+    return found
+
+
+def _consumer(
+    weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, values: Mapping[str, Tensor]
+) -> _Consumer:
+    slot, original = signal.slot, weights[signal.slot.param].detach()
+    rows = applied.rows_kept(slot.param, slot.axis, original.shape[slot.axis])
+    per_row = signal.weight.shape[1] // original.shape[slot.axis]
+    keep = (rows[:, None] * per_row + torch.arange(per_row)).flatten().to(original.device)
+    shift = shift_of(applied.graph, slot)
+    added = torch.zeros(len(signal.weight), device=original.device)
+    if shift is not None and shift[0] in values:
+        added = shift[1] * (values[shift[0]].float() - weights[shift[0]].detach().float())
+    one_shot = as_matrix(values[slot.param], applied.graph, slot)[:, keep].float()
+    return _Consumer(
+        slot=slot,
+        original=original,
+        weight=signal.weight.float(),
+        keep=keep,
+        importance=signal.out_fisher,
+        one_shot=_Fit(one_shot, added),
+        shift=shift,
+        shift_value=None if shift is None else weights[shift[0]].detach(),
+    )
+
+
+@dataclass
+class _Output:
+    """What a consumer has computed and nobody has used yet: its second half still comes from the whole weights."""
+
+    module: nn.Module
+    read: Tensor
+    raw: Tensor
+    final: Tensor  # behind the batch norm, if one takes up the mean
+    norm: Mapping[str, Any] = field(default_factory=dict)  # that batch norm's arguments
+
+
+class _Run(TorchFunctionMode):
+    """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
+    added to."""
+
+    def __init__(self, consumers: Mapping[nn.Module, _Consumer], graph: ModelGraph, mask: Tensor | None) -> None:
+        super().__init__()
+        self.consumers, self.graph, self.mask = consumers, graph, mask
+        self.open: dict[int, _Output] = {}
+        self.is_settling = False
+
+    def write(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        """A hook: remember what was computed from what."""
+        if not self.is_settling:
+            self.open[id(out)] = _Output(module, args[0], out, out)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        used = list(
+            {id(a): self.open[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self.open}.values()
+        )
+        if not used or func.__name__ in UNTOUCHING:
+            return func(*args, **kwargs)
+        if func.__name__ == "__get__":  # a shape, or a view of it
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor) and result is not args[0]:
+                self._settle(used[0])
+            return result
+        if func is nn.functional.batch_norm and self._takes_shift(used[0], args):
+            result = func(*args, **kwargs)
+            output = self.open.pop(id(used[0].final))
+            output.final, output.norm = result, _arguments(func, args, kwargs)
+            self.open[id(result)] = output
+            return result
+        for output in used[:-1]:
+            self._settle(output)
+        partner = _partner(used[-1].final, args) if func in ADDS and not kwargs else None
+        self._settle(used[-1], partner)
+        return func(*args, **kwargs)
+
+    def settle_all(self) -> None:
+        """Settle what was computed and not used."""
+        for output in list(self.open.values()):
+            self._settle(output)
+
+    def _takes_shift(self, output: _Output, args: tuple[Any, ...]) -> bool:
+        value = self.consumers[output.module].shift_value
+        return value is not None and output.final is args[0] and args[1].data_ptr() == value.data_ptr()
+
+    def _settle(self, output: _Output, stream: Tensor | None = None) -> None:
+        """Fit the consumer if it isn't yet, and write what the pruned network has in the second half."""
+        del self.open[id(output.final)]
+        consumer, half = self.consumers[output.module], len(output.raw) // 2
+        read = output.read[half:]
+        if consumer.found is None:
+            target = rows_written(output.module, output.raw[:half]).float()
+            if stream is not None:
+                lost = rows_written(output.module, stream[:half] - stream[half:]).float()
+                target = target + (lost / _scale(output.norm) if output.norm else lost)
+            consumer.found = self._fitted(consumer, output.module, read, target)
+        self.is_settling = True
+        weights = {consumer.slot.param.rpartition(".")[2]: consumer.whole_weight(self.graph)}
+        written = functional_call(output.module, weights, (read,))
+        self.is_settling = False
+        added = consumer.found.added.to(written.dtype)
+        if isinstance(output.module, CONVOLUTIONS):
+            added = added.view(-1, *[1] * (written.dim() - 2))
+        written = written + added
+        if output.norm:
+            written = nn.functional.batch_norm(**{**output.norm, "input": written})
+        output.final[half:] = written
+        if all(c.found is not None for c in self.consumers.values()):
+            raise _AllFittedError
+
+    def _fitted(self, consumer: _Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> _Fit:
+        positions = counted_positions(self.mask, len(target), target.device)
+        each = len(target) // len(read) if self.mask is None else self.mask.shape[1]
+        if isinstance(module, CONVOLUTIONS):
+            limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
+            picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
+            positions = positions[picks.to(positions.device)]
+            x = rows_at(windows(module, read), len(module.kernel_size), positions)
+        else:
+            x = read.flatten(0, -2)[positions]
+        x = x[:, consumer.keep].float()
+        target = target[positions]
+        if getattr(module, "bias", None) is not None:
+            target = target - module.bias.detach().float()
+        judged = positions // each % JUDGED == JUDGED - 1
+        return best_fit(x, target, judged, consumer)
+
+
+def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tensor, consumer: _Consumer) -> _Fit:
+    """The fit that errs least on the judged positions, made again on all of them."""
+    whole, first = consumer.weight[:, consumer.keep], consumer.one_shot
+    can_shift = consumer.shift is not None
+    makers = [
+        lambda x, t: _Fit(whole, torch.zeros_like(first.added)),
+        lambda x, t: _moved(whole, x, t, can_shift),
+        lambda x, t: first,
+        lambda x, t: _moved(first.weight, x, t, can_shift),
+        *(lambda x, t, r=ridge: _ridge(first.weight, x, t, r, can_shift) for ridge in RIDGES),
+    ]
+
+    def error(fit: _Fit) -> float:
+        miss = x[judged] @ fit.weight.T + fit.added - target[judged]
+        found = float((miss.square().mean(0) * consumer.importance).sum())
+        return found if found == found else float("inf")
+
+    fits = [make(x[~judged], target[~judged]) for make in makers]
+    errors = [error(fit) for fit in fits]
+    best = min(range(len(fits)), key=errors.__getitem__)
+    return makers[best](x, target)
+
+
+def _moved(weight: Tensor, x: Tensor, target: Tensor, can_shift: bool) -> _Fit:
+    """The same weight; the mean is made right where something takes it up."""
+    added = (target.mean(0) - weight @ x.mean(0)) if can_shift else torch.zeros(len(weight), device=weight.device)
+    return _Fit(weight, added)
+
+
+def _ridge(weight: Tensor, x: Tensor, target: Tensor, ridge: float, can_shift: bool) -> _Fit:
+    """Least squares with a ridge towards `weight`."""
+    mean = x.mean(0) if can_shift else torch.zeros(x.shape[1], device=x.device)
+    rest = target - x @ weight.T
+    rest = rest - rest.mean(0) if can_shift else rest
+    centred = x - mean
+    gram = centred.T @ centred
+    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
+    change = torch.cholesky_solve(centred.T @ rest, factor(gram))
+    return _moved(weight + change.T, x, target, can_shift)
+
+
+def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(func).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _scale(norm: Mapping[str, Any]) -> Tensor:
+    """By how much a batch norm multiplies each channel."""
+    scale = (norm["running_var"].float() + norm["eps"]).rsqrt()
+    scale = scale if norm["weight"] is None else scale * norm["weight"].float()
+    return torch.where(scale.abs() < 1e-3, torch.full_like(scale, 1e-3).copysign(scale), scale)
+
+
+def _partner(output: Tensor, args: tuple[Any, ...]) -> Tensor | None:
+    """What an output is added to, if it has the same shape."""
+    others = [a for a in args if isinstance(a, Tensor) and a is not output]
+    return others[0] if len(others) == 1 and others[0].shape == output.shape else None
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
+
+
+def _pass_on_second(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """A dropped block's second half is what came in."""
+    came = args[0] if args else kwargs["hidden_states"]
+    whole = output[0] if isinstance(output, tuple) else output
+    passed = torch.cat([whole[: len(whole) // 2], came[len(came) // 2 :]])
+    return (passed, *output[1:]) if isinstance(output, tuple) else passed
