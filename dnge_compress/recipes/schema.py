@@ -67,12 +67,15 @@ class Prune(RecipeSection):
     (needs `uneven`) lets kinds and layers compete by predicted cost. Widths of neurons and channels are rounded to
     multiples of `round_to`, and to what another program wants by `align`: 256 for "gguf" (blocks of K-quants), 128 for
     "vllm" (Marlin kernels), N for "tensor_parallel=N", of which heads keep a multiple as well;
-    every space keeps at least the fraction `min_keep` of its units. `protected` holds fnmatch patterns of module paths
-    whose spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
+    every space keeps at least the fraction `min_keep` of its units. `within` is the module path of a part of the model,
+    or the end of one: only what lies wholly inside may go, and `ratio` counts that part alone. `protected` holds
+    fnmatch patterns of module paths whose spaces stay whole. `uneven` allows widths that differ between layers, which
+    plain transformers can't reload.
     """
 
     ratio: Real = Field(default=0.2, ge=0, lt=1)
     of: Literal["parameters", "units", "macs"] = "parameters"
+    within: str = ""
     kinds: Annotated[tuple[CutKind, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "neuron",
         "head",
