@@ -7,7 +7,7 @@ keys allow few values or none. A group has T *steps*; at step t every space of i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.errors import BudgetError
@@ -129,6 +129,8 @@ def _is_legal(
     if any(s.units * t // steps % multiples.get(s.kind, 1) for s in spaces):
         return False
     units = {s.name: s.units * t // steps for s in spaces}
+    if any(columns % prune.columns_multiple for columns in _columns_read(graph, spaces, units)):
+        return False
     if prune.uneven:
         fields = [f for f in fields if f.is_even]
         stacked = {name for names in graph.stacks.values() for name in names}
@@ -136,6 +138,15 @@ def _is_legal(
             return False
     in_steps = all(units[name] % f.step == 0 for f in fields for name in f.spaces)
     return in_steps and all(f.allows(_value(f, t, steps, spaces)) for f in fields)
+
+
+def _columns_read(graph: ModelGraph, spaces: Sequence[Space], units: Mapping[str, int]) -> Iterable[int]:
+    """How many columns the matrices have that read heads, if so many are left of each space."""
+    found: dict[tuple[str, int], int] = {}
+    for space in spaces:
+        for slot in graph.consumers(space.name) if space.kind == "head" else ():
+            found[(slot.param, slot.axis)] = found.get((slot.param, slot.axis), 0) + units[space.name] * slot.width
+    return found.values()
 
 
 def _value(field: ConfigField, t: int, steps: int, spaces: Sequence[Space]) -> float:
