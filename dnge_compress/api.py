@@ -21,6 +21,8 @@ from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ModelGraph, Scores
+from dnge_compress.plans.held import full_path
+from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import counted, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.trial import best_repair
@@ -182,10 +184,12 @@ class _Job:
         progress: Progress,
     ) -> None:
         self.example_inputs, self.progress = example_inputs, progress
-        self.recipe = resolve(recipe, overrides)
-        SCORERS.usable(self.recipe.scorer, data is not None)
+        found = resolve(recipe, overrides)
+        SCORERS.usable(found.scorer, data is not None)
         self.model = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
         check_weights(self.model)
+        part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
+        self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
         self.graph = build_graph(self.model, self.example_inputs)
         self.data = None if data is None else tuple(checked_data(data, self.model))
 
@@ -217,6 +221,8 @@ class _Job:
     def plan(self, scores: Scores | None = None) -> PrunePlan:
         if self.recipe.prune.ratio == 0:
             scores = Scores(units={}, scorer=self.recipe.scorer, fingerprint=self.graph.fingerprint)
+        else:
+            refuse_all_fixed(self.graph, self.recipe.prune)
         if scores is not None and scores.fingerprint != self.graph.fingerprint:
             raise PlanError("the scores were made for another model; score this one")
         return make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)

@@ -10,7 +10,7 @@ import models
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from dnge_compress import compress, load, plan, save
 from dnge_compress.core.errors import BudgetError, RecipeError
@@ -323,6 +323,14 @@ def test_align_keeps_the_multiples_that_other_programs_want() -> None:
         found = plan(model, ratio=0.3, of="units", kinds=["neuron", "head"], align=align, scorer="random", tokens=64)
         assert all(len(c.keep) % multiple == 0 for c in found.cuts if c.space.startswith("ffn"))
         assert align != "tensor_parallel=3" or {len(c.keep) for c in found.cuts if "heads" in c.space} == {3}
+
+
+@pytest.mark.parametrize(("align", "kept"), [("none", 5), ("gguf", 4), ("vllm", 6)])
+def test_align_holds_for_the_columns_that_read_heads(align: str, kept: int) -> None:
+    """8 heads of 64 values: 256 columns are 4 heads, 128 are 2."""
+    config = models.DECODER | {"num_attention_heads": 8, "num_key_value_heads": 8, "head_dim": 64}
+    found = plan(Qwen3ForCausalLM(Qwen3Config(**config)), "prune/heads", ratio=0.36, align=align, **QUICK)
+    assert {len(c.keep) for c in found.cuts} == {kept}
 
 
 def test_align_that_no_width_satisfies_is_one_clear_line() -> None:

@@ -66,7 +66,8 @@ def stages_of(job: Job) -> list[Stage]:
     if job.train is not None:
         found.append(Stage("data", _data_about(job), data))
     if job.prune is not None:
-        cut = f"{job.prune.ratio:.0%} of the {job.prune.of}, {job.prune.allocation}, scorer {job.scorer}"
+        where = f" of {job.prune.within}" if job.prune.within else ""
+        cut = f"{job.prune.ratio:.0%} of the {job.prune.of}{where}, {job.prune.allocation}, scorer {job.scorer}"
         found.append(Stage("prune", cut, prune))
     if job.lora is not None:
         found.append(Stage("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}", place))

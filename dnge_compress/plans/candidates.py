@@ -12,7 +12,7 @@ from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.plans.greedy import cheapest_first
-from dnge_compress.plans.legal_widths import droppable, width_groups
+from dnge_compress.plans.legal_widths import all_fixed, droppable, width_groups
 from dnge_compress.plans.problem import Budget, Candidate, Problem
 from dnge_compress.plans.uniform import of_units, uniform
 from dnge_compress.recipes.schema import Prune
@@ -42,9 +42,7 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
         min_keep=prune.min_keep,
     )
     if not groups and not problem.layers:
-        raise BudgetError(
-            f"nothing of the kinds {', '.join(prune.kinds)} can be removed here: {'; '.join(notes) or 'no such space'}"
-        )
+        raise all_fixed(prune, notes)
     if prune.of == "units":
         chosen, rounded = of_units(problem, prune)
         found, notes = [chosen], notes + rounded

@@ -7,12 +7,12 @@ keys allow few values or none. A group has T *steps*; at step t every space of i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
-from dnge_compress.core.errors import BudgetError, nearest
+from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.types import ALIGNED, ConfigField, ModelGraph, Space
+from dnge_compress.plans.held import held, inside_of, is_protected, lies_elsewhere, refuse_unmatched
 from dnge_compress.recipes.schema import Prune
 
 Block = tuple[str, int]  # a layer space, and which of its units
@@ -45,14 +45,15 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], lis
     for names, fields in _tied(graph, uneven=prune.uneven):
         spaces = [graph.space(n) for n in names]
         kind = spaces[0].kind
-        if not any(s.kind in prune.kinds for s in spaces):
+        if not any(s.kind in prune.kinds for s in spaces) or lies_elsewhere(graph, names, prune):
             continue
         fixed = next((f.fixed for f in fields if f.fixed), "")
         if fixed and not prune.uneven:
             notes.append(f"{kind}s stay: {fixed}")
             continue
-        if any(is_protected(graph, s, prune.protected) for s in spaces):
-            notes.append(_protection(names, prune))
+        reasons = held(graph, names, prune)
+        if reasons:
+            notes += reasons
             continue
         steps = math.gcd(*(s.units for s in spaces))
         legal = tuple(t for t in range(1, steps + 1) if t == steps or _is_legal(t, steps, spaces, fields, prune, graph))
@@ -76,36 +77,23 @@ def droppable(graph: ModelGraph, prune: Prune) -> list[Block]:
         (space.name, i)
         for space in graph.of_kind("layer")
         for i, module in enumerate(space.modules)
-        if i not in space.protected and not _matches(module, prune.protected)
+        if i not in space.protected and not is_protected(module, prune) and module.startswith(inside_of(prune.within))
     ]
 
 
-def _protection(names: Sequence[str], prune: Prune) -> str:
-    some = f"{', '.join(names[:3])}{'…' if len(names) > 3 else ''}"
-    if len(names) == 1 or prune.uneven:
-        return f"{some} stay: protected"
-    return (
-        f"{some} stay: one of them is protected, and the config has one number for the width of all; "
-        "with uneven: true the others can shrink"
+def refuse_all_fixed(graph: ModelGraph, prune: Prune) -> None:
+    """Raise BudgetError where nothing may go under the recipe; it takes no scores to know that."""
+    groups, notes = width_groups(graph, prune)
+    if not groups and not droppable(graph, prune):
+        raise all_fixed(prune, notes)
+
+
+def all_fixed(prune: Prune, notes: Sequence[str]) -> BudgetError:
+    """The error for a recipe under which nothing may go."""
+    where = f"within '{prune.within}'" if prune.within else "here"
+    return BudgetError(
+        f"nothing of the kinds {', '.join(prune.kinds)} can be removed {where}: {'; '.join(notes) or 'no such space'}"
     )
-
-
-def refuse_unmatched(graph: ModelGraph, patterns: Iterable[str]) -> None:
-    """Raise BudgetError for a pattern of protected modules that matches none."""
-    modules = {slot.param.rpartition(".")[0] for slot in graph.slots} | {m for s in graph.spaces for m in s.modules}
-    for pattern in patterns:
-        if not any(_matches(module, (pattern,)) for module in modules):
-            raise BudgetError(f"protected '{pattern}' matches no module of the model; {nearest(pattern, modules)}")
-
-
-def is_protected(graph: ModelGraph, space: Space, patterns: Iterable[str]) -> bool:
-    """Whether a module that reads or writes the space matches one of the patterns."""
-    return any(_matches(slot.param.rpartition(".")[0], patterns) for slot in graph.slots_of(space.name))
-
-
-def _matches(module: str, patterns: Iterable[str]) -> bool:
-    parents = [".".join(module.split(".")[:n]) for n in range(1, module.count(".") + 2)]
-    return any(fnmatch(path, pattern) for path in parents for pattern in patterns)
 
 
 def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigField]]]:
@@ -141,6 +129,8 @@ def _is_legal(
     if any(s.units * t // steps % multiples.get(s.kind, 1) for s in spaces):
         return False
     units = {s.name: s.units * t // steps for s in spaces}
+    if any(columns % prune.columns_multiple for columns in _columns_read(graph, spaces, units)):
+        return False
     if prune.uneven:
         fields = [f for f in fields if f.is_even]
         stacked = {name for names in graph.stacks.values() for name in names}
@@ -148,6 +138,15 @@ def _is_legal(
             return False
     in_steps = all(units[name] % f.step == 0 for f in fields for name in f.spaces)
     return in_steps and all(f.allows(_value(f, t, steps, spaces)) for f in fields)
+
+
+def _columns_read(graph: ModelGraph, spaces: Sequence[Space], units: Mapping[str, int]) -> Iterable[int]:
+    """How many columns the matrices have that read heads, if so many are left of each space."""
+    found: dict[tuple[str, int], int] = {}
+    for space in spaces:
+        for slot in graph.consumers(space.name) if space.kind == "head" else ():
+            found[(slot.param, slot.axis)] = found.get((slot.param, slot.axis), 0) + units[space.name] * slot.width
+    return found.values()
 
 
 def _value(field: ConfigField, t: int, steps: int, spaces: Sequence[Space]) -> float:

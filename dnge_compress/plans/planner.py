@@ -16,6 +16,7 @@ from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import TRACED
 from dnge_compress.graph.types import Scores
 from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
@@ -36,8 +37,11 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
     graph, model = context.graph, context.model
     is_by_macs = recipe.prune.of == "macs"
     prices = macs_per_element(model, graph, context.batches[0]) if is_by_macs else non_embedding_prices(model, graph)
-    budget = Budget.of(model, prices)
+    inside = inside_of(recipe.prune.within)  # a part that is pruned alone is what the ratio counts
+    budget = Budget.of(model, {name: price for name, price in prices.items() if name.startswith(inside)})
     found, notes = candidates(graph, scores, recipe.prune, budget)
+    if inside:
+        notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
     chosen, measured = _best(context, found, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
         notes.append(

@@ -110,8 +110,9 @@ class Problem:
     def unreachable(self, prune: Prune, most: float) -> BudgetError:
         """The error for a ratio above `most`, the largest that can be reached."""
         align = "" if prune.align == "none" else f", align {prune.align}"
+        where = f" of '{prune.within}'" if prune.within else ""
         return BudgetError(
-            f"ratio {prune.ratio:g} can't be reached: at most {most:.3f} of the {prune.of} can go with kinds "
+            f"ratio {prune.ratio:g} can't be reached: at most {most:.3f} of the {prune.of}{where} can go with kinds "
             f"{', '.join(prune.kinds)}{align} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
         )
 

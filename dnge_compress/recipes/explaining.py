@@ -48,6 +48,8 @@ def explain(
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
     if keys[-2:] == ("calibration", "kind") and value in RENAMED_KINDS:
         close = f"did you mean '{RENAMED_KINDS[value]}', which '{value}' is called now?"
+    if keys == ("prune", "of") and kind == "literal_error" and not close.startswith("did"):
+        close = "did you mean prune.within, a part of the model?"
     named = f"'{key}' " if key else ""
     return RecipeError(f"{where}: {named}{what}{shown}{'; ' + close if close.startswith('did') else ''}")
 

@@ -66,13 +66,16 @@ class Prune(RecipeSection):
     of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global"
     (needs `uneven`) lets kinds and layers compete by predicted cost. Widths of neurons and channels are rounded to
     multiples of `round_to`, and to what another program wants by `align`: 256 for "gguf" (blocks of K-quants), 128 for
-    "vllm" (Marlin kernels), N for "tensor_parallel=N", of which heads keep a multiple as well;
-    every space keeps at least the fraction `min_keep` of its units. `protected` holds fnmatch patterns of module paths
-    whose spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
+    "vllm" (Marlin kernels), N for "tensor_parallel=N". Heads keep a multiple of N as well; for the other two, as many
+    as make the columns of the matrix that reads them such a multiple. Every space keeps at least the fraction
+    `min_keep` of its units. `within` is the module path of a part of the model, or the end of one: only what lies
+    wholly inside may go, and `ratio` counts that part alone. `protected` holds fnmatch patterns of module paths whose
+    spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
     """
 
     ratio: Real = Field(default=0.2, ge=0, lt=1)
     of: Literal["parameters", "units", "macs"] = "parameters"
+    within: str = ""
     kinds: Annotated[tuple[CutKind, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "neuron",
         "head",
@@ -89,8 +92,12 @@ class Prune(RecipeSection):
     @property
     def width_multiple(self) -> int:
         """What widths of neurons and channels are multiples of."""
-        wanted = {"none": 1, "gguf": 256, "vllm": 128}
-        return math.lcm(self.round_to, wanted.get(self.align, self.shards))
+        return math.lcm(self.round_to, self.columns_multiple, self.shards)
+
+    @property
+    def columns_multiple(self) -> int:
+        """What the number of columns of every matrix that reads a cut space is a multiple of."""
+        return {"gguf": 256, "vllm": 128}.get(self.align, 1)
 
     @property
     def shards(self) -> int:
