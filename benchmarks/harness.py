@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,36 @@ from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.candidates import candidates
 from dnge_compress.plans.planner import make_plan
 from dnge_compress.plans.problem import Budget
-from dnge_compress.plans.trial import repair_values
+from dnge_compress.plans.trial import best_repair, repair_values
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.inference import Inputs, inference_mode_of, writes_text
+from dnge_compress.signals.sampled_text import sample_batches
 from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.repair import apply_repair
 
 Judge = Callable[[nn.Module], float]
+DEFAULT = "default"  # the repair that `compress` makes, in place of one named in a recipe
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def plain_inputs(model: Any, settings: Calibration, example: Inputs | None) -> list[Inputs]:
+    """What release 0.1 calibrated on: text from the config's start token, or from token 0, 64 tokens long; words of
+    English; painted images that know nothing of batch norms."""
+    if not writes_text(model):
+        kind = "words" if type(model).__name__.endswith("ForMaskedLM") else "auto"
+        return synthesize(model, settings.model_copy(update={"kind": kind}), example)
+    start = model.config.bos_token_id
+    start = start if isinstance(start, int) and start < model.config.vocab_size else 0
+    generator = torch.Generator().manual_seed(settings.seed)
+    rows = settings.tokens // settings.length
+    with inference_mode_of(model):
+        texts = sample_batches(model, [[start]] * rows, settings.length, 64, generator)
+        return [{"input_ids": part} for ids in texts for part in ids.split(32)]
 
 
 @dataclass
@@ -46,20 +65,27 @@ class Source:
     data: Iterable | None = None
     seed: int = 0
     tokens: int = 16384
+    example: Inputs | None = None  # of a plain module
+    is_plain: bool = False  # calibrated as release 0.1 did it: on words or painted images as they are, 64 tokens long
     scores: dict[str, Scores] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        graph = build_graph(self.model)
+        settings = Calibration(tokens=self.tokens, seed=self.seed)
         self.context = ScoringContext(
-            graph=graph,
+            graph=build_graph(self.model, self.example),
             model=self.model,
-            calibration=Calibration(tokens=self.tokens, seed=self.seed),
+            calibration=settings,
             data=None if self.data is None else tuple(checked_data(self.data, self.model)),
+            example_inputs=self.example,
         )
+        if self.is_plain:
+            inputs = plain_inputs(self.model, settings, self.example)
+            self.context = replace(self.context, data=tuple(inputs))
 
     def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:
         """A pruned copy of the model; the split over kinds is measured, as `compress` does it for every scorer."""
-        settings = resolve(recipe, {"ratio": ratio, "compensate": compensate, "scorer": scorer})
+        method = "lstsq" if compensate == DEFAULT else compensate
+        settings = resolve(recipe, {"ratio": ratio, "compensate": method, "scorer": scorer})
         return self._cut(make_plan(self.context, self._scored(scorer), settings).cuts, compensate)
 
     def prune_by_costs(self, scorer: str, recipe: str, ratio: float) -> nn.Module:
@@ -77,7 +103,10 @@ class Source:
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
         applied, small = AppliedCuts(self.context.graph, tuple(cuts)), copy.deepcopy(self.model)
         with torch.no_grad():
-            values = repair_values(self.context, applied, Repair(compensate=compensate))
+            if compensate == DEFAULT:
+                values = best_repair(self.context, applied, Repair()).values
+            else:
+                values = repair_values(self.context, applied, Repair(compensate=compensate))
             cut(small, applied)
             apply_repair(small, applied, values)
         return small

@@ -42,7 +42,7 @@ def test_the_seed_decides_what_is_written() -> None:
 @torch.no_grad()
 def test_the_cache_of_keys_and_values_changes_nothing() -> None:
     model = make("llama").double()  # in double precision no rounding decides between two tokens
-    (cached,) = sample_batches(model, 3, 10, 3, torch.Generator().manual_seed(5))
+    (cached,) = sample_batches(model, 3 * [[model.config.bos_token_id]], 10, 3, torch.Generator().manual_seed(5))
     generator, ids = torch.Generator().manual_seed(5), torch.full((3, 1), model.config.bos_token_id)
     for _ in range(9):
         p = model(input_ids=ids).logits[:, -1].float().softmax(-1)

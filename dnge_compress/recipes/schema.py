@@ -27,6 +27,11 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, (list, set, frozenset)) else value
 
 
+def _one_or_several(value: Any) -> Any:
+    """A text stands for a list of one: prompts may hold commas."""
+    return (value,) if isinstance(value, str) else as_tuple(value)
+
+
 Whole = Annotated[int, BeforeValidator(_reject_bool)]
 Real = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
 
@@ -41,16 +46,18 @@ class RecipeSection(BaseModel):
 class Calibration(RecipeSection):
     """The synthetic inputs on which a model is calibrated where no data is given.
 
-    `kind` "auto" picks "sampled", text from the model itself, for causal language models, "words", words of English
-    with a topic, for other text models, and "images", painted shapes, for vision models. `tokens` counts over all
-    inputs, `length` is tokens per sequence; an image counts as many tokens as it has patches, and at least 64 images
-    are used.
+    `kind` "auto" picks "sampled", text from the model itself, for causal and masked language models, "words", words of
+    English with a topic, for other text models, and "images", painted shapes, for vision models. `tokens` counts over
+    all inputs, `length` is tokens per sequence (causal language models write half of the tokens in texts four times as
+    long); an image counts as many tokens as it has patches, and at least 64 images are used. Causal language models
+    begin their texts with `prompts`, in turn, if any are given.
     """
 
     kind: Literal["auto", "sampled", "words", "images"] = "auto"
     tokens: Whole = Field(default=16384, ge=64)
     length: Whole = Field(default=64, ge=2)
     seed: Whole = Field(default=0, ge=0)
+    prompts: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = ()
 
     @model_validator(mode="after")
     def _one_sequence_fits(self) -> Calibration:

@@ -1,8 +1,9 @@
 """Calibration inputs for a model whose user gives no data.
 
-Causal language models are calibrated on text sampled from themselves, encoders on random words that have a topic
-(synthetic_text.py), vision models on random pictures of shapes that hide one another (synthetic_images.py). Everything
-is seeded and the model is left as it was.
+Language models are calibrated on text that they write themselves (sampled_text.py, masked_text.py), other encoders on
+random words that have a topic (synthetic_text.py), vision models on random pictures of shapes that hide one another
+(synthetic_images.py), moved towards what their batch norms have seen (batch_norms.py). Everything is seeded and the
+model is left as it was.
 """
 
 from __future__ import annotations
@@ -17,14 +18,18 @@ from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.batch_norms import batch_norms, matched
+from dnge_compress.signals.beginnings import beginnings
 from dnge_compress.signals.inference import Inputs, device_of, inference_mode_of, writes_text
 from dnge_compress.signals.made_inputs import DECODED, inputs_like, texts_with_targets
+from dnge_compress.signals.masked_text import fill_batches
 from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.synthetic_images import random_images
-from dnge_compress.signals.synthetic_text import topical_texts
+from dnge_compress.signals.synthetic_text import LENGTHS, topical_texts
+from dnge_compress.signals.vocabulary import vocabulary_of
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
+LONGER = 4  # times as long as others are half of the tokens
 TARGET_TOKENS = 24  # that a decoder writes for each source text
 ORDINARY = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
 
@@ -90,7 +95,12 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
         return "images" if hasattr(config, "num_channels") else "like"
     if model.main_input_name != "input_ids" or not _has_token_table(model):
         return "like"
-    return "sampled" if writes_text(model) else "words"
+    return "sampled" if writes_text(model) or _mask_of(model) is not None else "words"
+
+
+def _mask_of(model: Any) -> int | None:
+    """The mask token of a masked language model; None for another model, or where no tokenizer tells it."""
+    return vocabulary_of(model).mask if type(model).__name__.endswith("ForMaskedLM") else None
 
 
 def _has_token_table(model: Any) -> bool:
@@ -108,19 +118,40 @@ def _writes(model: Any) -> bool:
 
 
 def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
-    length = text_length(model, settings.length)
-    rows = max(1, round(settings.tokens / length))
+    if not writes_text(model):
+        return _filled_masks(model, settings, generator)
+    starts = beginnings(model, generator, settings.prompts)
     batches: list[Inputs] = []
-    for ids in sample_batches(model, rows, length, max(1, 2 * BATCH_TOKENS // length), generator):
-        batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
-    return batches
+    # Short texts are many, and different; long ones show what comes late.
+    for length in (text_length(model, settings.length), text_length(model, LONGER * settings.length)):
+        rows = max(1, round(settings.tokens / 2 / length))
+        begun = [starts[i % len(starts)] for i in range(rows)]
+        for ids in sample_batches(model, begun, length, max(1, 2 * BATCH_TOKENS // length), generator):
+            batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
+    vocabulary, mask = vocabulary_of(model), _mask_of(model)
+    assert mask is not None
+    longest, batches = _longest(model, settings), []
+    for share in LENGTHS:
+        length = max(4, round(share * longest))
+        rows = max(1, round(settings.tokens / len(LENGTHS) / length))
+        frame = (vocabulary.before, vocabulary.after)
+        for ids in fill_batches(model, rows, length, max(1, BATCH_TOKENS // length), frame, mask, generator):
+            batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _longest(model: Any, settings: Calibration) -> int:
+    limit = getattr(model.config, "max_position_embeddings", settings.length)
+    return min(settings.length, limit - 2 if model.config.model_type == "roberta" else limit)
 
 
 def _topical_words(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
-    config, device = model.config, device_of(model)
-    limit = getattr(config, "max_position_embeddings", settings.length)
-    longest = min(settings.length, limit - 2 if config.model_type == "roberta" else limit)
-    texts = topical_texts(model, settings.tokens, longest, BATCH_TOKENS, generator)
+    device = device_of(model)
+    texts = topical_texts(model, settings.tokens, _longest(model, settings), BATCH_TOKENS, generator)
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 

@@ -12,19 +12,20 @@ from torch import Tensor
 from dnge_compress.signals.inference import Inputs, examples_in, first_examples
 
 MASK = "attention_mask"
+NUMBERS_PER_POSITION = 48  # of images and the like: a small patch in three colours
 
 
 def joined(batches: Sequence[Inputs], positions: int | None = None) -> Inputs:
     """One batch of all examples, or of so many that about `positions` are read at most: taken evenly.
 
-    Texts with a mask are padded to the longest; without one, those of the most frequent length are taken.
+    Texts with a mask are padded to the longest; of other inputs, those of the shape that has most positions are taken.
     """
     if positions is not None:
         batches = _thinned(batches, positions)
     groups: dict[Any, list[Inputs]] = {}
     for batch in batches:
         groups.setdefault(_shapes(batch), []).append(batch)
-    group = max(groups.values(), key=lambda found: sum(map(examples_in, found)))
+    group = max(groups.values(), key=lambda found: (sum(map(_positions, found)), _positions(found[0])))
     named = [_named(batch) for batch in group]
     if _is_padded(named[0]):
         longest = max(tensors[MASK].shape[1] for tensors in named)
@@ -67,4 +68,4 @@ def _thinned(batches: Sequence[Inputs], positions: int) -> list[Inputs]:
 
 
 def _positions(batch: Inputs) -> int:
-    return max(t.numel() for t in _named(batch).values())
+    return max(t.numel() // (NUMBERS_PER_POSITION if t.is_floating_point() else 1) for t in _named(batch).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,29 +18,31 @@ def text_length(model: Any, length: int) -> int:
 
 
 def sample_batches(
-    model: Any, rows: int, length: int, rows_at_once: int, generator: torch.Generator
+    model: Any, starts: Sequence[Sequence[int]], length: int, rows_at_once: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Batches of token ids `[rows, length]` sampled from the model itself at temperature 1, after its start-of-text
-    token. The model should be in inference mode."""
-    config, device = model.config, device_of(model)
-    start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-    if isinstance(start, list):
-        start = start[0]
-    if start is None or not 0 <= start < config.vocab_size:
-        start = 0
+    """Batches of token ids `[rows, length]` sampled from the model itself at temperature 1, one row after each of
+    `starts`; starts of equal length share a batch. The model should be in inference mode."""
+    for size in sorted({len(start) for start in starts}):
+        given = torch.tensor([start for start in starts if len(start) == size])
+        for part in given.split(rows_at_once):
+            yield continued(model, part.to(device_of(model)), length, generator)[0]
+
+
+def continued(model: Any, ids: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Token ids `[N, length]` that go on after `ids`, and what each sampled one cost in nats `[N, sampled]`."""
     name = cache_name(model)
-    for first in range(0, rows, rows_at_once):
-        ids = torch.full((min(rows_at_once, rows - first), 1), start, device=device)
-        cache, token = None, ids
-        with torch.no_grad():
-            for _ in range(length - 1):
-                out = model(input_ids=token, use_cache=True, **{name: cache})
-                cache = getattr(out, name, None)
-                p = out.logits[:, -1].float().softmax(-1).cpu()
-                token = torch.multinomial(p, 1, generator=generator).to(device)
-                ids = torch.cat([ids, token], 1)
-                token = token if cache is not None else ids  # a model without memory reads it all again
-        yield ids
+    ids, cache, token, costs = ids[:, :length], None, ids[:, :length], [torch.zeros(len(ids), 0)]
+    with torch.no_grad():
+        while ids.shape[1] < length:
+            out = model(input_ids=token, use_cache=True, **{name: cache})
+            cache = getattr(out, name, None)
+            logs = out.logits[:, -1].float().log_softmax(-1).cpu()
+            token = torch.multinomial(logs.exp(), 1, generator=generator)
+            costs.append(-logs.gather(1, token))
+            token = token.to(ids.device)
+            ids = torch.cat([ids, token], 1)
+            token = token if cache is not None else ids  # a model without memory reads it all again
+    return ids, torch.cat(costs, 1)
 
 
 def cache_name(model: Any) -> str:

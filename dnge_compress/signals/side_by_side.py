@@ -36,6 +36,7 @@ from dnge_compress.signals.obs import factor
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
+LEAST_WIDTH = 320  # features at a consumer: with fewer, what lies between consumers counts as well
 ROWS_PER_FEATURE = 16  # of a convolution's patches
 ADDS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__hash__", "__len__"}
@@ -53,8 +54,9 @@ class SideBySide:
         told apart."""
         if not self.consumers or self.applied.graph.stacks:
             return dict(self.values)
-        widest = max(c.weight.shape[1] for c in self.consumers.values())
-        batch = joined(batches, MOST_NUMBERS // (2 * widest))
+        # Of a convolution's patches a sample is taken, so that they don't count here.
+        widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVOLUTIONS)]
+        batch = joined(batches, MOST_NUMBERS // (2 * max([LEAST_WIDTH, *widths])))
         run = _Run(self.consumers, self.applied.graph, attended(batch))
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:

@@ -2,12 +2,14 @@
 
 Where the word list covers a vocabulary, words come as often as in prose. The less of it the list covers, the more
 places are taken by entries of the whole vocabulary whose embeddings in the model itself point the way of a random
-centre's, as the content words of a text do: a repair must know every token it may meet. The tokenizer's own frame
-stands around, and lengths vary.
+centre's, as the content words of a text do, and the more texts are drawn otherwise: from the tokenizer's own words by
+rank, with marks and numbers. A repair must know every token it may meet. The tokenizer's own frame stands around, and
+lengths vary.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -18,24 +20,29 @@ from torch import Tensor
 from dnge_compress.signals.vocabulary import Vocabulary, vocabulary_of
 
 LENGTHS = (1.0, 0.5, 0.25)  # of the longest, with equal numbers of tokens
+MOST_BY_RANK = 0.5  # of the texts
 TOPIC_WORDS = 32  # effective number of entries that a sequence's topic draws from
 
 
 def topical_texts(model: Any, tokens: int, longest: int, batch_tokens: int, generator: torch.Generator) -> list[Tensor]:
     """Batches of token ids `[rows, length]` with about `tokens` tokens altogether, in random order, on the CPU."""
     vocabulary = vocabulary_of(model)
-    embedding = model.get_input_embeddings().weight.detach().float().cpu()[vocabulary.entries]
-    directions = nnf.normalize(embedding - embedding.mean(0), dim=1) if len(embedding) else embedding
+    embedding = model.get_input_embeddings().weight.detach().float().cpu()
     frame = [torch.tensor(part).long() for part in (vocabulary.before, vocabulary.after)]
     batches: list[Tensor] = []
-    for share in LENGTHS:
+    by_rank = min(MOST_BY_RANK, 1 - vocabulary.coverage) if vocabulary.ranked else 0.0
+    sources = [(vocabulary, 1 - by_rank), (vocabulary.ranked, by_rank)]
+    for share, (source, part) in itertools.product(LENGTHS, sources):
+        if source is None or not part:
+            continue
+        directions = embedding[source.entries]
+        directions = nnf.normalize(directions - directions.mean(0), dim=1) if len(directions) else directions
         length = max(4, round(longest * share)) - len(vocabulary.before) - len(vocabulary.after)
-        rows = max(1, round(tokens / len(LENGTHS) / length))
+        rows = max(1, round(part * tokens / len(LENGTHS) / length))
         step = max(1, batch_tokens // length)
         for first in range(0, rows, step):
-            count = min(step, rows - first)
-            ids = _texts(vocabulary, directions, count, length, generator)
-            batches.append(torch.cat([frame[0].expand(count, -1), ids, frame[1].expand(count, -1)], 1))
+            ids = _texts(source, directions, min(step, rows - first), length, generator)
+            batches.append(torch.cat([frame[0].expand(len(ids), -1), ids, frame[1].expand(len(ids), -1)], 1))
     order = torch.randperm(len(batches), generator=generator).tolist()
     return [batches[i] for i in order]
 

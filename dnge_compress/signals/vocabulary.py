@@ -1,4 +1,5 @@
-"""What the tokenizer beside a model tells: how a text is framed, and which tokens spell each word of English.
+"""What the tokenizer beside a model tells: how a text is framed, which tokens spell each word of English, and which of
+its own entries are frequent.
 
 `words.tsv` holds the 8,000 most frequent words and marks of English prose with their counts per million
 (`dev/word_list.py` counts them).
@@ -6,7 +7,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,19 @@ from transformers import AutoTokenizer
 WORDS = Path(__file__).with_name("words.tsv")
 BARE_COVERAGE = 1 / 3  # where nothing is known of words
 MOST_UNKNOWN = 0.05  # share of words that a tokenizer may not know before it counts as one of something else
+UNIFORM, MARKS, NUMBERS = 1 / 3, 0.1, 0.1  # shares of what is drawn by rank
+ZIPF_SHIFT = 2.7  # Mandelbrot's, for English
+DAYS, YEARS = range(1, 32), range(1800, 2026)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
     """What texts are made of: token ids of each known word `[N]` and frequencies `[N]`; ids of all entries that are
-    words or parts of words `[E]`, and the share of them that the known words use; the frame around a text."""
+    words or parts of words `[E]`, and the share of them that the known words use; the frame around a text; the mask.
+
+    `ranked` is another vocabulary for half of the texts, if the tokenizer gives one: its own words as often as their
+    rank says (tokenizers number what is frequent first), with marks and numbers.
+    """
 
     spellings: tuple[tuple[int, ...], ...]
     frequencies: Tensor
@@ -31,50 +39,127 @@ class Vocabulary:
     coverage: float
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    mask: int | None = None
+    ranked: Vocabulary | None = None
 
 
 def vocabulary_of(model: Any) -> Vocabulary:
-    """English words in the tokens of a text model; without a tokenizer, its bare token ids, all equally frequent."""
-    size = model.get_input_embeddings().weight.shape[0]
-    found = _english(model.name_or_path or "", size)
-    return found or Vocabulary(
+    """What a text model's tokenizer knows; without one, its bare token ids, all equally frequent."""
+    return _vocabulary(model.name_or_path or "", model.get_input_embeddings().weight.shape[0])
+
+
+@lru_cache(maxsize=8)
+def _vocabulary(path: str, size: int) -> Vocabulary:
+    bare = Vocabulary(
         spellings=tuple((i,) for i in range(size)),
         frequencies=torch.ones(size),
         entries=torch.arange(size),
         coverage=BARE_COVERAGE,
     )
+    tokenizer = tokenizer_of(path)
+    if tokenizer is None:
+        return bare
+    frame = tokenizer("").input_ids
+    half = (len(frame) + 1) // 2
+    found = _english(tokenizer, size) or _ordinary(tokenizer, size) or bare
+    return replace(
+        found,
+        before=tuple(frame[:half]),
+        after=tuple(frame[half:]),
+        mask=tokenizer.mask_token_id,
+        ranked=_by_rank(tokenizer, size),
+    )
 
 
 @lru_cache(maxsize=8)
-def _english(path: str, size: int) -> Vocabulary | None:
+def tokenizer_of(path: str) -> Any | None:
+    """The tokenizer that lies beside a model; None for a model made from a config, or a folder with weights alone."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True) if path else None
-    except (OSError, ValueError, KeyError):  # a model made from a config, or a folder with weights alone
+        return AutoTokenizer.from_pretrained(path, local_files_only=True) if path else None
+    except (OSError, ValueError, KeyError):
         return None
-    if tokenizer is None:
-        return None
-    lines = [line.split("\t") for line in WORDS.read_text(encoding="utf-8").splitlines()]
-    texts = [f" {word}" if word[0].isalnum() else word for word, _ in lines]
-    spellings = tokenizer(texts, add_special_tokens=False).input_ids
-    unknown = tokenizer.unk_token_id
-    legal = [bool(s) and unknown not in s and max(s) < size for s in spellings]
+
+
+def _english(tokenizer: Any, size: int) -> Vocabulary | None:
+    """English words and their tokens; None for a tokenizer of something else."""
+    words = _words()
+    spellings, legal = _spelled(tokenizer, list(words), size)
     if sum(legal) < (1 - MOST_UNKNOWN) * len(legal):
         return None
-    kept = [(tuple(s), float(n)) for s, (_, n), ok in zip(spellings, lines, legal, strict=True) if ok]
+    kept = [(s, n) for s, n, ok in zip(spellings, words.values(), legal, strict=True) if ok]
     special = set(tokenizer.all_special_ids)
     entries = sorted(i for t, i in tokenizer.get_vocab().items() if i < size and i not in special and _is_word(t))
     used = {i for s, _ in kept for i in s}
-    coverage = sum(i in used for i in entries) / len(entries) if entries else 1.0
-    frame = tokenizer("").input_ids
-    half = (len(frame) + 1) // 2
     return Vocabulary(
         spellings=tuple(s for s, _ in kept),
         frequencies=torch.tensor([n for _, n in kept]),
         entries=torch.tensor(entries, dtype=torch.long),
-        coverage=coverage,
-        before=tuple(frame[:half]),
-        after=tuple(frame[half:]),
+        coverage=sum(i in used for i in entries) / len(entries) if entries else 1.0,
     )
+
+
+def _ordinary(tokenizer: Any, size: int) -> Vocabulary | None:
+    """All entries but the special ones, equally frequent: a notation of which nothing is known."""
+    special = set(tokenizer.all_special_ids)
+    entries = sorted(i for i in tokenizer.get_vocab().values() if i < size and i not in special)
+    if not entries:
+        return None
+    return Vocabulary(
+        spellings=tuple((i,) for i in entries),
+        frequencies=torch.ones(len(entries)),
+        entries=torch.tensor(entries),
+        coverage=BARE_COVERAGE,
+    )
+
+
+def _by_rank(tokenizer: Any, size: int) -> Vocabulary | None:
+    """A tokenizer's whole words by rank, a part of them uniformly, with marks and numbers; None where it has none."""
+    special = set(tokenizer.all_special_ids)
+    starts = _starts_of_words(tokenizer.get_vocab())
+    entries = sorted(i for t, i in starts.items() if i < size and i not in special and _is_word(t))
+    if not entries:
+        return None
+    zipf = 1 / (torch.arange(len(entries)) + ZIPF_SHIFT)
+    parts: list[tuple[tuple[tuple[int, ...], ...], Tensor]] = []
+    parts.append((tuple((i,) for i in entries), (1 - UNIFORM) * zipf / zipf.sum() + UNIFORM / len(entries)))
+    marks = {word: n for word, n in _words().items() if not word.strip()[0].isalnum()}
+    numbers = dict.fromkeys(map(str, (*DAYS, *YEARS)), 1.0)
+    shares = [1.0]
+    for texts, share in ((marks, MARKS), (numbers, NUMBERS)):
+        spellings, legal = _spelled(tokenizer, list(texts), size)
+        kept = [(s, n) for s, n, ok in zip(spellings, texts.values(), legal, strict=True) if ok]
+        if kept:
+            counts = torch.tensor([n for _, n in kept])
+            parts.append((tuple(s for s, _ in kept), counts / counts.sum()))
+            shares.append(share)
+    shares[0] -= sum(shares[1:])
+    return Vocabulary(
+        spellings=tuple(s for spellings, _ in parts for s in spellings),
+        frequencies=torch.cat([share * weights for share, (_, weights) in zip(shares, parts, strict=True)]),
+        entries=torch.tensor(entries),
+        coverage=1.0,
+    )
+
+
+@lru_cache(maxsize=1)
+def _words() -> dict[str, float]:
+    """How often words and marks occur; words with the space before them."""
+    lines = [line.split("\t") for line in WORDS.read_text(encoding="utf-8").splitlines()]
+    return {f" {word}" if word[0].isalnum() else word: float(n) for word, n in lines}
+
+
+def _spelled(tokenizer: Any, texts: list[str], size: int) -> tuple[list[tuple[int, ...]], list[bool]]:
+    """The tokens of each text, and whether the model knows all of them."""
+    spellings = [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
+    unknown = tokenizer.unk_token_id
+    return spellings, [bool(s) and unknown not in s and max(s) < size for s in spellings]
+
+
+def _starts_of_words(vocabulary: dict[str, int]) -> dict[str, int]:
+    """Entries that begin a word: with a sign for the space before it where the tokenizer has one, else without one for
+    what goes on."""
+    marked = {t: i for t, i in vocabulary.items() if t.startswith(("Ġ", "▁"))}
+    return marked or {t: i for t, i in vocabulary.items() if not t.startswith("##")}
 
 
 def _is_word(token: str) -> bool:

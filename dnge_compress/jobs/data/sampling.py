@@ -10,6 +10,7 @@ from torch import nn
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.signals.beginnings import beginnings
 from dnge_compress.signals.inference import device_of, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import cache_name, sample_batches, text_length
 
@@ -21,7 +22,7 @@ ROWS_AT_ONCE = (8, 256)  # at least and at most
 
 def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress: Progress = silent) -> list[list[int]]:
     """At least `tokens` tokens in rows of `length` (or as many as the model has positions for), sampled at temperature
-    1 after its start-of-text token. The same seed gives the same rows; the model is left as it was.
+    1 after what its texts begin with. The same seed gives the same rows; the model is left as it was.
 
     `progress` gets ("write", rows done, rows in all). Raises DataError for a model that can't write.
 
@@ -33,7 +34,9 @@ def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress:
         total = math.ceil(tokens / length)
         generator = torch.Generator().manual_seed(seed)
         rows: list[list[int]] = []
-        for ids in sample_batches(model, total, length, _rows_at_once(model, length), generator):
+        starts = beginnings(model, generator)
+        begun = [starts[i % len(starts)] for i in range(total)]
+        for ids in sample_batches(model, begun, length, _rows_at_once(model, length), generator):
             rows += ids.tolist()
             progress("write", len(rows), total)
     return rows

@@ -1,0 +1,150 @@
+"""Networks that nobody here trained: an equal share of the feed-forward neurons or channels of every layer goes.
+
+    python benchmarks/independent.py [--only MiniLM,ResNet] [--seeds 3]     # two hours of a core; can be stopped
+
+Measure: KL divergence from the whole network's answers on real inputs that nothing was calibrated on, in nats (for
+MiniLM, which has no classes, half the squared error over the variance; its cosine is in results/minilm.md). Rivals have
+256 real samples. Their repair is the one-shot ridge refit on real moments, as GRAIL does it, ours is the default's.
+Writes results/independent.{md,json}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from harness import Source, Table, markdown
+from scipy.stats import binomtest
+from strangers import STRANGERS, Stranger
+from torch import nn
+from transformers import logging
+
+from dnge_compress.signals.divergence import divergence, outputs_of
+from dnge_compress.signals.inference import has_logits, inference_mode_of
+
+RATIOS = (0.125, 0.25, 0.375, 0.5)
+OURS = "default"
+FREE = (("encoder", OURS), ("obs", OURS), ("magnitude", OURS), ("magnitude", "lstsq"), ("magnitude", "none"))
+REAL = (
+    ("encoder", OURS),
+    ("flap", "bias"),
+    ("flap", "lstsq"),
+    ("fisher", "lstsq"),
+    ("magnitude", "lstsq"),
+    ("wanda", "lstsq"),
+)
+BEFORE = ("encoder", "lstsq")  # the default of the release before, on its calibration inputs
+DATA = {"synthetic": "none", "real": "256 real", "before": "none, as 0.1 made them"}
+
+
+def main() -> None:
+    """Run all arms on all strangers, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="parts of names, with commas between")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    table = Table("independent", "Networks by others: KL divergence on real inputs, in nats", RATIOS)
+    for name, open_it in STRANGERS.items():
+        if any(part in name for part in options.only.split(",")):
+            measure(table, name, open_it, options.seeds)
+    table.notes += [*summary(table)]
+    table.write(("network", "selection", "repair", "data"))
+
+
+def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int) -> None:
+    """All arms on one stranger that are not measured yet."""
+    wanted = [(n, s, r, DATA[d]) for n in (name,) for d, arms in _arms().items() for s, r in arms]
+    if all(table.has(wanted, seed) for seed in range(seeds)):
+        return
+    stranger = open_it()
+    judge = judged_by(stranger)
+    for seed in range(seeds):
+        sources: dict[str, Callable[[], Source]] = {
+            "synthetic": partial(Source, stranger.model, seed=seed, example=stranger.example),
+            "real": lambda seed=seed: Source(
+                stranger.model, data=stranger.real(seed), seed=seed, example=stranger.example
+            ),
+            "before": partial(Source, stranger.model, seed=seed, example=stranger.example, is_plain=True),
+        }
+        for kind, arms in _arms().items():
+            keys = [(name, *arm, DATA[kind]) for arm in arms]
+            if table.has(keys, seed):
+                continue
+            source = sources[kind]()
+            for key, (scorer, repair) in zip(keys, arms, strict=True):
+                table.measure(key, partial(source.prune, scorer, repair, "prune/neurons"), judge, seed)
+
+
+def _arms() -> dict[str, Iterable[tuple[str, str]]]:
+    return {"synthetic": FREE, "real": REAL, "before": (BEFORE,)}
+
+
+def judged_by(stranger: Stranger) -> Callable[[nn.Module], float]:
+    """Mean divergence from the whole network's answers."""
+    logits = has_logits(stranger.model)
+    with torch.no_grad(), inference_mode_of(stranger.model):
+        wanted = [outputs_of(stranger.model, batch) for batch in stranger.judged]
+
+    def judge(small: nn.Module) -> float:
+        with torch.no_grad(), inference_mode_of(small):
+            found = [
+                (float(divergence(outputs_of(small, batch), answer, logits)), len(answer))
+                for batch, answer in zip(stranger.judged, wanted, strict=True)
+            ]
+        return sum(d * n for d, n in found) / sum(n for _, n in found)
+
+    return judge
+
+
+def summary(table: Table) -> list[str]:
+    """How much of the gap to real samples is closed, and how often who is better."""
+    logs: dict[tuple[str, ...], list[float]] = {
+        key: [math.log(max(statistics.mean(row[i] for row in rows.values()), 1e-9)) for i in range(len(RATIOS))]
+        for key, rows in table.rows.items()
+    }
+    names = [n for n in STRANGERS if all((n, *arm, DATA[d]) in logs for d, arms in _arms().items() for arm in arms)]
+
+    def of(name: str, arm: tuple[str, str], kind: str) -> list[float]:
+        return logs[(name, *arm, DATA[kind])]
+
+    ours, lines = (
+        ("encoder", OURS),
+        ["Share of the gap closed, in log damage: (before − now) / (before − 256 real samples, today's default)."],
+    )
+    rows = []
+    for name in names:
+        before, now, real = of(name, BEFORE, "before"), of(name, ours, "synthetic"), of(name, ours, "real")
+        cells = [f"{(b - n) / (b - r):.0%}" if b - r > 0.02 else "–" for b, n, r in zip(before, now, real, strict=True)]
+        gap, closed = (
+            sum(b - r for b, r in zip(before, real, strict=True)),
+            sum(b - n for b, n in zip(before, now, strict=True)),
+        )
+        rows.append([name, *cells, f"{closed / gap:.0%}" if gap > 0.05 else "–"])
+    lines += ["", *markdown(["network", *(f"{r:.1%}" for r in RATIOS), "all"], rows), ""]
+    for kind, rivals in (
+        ("synthetic", [(a, "real") for a in REAL if a != ours] + [(a, "synthetic") for a in FREE[1:]]),
+        ("real", [(a, "real") for a in REAL if a != ours]),
+    ):
+        for rival, with_what in rivals:
+            pairs = [(a, b) for n in names for a, b in zip(of(n, ours, kind), of(n, rival, with_what), strict=True)]
+            wins = sum(a < b for a, b in pairs)
+            if not pairs:
+                continue
+            mean = statistics.mean(a - b for a, b in pairs)
+            sure = binomtest(wins, len(pairs)).pvalue
+            lines.append(
+                f"- default, {DATA[kind]} data, against {rival[0]} + {rival[1]}, {DATA[with_what]} data: better in "
+                f"{wins} of {len(pairs)} cells (sign test p = {sure:.2g}), {mean:+.2f} log damage"
+            )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

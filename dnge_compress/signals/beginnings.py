@@ -1,0 +1,96 @@
+"""How the texts begin that a causal language model was trained on, as token ids.
+
+A declared start token is believed, and beside it the chat template's opening of a user's turn, so that a chat model
+asks its questions itself. A checkpoint whose config names no token of its vocabulary may still begin every text with
+control tokens: of those that the tokenizer knows, the half is taken after which the model is surer of what it writes.
+Without any, texts begin with a token from the middle of what it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnge_compress.core.errors import DataError
+from dnge_compress.signals.inference import device_of
+from dnge_compress.signals.sampled_text import continued
+from dnge_compress.signals.vocabulary import tokenizer_of
+
+Beginning = tuple[int, ...]
+
+TRIED = 64  # control tokens at most
+TEXTS, TOKENS = 8, 48  # that are written after each
+REPETITIVE = 0.1  # of the median entropy: with less, a text is a loop
+UNWRITTEN = ("pad_token_id", "unk_token_id", "mask_token_id")  # what no text begins with
+PLACEHOLDER = "placeholder"
+
+
+def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = ()) -> list[Beginning]:
+    """What texts begin with, each as often as the others. The model should be in inference mode.
+
+    Raises DataError for prompts where the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model.name_or_path or "")
+    if prompts:
+        if tokenizer is None:
+            raise DataError("calibration.prompts are texts, and the model has no tokenizer; leave them out")
+        return [tuple(tokenizer(prompt).input_ids) for prompt in prompts]
+    size = model.config.get_text_config().vocab_size
+    declared = _declared(model, size)
+    if declared is not None:
+        chat = _users_turn(tokenizer, size)
+        return [(declared,), chat] if chat else [(declared,)]
+    controls = _control_tokens(tokenizer, size)
+    if controls:
+        return _surest(model, controls, generator)
+    return _from_the_middle(model, generator)
+
+
+def _declared(model: Any, size: int) -> int | None:
+    """The start token that the config names, or the end token where there is none (GPT-2 has one for both)."""
+    config = model.config
+    for token in (config.bos_token_id, config.eos_token_id):
+        first = token[0] if isinstance(token, list) and token else token
+        if isinstance(first, int) and 0 <= first < size:
+            return first
+    return None
+
+
+def _users_turn(tokenizer: Any, size: int) -> Beginning | None:
+    """What a chat template puts before a user's words."""
+    if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        return None
+    text = tokenizer.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], tokenize=False)
+    before, found, _ = text.partition(PLACEHOLDER)
+    ids = tuple(tokenizer(before, add_special_tokens=False).input_ids) if found else ()
+    return ids if ids and max(ids) < size else None
+
+
+def _control_tokens(tokenizer: Any, size: int) -> list[int]:
+    """Special tokens, and entries that look like them."""
+    if tokenizer is None:
+        return []
+    unwritten = {getattr(tokenizer, name, None) for name in UNWRITTEN}
+    named = {i for t, i in tokenizer.get_vocab().items() if len(t) > 2 and (t[0] + t[-1]) in ("[]", "<>")}
+    return sorted(i for i in {*named, *tokenizer.all_special_ids} - unwritten if i < size)[:TRIED]
+
+
+def _surest(model: Any, controls: Sequence[int], generator: torch.Generator) -> list[Beginning]:
+    """The half of the tokens after which the model's own texts have the least entropy, but for those that only make it
+    repeat itself."""
+    _, nats = continued(model, _column(model, controls, TEXTS), TOKENS, generator)
+    entropies = nats.view(len(controls), -1).mean(1)
+    middle = float(entropies.median())
+    return [(t,) for t, e in zip(controls, entropies.tolist(), strict=True) if REPETITIVE * middle <= e <= middle]
+
+
+def _from_the_middle(model: Any, generator: torch.Generator) -> list[Beginning]:
+    ids, _ = continued(model, _column(model, [0], TEXTS), TOKENS, generator)
+    return [(token,) for token in ids[:, TOKENS // 2 :].flatten().tolist()]
+
+
+def _column(model: Any, tokens: Sequence[int], times: int) -> Tensor:
+    return torch.tensor(tokens, device=device_of(model)).repeat_interleave(times)[:, None]
