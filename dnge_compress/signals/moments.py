@@ -8,6 +8,7 @@ Letters: U units, W values per unit at the consumer (head size, kernel positions
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from torch import Tensor, nn
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
-from dnge_compress.signals.consumers import as_matrix, feature_axis
+from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, feature_axis
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
+from dnge_compress.signals.recurrence import recurrences_watched
 from dnge_compress.signals.second_moments import MomentStore
 
 CONV_ROWS_PER_FEATURE = 8
@@ -96,6 +98,7 @@ def _run(
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph), ExitStack() as hooks:
         hooks.enter_context(products_watched(model, _watchers(recorders)))
+        hooks.enter_context(recurrences_watched(model, _recurrent_watchers(recorders)))
         for r in recorders:
             r.attach(hooks)
         for i, batch in enumerate(batches):
@@ -146,6 +149,14 @@ def _watchers(recorders: Sequence[_Recorder]) -> dict[tuple[str, int], list[Watc
     return watchers
 
 
+def _recurrent_watchers(recorders: Sequence[_Recorder]) -> dict[str, list[Watch]]:
+    watchers: dict[str, list[Watch]] = {}
+    for r in recorders:
+        if isinstance(r.module, nn.RNNBase):
+            watchers.setdefault(r.slot.param, []).append(r.watch)
+    return watchers
+
+
 class _Recorder:
     """Running sums at one consumer; lives for one pass.
 
@@ -176,16 +187,16 @@ class _Recorder:
         self._batch_mask_gradient: Tensor | None = None
 
     def attach(self, hooks: ExitStack) -> None:
-        if self.slot.part is not None:
-            return
+        if self.slot.part is not None or isinstance(self.module, nn.RNNBase):
+            return  # no module reads or writes what the matrix does; it is told of the products
         hooks.enter_context(self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])))
         hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
 
     def watch(self, x: Tensor, out: Tensor) -> None:
-        """One product of an expert's matrix. Its tokens count as examples of their own; padding is what no gradient
-        comes back to."""
+        """One product of an expert's matrix, whose tokens count as examples of their own, or of a recurrent module's.
+        Padding is what no gradient comes back to."""
         if self.mask is None:
-            self.moments.add(x.detach())
+            self.moments.add(x.detach().flatten(0, -2))
         elif x.requires_grad:
             held = x.detach()
             x.register_hook(lambda g: self.moments.add(held[g.abs().amax(-1) > 0]))
@@ -204,14 +215,19 @@ class _Recorder:
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         conv = self.module
-        if not isinstance(conv, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if isinstance(conv, TRANSPOSED):
+            return self._sample(x.movedim(1, -1).flatten(0, -2))
+        if not isinstance(conv, CONVS):
             return attended_outputs(self._by_example(x), self.mask).flatten(0, -2)
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         x = nnf.pad(x, conv._reversed_padding_repeated_twice, mode=mode)  # whatever `padding` says, also "same"
         axes = zip(conv.kernel_size, conv.dilation, conv.stride, strict=True)
         for axis, (kernel, dilation, stride) in enumerate(axes, start=2):
             x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        rows = x.movedim(1, 1 + len(conv.kernel_size)).reshape(-1, self.features)  # [N, …, C, …] → [positions, F]
+        return self._sample(x.movedim(1, 1 + len(conv.kernel_size)).reshape(-1, self.features))  # [N, …, C, …]
+
+    def _sample(self, rows: Tensor) -> Tensor:
+        """A seeded sample of rows `[positions, F]`, as many as its moments need."""
         limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
         if len(rows) > limit:
             pick = torch.randint(len(rows), (limit,), generator=self.generator)
@@ -229,7 +245,10 @@ class _Recorder:
             out.register_hook(self._output_gradient)
 
     def _output_gradient(self, g: Tensor) -> None:
-        self.out_fisher += g.detach().float().square().sum(_positions(self.module, g))
+        square = g.detach().float().square().sum(_positions(self.module, g))
+        if isinstance(self.module, TRANSPOSED):  # of each product: an output is the sum of kernel / stride of them
+            square = square.repeat_interleave(len(self.out_fisher) // len(square)) / math.prod(self.module.stride)
+        self.out_fisher += square
 
     def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
         self.overwritten |= not is_intact

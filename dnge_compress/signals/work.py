@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.counting import Prices
 from dnge_compress.graph.products import products_watched
-from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph, is_weight
 from dnge_compress.signals.consumers import feature_axis
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 
@@ -39,7 +39,7 @@ def macs_per_element(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Pri
         hooks.enter_context(products_watched(model, watchers))
         for step in graph.steps:
             for param in step.params if step.op != "embed" else ():
-                if param.endswith("weight") and dims.get(param, 0) >= 2:
+                if is_weight(param) and dims.get(param, 0) >= 2:
                     module = model.get_submodule(param.rpartition(".")[0])
                     hooks.enter_context(module.register_forward_hook(partial(count, param)))
         call(model, first_examples([inputs], 1)[0])
