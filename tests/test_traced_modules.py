@@ -333,3 +333,11 @@ def test_a_branch_that_is_not_taken_is_named_in_the_plan() -> None:
 
 def test_modules_whose_weights_are_used_by_others_count_as_reached() -> None:
     assert build_graph(seeded(encoder), rows()).notes == ()  # attention reads out_proj's weight without calling it
+
+
+@pytest.mark.parametrize(("last", "is_scores"), [(nn.Identity(), True), (nn.Sigmoid(), False), (nn.Softmax(-1), False)])
+def test_what_damage_is_measured_by_is_said(last: nn.Module, is_scores: bool) -> None:
+    net = nn.Sequential(nn.Linear(5, 14), nn.ReLU(), nn.Linear(14, 4), last)
+    small = compress(net, ratio=0.2, example_inputs=rows(), tokens=256)
+    verb = "is taken" if is_scores else "is not taken"
+    assert any(f"the output, [3, 6, 4], {verb} for scores of classes" in note for note in small.dnge.plan.notes)
