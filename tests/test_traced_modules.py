@@ -101,6 +101,17 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(n, t, -1))
 
 
+class Residual(nn.Module):
+    """A module around which its inputs pass."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
 class Block(nn.Module):
     """Attention and a feed-forward layer around a residual stream."""
 
@@ -179,7 +190,17 @@ CASES = {
         images,
         {"0": 12, "2": 4},
     ),
-    "a grouped conv": Case(lambda: pooled(nn.Conv2d(3, 6, 1), Bottleneck(12), width=6), images, {"0": 6, "1.a": 12}),
+    "a conv of many groups": Case(
+        lambda: pooled(nn.Conv2d(3, 6, 1), Bottleneck(12), width=6), images, {"0": 6, "1.a": 12}
+    ),
+    "a conv of few groups": Case(
+        lambda: pooled(nn.Conv2d(3, 6, 1), Bottleneck(2), width=6), images, {"0": 6, "1.a": 12, "1.b": 18}
+    ),
+    "attention in two blocks": Case(
+        lambda: nn.Sequential(Residual(Attention(fused=True)), Residual(Attention(fused=True)), Block(Attention())),
+        stream,
+        {"0.inner.qkv": 3, "1.inner.qkv": 3, "2.attention.q": 3, "2.up": 18},
+    ),
     "transposed convs": Case(generator, images, {"0": 10, "3": 6}),
     "an LSTM": Case(Recurrent, words, {"rnn.ih_l0": 10}),
     "a GRU": Case(lambda: Recurrent("GRU"), words, {"rnn.ih_l0": 10}),

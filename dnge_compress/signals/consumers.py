@@ -54,6 +54,12 @@ def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
     return None
 
 
+def shares_of(model: nn.Module, slot: Slot) -> int:
+    """How many matrices side by side a consumer's weight is: the groups of a conv, each of which reads its channels."""
+    module = model.get_submodule(slot.param.rpartition(".")[0])
+    return module.groups if isinstance(module, CONVS) else 1
+
+
 def feature_axis(module: nn.Module) -> int:
     """The axis of a module's inputs and outputs that runs over features: 1 for convs `[N, C, …]`, else the last."""
     return 1 if isinstance(module, CONVS | TRANSPOSED) else -1

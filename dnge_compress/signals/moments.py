@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
-from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, feature_axis
+from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, feature_axis, shares_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
 from dnge_compress.signals.recurrence import recurrences_watched
@@ -41,13 +41,15 @@ class Signal:
     gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the consumer's outputs.
     Gradients are of the log-likelihood of labels sampled from the model itself (the true Fisher), or of random
     unit-variance output directions where there are no logits. Moments cover all F features of the consumer; `own` are
-    the space's, which is all of them unless the consumer's input is a concatenation.
+    the space's, which is all of them unless the consumer's input is a concatenation. Each group of a grouped conv is a
+    consumer; `rows` are then those of the conv's outputs that are its own.
     """
 
     slot: Slot
     weight: Float[Tensor, "D F"]
     units: int
     own: slice
+    rows: slice | None
     count: int
     mean: Float[Tensor, " F"]
     gram: Float[Tensor, "F F"]
@@ -78,7 +80,11 @@ def gather_signals(
     for copies in (False, True):  # of activations; needed, as the first batch tells, where the model overwrites them
         store = MomentStore()
         found = {
-            s.name: [_Recorder(model, graph, slot, s.units, seed, store, copies) for slot in graph.consumers(s.name)]
+            s.name: [
+                _Recorder(model, graph, slot, s.units, seed, store, copies, share)
+                for slot in graph.consumers(s.name)
+                for share in range(shares_of(model, slot))
+            ]
             for s in spaces
         }
         if _run(model, graph, batches, [r for own in found.values() for r in own], seed, progress):
@@ -165,14 +171,27 @@ class _Recorder:
     """
 
     def __init__(
-        self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, seed: int, store: MomentStore, copies: bool
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        slot: Slot,
+        units: int,
+        seed: int,
+        store: MomentStore,
+        copies: bool,
+        share: int,
     ) -> None:
         self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
         # Its own, so that the sample doesn't depend on who else records.
         self.generator = torch.Generator().manual_seed(seed)
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
         weight = model.get_parameter(slot.param).detach()
-        self.weight = as_matrix(weight, graph, slot)
+        whole, shares = as_matrix(weight, graph, slot), shares_of(model, slot)
+        self.rows = self.inputs = None
+        if shares > 1:
+            size, channels = len(whole) // shares, weight.shape[slot.axis]
+            self.rows, self.inputs = (slice(share * n, (share + 1) * n) for n in (size, channels))
+        self.weight = whole if self.rows is None else whole[self.rows]
         outputs, self.features = self.weight.shape
         per_row = self.features // weight.shape[slot.axis]  # kernel positions of a conv
         self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
@@ -204,8 +223,12 @@ class _Recorder:
         self._watch_output(out)
 
     def _read(self, x: Tensor) -> None:
-        self.moments.add(self._rows(x.detach()))
+        self.moments.add(self._rows(self._own_inputs(x.detach())))
         self._watch_input(x)
+
+    def _own_inputs(self, x: Tensor) -> Tensor:
+        """The channels that one group of a conv reads."""
+        return x if self.inputs is None else x[:, self.inputs]
 
     def _watch_input(self, x: Tensor) -> None:
         if x.requires_grad:
@@ -248,10 +271,11 @@ class _Recorder:
         square = g.detach().float().square().sum(_positions(self.module, g))
         if isinstance(self.module, TRANSPOSED):  # of each product: an output is the sum of kernel / stride of them
             square = square.repeat_interleave(len(self.out_fisher) // len(square)) / math.prod(self.module.stride)
-        self.out_fisher += square
+        self.out_fisher += square if self.rows is None else square[self.rows]
 
     def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
         self.overwritten |= not is_intact
+        x, g = self._own_inputs(x), self._own_inputs(g)
         square = g.float().square().sum(_positions(self.module, g))
         self.grad_square += square.repeat_interleave(self.features // len(square))
         product = self._by_example((x * g).float()) if self.slot.part is None else (x * g).float()
@@ -283,6 +307,7 @@ class _Recorder:
             weight=self.weight,
             units=self.units,
             own=self.own,
+            rows=self.rows,
             count=self.moments.count,
             mean=mean,
             gram=gram,

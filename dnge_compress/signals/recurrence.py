@@ -42,7 +42,7 @@ def _forward(module: Any, path: str, watchers: Watchers, x: Any, state: Any = No
     if isinstance(x, PackedSequence):
         return _packed(module, path, watchers, x, state)
     batched = x.dim() == 3
-    x = x if batched else x.unsqueeze(1 - int(not module.batch_first))
+    x = x if batched else x.unsqueeze(int(not module.batch_first))
     x = x if module.batch_first else x.transpose(0, 1)  # [N, T, F]
     states = _initial(module, x, state)
     out, hidden, cells = x, [], []

@@ -111,7 +111,7 @@ def _tie(g: GraphBuilder, layer: Layer, side: Side, groups: list[TracedGroup]) -
     """Slots for one side of a layer; returns the spaces there, a fixed one of its own where no group reaches."""
     names = []
     for group in groups:
-        for width, offset in group.parts.get((layer.name, side), ()):
+        for width, offset in layer.in_tensors(side, group.parts.get((layer.name, side), ())):
             names.append(group.root.name)
             for param, axis in layer.tensors(side):
                 g.slot(param, axis, group.root.name, width, offset)

@@ -11,14 +11,13 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.tracing.layers import Layer, Side
+from dnge_compress.graph.tracing.layers import Layer, Runs, Side
 from dnge_compress.graph.tracing.running import call_with, tensors_in
 from dnge_compress.graph.tracing.stand_ins import stand_ins
 from dnge_compress.graph.types import Kind
 
 Key = tuple[str, Side]  # layer name, side
 Layers = Mapping[str, Layer]
-Runs = tuple[tuple[int, int], ...]  # (width, offset): unit u has the rows offset + u * width … of each run
 Attribute = tuple[str, str, int]  # module path, attribute, how much of it one unit is
 
 NOT_CUT = "the outputs are not cut"
@@ -110,7 +109,7 @@ class _Follower:
         found: dict[Key, set[int]] = {}
         for (name, side), rows in reach.rows.items():
             layer = next(one for one in self.met[self.modules[name]] if one.name == name)
-            if layer.blocks:
+            if layer.blocks or layer.shares > 1:
                 for other, more in layer.together(side, rows).items():
                     new = more - reach.rows.get((name, other), set())
                     if new:
@@ -137,7 +136,8 @@ class _Follower:
         # A pruner of norms is the same for both sides; a grouped conv has two.
         has_sides = bool(layer.reads) or (layer.blocks and not isinstance(layer.module, nn.GroupNorm))
         side: Side = "out" if not has_sides or self.graph.is_out_channel_pruning_fn(handler) else "in"
-        for other, more in ({side: rows} if layer.blocks else layer.together(side, rows)).items():
+        is_followed = layer.blocks or layer.shares > 1  # what goes with these rows has neighbours of its own
+        for other, more in ({side: rows} if is_followed else layer.together(side, rows)).items():
             reach.rows.setdefault((layer.name, other), set()).update(more)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from dnge_compress.graph.tracing.groups import Key, Layers, Runs, TracedGroup
-from dnge_compress.graph.tracing.layers import Layer
-from dnge_compress.graph.tracing.proof import Proof
+from dnge_compress.graph.tracing.groups import Key, Layers, TracedGroup
+from dnge_compress.graph.tracing.layers import Layer, Runs
+from dnge_compress.graph.tracing.proof import MOST_TOGETHER, Proof
 from dnge_compress.graph.tracing.running import call_with
 
 PRODUCTS = ("bmm", "dotproduct", "attention", "softmax", "einsum")  # in names of autograd's nodes
@@ -47,34 +47,50 @@ def head_groups(
     """
     ends = time.monotonic() + seconds
     taken = {key for g in groups if g.is_free or g.residual for key in g.parts}
-    found: list[TracedGroup] = []
-    failed: dict[tuple[Any, ...], None] = {}
-    stayed: list[str] = []
+    kinds: dict[tuple[Any, ...], list[Site]] = {}
     for site in _sites(net, inputs, proof.layers):
-        if (site.reader.name, "in") in taken or any((p.name, "out") in taken for p in site.projections):
-            continue
-        group = None
-        if site.signature not in failed and time.monotonic() < ends:
-            group = _proved(site, proof, ends)
-        if group is None:
-            failed[site.signature] = None
-            stayed.append(site.reader.path)
-        else:
-            found.append(group)
+        if not taken & {(site.reader.name, "in"), *((p.name, "out") for p in site.projections)}:
+            kinds.setdefault(site.signature, []).append(site)
+    found: list[TracedGroup] = []
+    for sites in kinds.values():
+        first = _proved(sites[0], proof, ends)
+        alike = [first, *(_moved(first, sites[0], site) for site in sites[1:])] if first else []
+        if alike and not proof.holds(alike):
+            alike = [group for site in sites if (group := _proved(site, proof, ends))]
+        found += alike
     claimed = {key for g in found for key in g.parts}
     others = [g for g in groups if g.is_free or g.residual or not claimed & set(g.parts)]
     if found and not proof.holds([g for g in (*others, *found) if g.is_free]):
-        return groups, [*stayed, *(g.root.path for g in found)]
+        found, others = [], groups
+    cut = {key for g in found for key in g.parts}
+    stayed = [site.reader.path for sites in kinds.values() for site in sites if (site.reader.name, "in") not in cut]
     return [*others, *found], stayed
 
 
 def _proved(site: Site, proof: Proof, ends: float) -> TracedGroup | None:
-    for units, parts in _layouts(site):
-        group = TracedGroup(root=site.projections[0], units=units, parts=parts, is_heads=True)
-        proved = proof.with_attributes([group]) if time.monotonic() < ends else None
-        if proved:
-            return proved[0]
+    for most in (1, MOST_TOGETHER):  # attributes; what needs many is tried after all that needs few
+        for units, parts in _layouts(site):
+            group = TracedGroup(root=site.projections[0], units=units, parts=parts, is_heads=True)
+            proved = proof.with_attributes([group], most) if time.monotonic() < ends else None
+            if proved:
+                return proved[0]
     return None
+
+
+def _moved(group: TracedGroup, here: Site, there: Site) -> TracedGroup:
+    """What was proved for one block, said of another of the same kind."""
+    pairs = list(zip((*here.projections, here.reader), (*there.projections, there.reader), strict=True))
+    layers = {old.name: new for old, new in pairs}
+    paths: dict[str, str] = {}
+    for old, new in pairs:
+        ends = new.path.split(".")
+        paths |= {".".join(old.path.split(".")[:n]): ".".join(ends[:n]) for n in range(len(ends) + 1)}
+    return replace(
+        group,
+        root=layers[group.root.name],
+        parts={(layers[name].name, side): runs for (name, side), runs in group.parts.items()},
+        attributes=tuple((paths.get(path, path), name, change) for path, name, change in group.attributes),
+    )
 
 
 def _layouts(site: Site) -> Iterator[tuple[int, dict[Key, Runs]]]:

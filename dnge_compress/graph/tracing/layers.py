@@ -16,6 +16,7 @@ from dnge_compress.graph.types import Op
 
 Side = Literal["out", "in"]
 Ends = tuple[tuple[str, int], ...]  # tensors (suffix) and their axes
+Runs = tuple[tuple[int, int], ...]  # (width, offset): unit u has the rows offset + u * width … of each run
 
 OUT, IN = (("weight", 0), ("bias", 0)), (("weight", 1),)
 STATISTICS = (("running_mean", 0), ("running_var", 0))
@@ -32,7 +33,8 @@ class Layer:
 
     It `is_behind` if it got the very output of the layer executed before it.
     A layer without `reads` works on each channel alone (norms, depthwise convs), on each of its `blocks` of channels
-    alone (group norms, grouped convs), or looks rows up (embeddings). The rows of an output are repeated `gates` times.
+    alone (group norms, convs of many groups), or looks rows up (embeddings). A conv of few groups, its `shares`, loses
+    as many channels in each. The rows of an output are repeated `gates` times.
     A recurrent module is two layers each time it is stacked: one that reads what is below, and one that
     `reads_itself`. `counts` are attributes of the module that count rows on a side: how many rows make one.
     """
@@ -47,6 +49,7 @@ class Layer:
     shared: bool = False
     is_behind: bool = False
     blocks: int = 0
+    shares: int = 1
     gates: int = 1
     reads_itself: bool = False
     counts: Mapping[tuple[Side, str], int] = field(default_factory=dict)
@@ -60,20 +63,32 @@ class Layer:
     def rows(self, side: Side) -> int:
         """How many outputs or inputs it has."""
         owned = own_tensors(self.module)
+        if side == "in" and self.shares > 1:
+            return int(self.module.in_channels)
         ends = self.writes if side == "out" else self.reads
         sizes = [owned[name].shape[axis] for name, axis in ends if name in owned]
         if sizes:
             return sizes[0]
         return next(getattr(self.module, name) for name in _SIZES[side] if hasattr(self.module, name))
 
+    def in_tensors(self, side: Side, runs: Runs) -> Runs:
+        """The runs of rows in a side's tensors: those of the first share, where all shares have the same columns."""
+        if side == "out" or self.shares == 1:
+            return runs
+        return tuple((width, offset) for width, offset in runs if offset < self.rows(side) // self.shares)
+
     def together(self, side: Side, rows: set[int]) -> dict[Side, set[int]]:
-        """The rows on both sides that go with some rows on one: all gates, whole blocks, what it reads of itself."""
+        """The rows on both sides that go with some rows on one: all gates, whole blocks, the same of every share, what
+        it reads of itself."""
         if self.blocks:
             size = self.rows(side) // self.blocks
             touched = {r // size for r in rows}
             sides: tuple[Side, ...] = ("in", "out") if isinstance(self.module, CONVS) else (side,)
             widths = {s: self.rows(s) // self.blocks for s in sides}
             return {s: {b * n + i for b in touched for i in range(n)} for s, n in widths.items()}
+        if self.shares > 1:
+            size = self.rows(side) // self.shares
+            return {side: {share * size + r % size for share in range(self.shares) for r in rows}}
         if side == "in":
             return {} if self.reads_itself else {side: rows}
         units = self.rows("out") // self.gates
@@ -201,8 +216,9 @@ def _conv(module: Any, layer: dict[str, Any]) -> list[Layer]:
         return [Layer(op="norm", writes=OUT, counts={("out", "groups"): 1}, **layer)]
     if transposed:
         return []
-    sizes = {name: getattr(module, name) // module.groups for name in ("in_channels", "out_channels")}
-    counts: dict[tuple[Side, str], int] = {("out", "groups"): sizes["out_channels"]}
+    if module.groups < module.in_channels // module.groups:
+        return [Layer(op="conv", writes=OUT, reads=IN, shares=module.groups, **layer)]
+    counts: dict[tuple[Side, str], int] = {("out", "groups"): module.out_channels // module.groups}
     counts[("in", "in_channels")] = 1
     return [Layer(op="norm", writes=OUT, blocks=module.groups, counts=counts, **layer)]
 

@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from dnge_compress.graph.tracing.groups import Attribute, Layers, TracedGroup, index, rows_of
+from dnge_compress.graph.tracing.layers import Side
 from dnge_compress.graph.tracing.running import call_with, tensors_in
 
 SAMPLE_SEED = 0
 TOLERANCE = 1e-4  # relative to the largest output; float32 noise is far smaller, a wrong row far larger
 MOST_ATTRIBUTES = 6  # of a module's that are tried
-AT_ONCE = 3  # that may have to change together
+MOST_TOGETHER = 3  # that may have to change together
 UNPROVED = "removing units is not the same as masking them"
 
 
@@ -39,54 +40,79 @@ class Proof:
             return groups
         exact: dict[str, TracedGroup] = {}
         for bundle in bundles(free, self.layers):
-            found = self.with_attributes(bundle)
+            # A cut network that runs and answers otherwise has no size that is wrong.
+            found = bundle if self.holds(bundle) else None if self.runs(bundle) else self.with_attributes(bundle)
             exact |= {g.root.name: g for g in found or ()}
         if exact and not self.holds(list(exact.values())):
             exact = {}
         return [exact.get(g.root.name, replace(g, why=UNPROVED)) if g.is_free else g for g in groups]
 
-    def with_attributes(self, groups: Sequence[TracedGroup]) -> list[TracedGroup] | None:
+    def with_attributes(self, groups: Sequence[TracedGroup], most: int = MOST_TOGETHER) -> list[TracedGroup] | None:
         """The groups, with the fewest attributes counted down that let the proof hold; None if it never does."""
-        for attributes in self._choices(groups[0]):
+        for attributes in self._choices(groups[0], most):
             tried = [replace(groups[0], attributes=attributes), *groups[1:]]
             if self.holds(tried):
                 return tried
         return None
 
-    def _choices(self, group: TracedGroup) -> Iterator[tuple[Attribute, ...]]:
+    def _choices(self, group: TracedGroup, most: int) -> Iterator[tuple[Attribute, ...]]:
         found = _countable(self.net, [self.layers[name].path for name, _ in group.parts], group.units)
-        for size in range(min(AT_ONCE, len(found)) + 1):
+        for size in range(min(most, len(found)) + 1):
             yield from combinations(found, size)
 
     def holds(self, groups: Sequence[TracedGroup]) -> bool:
         """Whether the model without a random half of each group's units equals the model with what reads them at
         zero."""
-        chance = random.Random(SAMPLE_SEED)
-        masked, gone = dict(self.whole), dict[tuple[str, int], set[int]]()
-        changes: dict[tuple[str, str], float] = {}
-        for group in groups:
-            n_keep = (group.units // 2) | 1  # odd, so that a division by two written into the model shows
-            n_gone = max(1, group.units - n_keep)
-            units = chance.sample(range(group.units), n_gone)
-            for (name, side), parts in group.parts.items():
-                rows, layer = rows_of(parts, units), self.layers[name]
-                for param, axis in layer.tensors(side):
-                    gone.setdefault((param, axis), set()).update(rows)
-                    if side == "in":
-                        masked[param] = masked[param].index_fill(axis, index(rows, masked[param]), 0.0)
-            for path, attribute, change in attributes_of(group, self.layers):
-                changes[(path, attribute)] = changes.get((path, attribute), 0) + change * n_gone
+        actual = self._cut_outputs(groups)
+        if actual is None:
+            return False
+        expected = tensors_in(call_with(self.net, self.inputs, self._masked(groups)))
+        return len(expected) == len(actual) and all(map(_is_close, expected, actual))
+
+    def runs(self, groups: Sequence[TracedGroup]) -> bool:
+        """Whether the model can be called without half of each group's units, whatever it then answers."""
+        return self._cut_outputs(groups) is not None
+
+    def _masked(self, groups: Sequence[TracedGroup]) -> dict[str, Tensor]:
+        masked = dict(self.whole)
+        for param, axis, rows, side in self._gone(groups):
+            if side == "in":
+                masked[param] = masked[param].index_fill(axis, index(rows, masked[param]), 0.0)
+        return masked
+
+    def _cut_outputs(self, groups: Sequence[TracedGroup]) -> list[Tensor] | None:
+        gone: dict[tuple[str, int], set[int]] = {}
+        for param, axis, rows, _ in self._gone(groups):
+            gone.setdefault((param, axis), set()).update(rows)
         cut = dict(self.whole)
         for (param, axis), dropped in gone.items():
             stay = sorted(set(range(self.whole[param].shape[axis])) - dropped)
             cut[param] = cut[param].index_select(axis, index(stay, self.whole[param]))
-        expected = tensors_in(call_with(self.net, self.inputs, masked))
+        changes: dict[tuple[str, str], int] = {}
+        for group in groups:
+            for path, attribute, change in attributes_of(group, self.layers):
+                changes[(path, attribute)] = changes.get((path, attribute), 0) + change * _n_gone(group)
         try:
             with _fewer(self.net, changes):
-                actual = tensors_in(call_with(self.net, self.inputs, cut))
+                return tensors_in(call_with(self.net, self.inputs, cut))
         except Exception:  # whatever a model raises when shapes no longer fit is the answer "no", not a failure
-            return False
-        return len(expected) == len(actual) and all(map(_is_close, expected, actual))
+            return None
+
+    def _gone(self, groups: Sequence[TracedGroup]) -> Iterator[tuple[str, int, list[int], Side]]:
+        """Parameter, axis and rows of the units that go, the same ones each time."""
+        chance = random.Random(SAMPLE_SEED)
+        for group in groups:
+            units = chance.sample(range(group.units), _n_gone(group))
+            for (name, side), parts in group.parts.items():
+                layer = self.layers[name]
+                rows = rows_of(layer.in_tensors(side, parts), units)
+                for param, axis in layer.tensors(side):
+                    yield param, axis, rows, side
+
+
+def _n_gone(group: TracedGroup) -> int:
+    n_keep = (group.units // 2) | 1  # odd, so that a division by two written into the model shows
+    return max(1, group.units - n_keep)
 
 
 def attributes_of(group: TracedGroup, layers: Layers) -> Iterator[Attribute]:
@@ -139,12 +165,12 @@ def _common_parent(paths: Sequence[str]) -> str:
 
 
 @contextmanager
-def _fewer(net: nn.Module, changes: Mapping[tuple[str, str], float]) -> Iterator[None]:
+def _fewer(net: nn.Module, changes: Mapping[tuple[str, str], int]) -> Iterator[None]:
     """Attributes of modules counted down for a while."""
     before = {key: getattr(net.get_submodule(key[0]), key[1]) for key in changes}
     try:
         for (path, name), change in changes.items():
-            setattr(net.get_submodule(path), name, int(before[(path, name)] - change))
+            setattr(net.get_submodule(path), name, before[(path, name)] - change)
         yield
     finally:
         for (path, name), value in before.items():
