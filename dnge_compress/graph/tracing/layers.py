@@ -183,7 +183,7 @@ def hindrances(net: nn.Module) -> list[str]:
         found.append(
             f"the weight of {listed(computed)} is computed at each call (weight_norm, spectral_norm or another "
             "parametrization), so its rows can't go; make it a plain weight first, with "
-            "torch.nn.utils.parametrize.remove_parametrizations"
+            "torch.nn.utils.parametrize.remove_parametrizations (remove_weight_norm for the old kind)"
         )
     if projected:
         found.append(f"{listed(projected)} projects its hidden state (proj_size), which is not cut")
