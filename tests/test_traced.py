@@ -115,6 +115,7 @@ def before_linear(flatten: Callable[[Tensor], Tensor]) -> Net:
 UNCUTTABLE: dict[str, Net] = {
     "channel shuffle": between(lambda s, y, x: nnf.channel_shuffle(y, 2)),
     "pixel shuffle": between(lambda s, y, x: nnf.pixel_shuffle(y, 2), width=2),
+    "a conv that makes one of two channels": between(lambda s, y, x: s.g(y), width=4, g=conv(8, 4, groups=4)),
     "a group norm over all channels": between(lambda s, y, x: s.n(y), n=nn.GroupNorm(1, 8)),
     "a mean over channels": between(lambda s, y, x: y - y.mean(1, keepdim=True)),
     "inputs in a concatenation": between(lambda s, y, x: torch.cat([x, y], 1), width=11),

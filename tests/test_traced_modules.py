@@ -65,6 +65,17 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(self.embed(ids), states)[0])
 
 
+class Translator(nn.Module):
+    """A decoder that starts from the last states of an encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.head = nn.LSTM(5, 10), nn.LSTM(5, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.decoder(x.flip(0), self.encoder(x)[1])[0])
+
+
 class LastState(nn.Module):
     """A regressor on the last hidden state of the upper of two levels."""
 
@@ -211,6 +222,7 @@ CASES = {
     "two directions": Case(
         lambda: Recurrent("GRU", bidirectional=True), words, {"rnn.ih_l0": 10, "rnn.ih_l0_reverse": 10}
     ),
+    "a decoder that starts where an encoder ends": Case(Translator, rows, {"encoder.ih_l0": 10}),
     "the last state of two levels": Case(LastState, rows, {"rnn.ih_l0": 12}),
     "an encoder of torch's own": Case(encoder, rows, {"1.layers.0.linear1": 20, "1.layers.1.linear1": 20}),
     "attention whose heads an attribute counts": Case(lambda: Block(Attention()), stream, {"attention.q": 3, "up": 18}),

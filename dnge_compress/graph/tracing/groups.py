@@ -103,6 +103,7 @@ class _Follower:
         while missing := self._missing(reach):
             for (name, side), rows in missing.items():
                 self._follow(self.modules[name], side, rows, reach)
+                reach.rows.setdefault((name, side), set()).update(rows)
         return reach
 
     def _missing(self, reach: Reach) -> dict[Key, set[int]]:

@@ -214,7 +214,7 @@ def _conv(module: Any, layer: dict[str, Any]) -> list[Layer]:
         return [Layer(op="conv", writes=OUT, reads=IN, **layer)]
     if is_depthwise(module):
         return [Layer(op="norm", writes=OUT, counts={("out", "groups"): 1}, **layer)]
-    if transposed:
+    if transposed or module.groups == module.out_channels:  # the latter torch-pruning takes for a depthwise conv
         return []
     if module.groups < module.in_channels // module.groups:
         return [Layer(op="conv", writes=OUT, reads=IN, shares=module.groups, **layer)]

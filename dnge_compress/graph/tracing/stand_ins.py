@@ -18,7 +18,10 @@ from dnge_compress.graph.tracing.layers import Layer
 
 
 class RecurrentStandIn(nn.Module):
-    """A linear layer in place of every direction of every level of a recurrent module; it returns what that returns."""
+    """A linear layer in place of every direction of every level of a recurrent module; it returns what that returns.
+
+    First states add to its outputs, so that it shares its units with what made them.
+    """
 
     def __init__(self, module: nn.RNNBase, layers: Sequence[Layer]) -> None:
         super().__init__()
@@ -29,9 +32,11 @@ class RecurrentStandIn(nn.Module):
     def forward(self, x: Any, state: Any = None) -> Any:
         """The outputs, and one vector per direction and level as the last state."""
         rows = x.data if isinstance(x, PackedSequence) else x
+        states = [] if state is None else list(state) if isinstance(state, tuple) else [state]
         last: list[Tensor] = []
         for first in range(0, len(self.parts), self.directions):
             outputs = [part(rows) for part in self.parts[first : first + self.directions]]
+            outputs = [out + sum(t[first + i].mean(0) for t in states) for i, out in enumerate(outputs)]
             last += outputs
             rows = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
         hidden = torch.stack([t.flatten(0, -2).mean(0, keepdim=True) if t.dim() < 3 else t.mean(1) for t in last])
