@@ -14,6 +14,7 @@ from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import shift_of
 from dnge_compress.signals.moments import gather_signals
+from dnge_compress.signals.work import macs_per_element
 
 
 def seeded(*layers: nn.Module) -> nn.Sequential:
@@ -156,6 +157,15 @@ def test_a_transposed_conv_is_its_products_before_they_are_summed_up() -> None:
     conv, inputs = model[2], model[1](model[0](example))
     products = torch.einsum("nchw,cdkl->dkl", inputs, conv.weight) / (len(inputs) * inputs[0, 0].numel())
     assert torch.allclose(signal.weight @ signal.mean, products.flatten(), atol=1e-5)
+
+
+def test_work_is_counted_where_weights_are_multiplied() -> None:
+    example = torch.randn(4, 3, 5, 5)
+    work = macs_per_element(transposed(), build_graph(transposed(), example), example)
+    assert work == {"0.weight": 5 * 5, "2.weight": 10 * 10, "4.weight": 12 * 12}
+    steps = torch.randn(4, 9, 6)
+    work = macs_per_element(Recurrent(), build_graph(Recurrent(), steps), steps)
+    assert work["rnn.weight_hh_l1"] == work["rnn.weight_ih_l0"] == work["head.weight"] == 9
 
 
 @torch.no_grad()

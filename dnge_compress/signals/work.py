@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from dnge_compress.graph.counting import Prices
 from dnge_compress.graph.products import products_watched
 from dnge_compress.graph.types import ModelGraph, is_weight
-from dnge_compress.signals.consumers import feature_axis
+from dnge_compress.signals.consumers import TRANSPOSED, feature_axis
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 
 
 def macs_per_element(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Prices:
-    """How often each weight is multiplied for the first example: the positions of its module's output; of experts in
-    one tensor, the mean over them."""
+    """How often each weight is multiplied for the first example: the positions of its module's output, or input
+    where a conv is transposed; of experts in one tensor, the mean over them."""
     positions: dict[str, float] = {}
     dims = {name: p.dim() for name, p in model.named_parameters()}
 
     def count(param: str, module: nn.Module, args: Any, out: Any) -> None:
-        first = out[0] if isinstance(out, tuple) else out
+        first = args[0] if isinstance(module, TRANSPOSED) else out[0] if isinstance(out, tuple) else out
         positions[param] = first.numel() / first.shape[feature_axis(module)]
 
     def count_product(param: str, experts: int, x: Tensor, out: Tensor) -> None:
