@@ -30,7 +30,7 @@ LINE = (
     "__main__",
 )
 HOMES = {
-    "torch_pruning": {"graph/families/traced.py"},
+    "torch_pruning": {"graph/tracing/groups.py"},
     "torch_scatter": {"encoder/pooling.py"},
     "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
     "datasets": {"jobs/data/formats.py"},

@@ -17,7 +17,7 @@ from torch.nn import functional as nnf
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.families import build_graph, traced
-from dnge_compress.graph.tracing import deadline
+from dnge_compress.graph.tracing.deadline import deadline
 from dnge_compress.graph.types import ModelGraph
 
 
@@ -115,8 +115,8 @@ def before_linear(flatten: Callable[[Tensor], Tensor]) -> Net:
 UNCUTTABLE: dict[str, Net] = {
     "channel shuffle": between(lambda s, y, x: nnf.channel_shuffle(y, 2)),
     "pixel shuffle": between(lambda s, y, x: nnf.pixel_shuffle(y, 2), width=2),
-    "group norm": between(lambda s, y, x: s.n(y), n=nn.GroupNorm(4, 8)),
-    "grouped conv": between(lambda s, y, x: s.g(y), g=conv(8, 8, groups=2)),
+    "a conv that makes one of two channels": between(lambda s, y, x: s.g(y), width=4, g=conv(8, 4, groups=4)),
+    "a group norm over all channels": between(lambda s, y, x: s.n(y), n=nn.GroupNorm(1, 8)),
     "a mean over channels": between(lambda s, y, x: y - y.mean(1, keepdim=True)),
     "inputs in a concatenation": between(lambda s, y, x: torch.cat([x, y], 1), width=11),
     "inputs in a sum": between(lambda s, y, x: y + x, width=3, a=conv(3, 3)),
@@ -147,11 +147,13 @@ def test_what_cannot_be_cut_stays_fixed_beside_what_can(what: str) -> None:
     assert read(trace(net)) == {"inner": 9}
 
 
-def test_rows_of_attention_are_not_cut() -> None:
+def test_attention_is_cut_by_whole_heads() -> None:
     model = models.make("vit")
     graph = traced.build(model, models.example_inputs("vit"))
     assert read(graph) == {"vit.layers.0.mlp.fc1": 28, "vit.layers.1.mlp.fc1": 28}
-    assert graph.space("vit.layers.0.attention.q_proj").kind == "fixed"
+    heads = {s.name: s.units for s in graph.of_kind("head")}
+    assert heads == {"vit.layers.0.attention.q_proj": 3, "vit.layers.1.attention.q_proj": 3}
+    assert ("vit.layers.1.attention.v_proj.weight", 0, 8, 0) in slots(graph, "vit.layers.1.attention.q_proj")
     assert graph.of_kind("residual")[0].units == 24
 
 

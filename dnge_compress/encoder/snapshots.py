@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.encoder.messages import scales
-from dnge_compress.graph.types import ModelGraph, Slot, Step
+from dnge_compress.graph.types import ModelGraph, Slot, Step, is_weight
 
 ROLES = ("linear", "gate", "up", "query", "key", "value", "conv", "embed", "norm")
 
@@ -61,9 +61,9 @@ def snapshots(
         biases: dict[str, Tensor] = {}
         for position, param in enumerate(p for p in step.params if p in weights):
             own, leaf = slots.get(param, []), param.rpartition(".")[2]
-            if leaf == "weight":
+            if is_weight(param):
                 edges += _edges(graph, step, position, own, weights[param].to(dtype))
-            elif leaf == "bias":
+            elif leaf.startswith("bias"):
                 biases |= {s.space: _rows(weights[param], 0, s, graph).to(dtype) for s in own}
         yield Snapshot(step, tuple(edges), biases)
 
@@ -76,7 +76,7 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
                 role=ROLES.index("norm"),
                 src=s.space,
                 dst=s.space,
-                weight=rows.reshape(graph.space(s.space).units, -1).mean(1) if rows.dim() > 1 else rows,
+                weight=rows.reshape(graph.space(s.space).units, -1).mean(1) if s.width > 1 or rows.dim() > 1 else rows,
             )
         return
     in_axis = 0 if step.op == "embed" else step.in_axis
@@ -99,13 +99,20 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
 
 def _role(step: Step, position: int, target: int, fused: bool) -> str:
     """What a block does in its step; parameters come in the order weight, bias, weight, bias, …"""
-    weights = [p for p in step.params if p.endswith("weight")]
+    weights = [p for p in step.params if is_weight(p)]
     index = weights.index(step.params[position])
     if step.op.startswith("attention"):
         return ("query", "key", "value")[target if fused else index]
     if step.op == "gated":
         return ("gate", "up")[index]
-    return {"linear": "linear", "router": "linear", "linear_t": "linear", "conv": "conv", "embed": "embed"}[step.op]
+    return {
+        "linear": "linear",
+        "router": "linear",
+        "linear_t": "linear",
+        "conv": "conv",
+        "conv_t": "conv",
+        "embed": "embed",
+    }[step.op]
 
 
 def _rows(tensor: Tensor, axis: int, slot: Slot, graph: ModelGraph) -> Tensor:

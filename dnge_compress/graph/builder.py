@@ -32,6 +32,7 @@ class GraphBuilder:
         self._steps: list[Step] = []
         self._fields: list[ConfigField] = []
         self._attributes: list[tuple[str, str, str, int]] = []
+        self._equal: list[tuple[str, ...]] = []
 
     def space(self, name: str, units: int, kind: Kind, layer: int | None = None) -> str:
         """Add a space and return its name."""
@@ -53,6 +54,11 @@ class GraphBuilder:
     def attribute(self, space: str, module: str, name: str, factor: int = 1) -> None:
         """Declare that `module.name` holds `factor` × the kept units of `space`."""
         self._attributes.append((space, module, name, factor))
+
+    def equal(self, *spaces: str) -> None:
+        """Declare that spaces must keep equally many units, whatever the config can say."""
+        if len(spaces) > 1:
+            self._equal.append(spaces)
 
     def slot(self, param: str, axis: int, space: str, width: int = 1, offset: int = 0) -> None:
         """Tie `param` along `axis` to `space`, if the parameter exists (biases may not)."""
@@ -141,6 +147,7 @@ class GraphBuilder:
             steps=tuple(self._steps),
             config_fields=tuple(self._fields),
             attributes=tuple(self._attributes),
+            equal=tuple(self._equal),
             fingerprint=fingerprint(self.family, self.shapes),
         )
         covered: dict[tuple[str, int], int] = {}

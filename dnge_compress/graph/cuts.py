@@ -47,6 +47,14 @@ class AppliedCuts:
                     "let all keep as many"
                 )
 
+        for spaces in self.graph.equal:
+            kept = {self.kept(space) for space in spaces}
+            if len(kept) > 1:
+                raise PlanError(
+                    f"{', '.join(spaces)} keep {min(kept)} to {max(kept)} units, but one module has one size for them; "
+                    "let all keep as many"
+                )
+
     @cached_property
     def counts(self) -> dict[str, int]:
         """How many units stay of every space that is cut."""

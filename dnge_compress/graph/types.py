@@ -24,6 +24,7 @@ Op = Literal[
     "attention",
     "attention_t",
     "conv",
+    "conv_t",
     "norm",
     "batchnorm",
     "experts",
@@ -82,11 +83,17 @@ class Slot:
         return (self.offset + units[:, None] * self.width + torch.arange(self.width)).flatten()
 
 
+def is_weight(param: str) -> bool:
+    """Whether a parameter's name says that it is a matrix or a gain: "weight", or "weight_ih_l0" of an LSTM."""
+    return param.rpartition(".")[2].startswith("weight")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
     """One moment of inference: the snapshot of the dynamic graph in which `writes` is computed from `reads`.
 
-    Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D), stored `[src, dst]`. A batch
+    Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D, transposed convs), stored
+    `[src, dst, …]`. A batch
     norm `is_behind` if it reads exactly what the step before computed, with nothing in between. The ops "experts" and
     "experts_t" have the weights of all experts in one tensor, `[expert, dst, src]` and `[expert, src, dst]`; a "router"
     writes one logit for each.
@@ -165,7 +172,8 @@ class ModelGraph:
     """A network as a dynamic graph: spaces, the slots that tie tensors to them, and the steps of inference.
 
     `attributes` names, per space, module attributes that count it: (space, module, attribute, change per unit).
-    `reasons` say why kinds of units that the architecture has can't be cut.
+    `reasons` say why kinds of units that the architecture has can't be cut, `notes` what else a user should know. The
+    spaces in each of `equal` keep equally many units, as one module counts them all.
     """
 
     family: str
@@ -176,6 +184,8 @@ class ModelGraph:
     attributes: tuple[tuple[str, str, str, int | Fraction], ...] = ()
     fingerprint: str = ""
     reasons: tuple[tuple[Kind, str], ...] = ()
+    notes: tuple[str, ...] = ()
+    equal: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         names = {s.name for s in self.spaces}

@@ -65,6 +65,7 @@ def width_groups(graph: ModelGraph, prune: Prune) -> tuple[list[TiedWidths], lis
         groups.append(TiedWidths(kind=kind, spaces=tuple(names), steps=steps, legal=legal))
         if not prune.uneven:
             notes += _restrictions(groups[-1], fields, spaces)
+    notes += graph.notes
     notes += [f"{kind}s stay: {why}" for kind, why in graph.reasons if kind in prune.kinds and not graph.of_kind(kind)]
     return groups, notes
 
@@ -111,7 +112,7 @@ def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigF
         anchor = by_key.setdefault((f.key, f.index), f.spaces[0])
         for name in f.spaces:
             owner[root(name)] = root(anchor)
-    for spaces in graph.stacks.values():  # one tensor holds all experts, so all are as wide
+    for spaces in (*graph.stacks.values(), *graph.equal):  # one tensor holds all experts, so all are as wide
         for name in spaces:
             owner[root(name)] = root(spaces[0])
     members: dict[str, list[str]] = {}

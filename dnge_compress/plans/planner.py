@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -23,8 +23,16 @@ from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import MEASURE_ROWS, MEASURE_SHARE, measured_divergence
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.divergence import outputs_of
-from dnge_compress.signals.inference import inference_mode_of, share_of
+from dnge_compress.signals.divergence import are_scores, outputs_of
+from dnge_compress.signals.inference import (
+    device_of,
+    has_logits,
+    inference_mode_of,
+    main_output,
+    outputs,
+    share_of,
+    to_device,
+)
 from dnge_compress.signals.work import macs_per_element
 
 
@@ -54,7 +62,7 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
         recipe=recipe.model_dump(mode="json"),
         predicted_cost=chosen.cost,
         uneven=_is_uneven(chosen.applied, context.model),
-        notes=(*scores.notes, *notes, *measured),
+        notes=(*scores.notes, *notes, *measured, *_measure_note(context)),
         costs=chosen.costs,
     )
     if recipe.prune.ratio > 0 and not plan.cuts:
@@ -102,6 +110,22 @@ def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=True))
     return found[best], [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]
+
+
+def _measure_note(context: ScoringContext) -> list[str]:
+    """What damage to a plain module means, whose outputs no class name tells."""
+    model, inputs = context.model, context.example_inputs
+    if getattr(model, "config", None) is not None or inputs is None:
+        return []
+    with torch.no_grad(), inference_mode_of(model):
+        found = outputs(model, to_device(inputs, device_of(model)))
+    first = main_output(found)
+    count = len(found) if isinstance(found, tuple | list | Mapping) else 1
+    which = f"the first of {count} outputs" if count > 1 else "the output"
+    shape = f"[{', '.join(map(str, first.shape))}]"
+    if are_scores(first, has_logits(model)):
+        return [f"{which}, {shape}, is taken for scores of classes: damage is their KL divergence"]
+    return [f"{which}, {shape}, is not taken for scores of classes: damage is its squared error"]
 
 
 def _describe(context: ScoringContext, candidate: Candidate) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dnge_compress.graph.types import PRUNABLE, Scores, Space
+from dnge_compress.graph.types import PRUNABLE, Scores, Space, is_weight
 from dnge_compress.scorers import ScoringContext
 
 NEEDS_DATA = False
@@ -27,7 +27,7 @@ def _units(context: ScoringContext, space: Space) -> Tensor:
         # What torch-pruning's group norm counts: matrices and the gains of norms; no biases, running statistics,
         # embeddings or depthwise kernels.
         depthwise = step.op == "norm" and weight.dim() > 1
-        counts = slot.param.endswith("weight") or (step.op.startswith("experts") and weight.dim() > 2)
+        counts = is_weight(slot.param) or (step.op.startswith("experts") and weight.dim() > 2)
         if not counts or step.op == "embed" or depthwise:
             continue
         axis = slot.axis if slot.part is None else slot.axis - 1

@@ -1,4 +1,8 @@
-"""The matrices through which a space is read, in one layout."""
+"""The matrices through which a space is read, in one layout.
+
+A transposed conv is read as its products before they are summed up where kernels overlap: a row for every output
+channel and kernel position, a column for every input channel.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,26 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.types import ModelGraph, Slot
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVS = nn.Conv1d | nn.Conv2d | nn.Conv3d
+TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def as_matrix(weight: Float[Tensor, "..."], graph: ModelGraph, slot: Slot) -> Float[Tensor, "D F"]:
     """A consumer's weight as `[D, F]`, whatever its layout: linear, transposed, or conv with its kernel flattened."""
     if slot.part is not None:
         weight = weight[slot.part]
-    if graph.step_of(slot.param).op.endswith("_t"):
-        weight = weight.T
-    return weight.flatten(1)
+    op = graph.step_of(slot.param).op
+    if op == "conv_t":
+        return weight.movedim(0, -1).flatten(0, -2)
+    return (weight.T if op.endswith("_t") else weight).flatten(1)
 
 
 def from_matrix(matrix: Float[Tensor, "D F"], like: Tensor, graph: ModelGraph, slot: Slot) -> Float[Tensor, "..."]:
     """The inverse of `as_matrix`, for a matrix whose F may have shrunk."""
-    if graph.step_of(slot.param).op.endswith("_t"):
+    op = graph.step_of(slot.param).op
+    if op == "conv_t":
+        return matrix.view(*like.shape[1:], -1).movedim(-1, 0).contiguous()
+    if op.endswith("_t"):
         return matrix.T.contiguous()
     if slot.part is not None:
         return matrix
@@ -30,9 +39,13 @@ def from_matrix(matrix: Float[Tensor, "D F"], like: Tensor, graph: ModelGraph, s
 
 def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
     """The parameter that can take up a constant added to a consumer's output, and its sign: the consumer's bias, or the
-    running mean of the batch norm right behind it; None where there is neither."""
+    running mean of the batch norm right behind it; None where there is neither, and behind transposed convs, which add
+    different numbers of products at each position."""
     step = graph.step_of(slot.param)
-    bias = slot.param.removesuffix("weight") + "bias"
+    if step.op == "conv_t":
+        return None
+    module, _, leaf = slot.param.rpartition(".")
+    bias = f"{module}.{leaf.replace('weight', 'bias', 1)}"
     if bias in step.params:
         return bias, 1
     after = next((s for s in graph.steps if s.index == step.index + 1), None)
@@ -41,6 +54,12 @@ def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
     return None
 
 
+def shares_of(model: nn.Module, slot: Slot) -> int:
+    """How many matrices side by side a consumer's weight is: the groups of a conv, each of which reads its channels."""
+    module = model.get_submodule(slot.param.rpartition(".")[0])
+    return module.groups if isinstance(module, CONVS) else 1
+
+
 def feature_axis(module: nn.Module) -> int:
     """The axis of a module's inputs and outputs that runs over features: 1 for convs `[N, C, …]`, else the last."""
-    return 1 if isinstance(module, CONVOLUTIONS) else -1
+    return 1 if isinstance(module, CONVS | TRANSPOSED) else -1

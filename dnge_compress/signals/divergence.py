@@ -40,12 +40,23 @@ def mean_divergence(
     return torch.stack([divergence(outputs_of(model, batch), wanted, logits) for batch, wanted in pairs]).mean()
 
 
+def are_scores(output: Float[Tensor, "..."], logits: bool) -> bool:
+    """Whether outputs of a model that may have `logits` can be scores of classes on their last axis.
+
+    A single number is none, nor are images, nor numbers that all lie between 0 and 1: probabilities, sigmoids, boxes.
+    """
+    if not logits or output.shape[-1] < 2 or output.dim() > 3 or not output.numel():
+        return False
+    least, most = output.detach().aminmax()
+    return not (least >= 0 and most <= 1)
+
+
 def divergence(
     output: Float[Tensor, "*rows C"], reference: Float[Tensor, "*rows C"], logits: bool
 ) -> Float[Tensor, ""]:
     """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
     output, reference = output.float(), reference.float()
-    if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
+    if are_scores(reference, logits):
         p = reference.log_softmax(-1)
         return (p.exp() * (p - output.log_softmax(-1))).sum(-1).mean()
     # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
@@ -55,7 +66,7 @@ def divergence(
 def label_loss(output: Float[Tensor, "*rows C"], logits: bool, generator: torch.Generator) -> Float[Tensor, ""]:
     """A sum over positions whose gradient's second moment is the Fisher information of the output."""
     output = output.float()
-    if logits and output.shape[-1] > 1:  # a single number is no distribution over classes
+    if are_scores(output, logits):
         flat = output.reshape(-1, output.shape[-1])
         with torch.no_grad():
             # Gumbel-max sampling: one label per position from the model's own distribution.

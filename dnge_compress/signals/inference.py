@@ -19,16 +19,17 @@ CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language mod
 
 def call(model: nn.Module, inputs: Inputs) -> Tensor:
     """Run the model and return its main output: logits if there are any, else the hidden states `[…, features]`."""
+    return main_output(outputs(model, inputs))
+
+
+def outputs(model: nn.Module, inputs: Inputs) -> Any:
+    """All that the model returns."""
     if isinstance(inputs, Mapping):
         arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "labels"}
         if getattr(getattr(model, "config", None), "use_cache", None) is not None:
             arguments["use_cache"] = False
-        output = model(**arguments)
-    elif isinstance(inputs, tuple):
-        output = model(*inputs)
-    else:
-        output = model(inputs)
-    return main_output(output)
+        return model(**arguments)
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def main_output(output: Any) -> Tensor:
@@ -46,7 +47,8 @@ def main_output(output: Any) -> Tensor:
 
 
 def has_logits(model: nn.Module) -> bool:
-    """Whether the main output is class scores, so that damage can be counted in nats of KL divergence."""
+    """Whether the main output may be class scores, so that damage can be counted in nats of KL divergence; of a plain
+    module it may, and `divergence.are_scores` looks at the numbers."""
     is_plain = getattr(model, "config", None) is None
     return is_plain or re.search("For[A-Z]|LMHeadModel$", type(model).__name__) is not None
 

@@ -22,9 +22,10 @@ from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.activations import rows_at, windows
-from dnge_compress.signals.consumers import CONVOLUTIONS, as_matrix, feature_axis
+from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, feature_axis, shares_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
+from dnge_compress.signals.recurrence import recurrences_watched
 from dnge_compress.signals.second_moments import MomentStore
 
 CONV_ROWS_PER_FEATURE = 8
@@ -40,13 +41,15 @@ class Signal:
     gradient of a mask on the unit, taylor `[U]` = |Σ a·g|, out_fisher `[D]` = Σ g² at the consumer's outputs.
     Gradients are of the log-likelihood of labels sampled from the model itself (the true Fisher), or of random
     unit-variance output directions where there are no logits. Moments cover all F features of the consumer; `own` are
-    the space's, which is all of them unless the consumer's input is a concatenation.
+    the space's, which is all of them unless the consumer's input is a concatenation. Each group of a grouped conv is a
+    consumer; `rows` are then those of the conv's outputs that are its own.
     """
 
     slot: Slot
     weight: Float[Tensor, "D F"]
     units: int
     own: slice
+    rows: slice | None
     count: int
     mean: Float[Tensor, " F"]
     covariance: Float[Tensor, "F F"]
@@ -86,7 +89,11 @@ def gather_signals(
     for copies in (False, True):  # of activations; needed, as the first batch tells, where the model overwrites them
         store = MomentStore()
         found = {
-            s.name: [_Recorder(model, graph, slot, s.units, seed, store, copies) for slot in graph.consumers(s.name)]
+            s.name: [
+                _Recorder(model, graph, slot, s.units, seed, store, copies, share)
+                for slot in graph.consumers(s.name)
+                for share in range(shares_of(model, slot))
+            ]
             for s in spaces
         }
         if _run(model, graph, batches, [r for own in found.values() for r in own], seed, progress):
@@ -106,6 +113,7 @@ def _run(
     generator = torch.Generator().manual_seed(seed)
     with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph), ExitStack() as hooks:
         hooks.enter_context(products_watched(model, _watchers(recorders)))
+        hooks.enter_context(recurrences_watched(model, _recurrent_watchers(recorders)))
         for r in recorders:
             r.attach(hooks)
         for i, batch in enumerate(batches):
@@ -156,6 +164,14 @@ def _watchers(recorders: Sequence[_Recorder]) -> dict[tuple[str, int], list[Watc
     return watchers
 
 
+def _recurrent_watchers(recorders: Sequence[_Recorder]) -> dict[str, list[Watch]]:
+    watchers: dict[str, list[Watch]] = {}
+    for r in recorders:
+        if isinstance(r.module, nn.RNNBase):
+            watchers.setdefault(r.slot.param, []).append(r.watch)
+    return watchers
+
+
 class _Recorder:
     """Running sums at one consumer; lives for one pass.
 
@@ -164,14 +180,27 @@ class _Recorder:
     """
 
     def __init__(
-        self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, seed: int, store: MomentStore, copies: bool
+        self,
+        model: nn.Module,
+        graph: ModelGraph,
+        slot: Slot,
+        units: int,
+        seed: int,
+        store: MomentStore,
+        copies: bool,
+        share: int,
     ) -> None:
         self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
         # Its own, so that the sample doesn't depend on who else records.
         self.generator = torch.Generator().manual_seed(seed)
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
         weight = model.get_parameter(slot.param).detach()
-        self.weight = as_matrix(weight, graph, slot)
+        whole, shares = as_matrix(weight, graph, slot), shares_of(model, slot)
+        self.rows = self.inputs = None
+        if shares > 1:
+            size, channels = len(whole) // shares, weight.shape[slot.axis]
+            self.rows, self.inputs = (slice(share * n, (share + 1) * n) for n in (size, channels))
+        self.weight = whole if self.rows is None else whole[self.rows]
         outputs, self.features = self.weight.shape
         per_row = self.features // weight.shape[slot.axis]  # kernel positions of a conv
         self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
@@ -186,16 +215,16 @@ class _Recorder:
         self._batch_mask_gradient: Tensor | None = None
 
     def attach(self, hooks: ExitStack) -> None:
-        if self.slot.part is not None:
-            return
+        if self.slot.part is not None or isinstance(self.module, nn.RNNBase):
+            return  # no module reads or writes what the matrix does; it is told of the products
         hooks.enter_context(self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])))
         hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
 
     def watch(self, x: Tensor, out: Tensor) -> None:
-        """One product of an expert's matrix. Its tokens count as examples of their own; padding is what no gradient
-        comes back to."""
+        """One product of an expert's matrix, whose tokens count as examples of their own, or of a recurrent module's.
+        Padding is what no gradient comes back to."""
         if self.mask is None:
-            self.moments.add(x.detach())
+            self.moments.add(x.detach().flatten(0, -2))
         elif x.requires_grad:
             held = x.detach()
             x.register_hook(lambda g: self.moments.add(held[g.abs().amax(-1) > 0]))
@@ -203,8 +232,12 @@ class _Recorder:
         self._watch_output(out)
 
     def _read(self, x: Tensor) -> None:
-        self.moments.add(self._rows(x.detach()))
+        self.moments.add(self._rows(self._own_inputs(x.detach())))
         self._watch_input(x)
+
+    def _own_inputs(self, x: Tensor) -> Tensor:
+        """The channels that one group of a conv reads."""
+        return x if self.inputs is None else x[:, self.inputs]
 
     def _watch_input(self, x: Tensor) -> None:
         if x.requires_grad:
@@ -214,13 +247,20 @@ class _Recorder:
     def _rows(self, x: Tensor) -> Tensor:
         """Activations as `[positions, F]`; conv inputs become kernel patches, a seeded sample of them."""
         conv = self.module
-        if not isinstance(conv, CONVOLUTIONS):
+        if isinstance(conv, TRANSPOSED):
+            rows = x.movedim(1, -1).flatten(0, -2)
+            return rows[self._sample(len(rows), rows.device)]
+        if not isinstance(conv, CONVS):
             return attended_outputs(self._by_example(x), self.mask).flatten(0, -2)
         seen, axes = windows(conv, x), len(conv.kernel_size)
-        count, limit = math.prod(seen.shape[: 1 + axes]), max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
+        return rows_at(seen, axes, self._sample(math.prod(seen.shape[: 1 + axes]), x.device))
+
+    def _sample(self, count: int, device: torch.device) -> Tensor:
+        """Seeded numbers of so many rows as the moments need; all, if there aren't more."""
+        limit = max(CONV_ROWS_PER_FEATURE * self.features // 4, 512)
         if count <= limit:
-            return seen.reshape(count, self.features)  # [N, …, C, …] → [positions, F]
-        return rows_at(seen, axes, torch.randint(count, (limit,), generator=self.generator))
+            return torch.arange(count, device=device)
+        return torch.randint(count, (limit,), generator=self.generator).to(device)
 
     def _by_example(self, x: Tensor) -> Tensor:
         """Activations of texts as `[N, T, F]`, where a model has flattened them."""
@@ -233,10 +273,14 @@ class _Recorder:
             out.register_hook(self._output_gradient)
 
     def _output_gradient(self, g: Tensor) -> None:
-        self.out_fisher += g.detach().float().square().sum(_positions(self.module, g))
+        square = g.detach().float().square().sum(_positions(self.module, g))
+        if isinstance(self.module, TRANSPOSED):  # of each product: an output is the sum of kernel / stride of them
+            square = square.repeat_interleave(len(self.out_fisher) // len(square)) / math.prod(self.module.stride)
+        self.out_fisher += square if self.rows is None else square[self.rows]
 
     def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
         self.overwritten |= not is_intact
+        x, g = self._own_inputs(x), self._own_inputs(g)
         square = g.float().square().sum(_positions(self.module, g))
         self.grad_square += square.repeat_interleave(self.features // len(square))
         product = self._by_example((x * g).float()) if self.slot.part is None else (x * g).float()
@@ -268,6 +312,7 @@ class _Recorder:
             weight=self.weight,
             units=self.units,
             own=self.own,
+            rows=self.rows,
             count=self.moments.count,
             mean=mean,
             covariance=covariance,

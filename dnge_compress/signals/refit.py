@@ -25,23 +25,32 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
     values: dict[str, Tensor] = {}
-    done: set[tuple[str, int | None]] = set()
+    done: set[tuple[str, int | None, int | None]] = set()
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
         if cut.space not in signals or cut.space in applied.dropped_spaces:
             continue
         for signal in signals[cut.space]:
             param, part = signal.slot.param, signal.slot.part
-            if (param, part) in done or param.startswith(applied.dropped_prefixes):
+            share = None if signal.rows is None else signal.rows.start
+            if (param, part, share) in done or param.startswith(applied.dropped_prefixes):
                 continue
-            done.add((param, part))
+            done.add((param, part, share))
             found = _refit_consumer(weights, applied, signal, repair)
             if part is not None:
                 stack = values[param] if param in values else weights[param].detach().clone()
                 stack[part] = found[param]
                 found = {param: stack}
+            elif signal.rows is not None:
+                found = {n: _with_rows(values.get(n, weights[n]), signal.rows, own) for n, own in found.items()}
             values |= found
     return values
+
+
+def _with_rows(whole: Tensor, rows: slice, values: Tensor) -> Tensor:
+    whole = whole.detach().clone()
+    whole[rows] = values
+    return whole
 
 
 def _refit_consumer(
@@ -64,5 +73,6 @@ def _refit_consumer(
     values = {param: from_matrix(new, original, applied.graph, signal.slot).to(original.dtype)}
     if shift is not None:
         name, sign = shift
-        values[name] = (weights[name].detach().double() + sign * (dense @ mean - kept @ mean[keep])).to(original.dtype)
+        before = weights[name].detach().double()[signal.rows or slice(None)]
+        values[name] = (before + sign * (dense @ mean - kept @ mean[keep])).to(original.dtype)
     return values

@@ -12,9 +12,11 @@ is decided for each consumer on examples that the fit hasn't seen.
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
-from dnge_compress.signals.consumers import CONVOLUTIONS, as_matrix, from_matrix, shift_of
+from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, from_matrix, shift_of
 from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.inference import Inputs, call, inference_mode_of
 from dnge_compress.signals.joined import joined
@@ -48,19 +50,27 @@ class SideBySide:
     def __init__(self, model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]) -> None:
         self.model, self.applied, self.values = model, applied, values
         self.consumers = _consumers(model, signals, applied, values)
+        refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
+        self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
+        for name in values.keys() - refitted:
+            path, _, leaf = name.rpartition(".")
+            self.fixed.setdefault(model.get_submodule(path), {})[leaf] = values[name]
 
     def run(self, batches: Sequence[Inputs]) -> dict[str, Tensor]:
-        """New values of the consumers; the one-shot ones where experts lie in one tensor, since their tokens can't be
-        told apart."""
-        if not self.consumers or self.applied.graph.stacks:
+        """New values of the consumers; the one-shot ones where experts lie in one tensor or modules are recurrent: there
+        the two halves can't be told apart."""
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.fixed)
+        if not self.consumers or self.applied.graph.stacks or recurrent:
             return dict(self.values)
         # Of a convolution's patches a sample is taken, so that they don't count here.
-        widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVOLUTIONS)]
+        widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, MOST_NUMBERS // (2 * max([LEAST_WIDTH, *widths])))
         run = _Run(self.consumers, self.applied.graph, attended(batch))
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
+            for module, own in self.fixed.items():
+                hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
             for path in self.applied.dropped_modules:
                 block = self.model.get_submodule(path)
                 hooks.enter_context(block.register_forward_hook(_pass_on_second, with_kwargs=True))
@@ -130,7 +140,8 @@ def _consumers(
         for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
             param = signal.slot.param
             module = model.get_submodule(param.rpartition(".")[0])
-            if module not in found and param in values and signal.slot.part is None:
+            fits = signal.slot.part is None and signal.rows is None and not isinstance(module, nn.RNNBase | TRANSPOSED)
+            if fits and module not in found and param in values:
                 found[module] = _consumer(weights, applied, signal, values)
     return found
 
@@ -236,7 +247,7 @@ class _Run(TorchFunctionMode):
         written = functional_call(output.module, weights, (read,))
         self.is_settling = False
         added = consumer.found.added.to(written.dtype)
-        if isinstance(output.module, CONVOLUTIONS):
+        if isinstance(output.module, CONVS):
             added = added.view(-1, *[1] * (written.dim() - 2))
         written = written + added
         if output.norm:
@@ -248,7 +259,7 @@ class _Run(TorchFunctionMode):
     def _fitted(self, consumer: _Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> _Fit:
         positions = counted_positions(self.mask, len(target), target.device)
         each = len(target) // len(read) if self.mask is None else self.mask.shape[1]
-        if isinstance(module, CONVOLUTIONS):
+        if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
             positions = positions[picks.to(positions.device)]
@@ -331,6 +342,17 @@ def _tensors(values: Any) -> list[Tensor]:
         elif isinstance(value, list | tuple):
             found += _tensors(value)
     return found
+
+
+def _second_half_with(values: Mapping[str, Tensor], module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    """A module's output, the second half under other weights."""
+    half = len(output) // 2
+    hooks, module._forward_hooks = module._forward_hooks, OrderedDict()
+    try:
+        second = functional_call(module, dict(values), (args[0][half:],))
+    finally:
+        module._forward_hooks = hooks
+    return torch.cat([output[:half], second])
 
 
 def _pass_on_second(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

@@ -43,14 +43,20 @@ def _update_sizes(module: Any) -> None:
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+            module.groups = len(module.weight)
+        module.in_channels, module.out_channels = len(module.weight), module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if module.groups > 1 and module.groups == module.in_channels:
+        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
             module.groups = len(module.weight)
         module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
         module.num_features = len(module.weight)
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.RNNBase):
+        module.flatten_parameters()
     elif isinstance(module, nn.Embedding):
         module.num_embeddings, module.embedding_dim = module.weight.shape
 

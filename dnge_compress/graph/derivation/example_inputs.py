@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.graph.tracing import tensors_in
+from dnge_compress.graph.tracing.running import tensors_in
 
 ROWS, TOKENS, TARGETS = 2, 12, 7
 FRAMES = 40  # of a spectrogram
