@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
+from dnge_compress.graph.tracing import tensors_in
 
 
 def cut(model: nn.Module, applied: AppliedCuts) -> None:
@@ -26,6 +28,24 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
         _drop_layers(model, applied.graph.space(c.space).modules, c.keep)
     _update_attributes(model, applied)
     _update_config(model, applied)
+    _forget(model)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model; what calls left on its modules (states of a recurrence) is copied without its history."""
+    left = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
+
+
+def _forget(model: nn.Module) -> None:
+    """Let modules drop what they worked out of their weights for inference (LeViT's biases): they do as training
+    begins."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        if type(module).train is not nn.Module.train:
+            module.train()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _replace(model: nn.Module, name: str, applied: AppliedCuts) -> None:

@@ -20,6 +20,7 @@ MOST_SHARE = 0.85  # of all matrices: what moves more is the width of the residu
 HEAD_SIZE = "head_dim"
 OTHER_HEAD_SIZES = {"d_kv", "d_head"}
 HEADS = re.compile("^(?!.*(dim|size|d_head|ratio)).*head")  # counts of heads, not their sizes
+AT_ONCE = (1, 2)  # heads that go together: differential attention subtracts one of a pair from the other
 MOST_PARTS = 16  # of the steps tried for a width that moves in steps
 
 
@@ -82,14 +83,12 @@ def counted_axes(
     explicit = explicit_defaults(architecture, config, outline, None if like is None else set(like.explicit))
     base = _Base(architecture, changed(config, explicit), outline, explicit)
     numbers = list(dict.fromkeys(number_keys(base.config)))
-    if like is not None:
-        numbers = [key for key in numbers if key in dict(like.keys)]
-    heads = [key for key in numbers if HEADS.search(_name(key))]
-    for key in numbers:
-        if key not in heads and (found := _single(base, key)):
+    wanted = numbers if like is None else [key for key in numbers if key in dict(like.keys)]
+    for key in wanted:
+        if not _is_head_count(key) and (found := _single(base, key)):
             yield found
-    for key in heads:
-        for found in _heads(base, key, heads):
+    for key in filter(_is_head_count, wanted):
+        for found in _heads(base, key, numbers):
             yield replace(found, are_heads=True)
 
 
@@ -190,30 +189,69 @@ def _says(base: _Base, counted: Counted, units: int) -> bool:
     return changed_to is not None and {axis: old - new for axis, (old, new) in changed_to[1].items()} == expected
 
 
-def _heads(base: _Base, key: Key, others: list[Key]) -> Iterator[Counted]:
-    """A head count with the key/value heads it goes with; query heads, one from each group; and alone."""
+def _heads(base: _Base, key: Key, numbers: list[Key]) -> Iterator[Counted]:
+    """A head count with the key/value heads it goes with; query heads, one from each group; alone; and with a width of
+    which every head has a block."""
     value = value_at(base.config, key)
     if not isinstance(value, int):
         return
-    for second in others:
+    for second in numbers:
         small = value_at(base.config, second)
-        if second[:-1] != key[:-1] or second == key or not isinstance(small, int) or value % small or small == 1:
+        if not _is_head_count(second) or second[:-1] != key[:-1] or second == key or not isinstance(small, int):
+            continue
+        if value % small or small == 1 or _stand_apart(base, key, second):
             continue
         share = value // small
-        for fewer in dict.fromkeys((1, small // 2)):  # some configs take only numbers that divide the width
-            together = base.moved({key: share * (small - fewer), second: small - fewer})
-            keys = ((key, Fraction(share)), (second, Fraction(1)))
-            if together and (found := _read(base, together, fewer, keys, small)):
+        for at_once in (n for n in AT_ONCE if small % n == 0):
+            keys = ((key, Fraction(share * at_once)), (second, Fraction(at_once)))
+            if found := _fewer(base, keys, small // at_once):
                 yield found
-                break
-        for fewer in dict.fromkeys((1, share // 2)) if share > 1 else ():
-            from_groups = base.moved({key: value - small * fewer})
-            if from_groups and (found := _read(base, from_groups, small * fewer, ((key, Fraction(1)),), value)):
-                yield replace(found, groups=small)
-                break
-    found = _single(base, key)
-    if found:
-        yield found
+        for at_once in (n for n in AT_ONCE if share > 1 and small % n == 0):
+            groups = small // at_once
+            if found := _fewer(base, ((key, Fraction(at_once)),), value // at_once, groups):
+                yield replace(found, groups=groups)
+    if alone := _single(base, key):
+        yield alone
+    elif _grows_elsewhere(base, key):
+        for width in numbers:
+            size = value_at(base.config, width)
+            if _is_head_count(width) or width[:-1] != key[:-1] or not isinstance(size, int) or size == value:
+                continue
+            if found := _fewer(base, ((key, Fraction(1)), (width, Fraction(size, value))), value):
+                yield found
+
+
+def _fewer(base: _Base, keys: tuple[tuple[Key, Fraction], ...], units: int, step: int = 1) -> Counted | None:
+    """The reading of some numbers together, from one step less or half as many: some configs take only numbers that
+    divide the width."""
+    for fewer in dict.fromkeys((step, units // step // 2 * step)):
+        values = {k: factor * (units - fewer) for k, factor in keys}
+        if not 0 < fewer < units or any(v.denominator != 1 for v in values.values()):
+            continue
+        together = base.moved({k: int(v) for k, v in values.items()})
+        if together and (found := _read(base, together, fewer, keys, units)):
+            return found
+    return None
+
+
+def _stand_apart(base: _Base, key: Key, other: Key) -> bool:
+    """Whether two numbers count heads of different modules, as those of an encoder and a decoder."""
+    places = []
+    for alone in (key, other):
+        halved = base.moved({alone: value_at(base.config, alone) // 2})
+        places.append({name.rsplit(".", 2)[0] for name, _ in halved[1]} if halved else set())
+    return all(places) and not places[0] & places[1]
+
+
+def _grows_elsewhere(base: _Base, key: Key) -> bool:
+    """Whether fewer of these alone build nothing, or make other axes longer."""
+    value = value_at(base.config, key)
+    fewer = [base.moved({key: n}) for n in dict.fromkeys((value - 1, value // 2)) if n > 0]
+    return all(found is None or any(new > old for old, new in found[1].values()) for found in fewer)
+
+
+def _is_head_count(key: Key) -> bool:
+    return HEADS.search(_name(key)) is not None
 
 
 def _read(

@@ -96,21 +96,23 @@ def _derived(model: nn.Module) -> Derivation:
     shallow = with_few_blocks(architecture, own)
     refused: dict[str, str] = {}
     found: list[ProvedAxes] = []
-    taken: set[tuple[str, int]] = set()
+    taken: set[Axis] = set()
     for counted in counted_axes(architecture, small.config):
-        if taken & {_template(a) for a in counted.rows}:
+        if taken & counted.rows.keys():
             continue
         try:
             experts = are_experts(small.model, counted)
+            if experts:
+                counted = in_groups(small.config, counted)
+            proved = (proved_experts if experts else proved_spaces)(architecture, small, counted)
             full = _at_own_size(architecture, own, counted)
             if experts:
-                counted, full = in_groups(small.config, counted), in_groups(own, full)
-            proved = (proved_experts if experts else proved_spaces)(architecture, small, counted)
+                full = in_groups(own, full)
             spaces = carried_over(model, small, proved, full)
             legal = legal_counts(architecture, shallow, full) if experts or full.are_heads else ()
             least = fewest(own, full) if experts else 1
             found.append(ProvedAxes(counted=full, spaces=spaces, are_experts=experts, fewest=least, legal=legal))
-            taken |= {_template(a) for a in counted.rows}
+            taken |= counted.rows.keys()
         except Unreadable as e:
             refused.setdefault(counted.label, str(e))
     counted_keys = {key for axes in found for key, _ in axes.counted.keys}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.config_keys import changed, value_at
-from dnge_compress.graph.derivation.proof import Outcome, Tied, equal_outputs, sample
+from dnge_compress.graph.derivation.proof import Outcome, Tied, choices, equal_outputs
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.spaces import Proved, divided
 from dnge_compress.graph.derivation.units import Unreadable
@@ -75,8 +75,9 @@ def _prove(architecture: Architecture, small: SmallCopy, counted: Counted, space
     state: dict[str, Tensor] = {n: t.detach() for n, t in small.model.state_dict().items()}
     cut, masked = dict(state), []
     low: dict[str, Tensor] = {}
-    for space in spaces:
-        gone = torch.tensor(sorted(sample(chance, counted, keep)))
+    drawn = choices(chance, counted, keep, [1] * len(spaces))
+    for space, units in zip(spaces, drawn, strict=True):
+        gone = torch.tensor(units)
         stay = torch.tensor([u for u in range(counted.units) if u not in gone.tolist()])
         for name, axis in space.rows:
             cut[name] = cut[name].index_select(axis, stay)

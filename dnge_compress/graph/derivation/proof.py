@@ -18,6 +18,7 @@ from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.units import Runs, call_with
 
 TOLERANCE = 1e-4  # relative to the largest output
+MOST_DRAWN = 20  # times, until a choice is a new one
 LEAST_EFFECT = 1e-3  # of the mask on the outputs, relative: below it a proof shows nothing
 
 
@@ -83,8 +84,7 @@ def _prove_one(
     chance = random.Random(0)
     state = {n: t.detach() for n, t in model.state_dict().items()}
     gone: dict[Axis, set[int]] = {}
-    for space in spaces:
-        units = sample(chance, counted, keep, space.share)
+    for space, units in zip(spaces, choices(chance, counted, keep, [s.share for s in spaces]), strict=True):
         for place, runs in space.rows.items():
             gone.setdefault(place, set()).update(rows_of(runs, units))
     masked: dict[str, Tensor] = {}
@@ -139,13 +139,23 @@ def compared(dense: list[Tensor], expected: list[Tensor], actual: list[Tensor]) 
     return Outcome(True)
 
 
-def sample(chance: random.Random, counted: Counted, keep: int, share: int = 1) -> list[int]:
-    """Units to remove: as many from each group."""
-    per_group, left = share * counted.units // counted.groups, share * keep // counted.groups
-    units: list[int] = []
-    for g in range(counted.groups):
-        units += [g * per_group + u for u in chance.sample(range(per_group), per_group - left)]
-    return units
+def choices(chance: random.Random, counted: Counted, keep: int, shares: Sequence[int]) -> list[list[int]]:
+    """Units to remove from every space, as many from each group: each its own as far as there are different ones, since
+    equal ones prove nothing about spaces that hang together."""
+    seen: list[list[int]] = []
+    found = []
+    for share in shares:
+        per_group, left = share * counted.units // counted.groups, share * keep // counted.groups
+        units: list[int] = []
+        for g in range(counted.groups):
+            for _ in range(MOST_DRAWN):
+                drawn = sorted(chance.sample(range(per_group), per_group - left))
+                if drawn not in seen:
+                    break
+            seen.append(drawn)
+            units += [g * per_group + u for u in drawn]
+        found.append(units)
+    return found
 
 
 def rows_of(runs: Runs, units: Sequence[int]) -> list[int]:

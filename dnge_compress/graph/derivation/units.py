@@ -114,6 +114,8 @@ def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> R
         is_namesake = ".".join(name.split(".")[-2:]) == leaf and other == axis[1]
         if (is_beside or is_namesake) and counted.rows[(name, other)] == counted.rows[axis]:
             return runs
+    if counted.rows[axis] == 1:  # one row for each can stand in their own order only
+        return ((0, 1),)
     raise Unreadable(f"the rows of a unit in '{axis[0]}' stand in no order known")
 
 
@@ -127,7 +129,7 @@ def _strengths(
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
         outputs = call_with(model, inputs, {**weights, **masked, **leaves}, is_differentiable=True)
-        total = sum((t * torch.randn_like(t)).sum() for t in outputs if t.requires_grad)
+        total = sum((t * torch.randn_like(t)).sum() for t in outputs if t.requires_grad and t.dim() > 1)
         if not isinstance(total, Tensor):
             raise Unreadable("no output depends on these weights")
         try:
