@@ -14,8 +14,8 @@ from tiny_architectures import ARCHITECTURES, inputs_of, main_output
 import dnge_compress as dnge
 from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.derivation.axes import Counted
 from dnge_compress.graph.derivation.proof import choices
+from dnge_compress.graph.derivation.readings import Counted
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ModelGraph

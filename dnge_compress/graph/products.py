@@ -36,7 +36,8 @@ class StackedProducts(TorchFunctionMode):
     def _tell(self, known: tuple[str, Tensor], x: Tensor, matrix: Tensor, out: Tensor) -> None:
         name, stack = known
         if matrix.dim() == 2:
-            part = (matrix.storage_offset() - stack.storage_offset()) // stack.stride(0)
+            size = stack.stride(0) if stack.dim() > 2 else matrix.numel()  # of one expert's
+            part = (matrix.storage_offset() - stack.storage_offset()) // size
             for watch in self.watchers.get((name, part), ()):
                 watch(x, out)
             return

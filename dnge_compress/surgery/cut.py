@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -24,8 +25,11 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
         _update_sizes(model.get_submodule(module))
     for name, p in model.named_parameters():
         p.requires_grad_(flags[name])
-    for c in applied.layer_cuts:
-        _drop_layers(model, applied.graph.space(c.space).modules, c.keep)
+    for c in applied.module_cuts:
+        space = applied.graph.space(c.space)
+        _drop_modules(model, space.modules, c.keep)
+        if space.kind == "layer":
+            _renumber(model, space.modules[: len(c.keep)])
     _update_attributes(model, applied)
     _update_config(model, applied)
     _forget(model)
@@ -75,19 +79,22 @@ def _update_sizes(module: Any) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ...]) -> None:
-    parent, _, _ = modules[0].rpartition(".")
-    owner, _, leaf = parent.rpartition(".")
-    blocks = model.get_submodule(parent)
-    kept = [model.get_submodule(modules[i]) for i in keep]
-    setattr(
-        model.get_submodule(owner),
-        leaf,
-        type(blocks)(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept),
-    )
+def _drop_modules(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ...]) -> None:
+    """Leave out numbered modules of one parent; those that stay take the first numbers."""
+    parent = model.get_submodule(modules[0].rpartition(".")[0])
+    names = [path.rpartition(".")[2] for path in modules]
+    kept = [parent.get_submodule(names[i]) for i in keep]
+    for name in names:
+        delattr(parent, name)
+    for name, module in zip(names, kept, strict=False):
+        parent.add_module(name, module)
+
+
+def _renumber(model: nn.Module, blocks: Iterable[str]) -> None:
+    """Blocks know their number: attention finds its cache by it."""
     module: Any
-    for index, block in enumerate(kept):
-        for module in block.modules():
+    for index, path in enumerate(blocks):
+        for module in model.get_submodule(path).modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = index
 
@@ -118,7 +125,7 @@ def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
             value = values
         _write(owner, name, value)
     fields = {space: f for f in applied.graph.config_fields for space in f.spaces}
-    for c in applied.layer_cuts:
+    for c in applied.module_cuts:
         field, units = fields.get(c.space), applied.graph.space(c.space).units
         if field is None:
             continue

@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.core.errors import first_line
 from dnge_compress.graph.derivation.architecture import MATRICES
-from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.example_inputs import run
+from dnge_compress.graph.derivation.readings import Axis, Counted
 
 Runs: TypeAlias = tuple[tuple[int, int], ...]  # (first row of unit 0, rows per unit) of each run of rows
 
