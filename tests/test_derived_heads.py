@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -90,11 +90,23 @@ def test_heads_that_one_norm_runs_over_stay(name: str) -> None:
 
 def test_every_space_and_group_of_a_proof_loses_units_of_its_own() -> None:
     counted = Counted(keys=((("n",), Fraction(1)),), units=8, rows={}, counts={}, explicit={}, groups=2)
-    first, second, third = choices(random.Random(0), counted, 4, [1, 1, 1])
-    drawn = [sorted(u % 4 for u in units if u // 4 == g) for units in (first, second, third) for g in (0, 1)]
-    assert all(len(units) == 2 for units in drawn)
-    assert len({tuple(units) for units in drawn}) == 6  # as many as there are
-    assert choices(random.Random(0), counted, 4, [1, 1, 1]) == [first, second, third]
+    (drawn,) = choices(counted, 4, [1, 1, 1])  # two of four from each group can be chosen in six ways
+    parts = {tuple(u % 4 for u in units if u // 4 == g) for units in drawn for g in (0, 1)}
+    assert len(parts) == 6
+    assert all(len(part) == 2 for part in parts)
+
+
+def test_spaces_of_two_units_are_told_apart_by_several_choices() -> None:
+    counted = Counted(keys=((("n",), Fraction(1)),), units=2, rows={}, counts={}, explicit={})
+    drawn = list(choices(counted, 1, [1] * 4))
+    assert len(drawn) > 1
+    for i, j in itertools.combinations(range(4), 2):
+        assert any(units[i] != units[j] for units in drawn)
+
+
+def test_blocks_that_share_keys_and_values_keep_the_same_heads() -> None:
+    graph = build_graph(ARCHITECTURES["gemma3n_text"].build())
+    assert [s.units for s in graph.of_kind("head")] == [2]
 
 
 @pytest.mark.parametrize("name", ["levit", "recurrent_gemma"])

@@ -50,9 +50,10 @@ class MaskedModel(nn.Module):
         for slot in graph.slots_of(space):
             weight = weights[slot.param]
             if graph.step_of(slot.param).op == "router" and weight.dim() == 2:
-                self._routers.append((weight, gone))
+                self._routers.append((weight, slot.rows(gone)))
             elif weight.numel() == weight.shape[slot.axis] and weight.is_floating_point():
-                overrides[slot.param] = lowest(weight.detach(), slot.axis, slot.rows(gone))
+                known = overrides.get(slot.param, weight.detach())
+                overrides[slot.param] = lowest(known, slot.axis, slot.rows(gone))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The masked model's output."""

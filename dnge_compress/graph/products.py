@@ -51,7 +51,10 @@ class MaskedRouters(TorchFunctionMode):
 
     def __init__(self, routers: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.gone = {_storage(weight): experts for weight, experts in routers}
+        self.gone: dict[int, Tensor] = {}
+        for weight, experts in routers:  # of groups of experts, each has rows of the same weight
+            known = self.gone.get(_storage(weight))
+            self.gone[_storage(weight)] = experts if known is None else torch.cat([known, experts])
         self._casts: list[Tensor] = []  # kept alive, so that no other tensor takes their place in memory
 
     def __torch_function__(
