@@ -370,7 +370,8 @@ def test_why_a_kind_stays_is_said() -> None:
     with pytest.raises(BudgetError, match=r"neurons stay: intermediate_size: the rows of a unit in '.*gate_proj"):
         dnge.compress(ARCHITECTURES["bitnet"].build(), kinds=["neuron"], tokens=128)
     model = ARCHITECTURES["deepseek_v3"].build()
-    four = type(model)(type(model.config)(**{**ARCHITECTURES["deepseek_v3"].config, "n_routed_experts": 4}))
+    fewer = dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 4)
+    four = type(model)(type(model.config)(**{**ARCHITECTURES["deepseek_v3"].config, **fewer}))
     with pytest.raises(BudgetError, match=r"experts stay: n_routed_experts: a token goes to nearly all experts"):
         dnge.compress(four, kinds=["expert"], tokens=128)  # two of each of two groups, which the router compares
 

@@ -121,3 +121,8 @@ def test_what_calls_left_on_modules_does_not_stand_in_the_way(name: str) -> None
     with torch.no_grad():
         torch.testing.assert_close(main_output(small(**inputs)), main_output(masked(**inputs)), atol=1e-5, rtol=1e-5)
     assert {path: module.training for path, module in small.named_modules()} == modes
+
+
+def test_a_norm_over_the_channels_of_heads_is_read_by_the_encoder() -> None:
+    small = dnge.compress(ARCHITECTURES["levit"].build(), ratio=0.2, tokens=128)
+    assert any(small.dnge.plan.cuts)

@@ -81,7 +81,13 @@ def unit_rows(model: nn.Module, inputs: dict[str, Tensor], counted: Counted, con
         else:
             unknown.append(axis)
     for axis in unknown:
-        found[axis] = _like_sibling(axis, found, counted)
+        sibling = _like_sibling(axis, found, counted)
+        is_silent = axis not in whole or float(whole[axis].amax()) == 0  # no gradient could tell
+        if sibling is None and is_silent and counted.rows[axis] == 1:
+            sibling = ((0, 1),)  # one row for each can stand in their own order only
+        if sibling is None:
+            raise Unreadable(f"the rows of a unit in '{axis[0]}' stand in no order known")
+        found[axis] = sibling
     return found
 
 
@@ -105,7 +111,7 @@ def _orders(reached: Mapping[int, set[int]], rows: int, units: int, size: int) -
             yield tuple((i * (size // count), rows // count) for i in range(count))
 
 
-def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> Runs:
+def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> Runs | None:
     """A bias, gain or statistic goes as the weight beside it does, since gradients may not reach it; a weight that this
     class never uses as the one of the same name does."""
     path, leaf = axis[0].rpartition(".")[0], ".".join(axis[0].split(".")[-2:])
@@ -114,9 +120,7 @@ def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> R
         is_namesake = ".".join(name.split(".")[-2:]) == leaf and other == axis[1]
         if (is_beside or is_namesake) and counted.rows[(name, other)] == counted.rows[axis]:
             return runs
-    if counted.rows[axis] == 1:  # one row for each can stand in their own order only
-        return ((0, 1),)
-    raise Unreadable(f"the rows of a unit in '{axis[0]}' stand in no order known")
+    return None
 
 
 def _strengths(
