@@ -20,7 +20,7 @@ from dnge_compress.graph.derivation.axes import counted_axes
 from dnge_compress.graph.derivation.config_keys import as_dict, changed, number_keys, spelled, value_at
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.experts import are_experts, fewest, in_groups, proved_experts
-from dnge_compress.graph.derivation.heads import HEADS
+from dnge_compress.graph.derivation.heads import HEADS, is_guess
 from dnge_compress.graph.derivation.layers import Blocks, block_stacks, droppable
 from dnge_compress.graph.derivation.proof import Tied
 from dnge_compress.graph.derivation.readings import Axis, Counted
@@ -116,7 +116,8 @@ def _derived(model: nn.Module) -> Derivation:
             found.append(ProvedAxes(counted=full, spaces=spaces, are_experts=experts, fewest=least, legal=legal))
             taken |= counted.rows.keys()
         except Unreadable as e:
-            refused.setdefault(counted.label, str(e))
+            if not is_guess(counted):
+                refused.setdefault(counted.label, str(e))
     counted_keys = {key for axes in found for key, _ in axes.counted.keys}
     for key in number_keys(small.config):
         if HEADS.search(str(key[-1])) and key not in counted_keys:

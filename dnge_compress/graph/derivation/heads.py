@@ -19,6 +19,11 @@ def is_head_count(key: Key) -> bool:
     return HEADS.search(str(key[-1] if isinstance(key[-1], str) else key[-2])) is not None
 
 
+def is_guess(counted: Counted) -> bool:
+    """Whether heads were read together with a width, which only a proof makes more than a coincidence."""
+    return counted.are_heads and not all(is_head_count(key) for key, _ in counted.keys)
+
+
 def head_counts(base: Base, key: Key, numbers: list[Key]) -> Iterator[Counted]:
     """A head count with the key/value heads it goes with; query heads, one from each group; alone; and with a width of
     which every head has a block."""

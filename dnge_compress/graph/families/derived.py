@@ -349,7 +349,7 @@ class _Assembly:
 def reasons(derivation: Derivation) -> dict[Kind, str]:
     """Why heads, experts or blocks stay that the config counts."""
     found: dict[Kind, str] = {}
-    if not derivation.axes:
+    if all(axes.are_experts or axes.counted.are_heads for axes in derivation.axes):
         read = next((f"{key}: {why}" for key, why in derivation.refused.items() if WIDTHS.search(key)), None)
         found["neuron"] = (
             f"{read or 'no number of the config counts them'}; with example_inputs=… they may be traced, and the "
