@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dnge_compress.core.errors import PlanError
 from dnge_compress.graph.counting import Prices, price_left, shapes_left
-from dnge_compress.graph.derivation.paths import prefixes
+from dnge_compress.graph.paths import prefixes
 from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Shapes, Slot
 
 ConfigKey = tuple[str, int | None]  # a key of the config, and the position where it holds a list

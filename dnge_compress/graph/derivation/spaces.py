@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dnge_compress.graph.derivation.architecture import Architecture
-from dnge_compress.graph.derivation.paths import block_of
 from dnge_compress.graph.derivation.proof import Tied, prove
 from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.units import Runs, Unreadable, consuming_axes, stacked, unit_rows
+from dnge_compress.graph.paths import block_of
 
 DEPTHS = ("finest", "stack", "all")  # how finely the axes are divided into spaces
 

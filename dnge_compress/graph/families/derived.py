@@ -17,10 +17,10 @@ from dnge_compress.graph.derivation.config_keys import Key, as_dict, spelled
 from dnge_compress.graph.derivation.derive import Derivation, DerivationError, ProvedAxes, ProvedBlocks, derive
 from dnge_compress.graph.derivation.experts import modules_of
 from dnge_compress.graph.derivation.heads import HEADS
-from dnge_compress.graph.derivation.paths import block_of, prefixes
 from dnge_compress.graph.derivation.proof import Tied
 from dnge_compress.graph.derivation.readings import Counted
 from dnge_compress.graph.derivation.roles import with_roles
+from dnge_compress.graph.paths import block_of, prefixes
 from dnge_compress.graph.types import ALIGNED, ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
 
 MODEL_TYPES: tuple[str, ...] = ()  # whatever no other family claims
