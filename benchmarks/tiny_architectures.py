@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 CONFIGS = Path(__file__).with_suffix(".jsonl")
@@ -66,6 +66,9 @@ def roughened(model: Any) -> Any:
             p.copy_(noise * (1.5 / fan_in) ** 0.5)
         else:
             p.add_(0.1 * noise)
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            module.weight[module.padding_idx] = 0  # torch never trains it, and some models zero it when they are read
     for name, b in model.named_buffers():
         if name.endswith("running_mean"):
             b.add_(0.2 * torch.randn(b.shape, generator=generator))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -35,7 +34,7 @@ from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.user_data import checked_data
-from dnge_compress.surgery.cut import cut
+from dnge_compress.surgery.cut import copied, cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
 
@@ -234,7 +233,7 @@ class _Job:
         with torch.no_grad():
             found = best_repair(self.context, applied, self.recipe.repair)
             repaired = time.perf_counter()
-            small: Any = copy.deepcopy(dense)
+            small: Any = copied(dense)
             small.__dict__.pop("dnge", None)
             cut(small, applied)
             if self.recipe.check:

@@ -76,7 +76,7 @@ def _edges(graph: ModelGraph, step: Step, position: int, slots: list[Slot], weig
                 role=ROLES.index("norm"),
                 src=s.space,
                 dst=s.space,
-                weight=rows.reshape(graph.space(s.space).units, -1).mean(1) if s.width > 1 or rows.dim() > 1 else rows,
+                weight=rows.reshape(graph.space(s.space).units, -1).mean(1),
             )
         return
     in_axis = 0 if step.op == "embed" else step.in_axis

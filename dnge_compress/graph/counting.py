@@ -25,9 +25,19 @@ def non_embedding_prices(model: nn.Module, graph: ModelGraph) -> Prices:
 def price_left(
     graph: ModelGraph, prices: Prices, shapes: Shapes, kept: Mapping[str, int], dropped: tuple[str, ...] = ()
 ) -> float:
-    """Price of what is left if spaces keep so many units each and the blocks with these name prefixes go."""
+    """Price of what is left if spaces keep so many units each and the modules with these name prefixes go; of experts
+    that are modules, none of which is among those, a share stays, since all are as large."""
     left = shapes_left(graph, {name: shapes[name] for name in prices if not name.startswith(dropped)}, kept)
-    return sum(prices[name] * math.prod(shape) for name, shape in left.items())
+    shares: dict[tuple[str, ...], float] = {}
+    for space in (graph.space(name) for name in kept):
+        inside = tuple(f"{module}." for module in space.modules)
+        if space.kind == "expert" and not set(inside) & set(dropped):
+            shares[inside] = kept[space.name] / space.units
+
+    def share_of(name: str) -> float:
+        return math.prod(share for inside, share in shares.items() if name.startswith(inside))
+
+    return sum(prices[name] * math.prod(shape) * share_of(name) for name, shape in left.items())
 
 
 def shapes_left(graph: ModelGraph, shapes: Shapes, kept: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dnge_compress.core.errors import PlanError
 from dnge_compress.graph.counting import Prices, price_left, shapes_left
+from dnge_compress.graph.paths import prefixes
 from dnge_compress.graph.types import ConfigField, Cut, ModelGraph, Shapes, Slot
 
 ConfigKey = tuple[str, int | None]  # a key of the config, and the position where it holds a list
@@ -65,16 +66,17 @@ class AppliedCuts:
         return self.counts.get(space, self.graph.space(space).units)
 
     @cached_property
-    def layer_cuts(self) -> tuple[Cut, ...]:
-        """The cuts that drop whole blocks."""
-        return tuple(cut for cut in self.cuts if self.graph.space(cut.space).modules)
+    def module_cuts(self) -> tuple[Cut, ...]:
+        """The cuts that drop whole modules: blocks, and experts inside of them; the innermost first."""
+        cuts = [cut for cut in self.cuts if self.graph.space(cut.space).modules]
+        return tuple(sorted(cuts, key=lambda c: -self.graph.space(c.space).modules[0].count(".")))
 
     @cached_property
     def dropped_modules(self) -> tuple[str, ...]:
-        """Module paths of the blocks that go."""
+        """Paths of the modules that go."""
         return tuple(
             module
-            for cut in self.layer_cuts
+            for cut in self.module_cuts
             for i, module in enumerate(self.graph.space(cut.space).modules)
             if i not in cut.keep
         )
@@ -91,19 +93,24 @@ class AppliedCuts:
 
     def path_after(self, path: str) -> str | None:
         """What a module or parameter is called afterwards, since blocks move up; None if it goes with its block."""
-        for old, new in self._renamed.items():
-            if path == old or path.startswith(f"{old}."):
-                return None if new is None else new + path[len(old) :]
+        for renamed in self._renamed:
+            old = next((old for old in prefixes(path) if old in renamed), None)
+            if old is not None:
+                new = renamed[old]
+                if new is None:
+                    return None
+                path = new + path[len(old) :]
         return path
 
     @cached_property
-    def _renamed(self) -> dict[str, str | None]:
-        renamed: dict[str, str | None] = {}
-        for cut in self.layer_cuts:
+    def _renamed(self) -> list[dict[str, str | None]]:
+        """What modules are called afterwards, for every cut that drops some; the innermost first."""
+        found = []
+        for cut in self.module_cuts:
             modules = self.graph.space(cut.space).modules
-            for i, module in enumerate(modules):
-                renamed[module] = modules[cut.keep.index(i)] if i in cut.keep else None
-        return renamed
+            names = iter(modules)
+            found.append({m: next(names) if i in set(cut.keep) else None for i, m in enumerate(modules)})
+        return found
 
     def rows_kept(self, param: str, axis: int, rows: int, part: int | None = None) -> Tensor:
         """Indices of the `rows` rows of a parameter, or of one expert's part of it, along an axis that stay."""

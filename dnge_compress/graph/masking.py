@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.products import MaskedRouters
-from dnge_compress.graph.types import Slot
+from dnge_compress.graph.types import ModelGraph, Slot
 
 
 class MaskedModel(nn.Module):
@@ -35,7 +35,7 @@ class MaskedModel(nn.Module):
         for cut in applied.cuts:
             gone = cut.gone(applied.graph.space(cut.space).units)
             if applied.graph.space(cut.space).kind == "expert":
-                self._mask_experts(applied.graph.slots_of(cut.space), weights, gone, overrides)
+                self._mask_experts(applied.graph, cut.space, weights, gone, overrides)
             for slot in applied.graph.consumers(cut.space):
                 if slot.param not in overrides:
                     overrides[slot.param] = weights[slot.param].detach().clone()
@@ -44,15 +44,16 @@ class MaskedModel(nn.Module):
         self.config = getattr(model, "config", None)
 
     def _mask_experts(
-        self, slots: Iterable[Slot], weights: Mapping[str, Tensor], gone: Tensor, overrides: dict[str, Tensor]
+        self, graph: ModelGraph, space: str, weights: Mapping[str, Tensor], gone: Tensor, overrides: dict[str, Tensor]
     ) -> None:
         """The smallest logits for experts that go, and the smallest corrections where a router adds some."""
-        for slot in slots:
+        for slot in graph.slots_of(space):
             weight = weights[slot.param]
-            if weight.dim() == 2 and slot.axis == 0:
-                self._routers.append((weight, gone))
-            elif weight.dim() < 3 and weight.is_floating_point():
-                overrides[slot.param] = lowest(weight.detach(), slot.axis, slot.rows(gone))
+            if graph.step_of(slot.param).op == "router" and weight.dim() == 2:
+                self._routers.append((weight, slot.rows(gone)))
+            elif weight.numel() == weight.shape[slot.axis] and weight.is_floating_point():
+                known = overrides.get(slot.param, weight.detach())
+                overrides[slot.param] = lowest(known, slot.axis, slot.rows(gone))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The masked model's output."""

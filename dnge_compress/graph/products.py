@@ -36,7 +36,8 @@ class StackedProducts(TorchFunctionMode):
     def _tell(self, known: tuple[str, Tensor], x: Tensor, matrix: Tensor, out: Tensor) -> None:
         name, stack = known
         if matrix.dim() == 2:
-            part = (matrix.storage_offset() - stack.storage_offset()) // stack.stride(0)
+            size = stack.stride(0) if stack.dim() > 2 else matrix.numel()  # of one expert's
+            part = (matrix.storage_offset() - stack.storage_offset()) // size
             for watch in self.watchers.get((name, part), ()):
                 watch(x, out)
             return
@@ -50,7 +51,10 @@ class MaskedRouters(TorchFunctionMode):
 
     def __init__(self, routers: Sequence[tuple[Tensor, Tensor]]) -> None:
         super().__init__()
-        self.gone = {_storage(weight): experts for weight, experts in routers}
+        self.gone: dict[int, Tensor] = {}
+        for weight, experts in routers:  # of groups of experts, each has rows of the same weight
+            known = self.gone.get(_storage(weight))
+            self.gone[_storage(weight)] = experts if known is None else torch.cat([known, experts])
         self._casts: list[Tensor] = []  # kept alive, so that no other tensor takes their place in memory
 
     def __torch_function__(

@@ -29,6 +29,7 @@ Op = Literal[
     "batchnorm",
     "experts",
     "experts_t",
+    "experts_flat",
     "router",
 ]
 
@@ -43,7 +44,8 @@ class Space:
     """One axis of the network, shared by several tensors; a unit is the smallest thing that can go.
 
     `layer` is the block the space belongs to. A space of kind "layer" lists the module path of each block in
-    `modules`; dropping a unit removes that block. Units in `protected` can't go.
+    `modules`, and one of experts that are modules of their own those; dropping a unit removes its module. Units in
+    `protected` can't go.
     """
 
     name: str
@@ -58,9 +60,10 @@ class Space:
             raise UnsupportedModelError(
                 f"space '{self.name}' has {self.units} units; a family's spaces have at least one"
             )
-        if (self.kind == "layer") != bool(self.modules) or (self.modules and len(self.modules) != self.units):
+        is_layer, may_have = self.kind == "layer", self.kind in ("layer", "expert")
+        if (self.modules and not may_have) or len(self.modules) != (self.units if is_layer or self.modules else 0):
             raise UnsupportedModelError(
-                f"space '{self.name}': a layer space names one module per unit, others name none"
+                f"space '{self.name}': a layer space names one module per unit, one of experts may, others name none"
             )
 
 
@@ -95,8 +98,8 @@ class Step:
     Weights are stored `[dst, src, …]`, except for ops ending in `_t` (GPT-2's Conv1D, transposed convs), stored
     `[src, dst, …]`. A batch
     norm `is_behind` if it reads exactly what the step before computed, with nothing in between. The ops "experts" and
-    "experts_t" have the weights of all experts in one tensor, `[expert, dst, src]` and `[expert, src, dst]`; a "router"
-    writes one logit for each.
+    "experts_t" have the weights of all experts in one tensor, `[expert, dst, src]` and `[expert, src, dst]`, and
+    "experts_flat" in one matrix, below each other; a "router" writes one logit for each.
     """
 
     index: int
@@ -217,7 +220,7 @@ class ModelGraph:
         """Whether the slot is on the reading side: the columns that a unit's activation is multiplied with."""
         step = self.step_of(slot.param)
         return (
-            step.op not in ("norm", "batchnorm", "embed", "router")
+            step.op not in ("norm", "batchnorm", "embed", "router", "experts_flat")
             and not slot.param.endswith("bias")
             and slot.axis == step.in_axis
         )

@@ -48,7 +48,7 @@ def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) ->
     after = applied.shapes(shapes)
     rows = []
     for space in applied.graph.of_kind(*PRUNABLE):
-        shares = _blocks(space, shapes, after) if space.modules else _shares(applied, space, shapes, after)
+        shares = _shares(applied, space, shapes, after) | _inside(space, shapes, after)
         left = {name: share for name, share in shares.items() if not name.startswith(applied.dropped_prefixes)}
         rows.append(
             SpaceRow(
@@ -111,8 +111,8 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
     return Table(columns=columns, rows=tuple(lines), is_grouped=True, look="spaces")
 
 
-def _blocks(space: Space, shapes: Shapes, after: Shapes) -> dict[str, Change]:
-    """Parameter → its elements before and after, for all that stands in the blocks of a layer space."""
+def _inside(space: Space, shapes: Shapes, after: Shapes) -> dict[str, Change]:
+    """Parameter → its elements before and after, for all that stands in the modules of a space."""
     inside = tuple(f"{module}." for module in space.modules)
     return {n: (math.prod(shape), math.prod(after[n])) for n, shape in shapes.items() if n.startswith(inside)}
 

@@ -12,10 +12,10 @@ NEEDS_DATA = False
 
 
 def score(context: ScoringContext) -> Scores:
-    """Mean over a space's tensors of Σ w² per unit, relative to the space's mean; layers by their mean square."""
+    """Mean over a space's tensors of Σ w² per unit, relative to the space's mean; modules by their mean square."""
     units = {}
     for space in context.graph.of_kind(*PRUNABLE):
-        units[space.name] = _layers(context, space) if space.kind == "layer" else _units(context, space)
+        units[space.name] = _layers(context, space) if space.modules else _units(context, space)
     return Scores(units=units, scorer="magnitude", fingerprint=context.graph.fingerprint)
 
 
@@ -27,7 +27,8 @@ def _units(context: ScoringContext, space: Space) -> Tensor:
         # What torch-pruning's group norm counts: matrices and the gains of norms; no biases, running statistics,
         # embeddings or depthwise kernels.
         depthwise = step.op == "norm" and weight.dim() > 1
-        counts = is_weight(slot.param) or (step.op.startswith("experts") and weight.dim() > 2)
+        stacked = step.op == "experts_flat" or (step.op.startswith("experts") and weight.dim() > 2)
+        counts = is_weight(slot.param) or stacked
         if not counts or step.op == "embed" or depthwise:
             continue
         axis = slot.axis if slot.part is None else slot.axis - 1

@@ -7,7 +7,9 @@ if a little of the expert were taken away for one token.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,12 +33,18 @@ def expert_costs(
     costs = {s.name: torch.zeros(s.units) for s in graph.of_kind("expert")}
     if not costs:
         return {}
-    products = {s.name: _last_product(graph, s) for s in graph.of_kind("expert")}
+    modules = {s.name: s.modules for s in graph.of_kind("expert") if s.modules}
+    products = {s.name: _last_product(graph, s) for s in graph.of_kind("expert") if not s.modules}
     watchers: dict[tuple[str, int], list[Watch]] = {
-        (products[name], part): [_adding(own, part)] for name, own in costs.items() for part in range(len(own))
+        (product, part): [_adding(costs[name], part)]
+        for name, product in products.items()
+        for part in range(len(costs[name]))
     }
     generator, labels = torch.Generator().manual_seed(seed), 0
-    with torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph):
+    with ExitStack() as hooks, torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph):
+        for name, paths in modules.items():
+            for part, path in enumerate(paths):
+                hooks.enter_context(model.get_submodule(path).register_forward_hook(_hook(costs[name], part)))
         for batch in share_of(batches, EXPERT_SHARE, EXPERT_ROWS):
             with products_watched(model, watchers):
                 output = attended_outputs(call(model, batch), attended(batch))
@@ -46,9 +54,14 @@ def expert_costs(
 
 
 def _last_product(graph: ModelGraph, space: Space) -> str:
-    """The stacked weight whose products are what the experts add."""
+    """The weight of all experts whose products are what they add."""
     steps = {graph.step_of(s.param).index: s.param for s in graph.slots_of(space.name)}
     return next(steps[i] for i in sorted(steps, reverse=True) if graph.step_of(steps[i]).op.startswith("experts"))
+
+
+def _hook(costs: Tensor, part: int) -> Callable[[nn.Module, Any, Tensor], None]:
+    watch = _adding(costs, part)
+    return lambda module, args, out: watch(args[0], out)
 
 
 def _adding(costs: Tensor, part: int) -> Callable[[Tensor, Tensor], None]:

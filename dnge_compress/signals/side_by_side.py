@@ -57,8 +57,8 @@ class SideBySide:
             self.fixed.setdefault(model.get_submodule(path), {})[leaf] = values[name]
 
     def run(self, batches: Sequence[Inputs]) -> dict[str, Tensor]:
-        """New values of the consumers; the one-shot ones where experts lie in one tensor or modules are recurrent: there
-        the two halves can't be told apart."""
+        """New values of the consumers; the one-shot ones where experts lie in one tensor or modules are recurrent, for
+        there the two halves can't be told apart."""
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.fixed)
         if not self.consumers or self.applied.graph.stacks or recurrent:
             return dict(self.values)

@@ -29,12 +29,12 @@ def macs_per_element(model: nn.Module, graph: ModelGraph, inputs: Inputs) -> Pri
     def count_product(param: str, experts: int, x: Tensor, out: Tensor) -> None:
         positions[param] = positions.get(param, 0.0) + len(out) / experts
 
-    stacks = {p: model.get_parameter(p) for s in graph.steps if s.op.startswith("experts") for p in s.params}
-    watchers = {
-        (name, part): [partial(count_product, name, len(stack))]
-        for name, stack in stacks.items()
-        for part in range(len(stack))
+    stacks = {p: s for s in graph.steps if s.op.startswith("experts") for p in s.params}
+    counts = {
+        p: graph.space(s.reads[0]).units if s.op == "experts_flat" else len(model.get_parameter(p))
+        for p, s in stacks.items()
     }
+    watchers = {(name, part): [partial(count_product, name, n)] for name, n in counts.items() for part in range(n)}
     with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
         hooks.enter_context(products_watched(model, watchers))
         for step in graph.steps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -10,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
+from dnge_compress.graph.tracing import tensors_in
 
 
 def cut(model: nn.Module, applied: AppliedCuts) -> None:
@@ -22,10 +25,31 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
         _update_sizes(model.get_submodule(module))
     for name, p in model.named_parameters():
         p.requires_grad_(flags[name])
-    for c in applied.layer_cuts:
-        _drop_layers(model, applied.graph.space(c.space).modules, c.keep)
+    for c in applied.module_cuts:
+        space = applied.graph.space(c.space)
+        _drop_modules(model, space.modules, c.keep)
+        if space.kind == "layer":
+            _renumber(model, space.modules[: len(c.keep)])
     _update_attributes(model, applied)
     _update_config(model, applied)
+    _forget(model)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy of the model; what calls left on its modules (states of a recurrence) is copied without its history."""
+    left = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
+    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
+
+
+def _forget(model: nn.Module) -> None:
+    """Let modules drop what they worked out of their weights for inference (LeViT's biases): they do as training
+    begins."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        if type(module).train is not nn.Module.train:
+            module.train()
+    for module, mode in modes:
+        module.training = mode
 
 
 def _replace(model: nn.Module, name: str, applied: AppliedCuts) -> None:
@@ -61,19 +85,22 @@ def _update_sizes(module: Any) -> None:
         module.num_embeddings, module.embedding_dim = module.weight.shape
 
 
-def _drop_layers(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ...]) -> None:
-    parent, _, _ = modules[0].rpartition(".")
-    owner, _, leaf = parent.rpartition(".")
-    blocks = model.get_submodule(parent)
-    kept = [model.get_submodule(modules[i]) for i in keep]
-    setattr(
-        model.get_submodule(owner),
-        leaf,
-        type(blocks)(*kept) if isinstance(blocks, nn.Sequential) else nn.ModuleList(kept),
-    )
+def _drop_modules(model: nn.Module, modules: tuple[str, ...], keep: tuple[int, ...]) -> None:
+    """Leave out numbered modules of one parent; those that stay take the first numbers."""
+    parent = model.get_submodule(modules[0].rpartition(".")[0])
+    names = [path.rpartition(".")[2] for path in modules]
+    kept = [parent.get_submodule(names[i]) for i in keep]
+    for name in names:
+        delattr(parent, name)
+    for name, module in zip(names, kept, strict=False):
+        parent.add_module(name, module)
+
+
+def _renumber(model: nn.Module, blocks: Iterable[str]) -> None:
+    """Blocks know their number: attention finds its cache by it."""
     module: Any
-    for index, block in enumerate(kept):
-        for module in block.modules():
+    for index, path in enumerate(blocks):
+        for module in model.get_submodule(path).modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = index
 
@@ -104,7 +131,7 @@ def _update_config(model: nn.Module, applied: AppliedCuts) -> None:
             value = values
         _write(owner, name, value)
     fields = {space: f for f in applied.graph.config_fields for space in f.spaces}
-    for c in applied.layer_cuts:
+    for c in applied.module_cuts:
         field, units = fields.get(c.space), applied.graph.space(c.space).units
         if field is None:
             continue

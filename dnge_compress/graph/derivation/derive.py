@@ -16,12 +16,14 @@ from transformers.utils import logging
 
 from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.derivation.architecture import Architecture
-from dnge_compress.graph.derivation.axes import HEADS, Axis, Counted, counted_axes
+from dnge_compress.graph.derivation.axes import counted_axes
 from dnge_compress.graph.derivation.config_keys import as_dict, changed, number_keys, spelled, value_at
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.experts import are_experts, fewest, in_groups, proved_experts
+from dnge_compress.graph.derivation.heads import HEADS, is_guess
 from dnge_compress.graph.derivation.layers import Blocks, block_stacks, droppable
 from dnge_compress.graph.derivation.proof import Tied
+from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy, small_copy, with_few_blocks
 from dnge_compress.graph.derivation.spaces import Proved, divided, proved_spaces, single_rows
 from dnge_compress.graph.derivation.units import Runs, Unreadable
@@ -96,23 +98,26 @@ def _derived(model: nn.Module) -> Derivation:
     shallow = with_few_blocks(architecture, own)
     refused: dict[str, str] = {}
     found: list[ProvedAxes] = []
-    taken: set[tuple[str, int]] = set()
+    taken: set[Axis] = set()
     for counted in counted_axes(architecture, small.config):
-        if taken & {_template(a) for a in counted.rows}:
+        if taken & counted.rows.keys():
             continue
         try:
             experts = are_experts(small.model, counted)
-            full = _at_own_size(architecture, own, counted)
             if experts:
-                counted, full = in_groups(small.config, counted), in_groups(own, full)
-            proved = (proved_experts if experts else proved_spaces)(architecture, small, counted)
+                proved = proved_experts(architecture, small, in_groups(small.config, counted))
+                full = in_groups(own, _at_own_size(architecture, own, counted))
+            else:
+                proved = proved_spaces(architecture, small, counted)
+                full = _at_own_size(architecture, own, counted)
             spaces = carried_over(model, small, proved, full)
             legal = legal_counts(architecture, shallow, full) if experts or full.are_heads else ()
             least = fewest(own, full) if experts else 1
             found.append(ProvedAxes(counted=full, spaces=spaces, are_experts=experts, fewest=least, legal=legal))
-            taken |= {_template(a) for a in counted.rows}
+            taken |= counted.rows.keys()
         except Unreadable as e:
-            refused.setdefault(counted.label, str(e))
+            if not is_guess(counted):
+                refused.setdefault(counted.label, str(e))
     counted_keys = {key for axes in found for key, _ in axes.counted.keys}
     for key in number_keys(small.config):
         if HEADS.search(str(key[-1])) and key not in counted_keys:

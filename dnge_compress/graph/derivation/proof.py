@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.derivation.architecture import Architecture, BuildError, reason_of
-from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.config_keys import changed
 from dnge_compress.graph.derivation.example_inputs import run
+from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.units import Runs, call_with
 
 TOLERANCE = 1e-4  # relative to the largest output
+MOST_DRAWN = 20  # times, until a choice of units is another than those of other spaces
+MOST_CHOICES = 8  # that two spaces are told apart by
 LEAST_EFFECT = 1e-3  # of the mask on the outputs, relative: below it a proof shows nothing
 
 
@@ -57,7 +60,10 @@ def prove(
         outline = architecture.outline(smaller)
         if outline is None:
             continue
-        outcome = _prove_one(architecture, smaller, model, inputs, counted, spaces, keep)
+        for units in choices(counted, keep, [s.share for s in spaces]):
+            outcome = _prove_one(architecture, smaller, model, inputs, spaces, units)
+            if not outcome.holds:
+                break
         tried += 1
         if outcome.holds or tried == 2:
             break
@@ -76,17 +82,14 @@ def _prove_one(
     smaller: Mapping[str, Any],
     model: nn.Module,
     inputs: dict[str, Tensor],
-    counted: Counted,
     spaces: Sequence[Tied],
-    keep: int,
+    units: Sequence[Sequence[int]],
 ) -> Outcome:
-    chance = random.Random(0)
     state = {n: t.detach() for n, t in model.state_dict().items()}
     gone: dict[Axis, set[int]] = {}
-    for space in spaces:
-        units = sample(chance, counted, keep, space.share)
+    for space, own in zip(spaces, units, strict=True):
         for place, runs in space.rows.items():
-            gone.setdefault(place, set()).update(rows_of(runs, units))
+            gone.setdefault(place, set()).update(rows_of(runs, own))
     masked: dict[str, Tensor] = {}
     for space in spaces:
         for name, axis in space.consumers:
@@ -139,12 +142,33 @@ def compared(dense: list[Tensor], expected: list[Tensor], actual: list[Tensor]) 
     return Outcome(True)
 
 
-def sample(chance: random.Random, counted: Counted, keep: int, share: int = 1) -> list[int]:
-    """Units to remove: as many from each group."""
-    per_group, left = share * counted.units // counted.groups, share * keep // counted.groups
-    units: list[int] = []
-    for g in range(counted.groups):
-        units += [g * per_group + u for u in chance.sample(range(per_group), per_group - left)]
+def choices(counted: Counted, keep: int, shares: Sequence[int]) -> Iterator[list[list[int]]]:
+    """Units to remove from every space, as many from each group, drawn anew until no two spaces or groups have lost the
+    same each time: equal choices prove nothing about spaces that hang together."""
+    chance = random.Random(0)
+    groups = range(counted.groups)
+    alike = set(itertools.combinations(range(len(shares) * len(groups)), 2))
+    for _ in range(MOST_CHOICES):
+        parts: list[list[int]] = []
+        for share in shares:
+            size, left = share * counted.units // len(groups), share * keep // len(groups)
+            for _ in groups:
+                taken = [part for i, part in enumerate(parts) if (i, len(parts)) in alike]
+                parts.append(_drawn(chance, size, size - left, taken))
+        yield [
+            [g * (share * counted.units // len(groups)) + u for g in groups for u in parts[i * len(groups) + g]]
+            for i, share in enumerate(shares)
+        ]
+        alike = {(i, j) for i, j in alike if parts[i] == parts[j]}
+        if not alike:
+            return
+
+
+def _drawn(chance: random.Random, size: int, count: int, taken: list[list[int]]) -> list[int]:
+    for _ in range(MOST_DRAWN):
+        units = sorted(chance.sample(range(size), count))
+        if units not in taken:
+            break
     return units
 
 

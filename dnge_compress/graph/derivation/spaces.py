@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dnge_compress.graph.derivation.architecture import Architecture
-from dnge_compress.graph.derivation.axes import Axis, Counted
-from dnge_compress.graph.derivation.paths import block_of
 from dnge_compress.graph.derivation.proof import Tied, prove
+from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.units import Runs, Unreadable, consuming_axes, stacked, unit_rows
+from dnge_compress.graph.paths import block_of
 
 DEPTHS = ("finest", "stack", "all")  # how finely the axes are divided into spaces
 
@@ -90,7 +90,7 @@ def divided(rows: Mapping[Axis, Runs], consumers: list[Axis], depth: str) -> lis
     for axis in rows:
         if axis in consumers:
             continue
-        nearness = {g: max(_shared(axis[0], c[0]) for c in own) for g, own in groups.items()}
+        nearness = {g: max(shared_path(axis[0], c[0]) for c in own) for g, own in groups.items()}
         best = max(nearness.values())
         near = [g for g, n in nearness.items() if n == best]
         for other in near[1:]:
@@ -111,7 +111,8 @@ def single_rows(space: Tied) -> Tied:
     return Tied(space.consumers, rows, share)
 
 
-def _shared(a: str, b: str) -> int:
+def shared_path(a: str, b: str) -> int:
+    """How many names at the beginning two paths have in common."""
     count = 0
     for x, y in zip(a.split("."), b.split("."), strict=False):
         if x != y:

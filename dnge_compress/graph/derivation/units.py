@@ -13,8 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.core.errors import first_line
 from dnge_compress.graph.derivation.architecture import MATRICES
-from dnge_compress.graph.derivation.axes import Axis, Counted
 from dnge_compress.graph.derivation.example_inputs import run
+from dnge_compress.graph.derivation.readings import Axis, Counted
 
 Runs: TypeAlias = tuple[tuple[int, int], ...]  # (first row of unit 0, rows per unit) of each run of rows
 
@@ -81,7 +81,13 @@ def unit_rows(model: nn.Module, inputs: dict[str, Tensor], counted: Counted, con
         else:
             unknown.append(axis)
     for axis in unknown:
-        found[axis] = _like_sibling(axis, found, counted)
+        sibling = _like_sibling(axis, found, counted)
+        is_silent = axis not in whole or float(whole[axis].amax()) == 0  # no gradient could tell
+        if sibling is None and is_silent and counted.rows[axis] == 1:
+            sibling = ((0, 1),)  # one row for each can stand in their own order only
+        if sibling is None:
+            raise Unreadable(f"the rows of a unit in '{axis[0]}' stand in no order known")
+        found[axis] = sibling
     return found
 
 
@@ -105,7 +111,7 @@ def _orders(reached: Mapping[int, set[int]], rows: int, units: int, size: int) -
             yield tuple((i * (size // count), rows // count) for i in range(count))
 
 
-def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> Runs:
+def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> Runs | None:
     """A bias, gain or statistic goes as the weight beside it does, since gradients may not reach it; a weight that this
     class never uses as the one of the same name does."""
     path, leaf = axis[0].rpartition(".")[0], ".".join(axis[0].split(".")[-2:])
@@ -114,7 +120,7 @@ def _like_sibling(axis: Axis, found: Mapping[Axis, Runs], counted: Counted) -> R
         is_namesake = ".".join(name.split(".")[-2:]) == leaf and other == axis[1]
         if (is_beside or is_namesake) and counted.rows[(name, other)] == counted.rows[axis]:
             return runs
-    raise Unreadable(f"the rows of a unit in '{axis[0]}' stand in no order known")
+    return None
 
 
 def _strengths(
@@ -127,7 +133,7 @@ def _strengths(
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(1)
         outputs = call_with(model, inputs, {**weights, **masked, **leaves}, is_differentiable=True)
-        total = sum((t * torch.randn_like(t)).sum() for t in outputs if t.requires_grad)
+        total = sum((t * torch.randn_like(t)).sum() for t in outputs if t.requires_grad and t.dim() > 1)
         if not isinstance(total, Tensor):
             raise Unreadable("no output depends on these weights")
         try:

@@ -13,12 +13,14 @@ from transformers.pytorch_utils import Conv1D
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.builder import fingerprint, shapes_of
 from dnge_compress.graph.derivation.architecture import MATRICES, Architecture
-from dnge_compress.graph.derivation.axes import HEADS
 from dnge_compress.graph.derivation.config_keys import Key, as_dict, spelled
 from dnge_compress.graph.derivation.derive import Derivation, DerivationError, ProvedAxes, ProvedBlocks, derive
-from dnge_compress.graph.derivation.paths import block_of, prefixes
+from dnge_compress.graph.derivation.experts import modules_of
+from dnge_compress.graph.derivation.heads import HEADS
 from dnge_compress.graph.derivation.proof import Tied
+from dnge_compress.graph.derivation.readings import Counted
 from dnge_compress.graph.derivation.roles import with_roles
+from dnge_compress.graph.paths import block_of, prefixes
 from dnge_compress.graph.types import ALIGNED, ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
 
 MODEL_TYPES: tuple[str, ...] = ()  # whatever no other family claims
@@ -150,7 +152,7 @@ class _Assembly:
                 for group in range(counted.groups):
                     suffix = part if experts else group if counted.groups > 1 else None
                     name = self._name(kind, tied, suffix)
-                    self._add_space(name, kind, counted.units, counted.groups, group, tied, part if experts else None)
+                    self._add_space(name, kind, counted, group, tied, part if experts else None)
                     names.append((name, tied.share))
         for key, factor in counted.keys:
             name, index = _key_of(key)
@@ -205,12 +207,11 @@ class _Assembly:
         first = {shape[0] for shape in shapes} | {self.shapes[param][0] for param, _ in tied.rows}
         return first.pop() if len(first) == 1 and all(axis > 0 for _, axis in tied.rows) else None
 
-    def _add_space(
-        self, name: str, kind: Kind, units: int, groups: int, group: int, tied: Tied, part: int | None
-    ) -> None:
-        own = units * tied.share // groups
+    def _add_space(self, name: str, kind: Kind, counted: Counted, group: int, tied: Tied, part: int | None) -> None:
+        own = counted.units * tied.share // counted.groups
+        modules = modules_of(counted, tied)
         layer = next((int(p) for p in tied.consumers[0][0].split(".") if p.isdigit()), None)
-        self.spaces[name] = Space(name=name, units=own, kind=kind, layer=layer)
+        self.spaces[name] = Space(name=name, units=own, kind=kind, layer=layer, modules=modules)
         for (param, axis), runs in tied.rows.items():
             for start, n in runs:
                 offset = start + group * own * n
@@ -243,7 +244,7 @@ class _Assembly:
         stacked = self._stacked_modules()
         for path in self._order():
             own = [step] if (step := self._step(path)) is not None else []
-            own += self._experts(path, stacked[path]) if path in stacked else []
+            own += self._experts(path, stacked[path]) if path in stacked else self._flat_experts(path)
             known = {param for s in own for param in s.params}
             left = [key for key in bare.get(path, ()) if key[0] not in known]
             if left:  # biases of experts, attention sinks and the like
@@ -295,6 +296,15 @@ class _Assembly:
                 steps.append(Step(index=0, op=op, reads=reads, writes=writes, params=(name,)))
         return steps
 
+    def _flat_experts(self, path: str) -> list[Step]:
+        """One step for each bare matrix that has the rows of all experts below each other."""
+        slots = {s.param: s.space for s in self.slots if self.spaces[s.space].kind == "expert" and s.width > 1}
+        return [
+            Step(index=0, op="experts_flat", reads=(space,), writes=(space,), params=(name,))
+            for name, space in slots.items()
+            if name.rpartition(".")[0] == path and not self._is_matrix(name)
+        ]
+
     def _step(self, path: str) -> Step | None:
         module = self.modules[path]
         prefix = f"{path}." if path else ""
@@ -339,7 +349,7 @@ class _Assembly:
 def reasons(derivation: Derivation) -> dict[Kind, str]:
     """Why heads, experts or blocks stay that the config counts."""
     found: dict[Kind, str] = {}
-    if not derivation.axes:
+    if all(axes.are_experts or axes.counted.are_heads for axes in derivation.axes):
         read = next((f"{key}: {why}" for key, why in derivation.refused.items() if WIDTHS.search(key)), None)
         found["neuron"] = (
             f"{read or 'no number of the config counts them'}; with example_inputs=… they may be traced, and the "
