@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
-from dnge_compress.graph.tracing import tensors_in
+from dnge_compress.graph.tracing.running import tensors_in
 
 
 def cut(model: nn.Module, applied: AppliedCuts) -> None:
