@@ -49,6 +49,17 @@ def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = 
     return _from_the_middle(model, generator)
 
 
+def ends(model: Any) -> tuple[int, ...]:
+    """The tokens that end a text: the config's, or where that names none of the vocabulary, the tokenizer's."""
+    size = model.config.get_text_config().vocab_size
+    declared = model.config.eos_token_id
+    found = declared if isinstance(declared, list) else [declared]
+    if not any(isinstance(t, int) and 0 <= t < size for t in found):
+        tokenizer = tokenizer_of(model.name_or_path or "")
+        found = [tokenizer.eos_token_id, tokenizer.sep_token_id] if tokenizer is not None else []
+    return tuple(t for t in found if isinstance(t, int) and 0 <= t < size)
+
+
 def _declared(model: Any, size: int) -> int | None:
     """The start token that the config names, or the end token where there is none (GPT-2 has one for both)."""
     config = model.config

@@ -18,18 +18,19 @@ from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.batch_norms import batch_norms, matched
-from dnge_compress.signals.beginnings import beginnings
+from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.inference import Inputs, device_of, inference_mode_of, writes_text
 from dnge_compress.signals.made_inputs import DECODED, inputs_like, texts_with_targets
 from dnge_compress.signals.masked_text import fill_batches
 from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.synthetic_images import random_images
-from dnge_compress.signals.synthetic_text import LENGTHS, topical_texts
+from dnge_compress.signals.synthetic_text import topical_texts
 from dnge_compress.signals.vocabulary import vocabulary_of
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
 LONGER = 4  # times as long as others are half of the tokens
+FILLED_LENGTHS = (1.0, 0.8, 0.6, 0.4)  # of the longest text, with equal numbers of tokens
 TARGET_TOKENS = 24  # that a decoder writes for each source text
 ORDINARY = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
 
@@ -127,31 +128,41 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
         rows = max(1, round(settings.tokens / 2 / length))
         begun = [starts[i % len(starts)] for i in range(rows)]
         for ids in sample_batches(model, begun, length, max(1, 2 * BATCH_TOKENS // length), generator):
-            batches += [{"input_ids": part} for part in ids.split(max(1, BATCH_TOKENS // length))]
+            mask = _until(ids, ends(model), begun=max(map(len, starts)))
+            whole = bool(mask.all())
+            for part, own in zip(*(t.split(max(1, BATCH_TOKENS // length)) for t in (ids, mask)), strict=True):
+                batches.append({"input_ids": part} if whole else {"input_ids": part, "attention_mask": own})
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _until(ids: Tensor, ends: tuple[int, ...], begun: int) -> Tensor:
+    """A mask `[N, T]` of the tokens up to the first that ends the text; ends among the first `begun` don't count."""
+    is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
+    is_end[:, :begun] = False
+    return (is_end.long().cumsum(1) - is_end.long() == 0).long()
 
 
 def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     vocabulary, mask = vocabulary_of(model), _mask_of(model)
     assert mask is not None
-    longest, batches = _longest(model, settings), []
-    for share in LENGTHS:
+    longest, batches = _longest(model, LONGER * settings.length), []
+    for share in FILLED_LENGTHS:
         length = max(4, round(share * longest))
-        rows = max(1, round(settings.tokens / len(LENGTHS) / length))
+        rows = max(1, round(settings.tokens / len(FILLED_LENGTHS) / length))
         frame = (vocabulary.before, vocabulary.after)
         for ids in fill_batches(model, rows, length, max(1, BATCH_TOKENS // length), frame, mask, generator):
             batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _longest(model: Any, settings: Calibration) -> int:
-    limit = getattr(model.config, "max_position_embeddings", settings.length)
-    return min(settings.length, limit - 2 if model.config.model_type == "roberta" else limit)
+def _longest(model: Any, length: int) -> int:
+    limit = getattr(model.config, "max_position_embeddings", length)
+    return min(length, limit - 2 if model.config.model_type == "roberta" else limit)
 
 
 def _topical_words(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     device = device_of(model)
-    texts = topical_texts(model, settings.tokens, _longest(model, settings), BATCH_TOKENS, generator)
+    texts = topical_texts(model, settings.tokens, _longest(model, settings.length), BATCH_TOKENS, generator)
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dnge_compress.signals.inference import device_of
 
-ROUNDS = 8
+ROUNDS = 16
 
 
 def fill_batches(
