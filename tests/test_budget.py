@@ -218,9 +218,9 @@ def test_global_allocation_needs_uneven_widths_and_a_price() -> None:
 def test_global_uneven_widths_work_from_plan_to_load(name: str, tmp_path: Path) -> None:
     settings = QUICK | {"scorer": "obs", "compensate": "lstsq", "allocation": "global", "uneven": True}
     model, inputs = models.make(name), models.example_inputs(name)
-    small = compress(model, ratio=0.3, **settings)
+    small = compress(model, ratio=0.2, **settings)
     removed = small.dnge.plan.params_before - small.dnge.plan.params_after
-    assert removed / countable(model, models.graph_of(name, model)) >= 0.3
+    assert removed / countable(model, models.graph_of(name, model)) >= 0.2
     assert sum(p.numel() for p in small.parameters()) == small.dnge.plan.params_after
     widths = {len(c.keep) for c in small.dnge.plan.cuts if models.graph_of(name, model).space(c.space).kind != "layer"}
     assert len(widths) > 1 and small.dnge.plan.uneven

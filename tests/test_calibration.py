@@ -50,6 +50,7 @@ class Words:
     """A tokenizer that knows whole words only; `unknown` of them it doesn't."""
 
     unk_token_id = 0
+    mask_token_id = None
     all_special_ids = (0, 1, 2)
     entries: ClassVar[list[str]] = [w for w in KNOWN if w[0].isalnum()]
 
@@ -66,13 +67,18 @@ class Words:
         return SimpleNamespace(input_ids=[1, 2] if add_special_tokens else [])
 
 
+def forget() -> None:
+    vocabulary._vocabulary.cache_clear()
+    vocabulary.tokenizer_of.cache_clear()
+
+
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Words:
     words = Words()
     monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
-    vocabulary._english.cache_clear()
+    forget()
     yield words
-    vocabulary._english.cache_clear()
+    forget()
 
 
 def text_model(path: str = "somewhere", size: int = 9000) -> SimpleNamespace:
@@ -92,7 +98,7 @@ def test_texts_have_the_frequencies_of_english_and_the_frame_of_the_tokenizer(to
 def test_what_the_word_list_leaves_out_of_a_vocabulary_comes_in_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(others=24_000)
     monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
-    vocabulary._english.cache_clear()
+    forget()
     torch.manual_seed(0)
     embedding = nn.Embedding(33_000, 16)
     model = SimpleNamespace(name_or_path="large", get_input_embeddings=lambda: embedding)
@@ -107,15 +113,15 @@ def test_what_the_word_list_leaves_out_of_a_vocabulary_comes_in_topics(monkeypat
 
     mixed = [b.flatten()[torch.randperm(b.numel(), generator=seeded())].view(b.shape) for b in rows]
     assert likeness(rows) > likeness(mixed) + 0.05
-    vocabulary._english.cache_clear()
+    forget()
 
 
 def test_a_tokenizer_of_something_else_leaves_bare_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: Words(unknown=4000))
-    vocabulary._english.cache_clear()
+    forget()
     found = vocabulary_of(text_model("elsewhere", 100))
     assert len(found.spellings) == 100 and len(found.frequencies.unique()) == 1 and found.before == ()
-    vocabulary._english.cache_clear()
+    forget()
 
 
 def test_a_topic_has_the_perplexity_asked_for() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from models import VOCABULARY, make
@@ -10,6 +13,7 @@ from transformers import BertConfig, BertLMHeadModel
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.sampling import ROWS_AT_ONCE, sample_rows
 from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.sampled_text import sample_batches
 
@@ -50,10 +54,83 @@ def test_the_cache_of_keys_and_values_changes_nothing() -> None:
     assert torch.equal(cached, ids)
 
 
-def test_calibration_text_of_a_language_model_is_written_in_the_same_way() -> None:
+def test_calibration_texts_are_short_and_long_by_half() -> None:
     model = make("llama")
-    inputs = torch.cat([batch["input_ids"] for batch in synthesize(model, Calibration(tokens=72, length=12, seed=4))])
-    assert inputs.tolist() == sample_rows(model, tokens=72, length=12, seed=4)
+    model.config.eos_token_id = None  # so that no text ends early
+    batches = synthesize(model, Calibration(tokens=96, length=4, seed=4))
+    lengths = sorted(row.shape[0] for batch in batches for row in batch["input_ids"])
+    assert lengths == [4] * 12 + [16] * 3
+    assert all((batch["input_ids"][:, 0] == model.config.bos_token_id).all() for batch in batches)
+
+
+def test_what_comes_after_the_end_of_a_text_does_not_count() -> None:
+    model = make("llama")
+    model.config.eos_token_id = 7
+    with torch.no_grad():
+        model.lm_head.weight[7] = 0.2 * model.lm_head.weight.norm(dim=1).max() * torch.randn(model.config.hidden_size)
+    batches = synthesize(model, Calibration(tokens=640, length=16, seed=4))
+    ended = 0
+    for batch in batches:
+        ids, mask = batch["input_ids"], batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+        for row, kept in zip(ids.tolist(), mask.tolist(), strict=True):
+            end = row.index(7, 1) + 1 if 7 in row[1:] else len(row)
+            assert kept == [1] * end + [0] * (len(row) - end)
+            ended += end < len(row)
+    assert ended
+
+
+def controlled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """A model after whose tokens 3 and 5 nearly nothing is left to choose, and a tokenizer that calls 2 to 5 control
+    tokens; its config names a start token that doesn't exist."""
+    model = make("gpt2")
+    model.config.bos_token_id = model.config.eos_token_id = 50_256
+    vocabulary = {"[A]": 2, "[B]": 3, "[C]": 4, "[D]": 5, "word": 6}
+    tokenizer = SimpleNamespace(get_vocab=lambda: vocabulary, all_special_ids=[], eos_token_id=None, sep_token_id=4)
+    monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: tokenizer)
+
+    def sure(model: Any, ids: torch.Tensor, length: int, generator: torch.Generator) -> Any:
+        nats = torch.where(torch.isin(ids, torch.tensor([3, 5])), 1.0, 2.0).expand(-1, length - 1)
+        return ids.expand(-1, length), nats
+
+    monkeypatch.setattr("dnge_compress.signals.beginnings.continued", sure)
+    return model
+
+
+def test_without_a_start_token_texts_begin_with_the_control_tokens_that_make_the_model_sure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = controlled(monkeypatch)
+    assert beginnings(model, torch.Generator()) == [(3,), (5,)]
+    assert ends(model) == (4,)
+
+
+def test_without_a_tokenizer_texts_begin_in_the_middle_of_what_the_model_writes() -> None:
+    model = make("gpt2")
+    model.config.bos_token_id = model.config.eos_token_id = 50_256
+    found = beginnings(model, torch.Generator().manual_seed(0))
+    assert len(found) > 50 and len(set(found)) > 5 and all(0 <= t < VOCABULARY for (t,) in found)
+    assert ends(model) == ()
+
+
+def test_a_chat_model_is_also_asked_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    class Chat:
+        chat_template = "x"
+
+        def apply_chat_template(self, messages: Any, tokenize: bool) -> str:
+            return f"<user>{messages[0]['content']}<end>"
+
+        def __call__(self, text: str, add_special_tokens: bool) -> Any:
+            return SimpleNamespace(input_ids=[8, 9] if text == "<user>" else [])
+
+    monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: Chat())
+    model = make("llama")
+    assert beginnings(model, torch.Generator()) == [(model.config.bos_token_id,), (8, 9)]
+
+
+def test_prompts_without_a_tokenizer_are_refused() -> None:
+    with pytest.raises(DataError, match="calibration.prompts are texts, and the model has no tokenizer"):
+        synthesize(make("llama"), Calibration(tokens=64, length=8, prompts=("Once",)))
 
 
 def test_progress_counts_rows_up_to_all() -> None:

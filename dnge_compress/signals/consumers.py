@@ -46,7 +46,7 @@ def shift_of(graph: ModelGraph, slot: Slot) -> tuple[str, int] | None:
         return None
     module, _, leaf = slot.param.rpartition(".")
     bias = f"{module}.{leaf.replace('weight', 'bias', 1)}"
-    if bias in step.params:
+    if "weight" in leaf and bias in step.params:
         return bias, 1
     after = next((s for s in graph.steps if s.index == step.index + 1), None)
     if after is not None and after.op == "batchnorm" and after.is_behind and after.reads == step.writes:
