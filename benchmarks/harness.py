@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 import statistics
 import sys
@@ -68,6 +69,7 @@ class Source:
     example: Inputs | None = None  # of a plain module
     is_plain: bool = False  # calibrated as release 0.1 did it: on words or painted images as they are, 64 tokens long
     scores: dict[str, Scores] = field(default_factory=dict)
+    damage: float = math.nan  # of the last default repair, on the calibration inputs
 
     def __post_init__(self) -> None:
         settings = Calibration(tokens=self.tokens, seed=self.seed)
@@ -104,7 +106,8 @@ class Source:
         applied, small = AppliedCuts(self.context.graph, tuple(cuts)), copy.deepcopy(self.model)
         with torch.no_grad():
             if compensate == DEFAULT:
-                values = best_repair(self.context, applied, Repair()).values
+                found = best_repair(self.context, applied, Repair())
+                values, self.damage = found.values, found.damage
             else:
                 values = repair_values(self.context, applied, Repair(compensate=compensate))
             cut(small, applied)

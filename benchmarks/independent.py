@@ -17,18 +17,21 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
-from harness import Source, Table, markdown
+from harness import Source, Table, keep_rows, kept_rows, markdown
 from scipy.stats import binomtest
 from strangers import STRANGERS, Stranger
 from torch import nn
 from transformers import logging
 
+from dnge_compress.plans.expected import expected
+from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.divergence import divergence, outputs_of
+from dnge_compress.signals.doubts import kind_of_inputs
 from dnge_compress.signals.inference import has_logits, inference_mode_of
 
 RATIOS = (0.125, 0.25, 0.375, 0.5)
 OURS = "default"
-FREE = (("encoder", OURS), ("obs", OURS), ("magnitude", OURS), ("magnitude", "lstsq"), ("magnitude", "none"))
+FREE = (("encoder", OURS), ("magnitude", "lstsq"), ("magnitude", "none"))
 REAL = (
     ("encoder", OURS),
     ("flap", "bias"),
@@ -37,6 +40,7 @@ REAL = (
     ("magnitude", "lstsq"),
     ("wanda", "lstsq"),
 )
+FORESEEN = "independent_expected"  # where damage on calibration inputs is kept beside the real one
 BEFORE = ("encoder", "lstsq")  # the default of the release before, on its calibration inputs
 DATA = {"synthetic": "none", "real": "256 real", "before": "none, as 0.1 made them"}
 
@@ -79,7 +83,23 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
                 continue
             source = sources[kind]()
             for key, (scorer, repair) in zip(keys, arms, strict=True):
-                table.measure(key, partial(source.prune, scorer, repair, "prune/neurons"), judge, seed)
+                damages: list[float] = []
+
+                def make(ratio: float, scorer=scorer, repair=repair, source=source, damages=damages) -> nn.Module:
+                    small = source.prune(scorer, repair, "prune/neurons", ratio)
+                    damages.append(source.damage)
+                    return small
+
+                table.measure(key, make, judge, seed)
+                if repair == OURS:
+                    inputs = kind_of_inputs(stranger.model, Calibration(), stranger.example, kind == "real")
+                    keep_rows(
+                        FORESEEN,
+                        [
+                            *(row for row in kept_rows(FORESEEN) if row["row"] != [*key, seed]),
+                            {"row": [*key, seed], "inputs": inputs, "measured": damages, "real": table.rows[key][seed]},
+                        ],
+                    )
 
 
 def _arms() -> dict[str, Iterable[tuple[str, str]]]:
@@ -144,6 +164,20 @@ def summary(table: Table) -> list[str]:
                 f"{wins} of {len(pairs)} cells (sign test p = {sure:.2g}), {mean:+.2f} log damage"
             )
     return lines
+
+
+def foreseen() -> str:
+    """How often the real damage lay in the band that a plan foretells."""
+    counts = {"synthetic": [0, 0], "real": [0, 0]}
+    for row in kept_rows(FORESEEN):
+        for measured, real in zip(row["measured"], row["real"], strict=True):
+            band = expected(measured, row["inputs"])
+            if band is not None:
+                kind = "real" if row["inputs"] == "real" else "synthetic"
+                counts[kind][0] += band.low <= real <= band.high
+                counts[kind][1] += 1
+    shown = [f"{inside} of {n} with {DATA[kind]} data" for kind, (inside, n) in counts.items()]
+    return f"Real damage inside the 80 % band that the plan foretells: {', '.join(shown)}."
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
-from dnge_compress.graph.types import ModelGraph, Scores
+from dnge_compress.graph.types import Cut, ModelGraph, Scores
+from dnge_compress.plans.expected import expected
 from dnge_compress.plans.held import full_path
 from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import counted, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.plans.trial import best_repair
+from dnge_compress.plans.trial import Repaired, best_repair
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
@@ -32,6 +33,7 @@ from dnge_compress.report.report import build_report
 from dnge_compress.scorers import SCORERS, ScoringContext
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.doubts import doubts, kind_of_inputs
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import copied, cut
@@ -191,6 +193,7 @@ class _Job:
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
         self.graph = build_graph(self.model, self.example_inputs)
         self.data = None if data is None else tuple(checked_data(data, self.model))
+        self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
 
     @cached_property
     def context(self) -> ScoringContext:
@@ -224,14 +227,33 @@ class _Job:
             refuse_all_fixed(self.graph, self.recipe.prune)
         if scores is not None and scores.fingerprint != self.graph.fingerprint:
             raise PlanError("the scores were made for another model; score this one")
-        return make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)
+        found = make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)
+        return self._with_expected(found)
+
+    def repaired(self, cuts: tuple[Cut, ...]) -> Repaired:
+        """The best repair under some cuts; made once."""
+        if self._repaired is None or self._repaired[0] != cuts:
+            self._repaired = cuts, best_repair(self.context, AppliedCuts(self.graph, cuts), self.recipe.repair)
+        return self._repaired[1]
+
+    def _with_expected(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with what it will cost, if it is repaired, and why that may be wrong."""
+        repaired = self.repaired(plan.cuts)
+        if not repaired.damages:
+            return plan
+        calibration = self.recipe.calibration
+        kind = kind_of_inputs(self.model, calibration, self.example_inputs, self.data is not None)
+        found = doubts(self.model, self.context.batches, calibration, kind)
+        return replace(
+            plan, expected=expected(repaired.damage, kind, found), notes=(*found, repaired.note, *plan.notes)
+        )
 
     def apply(self, plan: PrunePlan, inplace: bool, timings: dict[str, float]) -> nn.Module:
         started = time.perf_counter()
         dense, inputs = self.model, self.few_inputs
         applied = AppliedCuts(self.graph, plan.cuts)
         with torch.no_grad():
-            found = best_repair(self.context, applied, self.recipe.repair)
+            found = self.repaired(plan.cuts)
             repaired = time.perf_counter()
             small: Any = copied(dense)
             small.__dict__.pop("dnge", None)

@@ -14,6 +14,7 @@ from dnge_compress.core.strict_json import json_values, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent, several
 from dnge_compress.graph.types import Cut
+from dnge_compress.plans.expected import Expected
 from dnge_compress.plans.plan_json import PlanFormat, Values, plan_text, read_plan
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 
@@ -23,9 +24,9 @@ class PrunePlan(Printable):
     """What to keep, for which base model, and what is expected of it. Round-trips through JSON; `print(plan)` draws it.
 
     `params_before` and `params_after` count all parameters; `predicted_cost` is the scorer's sum in nats; `costs` are
-    its parts per space, and `rows` say what becomes of each. All of these belong to the cuts that `counted_cuts`
-    fingerprints: other ones were edited since. `notes` explain every rounding. `base` fingerprints names and shapes,
-    `weights` a sample of the values.
+    its parts per space, and `rows` say what becomes of each; `expected` is what the repaired network will lose on real
+    inputs. All of these belong to the cuts that `counted_cuts` fingerprints: other ones were edited since. `notes`
+    explain every rounding. `base` fingerprints names and shapes, `weights` a sample of the values.
     """
 
     cuts: tuple[Cut, ...]
@@ -35,6 +36,7 @@ class PrunePlan(Printable):
     params_before: int = 0
     params_after: int = 0
     predicted_cost: float = 0.0
+    expected: Expected | None = None
     uneven: bool = False
     notes: tuple[str, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)
@@ -67,7 +69,7 @@ class PrunePlan(Printable):
         saved = percent(1 - self.params_after / self.params_before)
         return Document(
             title=f"{count(self.params_before)} → {count(self.params_after)} parameters",
-            facts=(f"{saved} saved", cuts),
+            facts=tuple(filter(None, (f"{saved} saved", cuts, str(self.expected or "")))),
             sections=(Section("Units kept", (spaces_table(self.rows),)), *((notes,) if self.notes else ())),
         )
 

@@ -46,6 +46,13 @@ class Repaired:
         """What is left under the values."""
         return min(self.damages.values(), default=0.0)
 
+    @property
+    def note(self) -> str:
+        """What each way to repair left, for the report."""
+        ways = "; ".join(f"{way} {damage:.3g}" for way, damage in self.damages.items())
+        best = min(self.damages, key=lambda way: self.damages[way])
+        return f"repair by {best}: it leaves least damage on calibration inputs, in nats: {ways}"
+
 
 def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> Repaired:
     """The repair that the recipe asks for, unless a lesser one leaves less damage on the calibration inputs.

@@ -15,6 +15,7 @@ from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent
 from dnge_compress.graph.types import ModelGraph
+from dnge_compress.plans.expected import Expected
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 from dnge_compress.report.page import page
@@ -34,12 +35,13 @@ class Report(Printable):
     recipe_name: str = ""
     model_name: str = ""
     predicted_cost: float = 0.0
+    expected: Expected | None = None
 
     def document(self) -> Document:
         """The report in sections."""
         facts = [self.recipe_name, f"scorer {self.scorer}" if self.scorer else ""]
-        if self.predicted_cost:
-            facts.append(f"predicted cost {self.predicted_cost:.3g}")
+        if self.expected:
+            facts.insert(0, str(self.expected))
         times = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.timings.items())
         sections = [
             Section("Units kept", (spaces_table(self.rows),)),
@@ -105,6 +107,7 @@ def build_report(
         recipe_name=str(plan.recipe.get("name", "")),
         model_name=_name_of(before),
         predicted_cost=plan.predicted_cost,
+        expected=plan.expected,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.signals.inference import Inputs, call, inference_mode_of
+from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 from dnge_compress.signals.joined import joined
 
 STEPS = 8  # of Adam, on the pixels
@@ -56,6 +56,18 @@ def _matched(model: nn.Module, norms: Sequence[BatchNorm], images: Tensor, named
             optimiser.step()
             optimiser.zero_grad()
     return pixels.detach()
+
+
+def distance(model: nn.Module, batches: Sequence[Inputs]) -> float:
+    """How far what the batch norms read of these inputs is from what they have seen; 0 without batch norms."""
+    norms = batch_norms(model)
+    found: list[Tensor] = []
+    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_pre_hook(lambda m, args: found.append(_distance(m, args[0]))))
+        if norms:
+            call(model, joined(first_examples(batches, AT_ONCE)))
+    return float(torch.stack(found).mean()) if found else 0.0
 
 
 def _distance(norm: Any, read: Tensor) -> Tensor:

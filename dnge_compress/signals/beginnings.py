@@ -39,7 +39,7 @@ def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = 
             raise DataError("calibration.prompts are texts, and the model has no tokenizer; leave them out")
         return [tuple(tokenizer(prompt).input_ids) for prompt in prompts]
     size = model.config.get_text_config().vocab_size
-    declared = _declared(model, size)
+    declared = declared_start(model)
     if declared is not None:
         chat = _users_turn(tokenizer, size)
         return [(declared,), chat] if chat else [(declared,)]
@@ -60,9 +60,9 @@ def ends(model: Any) -> tuple[int, ...]:
     return tuple(t for t in found if isinstance(t, int) and 0 <= t < size)
 
 
-def _declared(model: Any, size: int) -> int | None:
+def declared_start(model: Any) -> int | None:
     """The start token that the config names, or the end token where there is none (GPT-2 has one for both)."""
-    config = model.config
+    config, size = model.config, model.config.get_text_config().vocab_size
     for token in (config.bos_token_id, config.eos_token_id):
         first = token[0] if isinstance(token, list) and token else token
         if isinstance(first, int) and 0 <= first < size:

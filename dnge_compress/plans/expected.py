@@ -1,0 +1,51 @@
+"""What a plan will cost on real inputs: the damage left on the calibration inputs, corrected by how far the two were
+apart on networks whose real data are known (benchmarks/expected_damage.py)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+# log(real damage / damage on calibration inputs) over the zoo: the median, and the ends of the middle four fifths.
+BANDS = {
+    "real": (0.14, -0.02, 0.85),
+    "sampled": (0.05, -0.27, 0.43),
+    "masked": (0.1, -0.2, 0.5),
+    "words": (0.83, 0.46, 1.8),
+    "matched": (0.36, 0.02, 0.83),
+    "images": (0.55, -1.41, 1.14),
+    "like": (0.55, -1.41, 1.14),
+}
+INPUTS = {
+    "real": "your data",
+    "sampled": "text that the model writes",
+    "masked": "text that the model fills in",
+    "words": "random words",
+    "matched": "painted images that match its batch norms",
+    "images": "painted images",
+    "like": "random inputs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """Divergence from the whole network's answers on real inputs, in nats per label: a middle estimate, and a band that
+    four of five networks of the zoo fell into. `inputs` says on what it was measured, `doubts` why those may not be
+    like the real ones."""
+
+    nats: float
+    low: float
+    high: float
+    inputs: str
+    doubts: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"expected damage {self.nats:.2g} nats ({self.low:.2g} to {self.high:.2g})"
+
+
+def expected(measured: float, kind: str, doubts: tuple[str, ...] = ()) -> Expected | None:
+    """From the damage that was measured on calibration inputs of a kind; None if it isn't finite."""
+    if not math.isfinite(measured):
+        return None
+    middle, low, high = (measured * math.exp(shift) for shift in BANDS[kind])
+    return Expected(nats=middle, low=low, high=high, inputs=INPUTS[kind], doubts=doubts)
