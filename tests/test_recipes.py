@@ -160,7 +160,10 @@ def test_an_unknown_override_offers_the_nearest() -> None:
         ("about: x\nprune:\n  ratio: 0.2\n  round: 3\n", ":4: unknown key 'prune.round'; did you mean 'round_to'?"),
         ("about: x\nratio: 0.2\n", ":2: unknown key 'ratio'; it belongs under 'prune'"),
         ("prune: {scorer: obs}\n", ":1: unknown key 'prune.scorer'; it belongs at the top level"),
-        ("prune:\n  allocation: globl\n", ":2: 'prune.allocation' should be 'uniform' or 'global', not 'globl'; did"),
+        (
+            "prune:\n  allocation: globl\n",
+            ":2: 'prune.allocation' should be 'auto', 'uniform' or 'global', not 'globl'; did",
+        ),
         (
             "prune:\n  kinds: [neurn]\n",
             ":2: 'prune.kinds' should be 'neuron', 'head', 'channel', 'layer' or 'expert', not",

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from dnge_compress.core.errors import BudgetError
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.families import TRACED
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.plans.greedy import cheapest_first
 from dnge_compress.plans.legal_widths import all_fixed, droppable, width_groups
@@ -30,28 +31,46 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
 
     Raises BudgetError if the ratio can't be reached, naming the largest that can.
     """
-    groups, notes = width_groups(graph, prune)
+    problem, notes = _problem(graph, scores, prune, budget)
     if prune.ratio == 0:
         return [Candidate(AppliedCuts(graph), {}, 0.0)], notes
-    problem = Problem(
-        graph=graph,
-        scores=scores,
-        budget=budget,
-        groups=groups,
-        droppable=droppable(graph, prune),
-        min_keep=prune.min_keep,
-    )
-    if not groups and not problem.layers:
+    if not problem.groups and not problem.layers:
         raise all_fixed(prune, notes)
+    is_free = prune.uneven or graph.family == TRACED  # no config has to say the widths
     if prune.of == "units":
         chosen, rounded = of_units(problem, prune)
         found, notes = [chosen], notes + rounded
-    elif prune.allocation == "global":
+    elif prune.allocation == "global" or (prune.allocation == "auto" and is_free):
         found = [cheapest_first(problem, prune, shrinkage) for shrinkage in LEVEL_SHRINKAGE]
         found += _uncorrected(problem, prune) + _uniform(problem, prune)
     else:
         found = uniform(problem, prune)[:OFFERED]
     return found, notes
+
+
+def uneven_candidate(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> Candidate | None:
+    """What widths that differ between layers would make of the same budget; None where they can't, or already do."""
+    if prune.uneven or prune.allocation != "auto" or prune.of == "units" or graph.family == TRACED:
+        return None
+    free = prune.model_copy(update={"uneven": True, "allocation": "global"})
+    problem, _ = _problem(graph, scores, free, budget)
+    try:
+        return cheapest_first(problem, free, 0.0) if len(problem.groups) > 1 else None
+    except BudgetError:
+        return None
+
+
+def _problem(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> tuple[Problem, list[str]]:
+    groups, notes = width_groups(graph, prune)
+    problem = Problem(
+        graph=graph,
+        scores=scores,
+        budget=budget,
+        groups=groups,
+        droppable=droppable(graph, prune) if prune.ratio else [],
+        min_keep=prune.min_keep,
+    )
+    return problem, notes
 
 
 def _uncorrected(problem: Problem, prune: Prune) -> list[Candidate]:

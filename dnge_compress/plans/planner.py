@@ -15,7 +15,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import TRACED
 from dnge_compress.graph.types import Scores
-from dnge_compress.plans.candidates import candidates
+from dnge_compress.plans.candidates import candidates, uneven_candidate
 from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
@@ -35,6 +35,8 @@ from dnge_compress.signals.inference import (
 )
 from dnge_compress.signals.work import macs_per_element
 
+WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
+
 
 def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PrunePlan:
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
@@ -50,7 +52,8 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
     found, notes = candidates(graph, scores, recipe.prune, budget)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
-    chosen, measured = _best(context, found, recipe)
+    uneven = uneven_candidate(graph, scores, recipe.prune, budget) if len(found) > 1 else None
+    chosen, measured = _best(context, found, uneven, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
         notes.append(
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
@@ -97,19 +100,29 @@ def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
     return applied.graph.family == TRACED or not applied.reloads_plainly
 
 
-def _best(context: ScoringContext, found: Sequence[Candidate], recipe: Recipe) -> tuple[Candidate, list[str]]:
+def _best(
+    context: ScoringContext, found: Sequence[Candidate], uneven: Candidate | None, recipe: Recipe
+) -> tuple[Candidate, list[str]]:
+    """The candidate whose output moves least, and what was measured; `uneven` is not to be had, but worth knowing."""
     if len(found) == 1:
         return found[0], []
+    measured = [*found, uneven] if uneven else found
     batches = share_of(context.batches, MEASURE_SHARE, MEASURE_ROWS)
     with torch.no_grad(), inference_mode_of(context.model):
         reference = [outputs_of(context.model, batch) for batch in batches]
         costs = []
-        for i, candidate in enumerate(found):
+        for i, candidate in enumerate(measured):
             costs.append(float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair)))
-            context.progress("compare plans", i + 1, len(found))
+            context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
-    rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=True))
-    return found[best], [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]
+    rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False))
+    notes = [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]
+    if uneven and costs[-1] < WORTH_KNOWING * costs[best]:
+        notes.append(
+            f"equal widths cost: with uneven: true a plan of this size leaves {costs[-1]:.3g} nats where this one "
+            f"leaves {costs[best]:.3g} before the last repair; it loads with dnge_compress.load only"
+        )
+    return found[best], notes
 
 
 def _measure_note(context: ScoringContext) -> list[str]:

@@ -89,7 +89,7 @@ class Prune(RecipeSection):
         "channel",
         "layer",
     )
-    allocation: Literal["uniform", "global"] = "uniform"
+    allocation: Literal["auto", "uniform", "global"] = "auto"
     round_to: Whole = Field(default=1, ge=1)
     align: Annotated[str, Field(pattern=r"^(none|gguf|vllm|tensor_parallel=[1-9]\d*)$")] = "none"
     min_keep: Real = Field(default=0.1, ge=0, le=1)
