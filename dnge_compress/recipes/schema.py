@@ -71,7 +71,8 @@ class Prune(RecipeSection):
 
     `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
     of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global"
-    (needs `uneven`) lets kinds and layers compete by predicted cost. Widths of neurons and channels are rounded to
+    (needs `uneven`) lets kinds and layers compete by predicted cost, "auto" measures both where no config has to say
+    the widths (`uneven`, traced modules) and is uniform elsewhere. Widths of neurons and channels are rounded to
     multiples of `round_to`, and to what another program wants by `align`: 256 for "gguf" (blocks of K-quants), 128 for
     "vllm" (Marlin kernels), N for "tensor_parallel=N". Heads keep a multiple of N as well; for the other two, as many
     as make the columns of the matrix that reads them such a multiple. Every space keeps at least the fraction
