@@ -53,6 +53,7 @@ class Network:
 
     def __init__(self, folder: Path, data_root: DataRoot) -> None:
         self.model, blueprint = zoo.load(folder, data_root=data_root)
+        self.blueprint = blueprint
         judged = example_batches(blueprint, "held-out", count=1, batch_size=ROWS, seed=505, data_root=data_root)
         self.judged = judged[0].inputs
         count = (TOKENS // blueprint.length if blueprint.is_language else ROWS) // 32
