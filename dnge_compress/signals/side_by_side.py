@@ -30,7 +30,7 @@ from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
 from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, from_matrix, shift_of
 from dnge_compress.signals.divergence import attended
-from dnge_compress.signals.inference import Inputs, call, inference_mode_of
+from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
 from dnge_compress.signals.moments import Signal, Signals
 from dnge_compress.signals.obs import factor
@@ -65,7 +65,7 @@ class SideBySide:
         # Of a convolution's patches a sample is taken, so that they don't count here.
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, MOST_NUMBERS // (2 * max([LEAST_WIDTH, *widths])))
-        run = _Run(self.consumers, self.applied.graph, attended(batch))
+        run = _Run(self.consumers, self.applied.graph, batch)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
@@ -185,9 +185,10 @@ class _Run(TorchFunctionMode):
     """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
     added to."""
 
-    def __init__(self, consumers: Mapping[nn.Module, _Consumer], graph: ModelGraph, mask: Tensor | None) -> None:
+    def __init__(self, consumers: Mapping[nn.Module, _Consumer], graph: ModelGraph, batch: Inputs) -> None:
         super().__init__()
-        self.consumers, self.graph, self.mask = consumers, graph, mask
+        self.consumers, self.graph = consumers, graph
+        self.mask, self.examples = attended(batch), examples_in(batch)
         self.open: dict[int, _Output] = {}
         self.is_settling = False
 
@@ -258,7 +259,7 @@ class _Run(TorchFunctionMode):
 
     def _fitted(self, consumer: _Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> _Fit:
         positions = counted_positions(self.mask, len(target), target.device)
-        each = len(target) // len(read) if self.mask is None else self.mask.shape[1]
+        each = max(1, len(target) // self.examples)
         if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
@@ -275,7 +276,10 @@ class _Run(TorchFunctionMode):
 
 
 def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tensor, consumer: _Consumer) -> _Fit:
-    """The fit that errs least on the judged positions, made again on all of them."""
+    """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
+    the one-shot solution."""
+    if not bool(judged.any()):
+        return consumer.one_shot
     whole, first = consumer.weight[:, consumer.keep], consumer.one_shot
     can_shift = consumer.shift is not None
     makers = [
