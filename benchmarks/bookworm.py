@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DATA, Source, Table
+from harness import DATA, DEFAULT, Source, Table
 from rivals import folding, optipfair, torch_pruning
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
@@ -25,7 +25,14 @@ sys.path.insert(0, str(EXAMPLES))
 from perplexity import perplexity  # noqa: E402
 
 RATIOS = (0.3, 0.5, 0.7)
-ARMS = (("random", "none"), ("random", "lstsq"), ("obs", "none"), ("obs", "lstsq"), ("encoder", "lstsq"))
+ARMS = (
+    ("random", "none"),
+    ("random", "lstsq"),
+    ("obs", "none"),
+    ("obs", "lstsq"),
+    ("encoder", "lstsq"),
+    ("encoder", DEFAULT),
+)
 UNSEEDED_ARMS = (("magnitude", "none"), ("magnitude", "lstsq"))
 DATA_ARMS = (
     ("flap", "none"),
@@ -34,6 +41,7 @@ DATA_ARMS = (
     ("fisher", "lstsq"),
     ("obs", "lstsq"),
     ("encoder", "lstsq"),
+    ("encoder", DEFAULT),
 )
 
 
@@ -55,12 +63,12 @@ def main() -> None:
         return math.log(perplexity(small, tokenizer, held_out)) - before
 
     neurons = Table(
-        columns="bookworm", rows="Bookworm: increase of log-perplexity after removing FFN neurons", caption=RATIOS
+        name="bookworm", title="Bookworm: increase of log-perplexity after removing FFN neurons", ratios=RATIOS
     )
     whole = Table(
-        columns="bookworm_default",
-        rows="Bookworm: increase of log-perplexity at a ratio of all non-embedding parameters",
-        caption=(0.2, 0.35),
+        name="bookworm_default",
+        title="Bookworm: increase of log-perplexity at a ratio of all non-embedding parameters",
+        ratios=(0.2, 0.35),
     )
     sources = [(Source(model, seed=s), "none", ARMS if s else (*ARMS, *UNSEEDED_ARMS)) for s in range(options.seeds)]
     sources.append((Source(model, data=real_windows(tokenizer)), "256 windows", DATA_ARMS))

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from harness import DATA, Judge, Source, Table
+from harness import DATA, DEFAULT, Judge, Source, Table
 from rivals import folding, torch_pruning
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, logging
@@ -43,7 +43,7 @@ def main() -> None:
         return float(torch.cosine_similarity(embed(small, judged), reference, dim=-1).mean())
 
     table = Table(
-        columns="minilm", rows="MiniLM: cosine to the original embeddings after removing FFN neurons", caption=RATIOS
+        name="minilm", title="MiniLM: cosine to the original embeddings after removing FFN neurons", ratios=RATIOS
     )
     for seed in range(options.seeds):
         run(table, Source(model, seed=seed), ARMS if seed else (*ARMS, *UNSEEDED_ARMS), "none", judge)
@@ -70,6 +70,7 @@ ARMS = (
     ("obs", "bias"),
     ("obs", "lstsq"),
     ("encoder", "lstsq"),
+    ("encoder", DEFAULT),
 )
 UNSEEDED_ARMS = (("magnitude", "none"), ("magnitude", "lstsq"))
 DATA_ARMS = (
@@ -80,6 +81,7 @@ DATA_ARMS = (
     ("fisher", "lstsq"),
     ("obs", "lstsq"),
     ("encoder", "lstsq"),
+    ("encoder", DEFAULT),
 )
 
 
