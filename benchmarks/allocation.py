@@ -107,7 +107,11 @@ class MeasuredAllocation:
         self.runs += 1
         return float(
             measured_divergence(
-                self.context, AppliedCuts(self.context.graph, cuts), self.batches, self.reference, self.context.repair
+                self.context,
+                AppliedCuts(self.context.graph, tuple(cuts)),
+                self.batches,
+                self.reference,
+                self.context.repair,
             )
         )
 

@@ -19,12 +19,13 @@ import torch
 from harness import RESULTS, markdown, write
 from torch import Tensor, nn
 
+from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.trial import measured_divergence
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext, obs
-from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.calibration import calibration_inputs
 from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.inference import Inputs, inference_mode_of
 from dnge_compress.zoo import build as zoo
@@ -73,7 +74,7 @@ def measured(folder: Path, data_root: DataRoot) -> dict[str, list[float]]:
     """One network: log damage per kind of inputs and ratio."""
     model, blueprint = zoo.load(folder, data_root=data_root)
     judged = example_batches(blueprint, "held-out", count=1, batch_size=256, seed=505, data_root=data_root)[0].inputs
-    inputs = synthesize(model, Calibration(tokens=TOKENS), judged if isinstance(judged, Tensor) else None)
+    inputs = calibration_inputs(model, Calibration(tokens=TOKENS), judged if isinstance(judged, Tensor) else None)
     rows = sum(len(b if isinstance(b, Tensor) else next(iter(b.values()))) for b in inputs)
     rows = TOKENS // blueprint.length if blueprint.is_language else rows
     real = example_batches(blueprint, "train", count=max(1, rows // 32), batch_size=32, seed=404, data_root=data_root)
@@ -101,11 +102,11 @@ def log_damage(model: nn.Module, batches: Sequence[Inputs], judged: Inputs) -> l
         costs = {s.name: obs.unit_costs(context, s.name) for s in graph.of_kind("neuron", "channel")}
         reference = [outputs_of(model, judged)]
         for ratio in RATIOS:
-            cuts = [
+            cuts = tuple(
                 Cut(name, tuple(sorted(c.topk(max(1, round((1 - ratio) * len(c)))).indices.tolist())))
                 for name, c in costs.items()
-            ]
-            damage = measured_divergence(context, cuts, [judged], reference, context.repair)
+            )
+            damage = measured_divergence(context, AppliedCuts(graph, cuts), [judged], reference, context.repair)
             found.append(float(damage.clamp_min(1e-9).log()))
     return found
 
