@@ -12,6 +12,7 @@ is decided for each consumer on examples that the fit hasn't seen.
 from __future__ import annotations
 
 import inspect
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -38,7 +39,7 @@ from dnge_compress.signals.obs import factor
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
-LEAST_WIDTH = 320  # features at a consumer: with fewer, what lies between consumers counts as well
+MOST_POSITIONS = 8192  # of each half
 ROWS_PER_FEATURE = 16  # of a convolution's patches
 ADDS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__hash__", "__len__"}
@@ -64,7 +65,7 @@ class SideBySide:
             return dict(self.values)
         # Of a convolution's patches a sample is taken, so that they don't count here.
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
-        batch = joined(batches, MOST_NUMBERS // (2 * max([LEAST_WIDTH, *widths])))
+        batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
         run = _Run(self.consumers, self.applied.graph, batch)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:
@@ -275,48 +276,75 @@ class _Run(TorchFunctionMode):
         return best_fit(x, target, judged, consumer)
 
 
+@dataclass(frozen=True)
+class _Sums:
+    """What rows `[P, K]` and their targets `[P, D]` add up to."""
+
+    count: int
+    x: Float[Tensor, " K"]
+    t: Float[Tensor, " D"]
+    xx: Float[Tensor, "K K"]
+    xt: Float[Tensor, "K D"]
+    tt: Float[Tensor, " D"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "P K"], t: Float[Tensor, "P D"]) -> _Sums:
+        """Sums over the positions."""
+        return cls(len(x), x.sum(0), t.sum(0), x.T @ x, x.T @ t, t.square().sum(0))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        own, others = vars(self).values(), vars(other).values()
+        return _Sums(*(a + b for a, b in zip(own, others, strict=True)))
+
+    def error(self, fit: _Fit, importance: Float[Tensor, " D"]) -> float:
+        """Mean squared error of a fit, weighted by the importance of the outputs; infinite if it isn't a number."""
+        w, a, n = fit.weight, fit.added, self.count
+        squares = self.tt - 2 * (w.T * self.xt).sum(0) + ((w @ self.xx) * w).sum(1)
+        squares = squares / n - 2 * a * (self.t - w @ self.x) / n + a.square()
+        found = float((squares * importance).sum())
+        return found if math.isfinite(found) else math.inf
+
+
 def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tensor, consumer: _Consumer) -> _Fit:
     """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
     the one-shot solution."""
+    whole, first, can_shift = consumer.weight[:, consumer.keep], consumer.one_shot, consumer.shift is not None
     if not bool(judged.any()):
-        return consumer.one_shot
-    whole, first = consumer.weight[:, consumer.keep], consumer.one_shot
-    can_shift = consumer.shift is not None
+        return first
+    origin = (x.mean(0), target.mean(0)) if can_shift else (x.new_zeros(x.shape[1]), target.new_zeros(target.shape[1]))
+    x, target = x - origin[0], target - origin[1]
+    seen, unseen = _Sums.of(x[~judged], target[~judged]), _Sums.of(x[judged], target[judged])
+
+    def there(fit: _Fit) -> _Fit:  # the same map of distances from the origin
+        return _Fit(fit.weight, fit.added + fit.weight @ origin[0] - origin[1])
+
     makers = [
-        lambda x, t: _Fit(whole, torch.zeros_like(first.added)),
-        lambda x, t: _moved(whole, x, t, can_shift),
-        lambda x, t: first,
-        lambda x, t: _moved(first.weight, x, t, can_shift),
-        *(lambda x, t, r=ridge: _ridge(first.weight, x, t, r, can_shift) for ridge in RIDGES),
+        lambda sums: there(_Fit(whole, torch.zeros_like(first.added))),
+        lambda sums: _moved(whole, sums, can_shift),
+        lambda sums: there(first),
+        lambda sums: _moved(first.weight, sums, can_shift),
+        *(partial(_ridge, first.weight, ridge=ridge, can_shift=can_shift) for ridge in RIDGES),
     ]
-
-    def error(fit: _Fit) -> float:
-        miss = x[judged] @ fit.weight.T + fit.added - target[judged]
-        found = float((miss.square().mean(0) * consumer.importance).sum())
-        return found if found == found else float("inf")
-
-    fits = [make(x[~judged], target[~judged]) for make in makers]
-    errors = [error(fit) for fit in fits]
-    best = min(range(len(fits)), key=errors.__getitem__)
-    return makers[best](x, target)
+    errors = [unseen.error(make(seen), consumer.importance) for make in makers]
+    best = makers[min(range(len(makers)), key=errors.__getitem__)](seen + unseen)
+    return _Fit(best.weight, best.added - best.weight @ origin[0] + origin[1])
 
 
-def _moved(weight: Tensor, x: Tensor, target: Tensor, can_shift: bool) -> _Fit:
+def _moved(weight: Tensor, sums: _Sums, can_shift: bool) -> _Fit:
     """The same weight; the mean is made right where something takes it up."""
-    added = (target.mean(0) - weight @ x.mean(0)) if can_shift else torch.zeros(len(weight), device=weight.device)
+    added = (sums.t - weight @ sums.x) / sums.count if can_shift else torch.zeros_like(sums.t)
     return _Fit(weight, added)
 
 
-def _ridge(weight: Tensor, x: Tensor, target: Tensor, ridge: float, can_shift: bool) -> _Fit:
+def _ridge(weight: Tensor, sums: _Sums, *, ridge: float, can_shift: bool) -> _Fit:
     """Least squares with a ridge towards `weight`."""
-    mean = x.mean(0) if can_shift else torch.zeros(x.shape[1], device=x.device)
-    rest = target - x @ weight.T
-    rest = rest - rest.mean(0) if can_shift else rest
-    centred = x - mean
-    gram = centred.T @ centred
+    gram, rest = sums.xx / sums.count, (sums.xt - sums.xx @ weight.T) / sums.count
+    if can_shift:
+        mean = sums.x / sums.count
+        gram = gram.addr(mean, mean, alpha=-1)
+        rest = rest.addr(mean, (sums.t - weight @ sums.x) / sums.count, alpha=-1)
     gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    change = torch.cholesky_solve(centred.T @ rest, factor(gram))
-    return _moved(weight + change.T, x, target, can_shift)
+    return _moved(weight + torch.cholesky_solve(rest, factor(gram)).T, sums, can_shift)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
