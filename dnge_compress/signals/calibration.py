@@ -145,7 +145,7 @@ def _until(ids: Tensor, ends: tuple[int, ...], begun: int) -> Tensor:
 def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     vocabulary, mask = vocabulary_of(model), _mask_of(model)
     assert mask is not None
-    longest, batches = _longest(model, LONGER * settings.length), []
+    longest, batches = text_length(model, LONGER * settings.length), []
     for share in FILLED_LENGTHS:
         length = max(4, round(share * longest))
         rows = max(1, round(settings.tokens / len(FILLED_LENGTHS) / length))
@@ -155,14 +155,9 @@ def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _longest(model: Any, length: int) -> int:
-    limit = getattr(model.config, "max_position_embeddings", length)
-    return min(length, limit - 2 if model.config.model_type == "roberta" else limit)
-
-
 def _topical_words(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     device = device_of(model)
-    texts = topical_texts(model, settings.tokens, _longest(model, settings.length), BATCH_TOKENS, generator)
+    texts = topical_texts(model, settings.tokens, text_length(model, settings.length), BATCH_TOKENS, generator)
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 
