@@ -297,13 +297,13 @@ def _training_pictures(take: Callable[..., Tensor], size: int, seed: int) -> lis
 
 STRANGERS: dict[str, Callable[[], Stranger]] = {
     "stories260k (Llama)": stories,
-    "IgLM-S (GPT-2)": partial(iglm, "IgLM-S"),
-    "IgLM (GPT-2)": partial(iglm, "IgLM"),
-    "Sapiens (RoBERTa)": sapiens,
-    "MiniLM (BERT)": minilm,
     "ResNet-20": partial(cifar_resnet, 20),
+    "MiniLM (BERT)": minilm,
+    "Sapiens (RoBERTa)": sapiens,
+    "IgLM-S (GPT-2)": partial(iglm, "IgLM-S"),
     "ResNet-56": partial(cifar_resnet, 56),
     "EfficientNet-Lite0": efficientnet,
+    "IgLM (GPT-2)": partial(iglm, "IgLM"),
 }
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
-from models import make
+from models import VOCABULARY, make
 from torch import nn
+from transformers import MPNetConfig, MPNetForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals import vocabulary
+from dnge_compress.signals import synthetic_text, vocabulary
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.inference import call
 from dnge_compress.signals.synthetic_images import dead_leaves, random_images, strokes
 from dnge_compress.signals.synthetic_text import topical_texts, with_perplexity
-from dnge_compress.signals.vocabulary import WORDS, vocabulary_of
+from dnge_compress.signals.vocabulary import DAYS, UNIFORM, WORDS, YEARS, vocabulary_of
 
+SMALL = {"hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 1, "num_attention_heads": 3}
 KNOWN = [line.split("\t")[0] for line in WORDS.read_text(encoding="utf-8").splitlines()]
 
 
@@ -98,6 +101,7 @@ def test_texts_have_the_frequencies_of_english_and_the_frame_of_the_tokenizer(to
 def test_what_the_word_list_leaves_out_of_a_vocabulary_comes_in_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(others=24_000)
     monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    monkeypatch.setattr(synthetic_text, "MOST_BY_RANK", 0.0)  # the other half of the texts has no topic
     forget()
     torch.manual_seed(0)
     embedding = nn.Embedding(33_000, 16)
@@ -116,12 +120,123 @@ def test_what_the_word_list_leaves_out_of_a_vocabulary_comes_in_topics(monkeypat
     forget()
 
 
-def test_a_tokenizer_of_something_else_leaves_bare_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("others", [0, 2000, 24_000])
+def test_the_less_of_a_vocabulary_the_word_list_covers_the_more_texts_are_drawn_by_rank(
+    others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = Words(others=others)
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    forget()
+    model, tokens = text_model("large", 33_000), {True: 0, False: 0}
+    known, make_texts = vocabulary_of(model), synthetic_text._texts
+
+    def counted(source: Any, directions: Any, rows: int, length: int, generator: Any) -> torch.Tensor:
+        tokens[source is known.ranked] += rows * length
+        return make_texts(source, directions, rows, length, generator)
+
+    monkeypatch.setattr(synthetic_text, "_texts", counted)
+    topical_texts(model, 30_000, 66, 2048, seeded())
+    share = tokens[True] / sum(tokens.values())
+    assert share == pytest.approx(min(0.5, 1 - known.coverage), abs=0.02)
+    assert (share == 0) == (others == 0)
+    forget()
+
+
+def test_a_tokenizer_of_something_else_gives_its_own_entries_in_its_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: Words(unknown=4000))
     forget()
     found = vocabulary_of(text_model("elsewhere", 100))
-    assert len(found.spellings) == 100 and len(found.frequencies.unique()) == 1 and found.before == ()
+    assert found.spellings == tuple((i,) for i in range(3, 100)) and len(found.frequencies.unique()) == 1
+    assert found.entries.tolist() == list(range(3, 100))
+    assert found.before == (1,) and found.after == (2,)
     forget()
+
+
+def test_what_the_model_has_no_row_for_is_left_out_of_frame_and_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a tokenizer was saved beside a smaller model."""
+    words = Words(unknown=4000)
+    monkeypatch.setattr(words, "mask_token_id", 2, raising=False)
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    forget()
+    assert vocabulary_of(text_model("elsewhere", 3)).mask == 2
+    small = vocabulary_of(text_model("elsewhere", 2))
+    assert small.before == (1,) and small.after == () and small.mask is None
+    forget()
+
+
+class Pieces:
+    """A tokenizer with a sign for the space before a word, numbered by frequency; numbers are spelled in digits."""
+
+    unk_token_id, mask_token_id = 2, 3
+    all_special_ids = (0, 1, 2, 3)
+    marks: ClassVar[list[str]] = [w for w in KNOWN if not w[0].isalnum()]
+
+    def __init__(self) -> None:
+        entries = ["<s>", "</s>", "<unk>", "<mask>", *"0123456789", *self.marks]
+        entries += [f"Ġword{i}" for i in range(200)] + [f"ing{i}" for i in range(50)]
+        self.ids = {entry: i for i, entry in enumerate(entries)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self.ids
+
+    def __call__(self, text, add_special_tokens: bool = True):
+        if isinstance(text, list):
+            return SimpleNamespace(input_ids=[self.spelled(t) for t in text])
+        return SimpleNamespace(input_ids=[0, 1] if add_special_tokens else [])
+
+    def spelled(self, text: str) -> list[int]:
+        if text.isdigit():
+            return [self.ids[digit] for digit in text]
+        return [self.ids.get(text, self.unk_token_id)]
+
+
+def test_words_by_rank_leave_marks_and_numbers_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = Pieces()
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: pieces)
+    forget()
+    model = text_model("pieces", len(pieces.ids))
+    ranked = vocabulary_of(model).ranked
+    assert ranked is not None and ranked.ranked is None and ranked.coverage == 1
+    words = [pieces.ids[f"Ġword{i}"] for i in range(200)]
+    marks, digits = {pieces.ids[m] for m in pieces.marks}, set(range(4, 14))
+    of_kind = {"word": 0.0, "mark": 0.0, "number": 0.0}
+    for spelling, frequency in zip(ranked.spellings, ranked.frequencies.tolist(), strict=True):
+        is_number = set(spelling) <= digits
+        of_kind["number" if is_number else "mark" if spelling[0] in marks else "word"] += frequency
+    assert of_kind == pytest.approx({"word": 0.8, "mark": 0.1, "number": 0.1}, abs=1e-5)
+    assert sum(set(s) <= digits for s in ranked.spellings) == len(DAYS) + len(YEARS)
+    assert ranked.entries.tolist() == words and ranked.spellings[:200] == tuple((i,) for i in words)
+    own = ranked.frequencies[:200]
+    assert bool((own.diff() < 0).all()) and float(own.min()) > 0.8 * UNIFORM / 200
+    assert float(own[0]) == pytest.approx(0.8 * (UNIFORM / 200 + (1 - UNIFORM) * zipf(0) / sum(map(zipf, range(200)))))
+    forget()
+
+
+def zipf(rank: int) -> float:
+    return 1 / (rank + 2.7)
+
+
+def test_special_tokens_occur_in_the_frame_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = Pieces()
+    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: pieces)
+    forget()
+    torch.manual_seed(0)
+    for rows in topical_texts(text_model("pieces", len(pieces.ids)), 20_000, 40, 2048, seeded()):
+        assert bool((rows[:, 0] == 0).all()) and bool((rows[:, -1] == 1).all())
+        assert not bool(torch.isin(rows[:, 1:-1], torch.tensor(pieces.all_special_ids)).any())
+        assert int(rows.max()) < len(pieces.ids)
+    forget()
+
+
+@pytest.mark.parametrize(
+    ("model", "config"), [(XLMRobertaForMaskedLM, XLMRobertaConfig), (MPNetForMaskedLM, MPNetConfig)]
+)
+def test_texts_fit_models_that_count_positions_from_behind_the_paddings(model: Any, config: Any) -> None:
+    made = model(config(**SMALL, vocab_size=VOCABULARY, max_position_embeddings=34, pad_token_id=1)).eval()
+    batches = synthesize(made, Calibration(tokens=128, length=64))
+    assert max(batch["input_ids"].shape[1] for batch in batches) == 32
+    with torch.no_grad():
+        assert all(torch.isfinite(call(made, batch)).all() for batch in batches)
 
 
 def test_a_topic_has_the_perplexity_asked_for() -> None:

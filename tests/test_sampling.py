@@ -15,7 +15,11 @@ from dnge_compress.jobs.data.sampling import ROWS_AT_ONCE, sample_rows
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.masked_text import fill_batches
 from dnge_compress.signals.sampled_text import sample_batches
+from dnge_compress.signals.vocabulary import Vocabulary
+
+MASK = 3
 
 
 def test_rows_have_the_length_and_together_the_tokens_that_were_asked_for() -> None:
@@ -54,12 +58,11 @@ def test_the_cache_of_keys_and_values_changes_nothing() -> None:
     assert torch.equal(cached, ids)
 
 
-def test_calibration_texts_are_short_and_long_by_half() -> None:
+def test_calibration_texts_are_twice_as_long_as_the_recipe_says() -> None:
     model = make("llama")
     model.config.eos_token_id = None  # so that no text ends early
     batches = synthesize(model, Calibration(tokens=96, length=4, seed=4))
-    lengths = sorted(row.shape[0] for batch in batches for row in batch["input_ids"])
-    assert lengths == [4] * 12 + [16] * 3
+    assert [row.shape[0] for batch in batches for row in batch["input_ids"]] == [8] * 12
     assert all((batch["input_ids"][:, 0] == model.config.bos_token_id).all() for batch in batches)
 
 
@@ -79,9 +82,9 @@ def test_what_comes_after_the_end_of_a_text_does_not_count() -> None:
     assert ended
 
 
-def controlled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
-    """A model after whose tokens 3 and 5 nearly nothing is left to choose, and a tokenizer that calls 2 to 5 control
-    tokens; its config names a start token that doesn't exist."""
+def controlled(monkeypatch: pytest.MonkeyPatch, looping: int = -1) -> torch.nn.Module:
+    """A model that is surer of what it writes after its tokens 3 and 5, and repeats itself after `looping`, and a
+    tokenizer that calls 2 to 5 control tokens; its config names a start token that doesn't exist."""
     model = make("gpt2")
     model.config.bos_token_id = model.config.eos_token_id = 50_256
     vocabulary = {"[A]": 2, "[B]": 3, "[C]": 4, "[D]": 5, "word": 6}
@@ -89,8 +92,9 @@ def controlled(monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
     monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: tokenizer)
 
     def sure(model: Any, ids: torch.Tensor, length: int, generator: torch.Generator) -> Any:
-        nats = torch.where(torch.isin(ids, torch.tensor([3, 5])), 1.0, 2.0).expand(-1, length - 1)
-        return ids.expand(-1, length), nats
+        nats = torch.where(torch.isin(ids, torch.tensor([3, 5])), 1.0, 2.0)
+        nats[ids == looping] = 0.05
+        return ids.expand(-1, length), nats.repeat(1, length - 1)
 
     monkeypatch.setattr("dnge_compress.signals.beginnings.continued", sure)
     return model
@@ -104,12 +108,87 @@ def test_without_a_start_token_texts_begin_with_the_control_tokens_that_make_the
     assert ends(model) == (4,)
 
 
+def test_a_control_token_after_which_the_model_only_repeats_itself_begins_no_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert beginnings(controlled(monkeypatch, looping=3), torch.Generator()) == [(5,)]
+
+
+def test_control_tokens_are_tried_within_the_models_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("gpt2")
+    model.config.bos_token_id = model.config.eos_token_id = 50_256
+    known = {"[A]": 2, "[B]": 3, "[C]": VOCABULARY}
+    tokenizer = SimpleNamespace(get_vocab=lambda: known, all_special_ids=[50_256])
+    monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: tokenizer)
+    found = beginnings(model, torch.Generator().manual_seed(0))
+    assert found in ([(2,)], [(3,)])
+
+
 def test_without_a_tokenizer_texts_begin_in_the_middle_of_what_the_model_writes() -> None:
     model = make("gpt2")
     model.config.bos_token_id = model.config.eos_token_id = 50_256
     found = beginnings(model, torch.Generator().manual_seed(0))
-    assert len(found) > 50 and len(set(found)) > 5 and all(0 <= t < VOCABULARY for (t,) in found)
+    assert (
+        len(found) == 8 * (model.config.n_positions // 2)
+        and len(set(found)) > 5
+        and all(0 <= t < VOCABULARY for (t,) in found)
+    )
     assert ends(model) == ()
+
+
+def filled(model: Any, seed: int, rows: int = 7, length: int = 30) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return list(fill_batches(model, rows, length, 3, ((1,), (2, 5)), MASK, generator))
+
+
+@pytest.mark.parametrize("length", [4, 12, 32])
+def test_masks_are_filled_between_the_frame(length: int) -> None:
+    model = make("bert_mlm")
+    batches = filled(model, 0, length=length)
+    assert [batch.shape for batch in batches] == [(3, length), (3, length), (1, length)]
+    rows = torch.cat(batches)
+    assert bool((rows[:, 0] == 1).all()) and bool((rows[:, -2:] == torch.tensor([2, 5])).all())
+    assert not bool((rows == MASK).any()) and int(rows.min()) >= 0 and int(rows.max()) < VOCABULARY
+    assert len({tuple(row) for row in rows.tolist()}) > 1
+
+
+def test_the_seed_decides_how_masks_are_filled() -> None:
+    model, before = make("bert_mlm"), torch.get_rng_state()
+    first, again, other = (torch.cat(filled(model, seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_equal_share_of_the_masks_is_filled_in_each_round() -> None:
+    model, left = make("bert_mlm"), []
+    model.register_forward_pre_hook(
+        lambda m, args, named: left.append((named["input_ids"] == MASK).sum(1)), with_kwargs=True
+    )
+    filled(model, 0, rows=3, length=32)
+    masks = torch.stack([*left, torch.zeros(3, dtype=torch.long)])
+    assert len(left) == 16 and masks[0].tolist() == [29, 29, 29]
+    assert set(masks.diff(dim=0).flatten().tolist()) == {-1, -2}
+
+
+def test_a_masked_models_own_texts_have_four_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Vocabulary(
+        spellings=((9,),),
+        frequencies=torch.ones(1),
+        entries=torch.tensor([9]),
+        coverage=1.0,
+        before=(1,),
+        after=(2,),
+        mask=MASK,
+    )
+    monkeypatch.setattr("dnge_compress.signals.calibration.vocabulary_of", lambda model: known)
+    model = make("bert_mlm")
+    batches = synthesize(model, Calibration(tokens=640, length=8))
+    lengths = [row.shape[0] for batch in batches for row in batch["input_ids"]]
+    assert {n: lengths.count(n) for n in lengths} == {32: 5, 26: 6, 19: 8, 13: 12}
+    for batch in batches:
+        ids = batch["input_ids"]
+        assert bool((ids[:, 0] == 1).all()) and bool((ids[:, -1] == 2).all()) and not bool((ids == MASK).any())
+        assert bool(batch["attention_mask"].all())
 
 
 def test_a_chat_model_is_also_asked_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,9 +48,9 @@ class Calibration(RecipeSection):
 
     `kind` "auto" picks "sampled", text from the model itself, for causal and masked language models, "words", words of
     English with a topic, for other text models, and "images", painted shapes, for vision models. `tokens` counts over
-    all inputs, `length` is tokens per sequence (causal language models write half of the tokens in texts four times as
-    long); an image counts as many tokens as it has patches, and at least 64 images are used. Causal language models
-    begin their texts with `prompts`, in turn, if any are given.
+    all inputs, `length` is tokens per sequence (causal language models write texts twice as long, masked ones fill in
+    texts of up to four times that); an image counts as many tokens as it has patches, and at least 64 images are used.
+    Causal language models begin their texts with `prompts`, in turn, if any are given.
     """
 
     kind: Literal["auto", "sampled", "words", "images"] = "auto"

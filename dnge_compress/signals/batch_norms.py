@@ -33,8 +33,8 @@ def batch_norms(model: nn.Module) -> list[BatchNorm]:
 
 
 def matched(model: nn.Module, images: Tensor, named: str = "") -> Tensor:
-    """The images `[N, C, H, W]` after some steps towards what the model's batch norms have seen; as they are if it has
-    none. `named` is the argument that takes them."""
+    """The images `[N, C, H, W]` after some steps towards what the model's batch norms have seen; as they are if none
+    reads anything. `named` is the argument that takes them."""
     norms = batch_norms(model)
     if not norms:
         return images
@@ -51,6 +51,8 @@ def _matched(model: nn.Module, norms: Sequence[BatchNorm], images: Tensor, named
         for _ in range(STEPS):
             distances.clear()
             call(model, {named: pixels} if named else pixels)
+            if not distances:
+                return images
             rough = sum((pixels.diff(dim=axis).square().mean() for axis in (-1, -2)), torch.zeros(()))
             (torch.stack(distances).mean() + SMOOTHNESS * rough).backward()
             optimiser.step()

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.signals.inference import device_of
-from dnge_compress.signals.sampled_text import continued
+from dnge_compress.signals.sampled_text import continued, text_length
 from dnge_compress.signals.vocabulary import tokenizer_of
 
 Beginning = tuple[int, ...]
 
 TRIED = 64  # control tokens at most
-TEXTS, TOKENS = 8, 48  # that are written after each
+TEXTS, TOKENS = 8, 48  # that are written after each; fewer tokens where the model has no positions for more
 REPETITIVE = 0.1  # of the median entropy: with less, a text is a loop
 UNWRITTEN = ("pad_token_id", "unk_token_id", "mask_token_id")  # what no text begins with
 PLACEHOLDER = "placeholder"
@@ -92,15 +92,15 @@ def _control_tokens(tokenizer: Any, size: int) -> list[int]:
 def _surest(model: Any, controls: Sequence[int], generator: torch.Generator) -> list[Beginning]:
     """The half of the tokens after which the model's own texts have the least entropy, but for those that only make it
     repeat itself."""
-    _, nats = continued(model, _column(model, controls, TEXTS), TOKENS, generator)
+    _, nats = continued(model, _column(model, controls, TEXTS), text_length(model, TOKENS), generator)
     entropies = nats.view(len(controls), -1).mean(1)
     middle = float(entropies.median())
     return [(t,) for t, e in zip(controls, entropies.tolist(), strict=True) if REPETITIVE * middle <= e <= middle]
 
 
 def _from_the_middle(model: Any, generator: torch.Generator) -> list[Beginning]:
-    ids, _ = continued(model, _column(model, [0], TEXTS), TOKENS, generator)
-    return [(token,) for token in ids[:, TOKENS // 2 :].flatten().tolist()]
+    ids, _ = continued(model, _column(model, [0], TEXTS), text_length(model, TOKENS), generator)
+    return [(token,) for token in ids[:, ids.shape[1] // 2 :].flatten().tolist()]
 
 
 def _column(model: Any, tokens: Sequence[int], times: int) -> Tensor:

@@ -29,7 +29,7 @@ from dnge_compress.signals.vocabulary import vocabulary_of
 
 BATCH_TOKENS = 2048
 MIN_IMAGES = 64
-LONGER = 4  # times as long as others are half of the tokens
+LONGER, FILLED = 2, 4  # times the recipe's length: what a model writes, and the longest that it fills in
 FILLED_LENGTHS = (1.0, 0.8, 0.6, 0.4)  # of the longest text, with equal numbers of tokens
 TARGET_TOKENS = 24  # that a decoder writes for each source text
 ORDINARY = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
@@ -122,17 +122,18 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
     if not writes_text(model):
         return _filled_masks(model, settings, generator)
     starts = beginnings(model, generator, settings.prompts)
-    batches: list[Inputs] = []
-    # Short texts are many, and different; long ones show what comes late.
-    for length in (text_length(model, settings.length), text_length(model, LONGER * settings.length)):
-        rows = max(1, round(settings.tokens / 2 / length))
-        begun = [starts[i % len(starts)] for i in range(rows)]
-        for ids in sample_batches(model, begun, length, max(1, 2 * BATCH_TOKENS // length), generator):
-            mask = _until(ids, ends(model), begun=max(map(len, starts)))
-            whole = bool(mask.all())
-            for part, own in zip(*(t.split(max(1, BATCH_TOKENS // length)) for t in (ids, mask)), strict=True):
-                batches.append({"input_ids": part} if whole else {"input_ids": part, "attention_mask": own})
-    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+    length = text_length(model, LONGER * settings.length)
+    rows = max(1, round(settings.tokens / length))
+    begun = [starts[i % len(starts)] for i in range(rows)]
+    step = max(1, BATCH_TOKENS // length)
+    ids = torch.cat(list(sample_batches(model, begun, length, 2 * step, generator)))
+    ids = ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
+    mask = _until(ids, ends(model), begun=max(map(len, starts)))
+    if bool(mask.all()):
+        return [{"input_ids": part} for part in ids.split(step)]
+    return [
+        {"input_ids": part, "attention_mask": own} for part, own in zip(ids.split(step), mask.split(step), strict=True)
+    ]
 
 
 def _until(ids: Tensor, ends: tuple[int, ...], begun: int) -> Tensor:
@@ -145,7 +146,7 @@ def _until(ids: Tensor, ends: tuple[int, ...], begun: int) -> Tensor:
 def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     vocabulary, mask = vocabulary_of(model), _mask_of(model)
     assert mask is not None
-    longest, batches = _longest(model, LONGER * settings.length), []
+    longest, batches = text_length(model, FILLED * settings.length), []
     for share in FILLED_LENGTHS:
         length = max(4, round(share * longest))
         rows = max(1, round(settings.tokens / len(FILLED_LENGTHS) / length))
@@ -155,14 +156,9 @@ def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _longest(model: Any, length: int) -> int:
-    limit = getattr(model.config, "max_position_embeddings", length)
-    return min(length, limit - 2 if model.config.model_type == "roberta" else limit)
-
-
 def _topical_words(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     device = device_of(model)
-    texts = topical_texts(model, settings.tokens, _longest(model, settings.length), BATCH_TOKENS, generator)
+    texts = topical_texts(model, settings.tokens, text_length(model, settings.length), BATCH_TOKENS, generator)
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
 
 

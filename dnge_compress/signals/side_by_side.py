@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,7 +39,7 @@ from dnge_compress.signals.obs import factor
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
-MOST_POSITIONS = 8192  # of each half
+MOST_POSITIONS = 16384  # of each half
 ROWS_PER_FEATURE = 16  # of a convolution's patches
 ADDS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__hash__", "__len__"}
@@ -53,15 +53,21 @@ class SideBySide:
         self.consumers = _consumers(model, signals, applied, values)
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
         self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
+        # The same of batch norms, as differences: they may hold other statistics while both networks run.
+        self.moved: dict[nn.Module, dict[str, Tensor]] = {}
+        statistics = dict(model.named_buffers())
         for name in values.keys() - refitted:
             path, _, leaf = name.rpartition(".")
-            self.fixed.setdefault(model.get_submodule(path), {})[leaf] = values[name]
+            module = model.get_submodule(path)
+            if name in statistics:
+                self.moved.setdefault(module, {})[leaf] = values[name] - statistics[name]
+            else:
+                self.fixed.setdefault(module, {})[leaf] = values[name]
 
     def run(self, batches: Sequence[Inputs]) -> dict[str, Tensor]:
-        """New values of the consumers; the one-shot ones where experts lie in one tensor or modules are recurrent, for
-        there the two halves can't be told apart."""
-        recurrent = any(isinstance(m, nn.RNNBase) for m in self.fixed)
-        if not self.consumers or self.applied.graph.stacks or recurrent:
+        """New values of the consumers; the one-shot ones where experts are cut or modules are recurrent, for there the
+        two halves can't be told apart."""
+        if not self.consumers or self._mixes_halves():
             return dict(self.values)
         # Of a convolution's patches a sample is taken, so that they don't count here.
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
@@ -72,6 +78,9 @@ class SideBySide:
                 hooks.enter_context(module.register_forward_hook(run.write))
             for module, own in self.fixed.items():
                 hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
+            for module, changes in self.moved.items():
+                own = {leaf: getattr(module, leaf) + change for leaf, change in changes.items()}
+                hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
             for path in self.applied.dropped_modules:
                 block = self.model.get_submodule(path)
                 hooks.enter_context(block.register_forward_hook(_pass_on_second, with_kwargs=True))
@@ -79,6 +88,13 @@ class SideBySide:
                 call(self.model, joined([batch, batch]))
                 run.settle_all()
         return self.fitted()
+
+    def _mixes_halves(self) -> bool:
+        """Whether something that is cut reads tokens in an order of its own."""
+        graph = self.applied.graph
+        experts = tuple(f"{module}." for s in graph.of_kind("expert") for module in s.modules)
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.fixed)
+        return recurrent or bool(graph.stacks) or any(name.startswith(experts) for name in self.values)
 
     def fitted(self) -> dict[str, Tensor]:
         """What is known until now; one-shot values of consumers that were not reached."""
@@ -111,7 +127,8 @@ class _Consumer:
     importance: Float[Tensor, " D"]
     one_shot: _Fit
     shift: tuple[str, int] | None
-    shift_value: Tensor | None
+    shift_value: Tensor | None  # the model's own, whatever it holds while both halves run
+    shift_at: int | None  # where that lies in memory
     found: _Fit | None = None
 
     def whole_weight(self, graph: ModelGraph) -> Tensor:
@@ -167,7 +184,8 @@ def _consumer(
         importance=signal.out_fisher,
         one_shot=_Fit(one_shot, added),
         shift=shift,
-        shift_value=None if shift is None else weights[shift[0]].detach(),
+        shift_value=None if shift is None else weights[shift[0]].detach().clone(),
+        shift_at=None if shift is None else weights[shift[0]].data_ptr(),
     )
 
 
@@ -230,8 +248,8 @@ class _Run(TorchFunctionMode):
             self._settle(output)
 
     def _takes_shift(self, output: _Output, args: tuple[Any, ...]) -> bool:
-        value = self.consumers[output.module].shift_value
-        return value is not None and output.final is args[0] and args[1].data_ptr() == value.data_ptr()
+        place, mean = self.consumers[output.module].shift_at, args[1]
+        return output.final is args[0] and mean is not None and mean.data_ptr() == place
 
     def _settle(self, output: _Output, stream: Tensor | None = None) -> None:
         """Fit the consumer if it isn't yet, and write what the pruned network has in the second half."""
@@ -318,7 +336,7 @@ def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tens
     def there(fit: _Fit) -> _Fit:  # the same map of distances from the origin
         return _Fit(fit.weight, fit.added + fit.weight @ origin[0] - origin[1])
 
-    makers = [
+    makers: list[Callable[[_Sums], _Fit]] = [
         lambda sums: there(_Fit(whole, torch.zeros_like(first.added))),
         lambda sums: _moved(whole, sums, can_shift),
         lambda sums: there(first),

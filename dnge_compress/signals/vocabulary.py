@@ -59,14 +59,15 @@ def _vocabulary(path: str, size: int) -> Vocabulary:
     tokenizer = tokenizer_of(path)
     if tokenizer is None:
         return bare
-    frame = tokenizer("").input_ids
+    frame = [token for token in tokenizer("").input_ids if token < size]
+    mask = tokenizer.mask_token_id
     half = (len(frame) + 1) // 2
     found = _english(tokenizer, size) or _ordinary(tokenizer, size) or bare
     return replace(
         found,
         before=tuple(frame[:half]),
         after=tuple(frame[half:]),
-        mask=tokenizer.mask_token_id,
+        mask=mask if mask is not None and mask < size else None,
         ranked=_by_rank(tokenizer, size),
     )
 
