@@ -60,7 +60,7 @@ def contexts(network: Network) -> Iterator[tuple[str, ScoringContext]]:
     """Every kind of inputs that a network can be calibrated on."""
     yield "real", network.real
     made = network.made
-    yield kind_of_inputs(network.model, made.calibration, made.example_inputs, False), made
+    yield kind_of_inputs(network.model, made.batches, made.calibration, made.example_inputs, False), made
     blueprint = network.blueprint
     if blueprint.family == "bert":  # the zoo's tokenizers name no mask
         generator = torch.Generator().manual_seed(0)

@@ -156,7 +156,7 @@ class Table:
 
     def write(self, columns: tuple[str, ...]) -> None:
         """Write results/NAME.json and results/NAME.md."""
-        head = [*columns, *(f"{r:.0%}" for r in self.ratios)]
+        head = [*columns, *(f"{100 * r:g}%" for r in self.ratios)]
         lines = [f"# {self.title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for key, row in self.rows.items():
             cells = [_cell([v[i] for v in row.values()]) for i in range(len(self.ratios))]

@@ -91,8 +91,10 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
                     return small
 
                 table.measure(key, make, judge, seed)
-                if repair == OURS:
-                    inputs = kind_of_inputs(stranger.model, Calibration(), stranger.example, kind == "real")
+                if repair == OURS and damages:
+                    inputs = kind_of_inputs(
+                        stranger.model, source.context.batches, Calibration(), stranger.example, kind == "real"
+                    )
                     keep_rows(
                         FORESEEN,
                         [
@@ -115,7 +117,7 @@ def judged_by(stranger: Stranger) -> Callable[[nn.Module], float]:
     def judge(small: nn.Module) -> float:
         with torch.no_grad(), inference_mode_of(small):
             found = [
-                (float(divergence(outputs_of(small, batch), answer, logits)), len(answer))
+                (float(divergence(outputs_of(small, batch), answer, logits)), answer[..., 0].numel())
                 for batch, answer in zip(stranger.judged, wanted, strict=True)
             ]
         return sum(d * n for d, n in found) / sum(n for _, n in found)
@@ -148,6 +150,7 @@ def summary(table: Table) -> list[str]:
         )
         rows.append([name, *cells, f"{closed / gap:.0%}" if gap > 0.05 else "–"])
     lines += ["", *markdown(["network", *(f"{r:.1%}" for r in RATIOS), "all"], rows), ""]
+    lines += [foreseen(), ""]
     for kind, rivals in (
         ("synthetic", [(a, "real") for a in REAL if a != ours] + [(a, "synthetic") for a in FREE[1:]]),
         ("real", [(a, "real") for a in REAL if a != ours]),

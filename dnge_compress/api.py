@@ -214,7 +214,7 @@ class _Job:
         if self.data is not None:
             return first_examples(self.data, CHECK_ROWS)[0]
         calibration = self.recipe.calibration
-        few = calibration.model_copy(update={"tokens": CHECK_ROWS * calibration.length})
+        few = calibration.model_copy(update={"tokens": 2 * CHECK_ROWS * calibration.length})
         return first_examples(synthesize(self.model, few, self.example_inputs), CHECK_ROWS)[0]
 
     def scores(self) -> Scores:
@@ -242,7 +242,7 @@ class _Job:
         if not repaired.damages:
             return plan
         calibration = self.recipe.calibration
-        kind = kind_of_inputs(self.model, calibration, self.example_inputs, self.data is not None)
+        kind = kind_of_inputs(self.model, self.context.batches, calibration, self.example_inputs, self.data is not None)
         found = doubts(self.model, self.context.batches, calibration, kind)
         return replace(
             plan, expected=expected(repaired.damage, kind, found), notes=(*found, repaired.note, *plan.notes)

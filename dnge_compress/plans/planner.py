@@ -112,7 +112,8 @@ def _best(
         reference = [outputs_of(context.model, batch) for batch in batches]
         costs = []
         for i, candidate in enumerate(measured):
-            costs.append(float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair)))
+            found_cost = float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair))
+            costs.append(found_cost if math.isfinite(found_cost) else math.inf)
             context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False))

@@ -21,7 +21,8 @@ from dnge_compress.signals.joined import joined
 STEPS = 8  # of Adam, on the pixels
 RATE = 0.1
 SMOOTHNESS = 0.05  # weight of the squared differences of neighbouring pixels
-AT_ONCE = 128  # images
+AT_ONCE, NUMBERS_AT_ONCE = 128, 2_500_000  # images, and their numbers: gradients of all layers are kept for them
+MOST_POSITIONS = 200_000  # small patches, of which the statistics are measured
 SMALLEST = 1e-8  # variance
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
@@ -38,11 +39,12 @@ def matched(model: nn.Module, images: Tensor, named: str = "") -> Tensor:
     norms = batch_norms(model)
     if not norms:
         return images
-    return torch.cat([_matched(model, norms, part, named) for part in images.split(AT_ONCE)])
+    step = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // images[0].numel()))
+    return torch.cat([_matched(model, norms, part, named) for part in images.split(step)])
 
 
 def _matched(model: nn.Module, norms: Sequence[BatchNorm], images: Tensor, named: str) -> Tensor:
-    pixels = images.detach().clone().requires_grad_()
+    pixels = images.detach().float().clone().requires_grad_()
     optimiser = torch.optim.Adam([pixels], RATE)
     distances: list[Tensor] = []
     with torch.enable_grad(), inference_mode_of(model), ExitStack() as hooks:
@@ -50,14 +52,15 @@ def _matched(model: nn.Module, norms: Sequence[BatchNorm], images: Tensor, named
             hooks.enter_context(norm.register_forward_pre_hook(lambda m, args: distances.append(_distance(m, args[0]))))
         for _ in range(STEPS):
             distances.clear()
-            call(model, {named: pixels} if named else pixels)
+            given = pixels.to(images.dtype)
+            call(model, {named: given} if named else given)
             if not distances:
                 return images
             rough = sum((pixels.diff(dim=axis).square().mean() for axis in (-1, -2)), torch.zeros(()))
             (torch.stack(distances).mean() + SMOOTHNESS * rough).backward()
             optimiser.step()
             optimiser.zero_grad()
-    return pixels.detach()
+    return pixels.detach().to(images.dtype)
 
 
 def distance(model: nn.Module, batches: Sequence[Inputs]) -> float:
@@ -75,8 +78,8 @@ def distance(model: nn.Module, batches: Sequence[Inputs]) -> float:
 def _distance(norm: Any, read: Tensor) -> Tensor:
     """How far mean and variance of the channels are from the running ones, in units of the latter."""
     axes = [0, *range(2, read.dim())]
-    usual = norm.running_var.clamp_min(SMALLEST)
-    off = (read.mean(axes) - norm.running_mean).square() / usual
+    read, usual = read.float(), norm.running_var.float().clamp_min(SMALLEST)
+    off = (read.mean(axes) - norm.running_mean.float()).square() / usual
     ratio = (read.var(axes, unbiased=False) / usual).clamp_min(SMALLEST)
     return off.mean() + ratio.log().square().mean()
 
@@ -88,7 +91,7 @@ def own_statistics(model: nn.Module, batches: Sequence[Inputs] | None) -> Iterat
     before = [(n, n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
     try:
         if norms and batches:
-            _measure(model, norms, joined(batches))
+            _measure(model, norms, joined(batches, MOST_POSITIONS))
         yield
     finally:
         for norm, mean, variance in before:

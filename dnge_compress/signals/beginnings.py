@@ -25,7 +25,7 @@ TRIED = 64  # control tokens at most
 TEXTS, TOKENS = 8, 48  # that are written after each; fewer tokens where the model has no positions for more
 REPETITIVE = 0.1  # of the median entropy: with less, a text is a loop
 UNWRITTEN = ("pad_token_id", "unk_token_id", "mask_token_id")  # what no text begins with
-PLACEHOLDER = "placeholder"
+PLACEHOLDER, SOME_DAY = "placeholder", "26 Jul 2024"  # for templates that put in the date
 
 
 def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = ()) -> list[Beginning]:
@@ -37,7 +37,7 @@ def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = 
     if prompts:
         if tokenizer is None:
             raise DataError("calibration.prompts are texts, and the model has no tokenizer; leave them out")
-        return [tuple(tokenizer(prompt).input_ids) for prompt in prompts]
+        return [_prompt(tokenizer, prompt, model) for prompt in prompts]
     size = model.config.get_text_config().vocab_size
     declared = declared_start(model)
     if declared is not None:
@@ -49,10 +49,20 @@ def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = 
     return _from_the_middle(model, generator)
 
 
+def _prompt(tokenizer: Any, prompt: str, model: Any) -> Beginning:
+    """A prompt's tokens, without those that end a text. Raises DataError."""
+    ids = list(tokenizer(prompt).input_ids)
+    while ids and ids[-1] in ends(model):
+        ids.pop()
+    if not ids or max(ids) >= model.config.get_text_config().vocab_size:
+        raise DataError(f"calibration.prompts: {prompt!r} has no tokens that the model knows; write another text")
+    return tuple(ids)
+
+
 def ends(model: Any) -> tuple[int, ...]:
     """The tokens that end a text: the config's, or where that names none of the vocabulary, the tokenizer's."""
     size = model.config.get_text_config().vocab_size
-    declared = model.config.eos_token_id
+    declared = getattr(model.config.get_text_config(), "eos_token_id", None)
     found = declared if isinstance(declared, list) else [declared]
     if not any(isinstance(t, int) and 0 <= t < size for t in found):
         tokenizer = tokenizer_of(model.name_or_path or "")
@@ -62,10 +72,10 @@ def ends(model: Any) -> tuple[int, ...]:
 
 def declared_start(model: Any) -> int | None:
     """The start token that the config names, or the end token where there is none (GPT-2 has one for both)."""
-    config, size = model.config, model.config.get_text_config().vocab_size
-    for token in (config.bos_token_id, config.eos_token_id):
+    config = model.config.get_text_config()
+    for token in (getattr(config, "bos_token_id", None), getattr(config, "eos_token_id", None)):
         first = token[0] if isinstance(token, list) and token else token
-        if isinstance(first, int) and 0 <= first < size:
+        if isinstance(first, int) and 0 <= first < config.vocab_size:
             return first
     return None
 
@@ -74,7 +84,11 @@ def _users_turn(tokenizer: Any, size: int) -> Beginning | None:
     """What a chat template puts before a user's words."""
     if tokenizer is None or not getattr(tokenizer, "chat_template", None):
         return None
-    text = tokenizer.apply_chat_template([{"role": "user", "content": PLACEHOLDER}], tokenize=False)
+    asked = [{"role": "user", "content": PLACEHOLDER}]
+    try:
+        text = tokenizer.apply_chat_template(asked, tokenize=False, date_string=SOME_DAY)
+    except Exception:  # templates raise what they like, where they want a system's words first, say
+        return None
     before, found, _ = text.partition(PLACEHOLDER)
     ids = tuple(tokenizer(before, add_special_tokens=False).input_ids) if found else ()
     return ids if ids and max(ids) < size else None

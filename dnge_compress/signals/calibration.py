@@ -8,7 +8,7 @@ model is left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs |
     kind = settings.kind if settings.kind != "auto" else natural
     if kind not in (natural, {"sampled": "words"}.get(natural)):
         raise DataError(f"calibration of kind '{kind}' doesn't fit a {type(model).__name__}; use 'auto'")
+    if settings.prompts and (kind != "sampled" or not writes_text(model)):
+        raise DataError(f"calibration.prompts begin texts, and a {type(model).__name__} writes none; leave them out")
     generator = torch.Generator().manual_seed(settings.seed)
     with inference_mode_of(model):
         if kind == "like":
@@ -58,15 +60,19 @@ def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs |
 def calibration_inputs(model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None) -> list[Inputs]:
     """What `synthesize` makes; images are moved towards what the model's batch norms have seen."""
     batches = synthesize(model, settings, example_inputs)
-    images = [_only_images(batch) for batch in batches]
-    if not batch_norms(model) or not images or any(found is None for found in images):
+    if not are_matched(model, batches):
         return batches
-    named = [found for found in images if found is not None]
+    named = [found for found in map(_only_images, batches) if found is not None]
     name, parts = named[0][0], [part for _, part in named]
     moved = matched(model, torch.cat(parts), name).split([len(part) for part in parts])
     if isinstance(batches[0], tuple):
         return [(part,) for part in moved]
     return [{name: part} if name else part for part in moved]
+
+
+def are_matched(model: nn.Module, batches: Sequence[Inputs]) -> bool:
+    """Whether inputs are images that the model's batch norms can be asked about."""
+    return bool(batches and batch_norms(model)) and all(_only_images(batch) is not None for batch in batches)
 
 
 def _only_images(batch: Inputs) -> tuple[str, Tensor] | None:
@@ -122,13 +128,17 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
     if not writes_text(model):
         return _filled_masks(model, settings, generator)
     starts = beginnings(model, generator, settings.prompts)
-    length = text_length(model, LONGER * settings.length)
+    longest = max(map(len, starts))
+    length = text_length(model, LONGER * settings.length + longest - 1)
+    if longest >= length:
+        raise DataError(f"calibration.prompts take {longest} of {length} positions and leave none; write shorter ones")
     rows = max(1, round(settings.tokens / length))
     begun = [starts[i % len(starts)] for i in range(rows)]
     step = max(1, BATCH_TOKENS // length)
     ids = torch.cat(list(sample_batches(model, begun, length, 2 * step, generator)))
-    ids = ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
-    mask = _until(ids, ends(model), begun=max(map(len, starts)))
+    mask = _until(ids, ends(model), torch.tensor(sorted(map(len, begun)), device=ids.device))
+    order = torch.randperm(len(ids), generator=generator).to(ids.device)
+    ids, mask = ids[order], mask[order]
     if bool(mask.all()):
         return [{"input_ids": part} for part in ids.split(step)]
     return [
@@ -136,10 +146,11 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
     ]
 
 
-def _until(ids: Tensor, ends: tuple[int, ...], begun: int) -> Tensor:
-    """A mask `[N, T]` of the tokens up to the first that ends the text; ends among the first `begun` don't count."""
+def _until(ids: Tensor, ends: tuple[int, ...], begun: Tensor) -> Tensor:
+    """A mask `[N, T]` of the tokens up to the first that ends the text; ends among a row's first `begun` `[N]` don't
+    count."""
     is_end = torch.isin(ids, torch.tensor(ends, device=ids.device))
-    is_end[:, :begun] = False
+    is_end &= torch.arange(ids.shape[1], device=ids.device) >= begun[:, None]
     return (is_end.long().cumsum(1) - is_end.long() == 0).long()
 
 

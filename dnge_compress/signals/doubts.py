@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals.batch_norms import batch_norms, distance
+from dnge_compress.signals.batch_norms import distance
 from dnge_compress.signals.beginnings import declared_start
-from dnge_compress.signals.calibration import default_kind
+from dnge_compress.signals.calibration import are_matched, default_kind
 from dnge_compress.signals.divergence import attended, attended_outputs
 from dnge_compress.signals.inference import Inputs, call, examples_in, has_logits, inference_mode_of, writes_text
 from dnge_compress.signals.vocabulary import tokenizer_of, vocabulary_of
@@ -24,14 +24,16 @@ UNSEEN = 0.5  # share of a vocabulary's words
 WAY_OUT = "pass data=… (--data) to be sure"
 
 
-def kind_of_inputs(model: nn.Module, settings: Calibration, example: Inputs | None, is_real: bool) -> str:
+def kind_of_inputs(
+    model: nn.Module, batches: Sequence[Inputs], settings: Calibration, example: Inputs | None, is_real: bool
+) -> str:
     """A key of `plans.expected.BANDS`: what a model is calibrated on."""
     if is_real:
         return "real"
     kind = settings.kind if settings.kind != "auto" else default_kind(model, example)
     if kind == "sampled" and not writes_text(model):
         return "masked"
-    return "matched" if kind in ("images", "like") and batch_norms(model) else kind
+    return "matched" if kind in ("images", "like") and are_matched(model, batches) else kind
 
 
 def doubts(model: Any, batches: Sequence[Inputs], settings: Calibration, kind: str) -> tuple[str, ...]:
@@ -41,7 +43,8 @@ def doubts(model: Any, batches: Sequence[Inputs], settings: Calibration, kind: s
         found.append(f"{sum(map(examples_in, batches))} examples are few; the repair may fit them alone")
     if kind == "sampled" and not settings.prompts and declared_start(model) is None:
         found.append(
-            f"the config names no start token, so texts may begin wrongly; set calibration.prompts, or {WAY_OUT}"
+            "the config names no start token, and how texts begin was found by trial; "
+            f"set calibration.prompts, or {WAY_OUT}"
         )
     if kind in ("sampled", "masked") and _entropy(model, batches[0]) > UNSURE:
         found.append(f"the model is hardly sure of any token that it writes; {WAY_OUT}")

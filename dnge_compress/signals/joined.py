@@ -30,10 +30,17 @@ def joined(batches: Sequence[Inputs], positions: int | None = None) -> Inputs:
     if _is_padded(named[0]):
         longest = max(tensors[MASK].shape[1] for tensors in named)
         named = [{k: nnf.pad(t, (0, longest - t.shape[1])) for k, t in tensors.items()} for tensors in named]
-    whole = {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
+    counts = [examples_in(batch) for batch in group]
+    whole = {name: _cat([tensors[name] for tensors in named], counts) for name in named[0]}
     if isinstance(group[0], Mapping):
         return whole
     return tuple(whole.values()) if isinstance(group[0], tuple) else whole[0]
+
+
+def _cat(parts: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+    """Along the examples; what has none, such as position ids for all of them, stays as it is."""
+    has_examples = all(t.dim() > 0 and len(t) == count for t, count in zip(parts, counts, strict=True))
+    return torch.cat(list(parts)) if has_examples else parts[0]
 
 
 def _named(batch: Inputs) -> dict[Any, Tensor]:

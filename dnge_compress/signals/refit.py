@@ -74,5 +74,5 @@ def _refit_consumer(
     if shift is not None:
         name, sign = shift
         before = weights[name].detach().double()[signal.rows or slice(None)]
-        values[name] = (before + sign * (dense @ mean - kept @ mean[keep])).to(original.dtype)
+        values[name] = (before + sign * (dense @ mean - kept @ mean[keep])).to(weights[name].dtype)
     return values

@@ -72,7 +72,8 @@ class SideBySide:
         # Of a convolution's patches a sample is taken, so that they don't count here.
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
-        run = _Run(self.consumers, self.applied.graph, batch)
+        untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
+        run = _Run(self.consumers, self.applied.graph, batch, untouched)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
@@ -84,9 +85,12 @@ class SideBySide:
             for path in self.applied.dropped_modules:
                 block = self.model.get_submodule(path)
                 hooks.enter_context(block.register_forward_hook(_pass_on_second, with_kwargs=True))
-            with run, suppress(_AllFittedError):
-                call(self.model, joined([batch, batch]))
-                run.settle_all()
+            try:
+                with run, suppress(_AllFittedError):
+                    call(self.model, joined([batch, batch]))
+                    run.settle_all()
+            except _MixedHalvesError:
+                return dict(self.values)
         return self.fitted()
 
     def _mixes_halves(self) -> bool:
@@ -102,6 +106,10 @@ class SideBySide:
         for consumer in self.consumers.values():
             found |= consumer.values(self.applied.graph)
         return found
+
+
+class _MixedHalvesError(Exception):
+    """The model keeps its examples on another axis than the first one, or mixes them."""
 
 
 class _AllFittedError(Exception):
@@ -204,9 +212,12 @@ class _Run(TorchFunctionMode):
     """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
     added to."""
 
-    def __init__(self, consumers: Mapping[nn.Module, _Consumer], graph: ModelGraph, batch: Inputs) -> None:
+    def __init__(
+        self, consumers: Mapping[nn.Module, _Consumer], graph: ModelGraph, batch: Inputs, untouched: bool
+    ) -> None:
         super().__init__()
         self.consumers, self.graph = consumers, graph
+        self.untouched = untouched  # whether both halves are still the same where the first consumer reads
         self.mask, self.examples = attended(batch), examples_in(batch)
         self.open: dict[int, _Output] = {}
         self.is_settling = False
@@ -256,6 +267,9 @@ class _Run(TorchFunctionMode):
         del self.open[id(output.final)]
         consumer, half = self.consumers[output.module], len(output.raw) // 2
         read = output.read[half:]
+        if len(output.raw) % (2 * self.examples) or (self.untouched and not torch.equal(output.read[:half], read)):
+            raise _MixedHalvesError
+        self.untouched = False
         if consumer.found is None:
             target = rows_written(output.module, output.raw[:half]).float()
             if stream is not None:
@@ -294,75 +308,71 @@ class _Run(TorchFunctionMode):
         return best_fit(x, target, judged, consumer)
 
 
+def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tensor, consumer: _Consumer) -> _Fit:
+    """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
+    the one-shot solution.
+
+    All fits are changes of the one-shot weight, so that large activations cost no digits: `rest` is what that leaves.
+    """
+    first, can_shift = consumer.one_shot, consumer.shift is not None
+    if not bool(judged.any()):
+        return first
+    rest = target - x @ first.weight.T
+    x0 = x.mean(0) if can_shift else x.new_zeros(x.shape[1])
+    rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
+    x, rest = x - x0, rest - rest0
+    seen, unseen = _Sums.of(x[~judged], rest[~judged]), _Sums.of(x[judged], rest[judged])
+    nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep] - first.weight
+    makers: list[Callable[[_Sums], _Fit]] = [
+        lambda sums: _Fit(undone, undone @ x0 - rest0),  # no repair at all
+        lambda sums: _Fit(undone, sums.mean_rest(undone, can_shift)),
+        lambda sums: _Fit(nothing, first.added - rest0),
+        lambda sums: _Fit(nothing, sums.mean_rest(nothing, can_shift)),
+        *(partial(_ridge, ridge=ridge, can_shift=can_shift) for ridge in RIDGES),
+    ]
+
+    def error(fit: _Fit) -> float:
+        miss = rest[judged] - x[judged] @ fit.weight.T - fit.added
+        found = float((miss.square().mean(0) * consumer.importance).sum())
+        return found if math.isfinite(found) else math.inf
+
+    errors = [error(make(seen)) for make in makers]
+    change = makers[min(range(len(makers)), key=errors.__getitem__)](seen + unseen)
+    return _Fit(first.weight + change.weight, change.added + rest0 - change.weight @ x0)
+
+
 @dataclass(frozen=True)
 class _Sums:
-    """What rows `[P, K]` and their targets `[P, D]` add up to."""
+    """What rows `[P, K]` and what is left to explain of their targets `[P, D]` add up to."""
 
     count: int
     x: Float[Tensor, " K"]
-    t: Float[Tensor, " D"]
+    rest: Float[Tensor, " D"]
     xx: Float[Tensor, "K K"]
-    xt: Float[Tensor, "K D"]
-    tt: Float[Tensor, " D"]
+    x_rest: Float[Tensor, "K D"]
 
     @classmethod
-    def of(cls, x: Float[Tensor, "P K"], t: Float[Tensor, "P D"]) -> _Sums:
+    def of(cls, x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"]) -> _Sums:
         """Sums over the positions."""
-        return cls(len(x), x.sum(0), t.sum(0), x.T @ x, x.T @ t, t.square().sum(0))
+        return cls(len(x), x.sum(0), rest.sum(0), x.T @ x, x.T @ rest)
 
     def __add__(self, other: _Sums) -> _Sums:
-        own, others = vars(self).values(), vars(other).values()
-        return _Sums(*(a + b for a, b in zip(own, others, strict=True)))
+        return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
-    def error(self, fit: _Fit, importance: Float[Tensor, " D"]) -> float:
-        """Mean squared error of a fit, weighted by the importance of the outputs; infinite if it isn't a number."""
-        w, a, n = fit.weight, fit.added, self.count
-        squares = self.tt - 2 * (w.T * self.xt).sum(0) + ((w @ self.xx) * w).sum(1)
-        squares = squares / n - 2 * a * (self.t - w @ self.x) / n + a.square()
-        found = float((squares * importance).sum())
-        return found if math.isfinite(found) else math.inf
+    def mean_rest(self, weight: Float[Tensor, "D K"], can_shift: bool) -> Float[Tensor, " D"]:
+        """What is left on average under a weight, where something takes it up."""
+        return (self.rest - weight @ self.x) / self.count if can_shift else torch.zeros_like(self.rest)
 
 
-def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tensor, consumer: _Consumer) -> _Fit:
-    """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
-    the one-shot solution."""
-    whole, first, can_shift = consumer.weight[:, consumer.keep], consumer.one_shot, consumer.shift is not None
-    if not bool(judged.any()):
-        return first
-    origin = (x.mean(0), target.mean(0)) if can_shift else (x.new_zeros(x.shape[1]), target.new_zeros(target.shape[1]))
-    x, target = x - origin[0], target - origin[1]
-    seen, unseen = _Sums.of(x[~judged], target[~judged]), _Sums.of(x[judged], target[judged])
-
-    def there(fit: _Fit) -> _Fit:  # the same map of distances from the origin
-        return _Fit(fit.weight, fit.added + fit.weight @ origin[0] - origin[1])
-
-    makers: list[Callable[[_Sums], _Fit]] = [
-        lambda sums: there(_Fit(whole, torch.zeros_like(first.added))),
-        lambda sums: _moved(whole, sums, can_shift),
-        lambda sums: there(first),
-        lambda sums: _moved(first.weight, sums, can_shift),
-        *(partial(_ridge, first.weight, ridge=ridge, can_shift=can_shift) for ridge in RIDGES),
-    ]
-    errors = [unseen.error(make(seen), consumer.importance) for make in makers]
-    best = makers[min(range(len(makers)), key=errors.__getitem__)](seen + unseen)
-    return _Fit(best.weight, best.added - best.weight @ origin[0] + origin[1])
-
-
-def _moved(weight: Tensor, sums: _Sums, can_shift: bool) -> _Fit:
-    """The same weight; the mean is made right where something takes it up."""
-    added = (sums.t - weight @ sums.x) / sums.count if can_shift else torch.zeros_like(sums.t)
-    return _Fit(weight, added)
-
-
-def _ridge(weight: Tensor, sums: _Sums, *, ridge: float, can_shift: bool) -> _Fit:
-    """Least squares with a ridge towards `weight`."""
-    gram, rest = sums.xx / sums.count, (sums.xt - sums.xx @ weight.T) / sums.count
+def _ridge(sums: _Sums, *, ridge: float, can_shift: bool) -> _Fit:
+    """Least squares, with a ridge towards no change."""
+    gram, cross = sums.xx / sums.count, sums.x_rest / sums.count
     if can_shift:
         mean = sums.x / sums.count
-        gram = gram.addr(mean, mean, alpha=-1)
-        rest = rest.addr(mean, (sums.t - weight @ sums.x) / sums.count, alpha=-1)
+        gram, cross = gram.addr(mean, mean, alpha=-1), cross.addr(mean, sums.rest / sums.count, alpha=-1)
     gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    return _moved(weight + torch.cholesky_solve(rest, factor(gram)).T, sums, can_shift)
+    weight = torch.cholesky_solve(cross, factor(gram)).T
+    return _Fit(weight, sums.mean_rest(weight, can_shift))
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

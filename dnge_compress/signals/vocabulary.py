@@ -21,6 +21,7 @@ BARE_COVERAGE = 1 / 3  # where nothing is known of words
 MOST_UNKNOWN = 0.05  # share of words that a tokenizer may not know before it counts as one of something else
 UNIFORM, MARKS, NUMBERS = 1 / 3, 0.1, 0.1  # shares of what is drawn by rank
 ZIPF_SHIFT = 2.7  # Mandelbrot's, for English
+A_WORD = "the"
 DAYS, YEARS = range(1, 32), range(1800, 2026)
 
 
@@ -59,17 +60,27 @@ def _vocabulary(path: str, size: int) -> Vocabulary:
     tokenizer = tokenizer_of(path)
     if tokenizer is None:
         return bare
-    frame = [token for token in tokenizer("").input_ids if token < size]
+    before, after = _frame(tokenizer, size)
     mask = tokenizer.mask_token_id
-    half = (len(frame) + 1) // 2
     found = _english(tokenizer, size) or _ordinary(tokenizer, size) or bare
     return replace(
         found,
-        before=tuple(frame[:half]),
-        after=tuple(frame[half:]),
+        before=before,
+        after=after,
         mask=mask if mask is not None and mask < size else None,
         ranked=_by_rank(tokenizer, size),
     )
+
+
+def _frame(tokenizer: Any, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that a tokenizer sets before and after a text."""
+    frame = tuple(token for token in tokenizer("").input_ids if token < size)
+    bare, framed = (list(tokenizer(A_WORD, add_special_tokens=add).input_ids) for add in (False, True))
+    for at in range(len(framed) - len(bare) + 1 if bare else 0):
+        if framed[at : at + len(bare)] == bare:
+            return frame[:at], frame[at:]
+    half = (len(frame) + 1) // 2
+    return frame[:half], frame[half:]
 
 
 @lru_cache(maxsize=8)
@@ -77,7 +88,7 @@ def tokenizer_of(path: str) -> Any | None:
     """The tokenizer that lies beside a model; None for a model made from a config, or a folder with weights alone."""
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True) if path else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, ImportError):
         return None
 
 

@@ -76,7 +76,8 @@ def _update_sizes(module: Any) -> None:
             module.groups = len(module.weight)
         module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
     elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
-        module.num_features = len(module.weight)
+        held = module.weight if module.weight is not None else module.running_mean
+        module.num_features = len(held) if held is not None else module.num_features
     elif isinstance(module, nn.LayerNorm):
         module.normalized_shape = tuple(module.weight.shape)
     elif isinstance(module, nn.RNNBase):

@@ -34,7 +34,7 @@ def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress:
         total = math.ceil(tokens / length)
         generator = torch.Generator().manual_seed(seed)
         rows: list[list[int]] = []
-        starts = beginnings(model, generator)
+        starts = [start for start in beginnings(model, generator) if len(start) < length] or [(0,)]
         begun = [starts[i % len(starts)] for i in range(total)]
         for ids in sample_batches(model, begun, length, _rows_at_once(model, length), generator):
             rows += ids.tolist()
