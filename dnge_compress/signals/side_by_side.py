@@ -184,6 +184,8 @@ def _consumer(
     if shift is not None and shift[0] in values:
         added = shift[1] * (values[shift[0]].float() - weights[shift[0]].detach().float())
     one_shot = as_matrix(values[slot.param], applied.graph, slot)[:, keep].float()
+    if not bool(torch.isfinite(one_shot).all() and torch.isfinite(added).all()):  # begin again from the whole one
+        one_shot, added = signal.weight[:, keep].float(), torch.zeros_like(added)
     return _Consumer(
         slot=slot,
         original=original,
