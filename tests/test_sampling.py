@@ -191,12 +191,15 @@ def test_a_masked_models_own_texts_have_four_lengths(monkeypatch: pytest.MonkeyP
         assert bool(batch["attention_mask"].all())
 
 
-def test_a_chat_model_is_also_asked_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_chat_model_is_also_asked_by_itself(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Chat:
         chat_template = "x"
 
-        def apply_chat_template(self, messages: Any, tokenize: bool) -> str:
+        def apply_chat_template(self, messages: Any, tokenize: bool, date_string: str) -> str:
+            if strict:
+                raise TypeError("a system's words first")
             return f"<user>{messages[0]['content']}<end>"
 
         def __call__(self, text: str, add_special_tokens: bool) -> Any:
@@ -204,7 +207,8 @@ def test_a_chat_model_is_also_asked_by_itself(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: Chat())
     model = make("llama")
-    assert beginnings(model, torch.Generator()) == [(model.config.bos_token_id,), (8, 9)]
+    start = (model.config.bos_token_id,)
+    assert beginnings(model, torch.Generator()) == ([start] if strict else [start, (8, 9)])
 
 
 def test_prompts_without_a_tokenizer_are_refused() -> None:
