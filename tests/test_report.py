@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from dnge_compress.core.terminal import plain
 from dnge_compress.core.wording import count
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Space
+from dnge_compress.plans.expected import BANDS, expected
 from dnge_compress.plans.planner import counted
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.space_rows import MAX_LINES, SpaceRow, alike, rows_of, spaces_table
@@ -221,6 +225,25 @@ def test_printing_a_report_draws_its_tables(capsys: pytest.CaptureFixture[str]) 
     assert "LlamaForCausalLM" in text and "prune/default · scorer obs · predicted cost 0.5" in text
     assert "26 / 40" in text and "1 / 2" in text and "a note" in text and "plan 1.2 s" in text
     assert "\x1b" not in text
+
+
+def test_a_report_leads_with_the_expected_damage_and_its_band(capsys: pytest.CaptureFixture[str]) -> None:
+    found = expected(0.1, "sampled")
+    assert found is not None and found.low < found.nats < found.high
+    print(replace(report_of("llama", "neuron"), expected=found))
+    text = capsys.readouterr().out
+    assert f"expected damage {found.nats:.2g} nats ({found.low:.2g} to {found.high:.2g}) · prune/default" in text
+    assert "predicted cost 0.5" not in text
+    assert expected(math.inf, "sampled") is None
+
+
+def test_the_bands_are_those_that_the_zoo_gave() -> None:
+    file = Path(__file__).parents[1] / "benchmarks" / "results" / "expected_damage.json"
+    rows = json.loads(file.read_text())
+    for kind, band in BANDS.items():
+        off = torch.tensor([r["real"] - r["measured"] for r in rows if r["kind"] == kind and r["real"] > -20])
+        assert len(off) > 30
+        assert torch.quantile(off, torch.tensor([0.5, 0.1, 0.9])).tolist() == pytest.approx(band, abs=0.006)
 
 
 def test_markdown_holds_both_tables_and_the_notes() -> None:

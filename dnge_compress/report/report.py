@@ -42,6 +42,8 @@ class Report(Printable):
         facts = [self.recipe_name, f"scorer {self.scorer}" if self.scorer else ""]
         if self.expected:
             facts.insert(0, str(self.expected))
+        elif self.predicted_cost:
+            facts.append(f"predicted cost {self.predicted_cost:.3g}")
         times = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.timings.items())
         sections = [
             Section("Units kept", (spaces_table(self.rows),)),
