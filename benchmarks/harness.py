@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from scipy.stats import t as student
@@ -30,6 +31,7 @@ from dnge_compress.plans.trial import best_repair, repair_values
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals import synthetic_text
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import sample_batches
@@ -48,7 +50,8 @@ def plain_inputs(model: Any, settings: Calibration, example: Inputs | None) -> l
     English; painted images that know nothing of batch norms."""
     if not writes_text(model):
         kind = "words" if type(model).__name__.endswith("ForMaskedLM") else "auto"
-        return synthesize(model, settings.model_copy(update={"kind": kind}), example)
+        with patch.object(synthetic_text, "MOST_BY_RANK", 0.0):
+            return synthesize(model, settings.model_copy(update={"kind": kind}), example)
     start = model.config.bos_token_id
     start = start if isinstance(start, int) and start < model.config.vocab_size else 0
     generator = torch.Generator().manual_seed(settings.seed)
