@@ -156,15 +156,16 @@ def summary(table: Table) -> list[str]:
         ("real", [(a, "real") for a in REAL if a != ours]),
     ):
         for rival, with_what in rivals:
-            pairs = [(a, b) for n in names for a, b in zip(of(n, ours, kind), of(n, rival, with_what), strict=True)]
-            wins = sum(a < b for a, b in pairs)
-            if not pairs:
+            apart = {n: [a - b for a, b in zip(of(n, ours, kind), of(n, rival, with_what), strict=True)] for n in names}
+            if not apart:
                 continue
-            mean = statistics.mean(a - b for a, b in pairs)
-            sure = binomtest(wins, len(pairs)).pvalue
+            cells = [d for found in apart.values() for d in found]
+            ahead = sum(statistics.mean(found) < 0 for found in apart.values())
+            sure = binomtest(ahead, len(apart)).pvalue
             lines.append(
-                f"- default, {DATA[kind]} data, against {rival[0]} + {rival[1]}, {DATA[with_what]} data: better in "
-                f"{wins} of {len(pairs)} cells (sign test p = {sure:.2g}), {mean:+.2f} log damage"
+                f"- default, {DATA[kind]} data, against {rival[0]} + {rival[1]}, {DATA[with_what]} data: better on "
+                f"{ahead} of {len(apart)} networks (sign test p = {sure:.2g}), in {sum(d < 0 for d in cells)} of {len(cells)} "
+                f"cells, {statistics.mean(cells):+.2f} log damage"
             )
     return lines
 
