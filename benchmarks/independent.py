@@ -164,8 +164,8 @@ def summary(table: Table) -> list[str]:
             sure = binomtest(ahead, len(apart)).pvalue
             lines.append(
                 f"- default, {DATA[kind]} data, against {rival[0]} + {rival[1]}, {DATA[with_what]} data: better on "
-                f"{ahead} of {len(apart)} networks (sign test p = {sure:.2g}), in {sum(d < 0 for d in cells)} of {len(cells)} "
-                f"cells, {statistics.mean(cells):+.2f} log damage"
+                f"{ahead} of {len(apart)} networks (sign test p = {sure:.2g}), in {sum(d < 0 for d in cells)} of "
+                f"{len(cells)} cells, {statistics.mean(cells):+.2f} log damage"
             )
     return lines
 
