@@ -16,7 +16,7 @@ from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.masked_text import fill_batches
-from dnge_compress.signals.sampled_text import sample_batches
+from dnge_compress.signals.sampled_text import sample_batches, text_length
 from dnge_compress.signals.vocabulary import Vocabulary
 
 MASK = 3
@@ -38,6 +38,12 @@ def test_rows_begin_with_the_start_of_text_and_then_differ() -> None:
 def test_rows_are_no_longer_than_the_model_has_positions_for() -> None:
     model = make("gpt2")
     assert {len(row) for row in sample_rows(model, tokens=100, length=500, seed=0)} == {model.config.n_positions}
+
+
+def test_a_number_of_positions_below_one_stands_for_any() -> None:
+    model = make("llama")
+    model.config.max_position_embeddings = -1
+    assert text_length(model, 300) == 300
 
 
 def test_the_seed_decides_what_is_written() -> None:
