@@ -21,7 +21,6 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ModelGraph
 
-
 AS_RECORDED = pytest.mark.skipif(
     not transformers.__version__.startswith("5.24."), reason="another transformers writes this architecture otherwise"
 )
