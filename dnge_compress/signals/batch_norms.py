@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.graph.layer_types import BATCH_NORMS
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 from dnge_compress.signals.joined import joined
 
@@ -25,12 +26,10 @@ AT_ONCE, NUMBERS_AT_ONCE = 128, 2_500_000  # images, and their numbers: gradient
 MOST_POSITIONS = 200_000  # small patches, of which the statistics are measured
 SMALLEST = 1e-8  # variance
 
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
-
-def batch_norms(model: nn.Module) -> list[BatchNorm]:
+def batch_norms(model: nn.Module) -> list[Any]:
     """The batch norms that hold statistics of what they read."""
-    return [m for m in model.modules() if isinstance(m, BatchNorm) and m.running_mean is not None]
+    return [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
 
 
 def matched(model: nn.Module, images: Tensor, named: str = "") -> Tensor:
@@ -43,7 +42,7 @@ def matched(model: nn.Module, images: Tensor, named: str = "") -> Tensor:
     return torch.cat([_matched(model, norms, part, named) for part in images.split(step)])
 
 
-def _matched(model: nn.Module, norms: Sequence[BatchNorm], images: Tensor, named: str) -> Tensor:
+def _matched(model: nn.Module, norms: Sequence[Any], images: Tensor, named: str) -> Tensor:
     pixels = images.detach().float().clone().requires_grad_()
     optimiser = torch.optim.Adam([pixels], RATE)
     distances: list[Tensor] = []
@@ -88,18 +87,18 @@ def _distance(norm: Any, read: Tensor) -> Tensor:
 def own_statistics(model: nn.Module, batches: Sequence[Inputs] | None) -> Iterator[None]:
     """While entered, the model's batch norms divide by the statistics of these inputs instead of the running ones."""
     norms = batch_norms(model) if batches else []
-    before = [(n, n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
+    before = [(n, n.running_mean.clone(), n.running_var.clone()) for n in norms]
     try:
         if norms and batches:
             _measure(model, norms, joined(batches, MOST_POSITIONS))
         yield
     finally:
         for norm, mean, variance in before:
-            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
-            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
 
 
-def _measure(model: nn.Module, norms: Sequence[BatchNorm], batch: Inputs) -> None:
+def _measure(model: nn.Module, norms: Sequence[Any], batch: Inputs) -> None:
     """Replace running statistics by those of one batch; each layer already reads what the new ones before it give."""
 
     def replace(norm: Any, args: tuple[Tensor, ...]) -> None:

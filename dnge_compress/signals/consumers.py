@@ -9,10 +9,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
-
-CONVS = nn.Conv1d | nn.Conv2d | nn.Conv3d
-TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def as_matrix(weight: Float[Tensor, "..."], graph: ModelGraph, slot: Slot) -> Float[Tensor, "D F"]:
@@ -62,4 +60,4 @@ def shares_of(model: nn.Module, slot: Slot) -> int:
 
 def feature_axis(module: nn.Module) -> int:
     """The axis of a module's inputs and outputs that runs over features: 1 for convs `[N, C, …]`, else the last."""
-    return 1 if isinstance(module, CONVS | TRANSPOSED) else -1
+    return 1 if isinstance(module, (*CONVS, *TRANSPOSED)) else -1

@@ -19,10 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.activations import rows_at, windows
-from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, feature_axis, shares_of
+from dnge_compress.signals.consumers import as_matrix, feature_axis, shares_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
 from dnge_compress.signals.recurrence import recurrences_watched

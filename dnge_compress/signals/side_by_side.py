@@ -27,9 +27,10 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
-from dnge_compress.signals.consumers import CONVS, TRANSPOSED, as_matrix, from_matrix, shift_of
+from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
 from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
@@ -166,7 +167,9 @@ def _consumers(
         for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
             param = signal.slot.param
             module = model.get_submodule(param.rpartition(".")[0])
-            fits = signal.slot.part is None and signal.rows is None and not isinstance(module, nn.RNNBase | TRANSPOSED)
+            fits = (
+                signal.slot.part is None and signal.rows is None and not isinstance(module, (nn.RNNBase, *TRANSPOSED))
+            )
             if fits and module not in found and param in values:
                 found[module] = _consumer(weights, applied, signal, values)
     return found

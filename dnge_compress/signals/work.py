@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.counting import Prices
+from dnge_compress.graph.layer_types import TRANSPOSED
 from dnge_compress.graph.products import products_watched
 from dnge_compress.graph.types import ModelGraph, is_weight
-from dnge_compress.signals.consumers import TRANSPOSED, feature_axis
+from dnge_compress.signals.consumers import feature_axis
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 
 

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
+from dnge_compress.graph.layer_types import BATCH_NORMS, CONVS, TRANSPOSED, is_depthwise
 from dnge_compress.graph.tracing.running import tensors_in
 
 
@@ -67,15 +68,15 @@ def _update_sizes(module: Any) -> None:
         module.nx, module.nf = module.weight.shape
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d):
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+    elif isinstance(module, TRANSPOSED):
+        if is_depthwise(module):
             module.groups = len(module.weight)
         module.in_channels, module.out_channels = len(module.weight), module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if module.groups > 1 and module.groups == module.in_channels == module.out_channels:
+    elif isinstance(module, CONVS):
+        if is_depthwise(module):
             module.groups = len(module.weight)
         module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
+    elif isinstance(module, BATCH_NORMS):
         held = module.weight if module.weight is not None else module.running_mean
         module.num_features = len(held) if held is not None else module.num_features
     elif isinstance(module, nn.LayerNorm):

@@ -15,12 +15,13 @@ from transformers.pytorch_utils import Conv1D
 
 from dnge_compress.core.errors import first_line
 from dnge_compress.graph.builder import shapes_of
+from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.graph.types import Shapes
 
 GAIN = 1.2  # of random weights over 1/sqrt(fan-in)
 LONGEST = 200  # characters of a reason
 NOISE = 0.1  # on gains, biases and other constants
-MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv1D)
+MATRICES = (nn.Linear, nn.Embedding, *CONVS, Conv1D)
 
 
 class BuildError(Exception):
@@ -139,6 +140,6 @@ def fan_in(owner: nn.Module, p: Tensor) -> int:
         return 1
     if isinstance(owner, Conv1D):
         return int(p.shape[0])
-    if isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(owner, (nn.Linear, *CONVS)):
         return max(1, p[0].numel())
     return int(p.shape[-1])

@@ -15,6 +15,7 @@ from dnge_compress.core.errors import first_line
 from dnge_compress.graph.derivation.architecture import MATRICES
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.readings import Axis, Counted
+from dnge_compress.graph.layer_types import CONVS
 
 Runs: TypeAlias = tuple[tuple[int, int], ...]  # (first row of unit 0, rows per unit) of each run of rows
 
@@ -36,7 +37,7 @@ def _is_input(model: nn.Module, name: str, axis: int) -> bool:
         return False
     if isinstance(owner, Conv1D):
         return axis == 0
-    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if isinstance(owner, CONVS):
         return axis == 1 and owner.groups == 1
     return isinstance(owner, nn.Linear) and axis == 1
 

@@ -20,6 +20,7 @@ from dnge_compress.graph.derivation.heads import HEADS
 from dnge_compress.graph.derivation.proof import Tied
 from dnge_compress.graph.derivation.readings import Counted
 from dnge_compress.graph.derivation.roles import with_roles
+from dnge_compress.graph.layer_types import BATCH_NORMS, CONVS
 from dnge_compress.graph.paths import block_of, prefixes
 from dnge_compress.graph.types import ALIGNED, ConfigField, Kind, ModelGraph, Op, Slot, Space, Step
 
@@ -30,10 +31,8 @@ KEPT_SIZES = frozenset(  # attributes that surgery brings up to date with the we
     {"in_features", "out_features", "in_channels", "out_channels", "groups", "num_features", "nx", "nf"}
     | {"num_embeddings", "embedding_dim"}
 )
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 GENERIC = {"model", "transformer", "layers", "layer", "blocks", "block", "h"}  # names that tell no tower from another
 WIDTHS = re.compile("intermediate|ffn|inner|d_ff|mlp|hidden_dim$")  # names of feed-forward widths
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def build(model: nn.Module) -> ModelGraph:
@@ -175,7 +174,7 @@ class _Assembly:
                 )
         near = self._by_prefix(name for name, _ in names)
         for (module, attribute), change in counted.counts.items():
-            if attribute in KEPT_SIZES and isinstance(self.modules.get(module), (*MATRICES, *NORMS)):
+            if attribute in KEPT_SIZES and isinstance(self.modules.get(module), (*MATRICES, *BATCH_NORMS)):
                 continue  # surgery keeps these itself
             nearest = next((near[prefix] for prefix in prefixes(module) if prefix in near), [])
             # All near spaces keep as many. A change is counted once, or by every group of query heads of one block.

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.builder import GraphBuilder
+from dnge_compress.graph.layer_types import is_depthwise
 from dnge_compress.graph.tracing.deadline import deadline
 from dnge_compress.graph.tracing.groups import TracedGroup, coupled_groups
 from dnge_compress.graph.tracing.heads import head_groups
-from dnge_compress.graph.tracing.layers import Layer, Side, executed_layers, hindrances, is_depthwise, listed
+from dnge_compress.graph.tracing.layers import Layer, Side, executed_layers, hindrances, listed
 from dnge_compress.graph.tracing.proof import Proof, attributes_of, bundles
 from dnge_compress.graph.tracing.reached import unreached_modules
 from dnge_compress.graph.tracing.running import as_float32, randomised_copy

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.graph.layer_types import BATCH_NORMS, CONVS, INSTANCE_NORMS, TRANSPOSED, is_depthwise
 from dnge_compress.graph.tracing.running import call_with
 from dnge_compress.graph.types import Op
 
@@ -20,10 +21,6 @@ Runs = tuple[tuple[int, int], ...]  # (width, offset): unit u has the rows offse
 
 OUT, IN = (("weight", 0), ("bias", 0)), (("weight", 1),)
 STATISTICS = (("running_mean", 0), ("running_var", 0))
-CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}  # by the mode of a recurrent module
 
 
@@ -199,11 +196,6 @@ def listed(paths: list[str]) -> str:
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """A module's parameters and buffers without those of its children."""
     return {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-
-
-def is_depthwise(module: Any) -> bool:
-    """Whether a conv has one kernel per channel, so that nothing mixes."""
-    return isinstance(module, CONVS + TRANSPOSED) and module.groups == module.in_channels == module.out_channels
 
 
 def _conv(module: Any, layer: dict[str, Any]) -> list[Layer]:
