@@ -94,5 +94,14 @@ def lowest(weight: Tensor, axis: int, rows: Tensor) -> Tensor:
 
 
 def _pass_on(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    hidden = args[0] if args else kwargs["hidden_states"]
+    return with_hidden(output, hidden_given(args, kwargs))
+
+
+def hidden_given(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that a block was called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def with_hidden(output: Any, hidden: Tensor) -> Any:
+    """A block's output with other hidden states."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

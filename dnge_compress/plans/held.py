@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 
 from dnge_compress.core.errors import BudgetError, UnknownNameError, nearest
+from dnge_compress.graph.paths import prefixes
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.recipes.schema import Prune
 
@@ -15,7 +16,7 @@ def full_path(part: str, params: Iterable[str]) -> str:
 
     "" is the whole model. Raises UnknownNameError where no module is called that, BudgetError where several are.
     """
-    modules = dict.fromkeys(parent for param in params for parent in _parents(param.rpartition(".")[0]))
+    modules = dict.fromkeys(parent for param in params for parent in prefixes(param.rpartition(".")[0]) if parent)
     if part in modules or not part:
         return part
     found = [module for module in modules if module.endswith(f".{part}")]
@@ -81,12 +82,7 @@ def _params(graph: ModelGraph, name: str) -> list[str]:
 
 
 def _matches(module: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch(path, pattern) for path in _parents(module) for pattern in patterns)
-
-
-def _parents(module: str) -> list[str]:
-    """The module and all that it lies in, the outermost first."""
-    return [".".join(module.split(".")[:n]) for n in range(1, module.count(".") + 2)] if module else []
+    return any(fnmatch(path, pattern) for path in prefixes(module) if path for pattern in patterns)
 
 
 def _some(names: Sequence[str]) -> str:

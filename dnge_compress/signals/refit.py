@@ -16,7 +16,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.signals.consumers import from_matrix, shift_of
 from dnge_compress.signals.moments import Signal, Signals
-from dnge_compress.signals.obs import refit
+from dnge_compress.signals.obs import features_of, refit
 
 
 def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
@@ -47,6 +47,13 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
     return values
 
 
+def kept_features(applied: AppliedCuts, signal: Signal, original: Tensor) -> Tensor:
+    """Which of a consumer's features stay `[K]`, `original` its parameter."""
+    slot, rows = signal.slot, original.shape[signal.slot.axis]
+    kept = applied.rows_kept(slot.param, slot.axis, rows, slot.part).to(signal.weight.device)
+    return features_of(kept, signal.weight.shape[1] // rows)
+
+
 def _with_rows(whole: Tensor, rows: slice, values: Tensor) -> Tensor:
     whole = whole.detach().clone()
     whole[rows] = values
@@ -56,11 +63,9 @@ def _with_rows(whole: Tensor, rows: slice, values: Tensor) -> Tensor:
 def _refit_consumer(
     weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, repair: Repair
 ) -> dict[str, Tensor]:
-    param, axis = signal.slot.param, signal.slot.axis
+    param = signal.slot.param
     original, dense = weights[param].detach(), signal.weight.double()
-    rows = applied.rows_kept(param, axis, original.shape[axis], signal.slot.part)
-    per_row = dense.shape[1] // original.shape[axis]
-    keep = (rows[:, None] * per_row + torch.arange(per_row)).flatten().to(dense.device)
+    keep = kept_features(applied, signal, original)
     mean = signal.mean.double()
     shift = shift_of(applied.graph, signal.slot)
     if repair.compensate == "lstsq":

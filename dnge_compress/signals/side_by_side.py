@@ -12,9 +12,8 @@ is decided for each consumer on examples that the fit hasn't seen.
 from __future__ import annotations
 
 import inspect
-import math
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,16 +27,16 @@ from torch.overrides import TorchFunctionMode
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
-from dnge_compress.graph.types import ModelGraph, Slot
+from dnge_compress.graph.masking import hidden_given, with_hidden
+from dnge_compress.graph.tracing.running import tensors_in
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
-from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
 from dnge_compress.signals.divergence import attended
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
-from dnge_compress.signals.moments import Signal, Signals
-from dnge_compress.signals.obs import factor
+from dnge_compress.signals.moments import Signals
 
-RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
 MOST_POSITIONS = 16384  # of each half
@@ -117,51 +116,10 @@ class _AllFittedError(Exception):
     """Every consumer has its weights; what the model would compute behind the last one interests nobody."""
 
 
-@dataclass
-class _Fit:
-    """A consumer's weight `[D, K]` on the kept features, and what it adds to the output `[D]`."""
-
-    weight: Tensor
-    added: Tensor
-
-
-@dataclass
-class _Consumer:
-    """One matrix that reads a pruned space."""
-
-    slot: Slot
-    original: Tensor
-    weight: Float[Tensor, "D F"]
-    keep: Tensor  # [K]
-    importance: Float[Tensor, " D"]
-    one_shot: _Fit
-    shift: tuple[str, int] | None
-    shift_value: Tensor | None  # the model's own, whatever it holds while both halves run
-    shift_at: int | None  # where that lies in memory
-    found: _Fit | None = None
-
-    def whole_weight(self, graph: ModelGraph) -> Tensor:
-        """The found weight in the parameter's layout, zero in the removed columns."""
-        assert self.found is not None
-        weight = torch.zeros_like(self.weight)
-        weight[:, self.keep] = self.found.weight
-        return from_matrix(weight, self.original, graph, self.slot).to(self.original.dtype)
-
-    def values(self, graph: ModelGraph) -> dict[str, Tensor]:
-        """New values of the parameters, if the consumer was reached."""
-        if self.found is None:
-            return {}
-        values = {self.slot.param: self.whole_weight(graph)}
-        if self.shift is not None and self.shift_value is not None:
-            name, sign = self.shift
-            values[name] = (self.shift_value.float() + sign * self.found.added).to(self.shift_value.dtype)
-        return values
-
-
 def _consumers(
     model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]
-) -> dict[nn.Module, _Consumer]:
-    found: dict[nn.Module, _Consumer] = {}
+) -> dict[nn.Module, Consumer]:
+    found: dict[nn.Module, Consumer] = {}
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
         for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
@@ -171,35 +129,8 @@ def _consumers(
                 signal.slot.part is None and signal.rows is None and not isinstance(module, (nn.RNNBase, *TRANSPOSED))
             )
             if fits and module not in found and param in values:
-                found[module] = _consumer(weights, applied, signal, values)
+                found[module] = consumer_of(weights, applied, signal, values)
     return found
-
-
-def _consumer(
-    weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, values: Mapping[str, Tensor]
-) -> _Consumer:
-    slot, original = signal.slot, weights[signal.slot.param].detach()
-    rows = applied.rows_kept(slot.param, slot.axis, original.shape[slot.axis])
-    per_row = signal.weight.shape[1] // original.shape[slot.axis]
-    keep = (rows[:, None] * per_row + torch.arange(per_row)).flatten().to(original.device)
-    shift = shift_of(applied.graph, slot)
-    added = torch.zeros(len(signal.weight), device=original.device)
-    if shift is not None and shift[0] in values:
-        added = shift[1] * (values[shift[0]].float() - weights[shift[0]].detach().float())
-    one_shot = as_matrix(values[slot.param], applied.graph, slot)[:, keep].float()
-    if not bool(torch.isfinite(one_shot).all() and torch.isfinite(added).all()):  # begin again from the whole one
-        one_shot, added = signal.weight[:, keep].float(), torch.zeros_like(added)
-    return _Consumer(
-        slot=slot,
-        original=original,
-        weight=signal.weight.float(),
-        keep=keep,
-        importance=signal.out_fisher,
-        one_shot=_Fit(one_shot, added),
-        shift=shift,
-        shift_value=None if shift is None else weights[shift[0]].detach().clone(),
-        shift_at=None if shift is None else weights[shift[0]].data_ptr(),
-    )
 
 
 @dataclass
@@ -218,7 +149,7 @@ class _Run(TorchFunctionMode):
     added to."""
 
     def __init__(
-        self, consumers: Mapping[nn.Module, _Consumer], graph: ModelGraph, batch: Inputs, untouched: bool
+        self, consumers: Mapping[nn.Module, Consumer], graph: ModelGraph, batch: Inputs, untouched: bool
     ) -> None:
         super().__init__()
         self.consumers, self.graph = consumers, graph
@@ -237,7 +168,7 @@ class _Run(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         used = list(
-            {id(a): self.open[id(a)] for a in _tensors((*args, *kwargs.values())) if id(a) in self.open}.values()
+            {id(a): self.open[id(a)] for a in tensors_in((*args, *kwargs.values())) if id(a) in self.open}.values()
         )
         if not used or func.__name__ in UNTOUCHING:
             return func(*args, **kwargs)
@@ -295,7 +226,7 @@ class _Run(TorchFunctionMode):
         if all(c.found is not None for c in self.consumers.values()):
             raise _AllFittedError
 
-    def _fitted(self, consumer: _Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> _Fit:
+    def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
         positions = counted_positions(self.mask, len(target), target.device)
         each = max(1, len(target) // self.examples)
         if isinstance(module, CONVS):
@@ -311,73 +242,6 @@ class _Run(TorchFunctionMode):
             target = target - module.bias.detach().float()
         judged = positions // each % JUDGED == JUDGED - 1
         return best_fit(x, target, judged, consumer)
-
-
-def best_fit(x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Tensor, consumer: _Consumer) -> _Fit:
-    """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
-    the one-shot solution.
-
-    All fits are changes of the one-shot weight, so that large activations cost no digits: `rest` is what that leaves.
-    """
-    first, can_shift = consumer.one_shot, consumer.shift is not None
-    if not bool(judged.any()):
-        return first
-    rest = target - x @ first.weight.T
-    x0 = x.mean(0) if can_shift else x.new_zeros(x.shape[1])
-    rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
-    x, rest = x - x0, rest - rest0
-    seen, unseen = _Sums.of(x[~judged], rest[~judged]), _Sums.of(x[judged], rest[judged])
-    nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep] - first.weight
-    makers: list[Callable[[_Sums], _Fit]] = [
-        lambda sums: _Fit(undone, undone @ x0 - rest0),  # no repair at all
-        lambda sums: _Fit(undone, sums.mean_rest(undone, can_shift)),
-        lambda sums: _Fit(nothing, first.added - rest0),
-        lambda sums: _Fit(nothing, sums.mean_rest(nothing, can_shift)),
-        *(partial(_ridge, ridge=ridge, can_shift=can_shift) for ridge in RIDGES),
-    ]
-
-    def error(fit: _Fit) -> float:
-        miss = rest[judged] - x[judged] @ fit.weight.T - fit.added
-        found = float((miss.square().mean(0) * consumer.importance).sum())
-        return found if math.isfinite(found) else math.inf
-
-    errors = [error(make(seen)) for make in makers]
-    change = makers[min(range(len(makers)), key=errors.__getitem__)](seen + unseen)
-    return _Fit(first.weight + change.weight, change.added + rest0 - change.weight @ x0)
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """What rows `[P, K]` and what is left to explain of their targets `[P, D]` add up to."""
-
-    count: int
-    x: Float[Tensor, " K"]
-    rest: Float[Tensor, " D"]
-    xx: Float[Tensor, "K K"]
-    x_rest: Float[Tensor, "K D"]
-
-    @classmethod
-    def of(cls, x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"]) -> _Sums:
-        """Sums over the positions."""
-        return cls(len(x), x.sum(0), rest.sum(0), x.T @ x, x.T @ rest)
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-    def mean_rest(self, weight: Float[Tensor, "D K"], can_shift: bool) -> Float[Tensor, " D"]:
-        """What is left on average under a weight, where something takes it up."""
-        return (self.rest - weight @ self.x) / self.count if can_shift else torch.zeros_like(self.rest)
-
-
-def _ridge(sums: _Sums, *, ridge: float, can_shift: bool) -> _Fit:
-    """Least squares, with a ridge towards no change."""
-    gram, cross = sums.xx / sums.count, sums.x_rest / sums.count
-    if can_shift:
-        mean = sums.x / sums.count
-        gram, cross = gram.addr(mean, mean, alpha=-1), cross.addr(mean, sums.rest / sums.count, alpha=-1)
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    weight = torch.cholesky_solve(cross, factor(gram)).T
-    return _Fit(weight, sums.mean_rest(weight, can_shift))
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -399,16 +263,6 @@ def _partner(output: Tensor, args: tuple[Any, ...]) -> Tensor | None:
     return others[0] if len(others) == 1 and others[0].shape == output.shape else None
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, list | tuple):
-            found += _tensors(value)
-    return found
-
-
 def _second_half_with(values: Mapping[str, Tensor], module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """A module's output, the second half under other weights."""
     half = len(output) // 2
@@ -422,7 +276,5 @@ def _second_half_with(values: Mapping[str, Tensor], module: nn.Module, args: tup
 
 def _pass_on_second(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """A dropped block's second half is what came in."""
-    came = args[0] if args else kwargs["hidden_states"]
-    whole = output[0] if isinstance(output, tuple) else output
-    passed = torch.cat([whole[: len(whole) // 2], came[len(came) // 2 :]])
-    return (passed, *output[1:]) if isinstance(output, tuple) else passed
+    came, whole = hidden_given(args, kwargs), output[0] if isinstance(output, tuple) else output
+    return with_hidden(output, torch.cat([whole[: len(whole) // 2], came[len(came) // 2 :]]))

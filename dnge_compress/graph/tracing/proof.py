@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dnge_compress.graph.paths import prefixes
 from dnge_compress.graph.tracing.groups import Attribute, Layers, TracedGroup, index, rows_of
 from dnge_compress.graph.tracing.layers import Side
 from dnge_compress.graph.tracing.running import call_with, tensors_in
@@ -140,7 +141,7 @@ def bundles(groups: Iterable[TracedGroup], layers: Layers) -> list[list[TracedGr
 
 def _countable(net: nn.Module, paths: Sequence[str], units: int) -> list[Attribute]:
     """Whole numbers that the modules around some layers keep and that may count their units, the nearest first."""
-    around = {parent for path in paths for parent in _parents(path)}
+    around = dict.fromkeys(parent for path in paths for parent in prefixes(path.rpartition(".")[0]))
     common = _common_parent(paths)
     found: list[Attribute] = []
     for path in sorted(around, key=lambda p: -p.count(".") if p else 1):
@@ -155,12 +156,8 @@ def _countable(net: nn.Module, paths: Sequence[str], units: int) -> list[Attribu
     return found[:MOST_ATTRIBUTES]
 
 
-def _parents(path: str) -> list[str]:
-    return [".".join(path.split(".")[:n]) for n in range(path.count(".") + 1)]
-
-
 def _common_parent(paths: Sequence[str]) -> str:
-    shared = set.intersection(*(set(_parents(path)) for path in paths))
+    shared = set.intersection(*(set(prefixes(path.rpartition(".")[0])) for path in paths))
     return max(shared, key=len)
 
 

@@ -1,0 +1,157 @@
+"""Fits of a consumer's weight to what it should write, judged on examples that they haven't seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.types import ModelGraph, Slot
+from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
+from dnge_compress.signals.moments import Signal
+from dnge_compress.signals.obs import factor
+from dnge_compress.signals.refit import kept_features
+
+RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
+
+
+@dataclass
+class Fit:
+    """A consumer's weight `[D, K]` on the kept features, and what it adds to the output `[D]`."""
+
+    weight: Tensor
+    added: Tensor
+
+
+@dataclass
+class Consumer:
+    """One matrix that reads a pruned space."""
+
+    slot: Slot
+    original: Tensor
+    weight: Float[Tensor, "D F"]
+    keep: Tensor  # [K]
+    importance: Float[Tensor, " D"]
+    one_shot: Fit
+    shift: tuple[str, int] | None
+    shift_value: Tensor | None  # the model's own, whatever it holds while both halves run
+    shift_at: int | None  # where that lies in memory
+    found: Fit | None = None
+
+    def whole_weight(self, graph: ModelGraph) -> Tensor:
+        """The found weight in the parameter's layout, zero in the removed columns."""
+        assert self.found is not None
+        weight = torch.zeros_like(self.weight)
+        weight[:, self.keep] = self.found.weight
+        return from_matrix(weight, self.original, graph, self.slot).to(self.original.dtype)
+
+    def values(self, graph: ModelGraph) -> dict[str, Tensor]:
+        """New values of the parameters, if the consumer was reached."""
+        if self.found is None:
+            return {}
+        values = {self.slot.param: self.whole_weight(graph)}
+        if self.shift is not None and self.shift_value is not None:
+            name, sign = self.shift
+            values[name] = (self.shift_value.float() + sign * self.found.added).to(self.shift_value.dtype)
+        return values
+
+
+def consumer_of(
+    weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, values: Mapping[str, Tensor]
+) -> Consumer:
+    """The consumer of a signal under cuts, `values` its one-shot solution."""
+    slot, original = signal.slot, weights[signal.slot.param].detach()
+    keep = kept_features(applied, signal, original)
+    shift = shift_of(applied.graph, slot)
+    added = torch.zeros(len(signal.weight), device=original.device)
+    if shift is not None and shift[0] in values:
+        added = shift[1] * (values[shift[0]].float() - weights[shift[0]].detach().float())
+    one_shot = as_matrix(values[slot.param], applied.graph, slot)[:, keep].float()
+    if not bool(torch.isfinite(one_shot).all() and torch.isfinite(added).all()):  # begin again from the whole one
+        one_shot, added = signal.weight[:, keep].float(), torch.zeros_like(added)
+    return Consumer(
+        slot=slot,
+        original=original,
+        weight=signal.weight.float(),
+        keep=keep,
+        importance=signal.out_fisher,
+        one_shot=Fit(one_shot, added),
+        shift=shift,
+        shift_value=None if shift is None else weights[shift[0]].detach().clone(),
+        shift_at=None if shift is None else weights[shift[0]].data_ptr(),
+    )
+
+
+def best_fit(
+    x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Bool[Tensor, " P"], consumer: Consumer
+) -> Fit:
+    """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
+    the one-shot solution.
+
+    All fits are changes of the one-shot weight, so that large activations cost no digits: `rest` is what that leaves.
+    """
+    first, can_shift = consumer.one_shot, consumer.shift is not None
+    if not bool(judged.any()):
+        return first
+    rest = target - x @ first.weight.T
+    x0 = x.mean(0) if can_shift else x.new_zeros(x.shape[1])
+    rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
+    x, rest = x - x0, rest - rest0
+    seen, unseen = _Sums.of(x[~judged], rest[~judged]), _Sums.of(x[judged], rest[judged])
+    nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep] - first.weight
+    makers: list[Callable[[_Sums], Fit]] = [
+        lambda sums: Fit(undone, undone @ x0 - rest0),  # no repair at all
+        lambda sums: Fit(undone, sums.mean_rest(undone, can_shift)),
+        lambda sums: Fit(nothing, first.added - rest0),
+        lambda sums: Fit(nothing, sums.mean_rest(nothing, can_shift)),
+        *(partial(_ridge, ridge=ridge, can_shift=can_shift) for ridge in RIDGES),
+    ]
+
+    def error(fit: Fit) -> float:
+        miss = rest[judged] - x[judged] @ fit.weight.T - fit.added
+        found = float((miss.square().mean(0) * consumer.importance).sum())
+        return found if math.isfinite(found) else math.inf
+
+    errors = [error(make(seen)) for make in makers]
+    change = makers[min(range(len(makers)), key=errors.__getitem__)](seen + unseen)
+    return Fit(first.weight + change.weight, change.added + rest0 - change.weight @ x0)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """What rows `[P, K]` and what is left to explain of their targets `[P, D]` add up to."""
+
+    count: int
+    x: Float[Tensor, " K"]
+    rest: Float[Tensor, " D"]
+    xx: Float[Tensor, "K K"]
+    x_rest: Float[Tensor, "K D"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"]) -> _Sums:
+        """Sums over the positions."""
+        return cls(len(x), x.sum(0), rest.sum(0), x.T @ x, x.T @ rest)
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def mean_rest(self, weight: Float[Tensor, "D K"], can_shift: bool) -> Float[Tensor, " D"]:
+        """What is left on average under a weight, where something takes it up."""
+        return (self.rest - weight @ self.x) / self.count if can_shift else torch.zeros_like(self.rest)
+
+
+def _ridge(sums: _Sums, *, ridge: float, can_shift: bool) -> Fit:
+    """Least squares, with a ridge towards no change."""
+    gram, cross = sums.xx / sums.count, sums.x_rest / sums.count
+    if can_shift:
+        mean = sums.x / sums.count
+        gram, cross = gram.addr(mean, mean, alpha=-1), cross.addr(mean, sums.rest / sums.count, alpha=-1)
+    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
+    weight = torch.cholesky_solve(cross, factor(gram)).T
+    return Fit(weight, sums.mean_rest(weight, can_shift))
