@@ -8,7 +8,7 @@ every one of them mean and variance are those of real data, which the checkpoint
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -46,9 +46,7 @@ def _matched(model: nn.Module, norms: Sequence[Any], images: Tensor, named: str)
     pixels = images.detach().float().clone().requires_grad_()
     optimiser = torch.optim.Adam([pixels], RATE)
     distances: list[Tensor] = []
-    with torch.enable_grad(), inference_mode_of(model), ExitStack() as hooks:
-        for norm in norms:
-            hooks.enter_context(norm.register_forward_pre_hook(lambda m, args: distances.append(_distance(m, args[0]))))
+    with torch.enable_grad(), inference_mode_of(model), _told(norms, lambda m, x: distances.append(_distance(m, x))):
         for _ in range(STEPS):
             distances.clear()
             given = pixels.to(images.dtype)
@@ -65,21 +63,19 @@ def _matched(model: nn.Module, norms: Sequence[Any], images: Tensor, named: str)
 def distance(model: nn.Module, batches: Sequence[Inputs]) -> float:
     """How far what the batch norms read of these inputs is from what they have seen; 0 without batch norms."""
     norms = batch_norms(model)
+    if not norms:
+        return 0.0
     found: list[Tensor] = []
-    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
-        for norm in norms:
-            hooks.enter_context(norm.register_forward_pre_hook(lambda m, args: found.append(_distance(m, args[0]))))
-        if norms:
-            call(model, joined(first_examples(batches, AT_ONCE)))
+    with torch.no_grad(), inference_mode_of(model), _told(norms, lambda m, x: found.append(_distance(m, x))):
+        call(model, joined(first_examples(batches, AT_ONCE)))
     return float(torch.stack(found).mean()) if found else 0.0
 
 
 def _distance(norm: Any, read: Tensor) -> Tensor:
     """How far mean and variance of the channels are from the running ones, in units of the latter."""
-    axes = [0, *range(2, read.dim())]
-    read, usual = read.float(), norm.running_var.float().clamp_min(SMALLEST)
-    off = (read.mean(axes) - norm.running_mean.float()).square() / usual
-    ratio = (read.var(axes, unbiased=False) / usual).clamp_min(SMALLEST)
+    (mean, variance), usual = _statistics(read.float()), norm.running_var.float().clamp_min(SMALLEST)
+    off = (mean - norm.running_mean.float()).square() / usual
+    ratio = (variance / usual).clamp_min(SMALLEST)
     return off.mean() + ratio.log().square().mean()
 
 
@@ -101,12 +97,25 @@ def own_statistics(model: nn.Module, batches: Sequence[Inputs] | None) -> Iterat
 def _measure(model: nn.Module, norms: Sequence[Any], batch: Inputs) -> None:
     """Replace running statistics by those of one batch; each layer already reads what the new ones before it give."""
 
-    def replace(norm: Any, args: tuple[Tensor, ...]) -> None:
-        axes = [0, *range(2, args[0].dim())]
-        norm.running_mean.copy_(args[0].mean(axes))
-        norm.running_var.copy_(args[0].var(axes, unbiased=False))
+    def replace(norm: Any, read: Tensor) -> None:
+        mean, variance = _statistics(read)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(variance)
 
-    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
-        for norm in norms:
-            hooks.enter_context(norm.register_forward_pre_hook(replace))
+    with torch.no_grad(), inference_mode_of(model), _told(norms, replace):
         call(model, batch)
+
+
+def _statistics(read: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of every channel."""
+    axes = [0, *range(2, read.dim())]
+    return read.mean(axes), read.var(axes, unbiased=False)
+
+
+@contextmanager
+def _told(norms: Sequence[Any], listener: Callable[[Any, Tensor], None]) -> Iterator[None]:
+    """While entered, a listener is told of every batch norm and what it is about to read."""
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.enter_context(norm.register_forward_pre_hook(lambda m, args: listener(m, args[0])))
+        yield

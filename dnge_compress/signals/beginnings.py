@@ -9,6 +9,7 @@ Without any, texts begin with a token from the middle of what it writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -47,6 +48,11 @@ def beginnings(model: Any, generator: torch.Generator, prompts: Sequence[str] = 
     if controls:
         return _surest(model, controls, generator)
     return _from_the_middle(model, generator)
+
+
+def in_turn(starts: Sequence[Beginning], rows: int) -> list[Beginning]:
+    """So many beginnings, each as often as the others."""
+    return list(islice(cycle(starts), rows))
 
 
 def _prompt(tokenizer: Any, prompt: str, model: Any) -> Beginning:

@@ -18,7 +18,7 @@ from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.batch_norms import batch_norms, matched
-from dnge_compress.signals.beginnings import beginnings, ends
+from dnge_compress.signals.beginnings import beginnings, ends, in_turn
 from dnge_compress.signals.inference import Inputs, device_of, inference_mode_of, writes_text
 from dnge_compress.signals.made_inputs import DECODED, inputs_like, texts_with_targets
 from dnge_compress.signals.masked_text import fill_batches
@@ -133,7 +133,7 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
     if longest >= length:
         raise DataError(f"calibration.prompts take {longest} of {length} positions and leave none; write shorter ones")
     rows = max(1, round(settings.tokens / length))
-    begun = [starts[i % len(starts)] for i in range(rows)]
+    begun = in_turn(starts, rows)
     step = max(1, BATCH_TOKENS // length)
     ids = torch.cat(list(sample_batches(model, begun, length, 2 * step, generator)))
     mask = _until(ids, ends(model), torch.tensor(sorted(map(len, begun)), device=ids.device))

@@ -7,6 +7,7 @@ its own entries are frequent.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +31,7 @@ class Vocabulary:
     """What texts are made of: token ids of each known word `[N]` and frequencies `[N]`; ids of all entries that are
     words or parts of words `[E]`, and the share of them that the known words use; the frame around a text; the mask.
 
-    `ranked` is another vocabulary for half of the texts, if the tokenizer gives one: its own words as often as their
+    `ranked` is another vocabulary for a part of the texts, if the tokenizer gives one: its own words as often as their
     rank says (tokenizers number what is frequent first), with marks and numbers.
     """
 
@@ -94,13 +95,10 @@ def tokenizer_of(path: str) -> Any | None:
 
 def _english(tokenizer: Any, size: int) -> Vocabulary | None:
     """English words and their tokens; None for a tokenizer of something else."""
-    words = _words()
-    spellings, legal = _spelled(tokenizer, list(words), size)
-    if sum(legal) < (1 - MOST_UNKNOWN) * len(legal):
+    kept = _spelled(tokenizer, _words(), size)
+    if len(kept) < (1 - MOST_UNKNOWN) * len(_words()):
         return None
-    kept = [(s, n) for s, n, ok in zip(spellings, words.values(), legal, strict=True) if ok]
-    special = set(tokenizer.all_special_ids)
-    entries = sorted(i for t, i in tokenizer.get_vocab().items() if i < size and i not in special and _is_word(t))
+    entries = _entries(tokenizer, size, filter(_is_word, tokenizer.get_vocab()))
     used = {i for s, _ in kept for i in s}
     return Vocabulary(
         spellings=tuple(s for s, _ in kept),
@@ -112,8 +110,7 @@ def _english(tokenizer: Any, size: int) -> Vocabulary | None:
 
 def _ordinary(tokenizer: Any, size: int) -> Vocabulary | None:
     """All entries but the special ones, equally frequent: a notation of which nothing is known."""
-    special = set(tokenizer.all_special_ids)
-    entries = sorted(i for i in tokenizer.get_vocab().values() if i < size and i not in special)
+    entries = _entries(tokenizer, size, tokenizer.get_vocab())
     if not entries:
         return None
     return Vocabulary(
@@ -126,28 +123,25 @@ def _ordinary(tokenizer: Any, size: int) -> Vocabulary | None:
 
 def _by_rank(tokenizer: Any, size: int) -> Vocabulary | None:
     """A tokenizer's whole words by rank, a part of them uniformly, with marks and numbers; None where it has none."""
-    special = set(tokenizer.all_special_ids)
-    starts = _starts_of_words(tokenizer.get_vocab())
-    entries = sorted(i for t, i in starts.items() if i < size and i not in special and _is_word(t))
+    entries = _entries(tokenizer, size, filter(_is_word, _starts_of_words(tokenizer.get_vocab())))
     if not entries:
         return None
     zipf = 1 / (torch.arange(len(entries)) + ZIPF_SHIFT)
-    parts: list[tuple[tuple[tuple[int, ...], ...], Tensor]] = []
-    parts.append((tuple((i,) for i in entries), (1 - UNIFORM) * zipf / zipf.sum() + UNIFORM / len(entries)))
+    by_rank = (1 - UNIFORM) * zipf / zipf.sum() + UNIFORM / len(entries)
     marks = {word: n for word, n in _words().items() if not word.strip()[0].isalnum()}
     numbers = dict.fromkeys(map(str, (*DAYS, *YEARS)), 1.0)
-    shares = [1.0]
+    spellings: list[tuple[int, ...]] = [(i,) for i in entries]
+    weights, rest = [], 1.0
     for texts, share in ((marks, MARKS), (numbers, NUMBERS)):
-        spellings, legal = _spelled(tokenizer, list(texts), size)
-        kept = [(s, n) for s, n, ok in zip(spellings, texts.values(), legal, strict=True) if ok]
+        kept = _spelled(tokenizer, texts, size)
         if kept:
+            spellings += [s for s, _ in kept]
             counts = torch.tensor([n for _, n in kept])
-            parts.append((tuple(s for s, _ in kept), counts / counts.sum()))
-            shares.append(share)
-    shares[0] -= sum(shares[1:])
+            weights.append(share * (counts / counts.sum()))
+            rest -= share
     return Vocabulary(
-        spellings=tuple(s for spellings, _ in parts for s in spellings),
-        frequencies=torch.cat([share * weights for share, (_, weights) in zip(shares, parts, strict=True)]),
+        spellings=tuple(spellings),
+        frequencies=torch.cat([rest * by_rank, *weights]),
         entries=torch.tensor(entries),
         coverage=1.0,
     )
@@ -160,18 +154,24 @@ def _words() -> dict[str, float]:
     return {f" {word}" if word[0].isalnum() else word: float(n) for word, n in lines}
 
 
-def _spelled(tokenizer: Any, texts: list[str], size: int) -> tuple[list[tuple[int, ...]], list[bool]]:
-    """The tokens of each text, and whether the model knows all of them."""
-    spellings = [tuple(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids]
-    unknown = tokenizer.unk_token_id
-    return spellings, [bool(s) and unknown not in s and max(s) < size for s in spellings]
+def _spelled(tokenizer: Any, texts: Mapping[str, float], size: int) -> list[tuple[tuple[int, ...], float]]:
+    """The tokens of each text whose tokens the model all knows, and how often it occurs."""
+    spellings, unknown = tokenizer(list(texts), add_special_tokens=False).input_ids, tokenizer.unk_token_id
+    pairs = zip(map(tuple, spellings), texts.values(), strict=True)
+    return [(s, n) for s, n in pairs if s and unknown not in s and max(s) < size]
 
 
-def _starts_of_words(vocabulary: dict[str, int]) -> dict[str, int]:
-    """Entries that begin a word: with a sign for the space before it where the tokenizer has one, else without one for
+def _entries(tokenizer: Any, size: int, tokens: Iterable[str]) -> list[int]:
+    """The ids of some tokens, ascending, without special ones and those that the model has no row for."""
+    special, ids = set(tokenizer.all_special_ids), tokenizer.get_vocab()
+    return sorted(i for i in (ids[token] for token in tokens) if i < size and i not in special)
+
+
+def _starts_of_words(tokens: Iterable[str]) -> list[str]:
+    """Tokens that begin a word: with a sign for the space before it where the tokenizer has one, else without one for
     what goes on."""
-    marked = {t: i for t, i in vocabulary.items() if t.startswith(("Ġ", "▁"))}
-    return marked or {t: i for t, i in vocabulary.items() if not t.startswith("##")}
+    tokens = list(tokens)
+    return [t for t in tokens if t.startswith(("Ġ", "▁"))] or [t for t in tokens if not t.startswith("##")]
 
 
 def _is_word(token: str) -> bool:

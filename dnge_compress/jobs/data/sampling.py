@@ -10,7 +10,7 @@ from torch import nn
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.progress import Progress, silent
-from dnge_compress.signals.beginnings import beginnings
+from dnge_compress.signals.beginnings import beginnings, in_turn
 from dnge_compress.signals.inference import device_of, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import cache_name, sample_batches, text_length
 
@@ -35,8 +35,7 @@ def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress:
         generator = torch.Generator().manual_seed(seed)
         rows: list[list[int]] = []
         starts = [start for start in beginnings(model, generator) if len(start) < length] or [(0,)]
-        begun = [starts[i % len(starts)] for i in range(total)]
-        for ids in sample_batches(model, begun, length, _rows_at_once(model, length), generator):
+        for ids in sample_batches(model, in_turn(starts, total), length, _rows_at_once(model, length), generator):
             rows += ids.tolist()
             progress("write", len(rows), total)
     return rows
