@@ -9,16 +9,14 @@ middle four fifths, and how many networks that were left out fall into the band 
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from harness import keep_rows, kept_rows, markdown, write
-from oracles import TOKENS, Network
+from oracles import TOKENS, Network, zoo_asked_for
 
 from dnge_compress.plans.trial import best_repair
 from dnge_compress.recipes.schema import Calibration, Repair
@@ -26,8 +24,6 @@ from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.doubts import kind_of_inputs
 from dnge_compress.signals.inference import inference_mode_of
 from dnge_compress.signals.masked_text import fill_batches
-from dnge_compress.zoo import build as zoo
-from dnge_compress.zoo.data_root import DataRoot
 
 NAME = "expected_damage"
 RATIOS = (0.125, 0.25, 0.375, 0.5, 0.7)
@@ -36,14 +32,10 @@ LOWEST = -20  # log damage: below it rounding speaks
 
 def main() -> None:
     """Measure what is missing, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    data_root = DataRoot.find(cache=options.zoo / "cache")
+    folders, data_root = zoo_asked_for(__doc__)
     rows = kept_rows(NAME)
     done = {(row["name"], row["kind"]) for row in rows}
-    for folder in zoo.finished(options.zoo):
+    for folder in folders:
         kinds = {kind for name, kind in done if name == folder.name}
         if len(kinds) == (3 if folder.name.startswith("bert") else 2):
             continue

@@ -154,13 +154,9 @@ def _shifted(made: Signals, real: Signals, share: float) -> Signals:
 
 def main() -> None:
     """Measure what is missing, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    data_root = DataRoot.find(cache=options.zoo / "cache")
+    folders, data_root = zoo_asked_for(__doc__)
     rows = kept_rows(NAME)
-    for folder in zoo.finished(options.zoo):
+    for folder in folders:
         if "@" in folder.name or folder.name in {r["name"] for r in rows} or not has_learned(folder):
             continue
         try:
@@ -172,6 +168,15 @@ def main() -> None:
         keep_rows(NAME, rows)
         print(folder.name, file=sys.stderr, flush=True)
     write(NAME, "What perfect knowledge would be worth (log damage, no data)", table(rows))
+
+
+def zoo_asked_for(description: str | None) -> tuple[list[Path], DataRoot]:
+    """The networks of the zoo that the command line names, for a run in one thread, and where their data are."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    return zoo.finished(options.zoo), DataRoot.find(cache=options.zoo / "cache")
 
 
 def table(rows: Sequence[dict]) -> list[str]:

@@ -20,7 +20,7 @@ from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
-from dnge_compress.plans.trial import MEASURE_ROWS, MEASURE_SHARE, measured_divergence
+from dnge_compress.plans.trial import MEASURE_ROWS, MEASURE_SHARE, damage, repair_values
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import are_scores, outputs_of
@@ -112,8 +112,8 @@ def _best(
         reference = [outputs_of(context.model, batch) for batch in batches]
         costs = []
         for i, candidate in enumerate(measured):
-            found_cost = float(measured_divergence(context, candidate.applied, batches, reference, recipe.repair))
-            costs.append(found_cost if math.isfinite(found_cost) else math.inf)
+            values = repair_values(context, candidate.applied, recipe.repair)
+            costs.append(damage(context, candidate.applied, values, batches, reference))
             context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False))

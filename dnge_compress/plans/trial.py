@@ -30,7 +30,32 @@ def measured_divergence(
 
     The model is left as it is; call it in inference mode.
     """
-    masked = MaskedModel(context.model, applied, repair_values(context, applied, repair))
+    return _divergence(context, applied, repair_values(context, applied, repair), batches, wanted)
+
+
+def damage(
+    context: ScoringContext,
+    applied: AppliedCuts,
+    values: Mapping[str, Tensor],
+    batches: Sequence[Inputs],
+    wanted: Sequence[Tensor],
+) -> float:
+    """The divergence under cuts and new values of the consumers; infinite where it is no number.
+
+    The model is left as it is; call it in inference mode.
+    """
+    found = float(_divergence(context, applied, values, batches, wanted))
+    return found if math.isfinite(found) else math.inf
+
+
+def _divergence(
+    context: ScoringContext,
+    applied: AppliedCuts,
+    values: Mapping[str, Tensor],
+    batches: Sequence[Inputs],
+    wanted: Sequence[Tensor],
+) -> Tensor:
+    masked = MaskedModel(context.model, applied, values)
     return mean_divergence(masked, batches, wanted, has_logits(context.model))
 
 
@@ -50,8 +75,7 @@ class Repaired:
     def note(self) -> str:
         """What each way to repair left, for the report."""
         ways = "; ".join(f"{way} {damage:.3g}" for way, damage in self.damages.items())
-        best = min(self.damages, key=lambda way: self.damages[way])
-        return f"repair by {best}: it leaves least damage on calibration inputs, in nats: {ways}"
+        return f"repair by {_least(self.damages)}: it leaves least damage on calibration inputs, in nats: {ways}"
 
 
 def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> Repaired:
@@ -69,13 +93,12 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -
     batches = share_of(context.batches, MEASURE_SHARE, MEASURE_ROWS)
     with torch.no_grad(), inference_mode_of(context.model):
         wanted = [outputs_of(context.model, batch) for batch in batches]
-        damages = {}
-        for way, values in ways.items():
-            masked = MaskedModel(context.model, applied, values)
-            found = float(mean_divergence(masked, batches, wanted, has_logits(context.model)))
-            damages[way] = found if math.isfinite(found) else math.inf
-    best = min(damages, key=lambda way: damages[way])
-    return Repaired(ways[best], damages)
+        damages = {way: damage(context, applied, values, batches, wanted) for way, values in ways.items()}
+    return Repaired(ways[_least(damages)], damages)
+
+
+def _least(damages: Mapping[str, float]) -> str:
+    return min(damages, key=lambda way: damages[way])
 
 
 def _side_by_side(context: ScoringContext, applied: AppliedCuts, one_shot: dict[str, Tensor]) -> dict[str, Tensor]:
