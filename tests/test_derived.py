@@ -13,8 +13,8 @@ from typing import Any
 import architectures
 import pytest
 import torch
-import transformers
 from peft import get_peft_model
+from recorded import IS_RECORDED
 from tiny_architectures import ARCHITECTURES, inputs_of, main_output
 from torch import nn
 from transformers import (
@@ -66,7 +66,6 @@ SAMPLE = (
     "swin",
     "clip",
 )
-RECORDED_WITH = "5.24."  # transformers
 RECORDED = json.loads((architectures.RESULTS / "architectures.json").read_text(encoding="utf-8"))
 
 
@@ -84,7 +83,7 @@ def test_the_line_holds_for_every_architecture(name: str) -> None:
 def check_outcomes(name: str) -> None:
     for kind in architectures.KINDS:
         outcome = architectures.tried(ARCHITECTURES[name], kind)
-        if transformers.__version__.startswith(RECORDED_WITH):
+        if IS_RECORDED:
             assert outcome.word == RECORDED[name][kind]["word"], (kind, outcome)
         assert outcome.word in ("plain", "uneven", "refused"), (kind, outcome)
 

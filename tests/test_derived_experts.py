@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from recorded import AS_RECORDED
 from tiny_architectures import ARCHITECTURES, inputs_of, main_output
 
 import dnge_compress as dnge
@@ -22,9 +22,6 @@ from dnge_compress.graph.types import Cut, Space
 from dnge_compress.signals.experts import expert_costs
 from dnge_compress.surgery.cut import cut
 
-AS_RECORDED = pytest.mark.skipif(
-    not transformers.__version__.startswith("5.24."), reason="another transformers writes this architecture otherwise"
-)
 DBRX = pytest.param("dbrx", marks=AS_RECORDED)
 KEYS = {"switch_transformers": "num_experts", "dbrx": "ffn_config.moe_num_experts", "deepseek_v3": "n_routed_experts"}
 

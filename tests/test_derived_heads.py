@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
+from recorded import AS_RECORDED
 from tiny_architectures import ARCHITECTURES, inputs_of, main_output
 
 import dnge_compress as dnge
@@ -21,9 +21,6 @@ from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import ModelGraph
 
-AS_RECORDED = pytest.mark.skipif(
-    not transformers.__version__.startswith("5.24."), reason="another transformers writes this architecture otherwise"
-)
 RECURRENT_GEMMA = pytest.param("recurrent_gemma", marks=AS_RECORDED)
 
 

@@ -56,3 +56,12 @@ def test_a_watched_module_computes_what_torch_does(kind: str, given: str) -> Non
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(expected, actual, strict=True))
     assert heard and all(values.shape[-1] == 7 and len(out) == len(values) for values, out in heard)
     assert "forward" not in vars(module)
+
+
+@torch.no_grad()
+def test_a_forward_that_was_put_on_the_module_itself_comes_back() -> None:
+    module = nn.LSTM(5, 7)
+    forward = module.forward = lambda *args: nn.LSTM.forward(module, *args)
+    with recurrences_watched(nn.Sequential(module), {"0.weight_hh_l0": [lambda values, out: None]}):
+        assert module.forward is not forward
+    assert module.forward is forward

@@ -29,6 +29,7 @@ def recurrences_watched(model: nn.Module, watchers: Watchers) -> Iterator[None]:
     """For a while, recurrent modules tell the watchers of their matrices what these read, `[N, …, F]`, and give."""
     modules = {path: m for path, m in model.named_modules() if isinstance(m, nn.RNNBase)}
     watched = {path: m for path, m in modules.items() if any(name.rpartition(".")[0] == path for name in watchers)}
+    own = {module: vars(module)["forward"] for module in watched.values() if "forward" in vars(module)}
     for path, module in watched.items():
         module.forward = partial(_forward, module, path, watchers)
     try:
@@ -36,6 +37,8 @@ def recurrences_watched(model: nn.Module, watchers: Watchers) -> Iterator[None]:
     finally:
         for module in watched.values():
             del module.forward
+        for module, forward in own.items():  # others put theirs in the same place, for weights that lie elsewhere
+            module.forward = forward
 
 
 def _forward(module: Any, path: str, watchers: Watchers, x: Any, state: Any = None) -> Any:
