@@ -34,8 +34,8 @@ from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext, obs
 from dnge_compress.signals.divergence import mean_divergence, outputs_of
 from dnge_compress.signals.inference import has_logits, inference_mode_of
-from dnge_compress.signals.moments import Signal, Signals
 from dnge_compress.signals.refit import least_squares_repair
+from dnge_compress.signals.signal import Signal, Signals
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.batches import example_batches
 from dnge_compress.zoo.data_root import DataRoot

@@ -11,19 +11,21 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from dnge_compress import compress
 from dnge_compress.core.errors import DngeError
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.families import build_graph
-from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.types import ModelGraph, Space
 from dnge_compress.recipes.schema import Calibration
-from dnge_compress.signals import second_moments
+from dnge_compress.signals import chain, moments, second_moments
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import as_matrix, from_matrix
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
-from dnge_compress.signals.inference import inference_mode_of
-from dnge_compress.signals.moments import Signal, Signals, gather_signals
+from dnge_compress.signals.inference import examples_in, inference_mode_of
+from dnge_compress.signals.moments import _Task, gather_signals
+from dnge_compress.signals.signal import Signal, Signals
 
 
 def batches_for(name: str, model: nn.Module, tokens: int = 64) -> list[Any]:
@@ -113,14 +115,103 @@ def test_moments_that_lie_in_files_are_those_in_memory_and_take_no_further_pass(
 ) -> None:
     model, graph, batches, expected = gathered(name)
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", limit)
-    calls: list[object] = []
-    handle = model.register_forward_pre_hook(lambda m, args: calls.append(m))
+    module = model.get_submodule(graph.consumers(next(iter(expected)))[0].param.rpartition(".")[0])
+    rows = {True: 0, False: 0}  # with gradients and without
+
+    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        rows[torch.is_grad_enabled()] += len(args[0])
+
+    handle = module.register_forward_pre_hook(count)
     found = gather_signals(model, graph, batches)
     handle.remove()
-    assert len(calls) == len(batches)
+    examples = sum(map(examples_in, batches))
+    tried = 2 if name == "llama" else 0  # one example, whole and block by block
+    assert rows == {True: examples + tried, False: 1 + (examples + tried // 2 if tried else 0)}
     for space in expected:
         for a, b in zip(expected[space], found[space], strict=True):
             assert_same(a, b)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert_mlm", "gpt2", "vit"])
+@pytest.mark.parametrize("memory", [0, chain.MEMORY_BYTES])
+def test_block_by_block_signals_are_those_of_the_model_run_whole(
+    name: str, memory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, graph, batches, _ = gathered(name)
+    monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
+    monkeypatch.setattr(chain, "MEMORY_BYTES", memory)
+    blocks = [model.get_submodule(path) for space in graph.of_kind("layer") for path in space.modules]
+    order: list[nn.Module] = []
+    handles = [b.register_forward_pre_hook(lambda m, args: order.append(m)) for b in blocks]
+    found = gather_signals(model, graph, [*batches, *batches])
+    for handle in handles:
+        handle.remove()
+    # Each block reads all inputs before the next one reads any, and backwards as well.
+    times = 2 * len(batches)
+    assert order[-times * len(blocks) :] == [b for b in reversed(blocks) for _ in range(times)]
+    for space, signals in gather_once(model, graph, [*batches, *batches], monkeypatch).items():
+        for a, b in zip(signals, found[space], strict=True):
+            assert_same(a, b)
+
+
+def gather_once(model: nn.Module, graph: ModelGraph, batches: list[Any], monkeypatch: pytest.MonkeyPatch) -> Signals:
+    """Signals of the model run whole."""
+    monkeypatch.setattr(second_moments, "MEMORY_BYTES", 1 << 30)
+    return gather_signals(model, graph, batches)
+
+
+def test_blocks_that_hand_on_more_than_hidden_states_are_no_chain() -> None:
+    """T5's blocks share the first one's position bias, and its decoder reads the encoder's answer."""
+    config = T5Config(vocab_size=40, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=3, decoder_start_token_id=0)
+    model = T5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": torch.randint(1, 40, (2, 7)), "decoder_input_ids": torch.randint(1, 40, (2, 5))}
+    with inference_mode_of(model):
+        assert chain.chain_of(model, build_graph(model), batch, lambda output: output.square().sum()) is None
+
+
+class Hooked(nn.Module):
+    """Linear blocks of which the last two add what a hook of the first left on the model, past the hidden states."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+        self.left: Tensor = torch.zeros(())
+        self.layers[0].register_forward_hook(lambda m, args, out: setattr(self, "left", out))
+        for layer in self.layers[1:]:
+            layer.register_forward_hook(lambda m, args, out: out + self.left)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden
+
+
+def test_what_passes_beside_the_hidden_states_shows_in_the_gradient() -> None:
+    model, blocks = Hooked(), tuple(f"layers.{i}" for i in range(3))
+    space = Space(name="layers", units=3, kind="layer", modules=blocks)
+    graph = ModelGraph(family="", spaces=(space,), slots=(), steps=())
+    batch = (torch.randn(2, 6),)
+    with inference_mode_of(model):
+        assert chain.chain_of(model, graph, batch, lambda output: output.square().sum()) is None
+        for layer in model.layers:
+            layer._forward_hooks.clear()
+        assert chain.chain_of(model, graph, batch, lambda output: output.square().sum()) is not None
+
+
+@pytest.mark.parametrize("name", ["llama", "vit", "mlp"])
+def test_a_large_batch_goes_through_in_pieces(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, graph, batches, expected = gathered(name)
+    monkeypatch.setattr(moments, "GRAPH_NUMBERS", 1)
+    monkeypatch.setattr(_Task, "chain", lambda self, places, batch: None)
+    sizes: list[int] = []
+    module = model.get_submodule(graph.consumers(next(iter(expected)))[0].param.rpartition(".")[0])
+    handle = module.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+    found = gather_signals(model, graph, batches)
+    handle.remove()
+    assert set(sizes) == {1} and len(sizes) == 1 + sum(map(examples_in, batches)) > 2
+    for space in expected:
+        for a, b in zip(expected[space], found[space], strict=True):
+            torch.testing.assert_close(a.covariance, b.covariance, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
@@ -129,12 +220,17 @@ def test_scoring_planning_and_repair_pass_the_inputs_once_at_any_limit(
 ) -> None:
     """Layers and candidate plans are measured on an eighth of the inputs each, without gradients."""
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
-    model, passes = models.make("llama"), []
+    model, passed = models.make("llama"), 0
     data = [{"input_ids": torch.randint(4, 61, (64, 11), generator=torch.Generator().manual_seed(i))} for i in range(8)]
-    model.register_forward_pre_hook(lambda m, args: passes.append(torch.is_grad_enabled()))
+
+    def count(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        nonlocal passed
+        passed += len(args[0]) if torch.is_grad_enabled() else 0
+
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(count)
     small = compress(model, ratio=0.4, data=data, allocation=allocation, uneven=allocation == "global")
     assert small.dnge.plan.cuts and any("measured" in note for note in small.dnge.plan.notes)
-    assert sum(passes) == len(data)
+    assert passed == sum(map(examples_in, data)) + 2  # one example shows twice that blocks can pass one at a time
 
 
 def test_a_disk_without_room_for_moments_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dnge_compress.signals.moments import Signal, Signals
+from dnge_compress.signals.signal import Signal, Signals
 
 STATISTICS = ("cost", "alone", "variance", "square", "mean", "gradient", "mask", "consumer", "share")
 FEATURES = 2 * len(STATISTICS)

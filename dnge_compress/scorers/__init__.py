@@ -23,7 +23,8 @@ from dnge_compress.signals.calibration import calibration_inputs
 from dnge_compress.signals.experts import expert_costs
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.layers import layer_costs
-from dnge_compress.signals.moments import Signals, gather_signals
+from dnge_compress.signals.moments import gather_signals
+from dnge_compress.signals.signal import Signals
 
 SCORERS = Registry(what="scorer", package=__name__, offers=("score", "NEEDS_DATA"), renamed={"probe": "obs"})
 

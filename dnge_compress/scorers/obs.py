@@ -9,8 +9,8 @@ from torch import Tensor
 from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.consumers import shift_of
-from dnge_compress.signals.moments import Signal
 from dnge_compress.signals.obs import Consumer, removal_costs
+from dnge_compress.signals.signal import Signal
 
 NEEDS_DATA = False
 

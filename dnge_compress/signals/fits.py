@@ -14,9 +14,9 @@ from torch import Tensor
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
-from dnge_compress.signals.moments import Signal
 from dnge_compress.signals.obs import factor
 from dnge_compress.signals.refit import kept_features
+from dnge_compress.signals.signal import Signal
 
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 

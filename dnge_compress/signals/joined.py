@@ -25,7 +25,7 @@ def joined(batches: Sequence[Inputs], positions: int | None = None) -> Inputs:
     groups: dict[Any, list[Inputs]] = {}
     for batch in batches:
         groups.setdefault(_shapes(batch), []).append(batch)
-    group = max(groups.values(), key=lambda found: (sum(map(_positions, found)), _positions(found[0])))
+    group = max(groups.values(), key=lambda found: (sum(map(positions_in, found)), positions_in(found[0])))
     named = [_named(batch) for batch in group]
     if _is_padded(named[0]):
         longest = max(tensors[MASK].shape[1] for tensors in named)
@@ -62,7 +62,7 @@ def _is_padded(named: Mapping[Any, Tensor]) -> bool:
 
 def _thinned(batches: Sequence[Inputs], positions: int) -> list[Inputs]:
     """Of every batch the same share of its examples."""
-    total = sum(map(_positions, batches))
+    total = sum(map(positions_in, batches))
     if total <= positions:
         return list(batches)
     found: list[Inputs] = []
@@ -74,5 +74,6 @@ def _thinned(batches: Sequence[Inputs], positions: int) -> list[Inputs]:
     return found or first_examples(batches, 1)
 
 
-def _positions(batch: Inputs) -> int:
+def positions_in(batch: Inputs) -> int:
+    """How many positions a batch is read at: tokens, or patches of an image."""
     return max(t.numel() // (NUMBERS_PER_POSITION if t.is_floating_point() else 1) for t in _named(batch).values())

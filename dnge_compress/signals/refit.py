@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.signals.consumers import from_matrix, shift_of
-from dnge_compress.signals.moments import Signal, Signals
 from dnge_compress.signals.obs import features_of, refit
+from dnge_compress.signals.signal import Signal, Signals
 
 
 def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Second moments of activations, in memory as long as they fit and in files behind that.
 
 A matrix of moments has F² numbers: some hundred megabytes at a layer of 11,000 neurons, tens of gigabytes over a model
-of billions of parameters. What doesn't fit into MEMORY_BYTES is written down as it comes, once, in its own precision;
-when all inputs have passed, the moments are computed matrix by matrix and lie in files that the system pages in as they
-are read. So the inputs pass once, however large the model is.
+of billions of parameters. What doesn't fit into MEMORY_BYTES lies in files that the system pages in as they are read.
+Where blocks pass one at a time, a matrix is summed up in memory and written down with its block; where the whole model
+runs at once, what is read is written down as it comes, in its own precision, and summed up when all inputs have passed.
+So the inputs pass once, however large the model is.
 """
 
 from __future__ import annotations
@@ -12,28 +13,28 @@ import tempfile
 import weakref
 from typing import IO
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dnge_compress.core.errors import DngeError
+from dnge_compress.core.paging import mapped, paged, written
 
 MEMORY_BYTES = 2 << 30  # of matrices of second moments that are held in memory at a time
 
 
 class MomentStore:
-    """Makes `SecondMoments`, the first ones in memory, the others in temporary files that vanish with their use."""
+    """Makes `SecondMoments`, the first ones in memory, the others in temporary files that vanish with their use.
+    `in_turn`: only those of one block are being summed up at a time."""
 
-    def __init__(self) -> None:
-        self._left = MEMORY_BYTES
+    def __init__(self, in_turn: bool = False) -> None:
+        self._left, self._in_turn = MEMORY_BYTES, in_turn
 
     def moments(self, features: int, device: torch.device) -> SecondMoments:
         """Empty moments of so many features."""
         fits = 4 * features**2 <= self._left
         self._left -= 4 * features**2 if fits else 0
-        file = None if fits else tempfile.TemporaryFile()  # noqa: SIM115
-        found = SecondMoments(features, device, file)
+        file = None if fits or self._in_turn else tempfile.TemporaryFile()  # noqa: SIM115
+        found = SecondMoments(features, device, file, stays=fits)
         if file is not None:
             weakref.finalize(found, file.close)
         return found
@@ -46,8 +47,8 @@ class SecondMoments:
     difference of large sums.
     """
 
-    def __init__(self, features: int, device: torch.device, file: IO[bytes] | None) -> None:
-        self.count = 0
+    def __init__(self, features: int, device: torch.device, file: IO[bytes] | None, stays: bool) -> None:
+        self.count, self._stays = 0, stays
         self._centre: Tensor | None = None
         self._sum = torch.zeros(features, device=device)
         self.features, self._file = features, file
@@ -65,8 +66,9 @@ class SecondMoments:
         if self._gram is not None:
             self._gram.addmm_(values.T, values)
         else:
+            assert self._file is not None
             self._written.append((len(rows), rows.dtype))
-            self._write(rows)
+            written(self._file, rows, self._what)
 
     def finish(self) -> tuple[Float[Tensor, " F"], Float[Tensor, "F F"]]:
         """Mean `[F]` and covariance `[F, F]`, in a file where that was too large. Nothing can be added then."""
@@ -74,35 +76,18 @@ class SecondMoments:
         off = self._sum / n
         centre = self._centre if self._centre is not None else torch.zeros_like(off)
         if self._gram is not None:
-            return centre + off, (self._gram / n).addr_(off, off, alpha=-1)
+            gram, self._gram = self._gram.div_(n).addr_(off, off, alpha=-1), None
+            return centre + off, gram if self._stays else paged(gram, self._what)
+        assert self._file is not None
         gram = torch.zeros(self.features, self.features, device=off.device)
         start = 0
         for count, dtype in self._written:
-            rows = self._read(start, (count, self.features), dtype).to(gram.device).float() - centre
+            rows = mapped(self._file, start, (count, self.features), dtype).to(gram.device).float() - centre
             gram.addmm_(rows.T, rows)
             start += count * self.features * dtype.itemsize
-        assert self._file is not None
         self._file.close()  # the rows have served
-        with tempfile.TemporaryFile() as self._file:  # what is mapped into memory outlives its file
-            self._write((gram / n).addr_(off, off, alpha=-1))
-            return centre + off, self._read(0, tuple(gram.shape), gram.dtype)
+        return centre + off, paged(gram.div_(n).addr_(off, off, alpha=-1), self._what)
 
-    def _write(self, values: Tensor) -> None:
-        assert self._file is not None
-        try:
-            values.detach().cpu().contiguous().view(torch.uint8).numpy().tofile(self._file)
-            self._file.flush()
-        except OSError as e:
-            raise DngeError(
-                f"the moments of a layer of {self.features:,} features need room in '{tempfile.gettempdir()}' "
-                f"({e.strerror or e}); set TMPDIR to a larger disk, or take fewer calibration tokens"
-            ) from e
-
-    def _read(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """A tensor that lies in the file from byte `start`, mapped into memory: it is paged in as it is read."""
-        size = int(np.prod(shape)) * dtype.itemsize
-        assert self._file is not None
-        if not size:
-            return torch.empty(shape, dtype=dtype)
-        raw = np.memmap(self._file, np.uint8, mode="c", offset=start, shape=(size,))
-        return torch.from_numpy(raw).view(dtype).view(shape)
+    @property
+    def _what(self) -> str:
+        return f"the moments of a layer of {self.features:,} features"

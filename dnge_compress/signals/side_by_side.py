@@ -35,7 +35,7 @@ from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
-from dnge_compress.signals.moments import Signals
+from dnge_compress.signals.signal import Signals
 
 JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together

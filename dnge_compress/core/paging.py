@@ -1,0 +1,42 @@
+"""Tensors in temporary files that the system pages in as they are read: what is too large to lie in memory for as long
+as it is needed."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnge_compress.core.errors import DngeError
+
+
+def paged(values: Tensor, what: str) -> Tensor:
+    """The same values in a file of their own, which vanishes with its last use. `what` they are is named where the disk
+    has no room. Raises DngeError."""
+    with tempfile.TemporaryFile() as file:  # what is mapped into memory outlives its file
+        written(file, values, what)
+        return mapped(file, 0, tuple(values.shape), values.dtype)
+
+
+def written(file: IO[bytes], values: Tensor, what: str) -> None:
+    """Add values at the end of a file. Raises DngeError."""
+    try:
+        values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
+        file.flush()
+    except OSError as e:
+        raise DngeError(
+            f"{what} need room in '{tempfile.gettempdir()}' ({e.strerror or e}); set TMPDIR to a larger disk, or take "
+            "fewer calibration tokens"
+        ) from e
+
+
+def mapped(file: IO[bytes], start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that lies in a file from byte `start`, mapped into memory: it is paged in as it is read."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    raw = np.memmap(file, np.uint8, mode="c", offset=start, shape=(size,))
+    return torch.from_numpy(raw).view(dtype).view(shape)
