@@ -65,8 +65,8 @@ def compress(
     `data`, an iterable of its inputs, or on synthetic ones. `example_inputs` lets a plain module be traced;
     `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, or a value;
     further keywords override leaves of it (scorer="magnitude", compensate="none", seed=1). `progress` is called along
-    the way (core/progress.py). `inplace` lets the object `model` itself become the smaller network; a copy is made all
-    the same, so it saves no memory. The result carries `.dnge.plan` and `.dnge.report`.
+    the way (core/progress.py). `inplace` lets the object `model` itself become the smaller network, so that what isn't
+    cut exists once. The result carries `.dnge.plan` and `.dnge.report`.
 
     Raises a DngeError (core/errors.py) and leaves the model as it was.
 
@@ -187,6 +187,7 @@ class _Job:
         self.example_inputs, self.progress = example_inputs, progress
         found = resolve(recipe, overrides)
         SCORERS.usable(found.scorer, data is not None)
+        self.is_own = isinstance(model, str | Path)  # nobody else has the model
         self.model = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
         check_weights(self.model)
         part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
@@ -255,7 +256,7 @@ class _Job:
         with torch.no_grad():
             found = self.repaired(plan.cuts)
             repaired = time.perf_counter()
-            small: Any = copied(dense)
+            small: Any = copied(dense, shares=inplace or self.is_own)
             small.__dict__.pop("dnge", None)
             cut(small, applied)
             if self.recipe.check:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import T5Config, T5ForConditionalGeneration
 
 from dnge_compress import compress
+from dnge_compress.core import paging
 from dnge_compress.core.errors import DngeError
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.families import build_graph
@@ -133,13 +134,13 @@ def test_moments_that_lie_in_files_are_those_in_memory_and_take_no_further_pass(
 
 
 @pytest.mark.parametrize("name", ["llama", "bert_mlm", "gpt2", "vit"])
-@pytest.mark.parametrize("memory", [0, chain.MEMORY_BYTES])
+@pytest.mark.parametrize("memory", [0, paging.MEMORY_BYTES])
 def test_block_by_block_signals_are_those_of_the_model_run_whole(
     name: str, memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, graph, batches, _ = gathered(name)
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
-    monkeypatch.setattr(chain, "MEMORY_BYTES", memory)
+    monkeypatch.setattr(paging, "MEMORY_BYTES", memory)
     blocks = [model.get_submodule(path) for space in graph.of_kind("layer") for path in space.modules]
     order: list[nn.Module] = []
     handles = [b.register_forward_pre_hook(lambda m, args: order.append(m)) for b in blocks]

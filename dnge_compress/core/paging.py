@@ -12,6 +12,20 @@ from torch import Tensor
 
 from dnge_compress.core.errors import DngeError
 
+MEMORY_BYTES = 256 << 20  # of one shelf
+
+
+class Shelf:
+    """Keeps tensors of one kind, `what`: the first ones in memory, as many as fit, the others in files."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._left = what, MEMORY_BYTES
+
+    def keep(self, values: Tensor) -> Tensor:
+        """The same values, to be held for long. Raises DngeError where the disk has no room."""
+        self._left -= values.nbytes
+        return values if self._left >= 0 or not values.numel() else paged(values, self._what)
+
 
 def paged(values: Tensor, what: str) -> Tensor:
     """The same values in a file of their own, which vanishes with its last use. `what` they are is named where the disk

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.products import MaskedRouters
 from dnge_compress.graph.types import ModelGraph, Slot
@@ -31,16 +32,19 @@ class MaskedModel(nn.Module):
         self._skipped = applied.dropped_modules
         self._routers: list[tuple[Tensor, Tensor]] = []
         overrides: dict[str, Tensor] = {}
+        given, shelf = dict(repaired or {}), Shelf("masked weights")
         weights = model.state_dict(keep_vars=True)
         for cut in applied.cuts:
             gone = cut.gone(applied.graph.space(cut.space).units)
             if applied.graph.space(cut.space).kind == "expert":
                 self._mask_experts(applied.graph, cut.space, weights, gone, overrides)
             for slot in applied.graph.consumers(cut.space):
+                if slot.param in given:
+                    continue
                 if slot.param not in overrides:
-                    overrides[slot.param] = weights[slot.param].detach().clone()
+                    overrides[slot.param] = shelf.keep(weights[slot.param].detach().clone())
                 zero_(overrides[slot.param], slot, gone)
-        self._overrides = overrides | dict(repaired or {})
+        self._overrides = overrides | given
         self.config = getattr(model, "config", None)
 
     def _mask_experts(

@@ -20,19 +20,11 @@ from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
-from dnge_compress.plans.trial import MEASURE_ROWS, MEASURE_SHARE, damage, repair_values
+from dnge_compress.plans.trial import Trial, repair_values
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.divergence import are_scores, outputs_of
-from dnge_compress.signals.inference import (
-    device_of,
-    has_logits,
-    inference_mode_of,
-    main_output,
-    outputs,
-    share_of,
-    to_device,
-)
+from dnge_compress.signals.divergence import are_scores
+from dnge_compress.signals.inference import device_of, has_logits, inference_mode_of, main_output, outputs, to_device
 from dnge_compress.signals.work import macs_per_element
 
 WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
@@ -107,14 +99,10 @@ def _best(
     if len(found) == 1:
         return found[0], []
     measured = [*found, uneven] if uneven else found
-    batches = share_of(context.batches, MEASURE_SHARE, MEASURE_ROWS)
-    with torch.no_grad(), inference_mode_of(context.model):
-        reference = [outputs_of(context.model, batch) for batch in batches]
-        costs = []
-        for i, candidate in enumerate(measured):
-            values = repair_values(context, candidate.applied, recipe.repair)
-            costs.append(damage(context, candidate.applied, values, batches, reference))
-            context.progress("compare plans", i + 1, len(measured))
+    trial, costs = Trial(context), list[float]()
+    for i, candidate in enumerate(measured):
+        costs.append(trial.damage(candidate.applied, repair_values(context, candidate.applied, recipe.repair)))
+        context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False))
     notes = [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]

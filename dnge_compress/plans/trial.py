@@ -3,18 +3,18 @@ whole one on some inputs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.divergence import mean_divergence, outputs_of
+from dnge_compress.signals.comparison import Comparison
+from dnge_compress.signals.divergence import mean_divergence
 from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of, share_of
 from dnge_compress.signals.refit import least_squares_repair
 from dnge_compress.signals.side_by_side import SideBySide
@@ -30,33 +30,25 @@ def measured_divergence(
 
     The model is left as it is; call it in inference mode.
     """
-    return _divergence(context, applied, repair_values(context, applied, repair), batches, wanted)
-
-
-def damage(
-    context: ScoringContext,
-    applied: AppliedCuts,
-    values: Mapping[str, Tensor],
-    batches: Sequence[Inputs],
-    wanted: Sequence[Tensor],
-) -> float:
-    """The divergence under cuts and new values of the consumers; infinite where it is no number.
-
-    The model is left as it is; call it in inference mode.
-    """
-    found = float(_divergence(context, applied, values, batches, wanted))
-    return found if math.isfinite(found) else math.inf
-
-
-def _divergence(
-    context: ScoringContext,
-    applied: AppliedCuts,
-    values: Mapping[str, Tensor],
-    batches: Sequence[Inputs],
-    wanted: Sequence[Tensor],
-) -> Tensor:
-    masked = MaskedModel(context.model, applied, values)
+    masked = MaskedModel(context.model, applied, repair_values(context, applied, repair))
     return mean_divergence(masked, batches, wanted, has_logits(context.model))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A context's model, and its answers on a part of the calibration inputs."""
+
+    context: ScoringContext
+
+    @cached_property
+    def _whole(self) -> Comparison:
+        return Comparison(self.context.model, share_of(self.context.batches, MEASURE_SHARE, MEASURE_ROWS))
+
+    def damage(self, applied: AppliedCuts, values: Mapping[str, Tensor]) -> float:
+        """The divergence under cuts and new values of the consumers, in nats per label; infinite where it is no number.
+        The model is left as it is."""
+        with inference_mode_of(self.context.model):
+            return self._whole.damage(MaskedModel(self.context.model, applied, values))
 
 
 @dataclass(frozen=True)
@@ -90,10 +82,8 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -
     if repair.compensate == "lstsq":
         ways["least squares"] = repair_values(context, applied, repair)
         ways["side by side"] = _side_by_side(context, applied, ways["least squares"])
-    batches = share_of(context.batches, MEASURE_SHARE, MEASURE_ROWS)
-    with torch.no_grad(), inference_mode_of(context.model):
-        wanted = [outputs_of(context.model, batch) for batch in batches]
-        damages = {way: damage(context, applied, values, batches, wanted) for way, values in ways.items()}
+    trial = Trial(context)
+    damages = {way: trial.damage(applied, values) for way, values in ways.items()}
     return Repaired(ways[_least(damages)], damages)
 
 

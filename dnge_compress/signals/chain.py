@@ -14,20 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.paging import paged
 from dnge_compress.graph.masking import hidden_given, with_hidden
 from dnge_compress.graph.tracing.running import tensors_in
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.inference import Inputs, call, first_examples
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.15}  # of gradients
-MEMORY_BYTES = 256 << 20  # of states between blocks that are held in memory; the others lie in files
 
 Loss = Callable[[Tensor], Tensor]  # of the model's main output
 
@@ -228,10 +225,3 @@ def gradient_behind(chain: Chain, batch: Inputs, hidden: Tensor, loss: Loss) -> 
         loss(output).backward()
     assert read.grad is not None
     return read.grad, output.detach()
-
-
-def keeper(states: Sequence[Tensor], times: int) -> Callable[[Tensor], Tensor]:
-    """What keeps states such as these between blocks, so often: in memory if all of them fit, else in files."""
-    if times * sum(state.nbytes for state in states) <= MEMORY_BYTES:
-        return Tensor.detach
-    return partial(paged, what="states between blocks")

@@ -19,7 +19,8 @@ from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Space
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, share_of
-from dnge_compress.signals.moments import gradients_started
+from dnge_compress.signals.moments import GRAPH_NUMBERS, gradients_started
+from dnge_compress.signals.pieces import in_pieces, numbers_per_position
 
 EXPERT_SHARE = 0.25  # of the inputs
 EXPERT_ROWS = 32  # examples at least
@@ -41,11 +42,13 @@ def expert_costs(
         for part in range(len(costs[name]))
     }
     generator, labels = torch.Generator().manual_seed(seed), 0
+    few = share_of(batches, EXPERT_SHARE, EXPERT_ROWS)
+    inside, answered = numbers_per_position(model, few[0])
     with ExitStack() as hooks, torch.enable_grad(), inference_mode_of(model), gradients_started(model, graph):
         for name, paths in modules.items():
             for part, path in enumerate(paths):
                 hooks.enter_context(model.get_submodule(path).register_forward_hook(_hook(costs[name], part)))
-        for batch in share_of(batches, EXPERT_SHARE, EXPERT_ROWS):
+        for batch in in_pieces(few, inside + answered, GRAPH_NUMBERS):
             with products_watched(model, watchers):
                 output = attended_outputs(call(model, batch), attended(batch))
             label_loss(output, has_logits(model), generator).backward()

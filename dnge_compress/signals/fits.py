@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
@@ -31,34 +32,45 @@ class Fit:
 
 @dataclass
 class Consumer:
-    """One matrix that reads a pruned space."""
+    """One matrix that reads a pruned space, and what was found for it: its parameter's new value, in the parameter's
+    layout and zero in the removed columns, and what that adds to the output `[D]`."""
 
+    graph: ModelGraph
     slot: Slot
     original: Tensor
-    weight: Float[Tensor, "D F"]
+    weight: Tensor  # [D, F], in the model's precision
     keep: Tensor  # [K]
     importance: Float[Tensor, " D"]
-    one_shot: Fit
+    first: Tensor  # the parameter's value in the one-shot solution
+    first_added: Float[Tensor, " D"]
     shift: tuple[str, int] | None
     shift_value: Tensor | None  # the model's own, whatever it holds while both halves run
     shift_at: int | None  # where that lies in memory
-    found: Fit | None = None
+    value: Tensor | None = None
+    added: Tensor | None = None
 
-    def whole_weight(self, graph: ModelGraph) -> Tensor:
-        """The found weight in the parameter's layout, zero in the removed columns."""
-        assert self.found is not None
-        weight = torch.zeros_like(self.weight)
-        weight[:, self.keep] = self.found.weight
-        return from_matrix(weight, self.original, graph, self.slot).to(self.original.dtype)
+    def one_shot(self) -> Fit:
+        """Where the fit begins: the one-shot solution, or the whole weight where that is no number."""
+        weight = as_matrix(self.first, self.graph, self.slot)[:, self.keep].float()
+        if bool(torch.isfinite(weight).all() and torch.isfinite(self.first_added).all()):
+            return Fit(weight, self.first_added)
+        return Fit(self.weight[:, self.keep].float(), torch.zeros_like(self.first_added))
 
-    def values(self, graph: ModelGraph) -> dict[str, Tensor]:
+    def settle(self, found: Fit, shelf: Shelf) -> None:
+        """Take a fit for the consumer's."""
+        weight = torch.zeros(self.weight.shape, device=found.weight.device)
+        weight[:, self.keep] = found.weight
+        whole = from_matrix(weight, self.original, self.graph, self.slot)
+        self.value, self.added = shelf.keep(whole.to(self.original.dtype)), found.added
+
+    def values(self) -> dict[str, Tensor]:
         """New values of the parameters, if the consumer was reached."""
-        if self.found is None:
+        if self.value is None or self.added is None:
             return {}
-        values = {self.slot.param: self.whole_weight(graph)}
+        values = {self.slot.param: self.value}
         if self.shift is not None and self.shift_value is not None:
             name, sign = self.shift
-            values[name] = (self.shift_value.float() + sign * self.found.added).to(self.shift_value.dtype)
+            values[name] = (self.shift_value.float() + sign * self.added).to(self.shift_value.dtype)
         return values
 
 
@@ -67,21 +79,19 @@ def consumer_of(
 ) -> Consumer:
     """The consumer of a signal under cuts, `values` its one-shot solution."""
     slot, original = signal.slot, weights[signal.slot.param].detach()
-    keep = kept_features(applied, signal, original)
     shift = shift_of(applied.graph, slot)
     added = torch.zeros(len(signal.weight), device=original.device)
     if shift is not None and shift[0] in values:
         added = shift[1] * (values[shift[0]].float() - weights[shift[0]].detach().float())
-    one_shot = as_matrix(values[slot.param], applied.graph, slot)[:, keep].float()
-    if not bool(torch.isfinite(one_shot).all() and torch.isfinite(added).all()):  # begin again from the whole one
-        one_shot, added = signal.weight[:, keep].float(), torch.zeros_like(added)
     return Consumer(
+        graph=applied.graph,
         slot=slot,
         original=original,
-        weight=signal.weight.float(),
-        keep=keep,
+        weight=signal.weight,
+        keep=kept_features(applied, signal, original),
         importance=signal.out_fisher,
-        one_shot=Fit(one_shot, added),
+        first=values[slot.param],
+        first_added=added,
         shift=shift,
         shift_value=None if shift is None else weights[shift[0]].detach().clone(),
         shift_at=None if shift is None else weights[shift[0]].data_ptr(),
@@ -96,7 +106,7 @@ def best_fit(
 
     All fits are changes of the one-shot weight, so that large activations cost no digits: `rest` is what that leaves.
     """
-    first, can_shift = consumer.one_shot, consumer.shift is not None
+    first, can_shift = consumer.one_shot(), consumer.shift is not None
     if not bool(judged.any()):
         return first
     rest = target - x @ first.weight.T
@@ -104,7 +114,7 @@ def best_fit(
     rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
     x, rest = x - x0, rest - rest0
     seen, unseen = _Sums.of(x[~judged], rest[~judged]), _Sums.of(x[judged], rest[judged])
-    nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep] - first.weight
+    nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep].float() - first.weight
     makers: list[Callable[[_Sums], Fit]] = [
         lambda sums: Fit(undone, undone @ x0 - rest0),  # no repair at all
         lambda sums: Fit(undone, sums.mean_rest(undone, can_shift)),

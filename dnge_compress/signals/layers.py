@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.masking import skipped
 from dnge_compress.graph.types import ModelGraph
-from dnge_compress.signals.divergence import mean_divergence, outputs_of
-from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of, share_of
+from dnge_compress.signals.comparison import Comparison
+from dnge_compress.signals.inference import Inputs, inference_mode_of, share_of
 
 LAYER_SHARE = 0.125  # of the inputs
 LAYER_ROWS = 16  # examples at least
@@ -19,15 +19,14 @@ LAYER_ROWS = 16  # examples at least
 
 def layer_costs(model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs]) -> dict[str, Float[Tensor, " _"]]:
     """Nats per label of skipping each block, `[layers]` per layer space; of protected blocks, the largest plus 1."""
-    few, logits = share_of(batches, LAYER_SHARE, LAYER_ROWS), has_logits(model)
+    whole = Comparison(model, share_of(batches, LAYER_SHARE, LAYER_ROWS))
     costs = {}
-    with torch.no_grad(), inference_mode_of(model):
-        reference = [outputs_of(model, batch) for batch in few]
+    with inference_mode_of(model):
         for space in graph.of_kind("layer"):
             values = torch.zeros(space.units)
             for i in sorted(set(range(space.units)) - set(space.protected)):
                 with skipped(model, [space.modules[i]]):
-                    values[i] = mean_divergence(model, few, reference, logits).cpu()
+                    values[i] = whole.damage(model)
             values[list(space.protected)] = values.max() + 1
             costs[space.name] = values
     return costs

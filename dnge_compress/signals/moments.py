@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.paging import Shelf
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals import second_moments
-from dnge_compress.signals.chain import Chain, chain_of, gradient_behind, keeper
+from dnge_compress.signals.chain import Chain, chain_of, gradient_behind
 from dnge_compress.signals.consumers import as_matrix, shares_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
@@ -130,7 +131,7 @@ class _Task:
         with inference_mode_of(self.model):
             with torch.no_grad():
                 first, calls = zip(*map(chain.enter, batches), strict=True)
-                keep = keeper(first, len(chain.paths) + 1)
+                keep = Shelf("states between blocks").keep
                 states = [[keep(hidden) for hidden in first]]
                 del first
                 for i in range(len(chain.paths)):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 ROUNDS = 64  # units leave in about this many rounds; between rounds H⁻¹ and W are updated
@@ -57,17 +57,18 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Fl
 
 def refit(
     weight: Float[Tensor, "D F"], moments: Float[Tensor, "F F"], keep: Int[Tensor, " K"], ridge: float
-) -> Float64[Tensor, "D K"]:
-    """The consumer restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in float64."""
-    w, c = weight.double(), moments.double()
+) -> Float[Tensor, "D K"]:
+    """The consumer restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in the
+    precision that is given."""
+    w, c = weight, moments
     gone = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
     gone[keep] = False
     gone = gone.nonzero().squeeze(1)
     if not len(gone):
         return w[:, keep]
-    inner = c[keep][:, keep]
+    inner = c[keep[:, None], keep]
     inner.diagonal().add_(damping(c, ridge))
-    cross = c[gone][:, keep]  # [P, K]
+    cross = c[gone[:, None], keep]  # [P, K]
     return w[:, keep] + w[:, gone] @ torch.cholesky_solve(cross.T, factor(inner)).T
 
 
@@ -101,9 +102,10 @@ class _State:
     def __init__(self, consumer: Consumer, units: int, ridge: float) -> None:
         moments = consumer.moments.float()
         self.width = moments.shape[0] // units
-        damped = moments.clone()
-        damped.diagonal().add_(damping(moments, ridge))
-        self.inverse = torch.cholesky_inverse(factor(damped))
+        moments = moments.clone()
+        moments.diagonal().add_(damping(moments, ridge))
+        moments = factor(moments)
+        self.inverse = torch.cholesky_inverse(moments)
         self.weight = consumer.weight.float() * (0.5 * consumer.importance.float()).sqrt()[:, None]
 
     def unit_costs(self) -> Tensor:
@@ -118,9 +120,10 @@ class _State:
     def remove(self, gone: Tensor, stay: Tensor) -> Tensor:
         """Drop the units, refit the others, and return the joint cost."""
         g, k = features_of(gone, self.width), features_of(stay, self.width)
-        lower, columns = factor(self.inverse[g][:, g]), self.weight[:, g]
-        solved = torch.cholesky_solve(self.inverse[g][:, k], lower)  # [G, K]
+        lower, columns = factor(self.inverse[g[:, None], g]), self.weight[:, g]
+        solved = torch.cholesky_solve(self.inverse[g[:, None], k], lower)  # [G, K]
         joint = torch.linalg.solve_triangular(lower, columns.T, upper=False).square().sum()
         self.weight = self.weight[:, k] - columns @ solved
-        self.inverse = self.inverse[k][:, k] - self.inverse[k][:, g] @ solved
+        crossed = self.inverse[k[:, None], g]
+        self.inverse = self.inverse[k[:, None], k].addmm_(crossed, solved, alpha=-1)
         return joint

@@ -2,7 +2,7 @@
 
 `lstsq` refits the kept columns by ridge least squares on the signals' moments (centred where a bias, or the batch
 norm behind a conv, can take up the mean); `bias` only moves the mean of what was removed there; `none` does neither.
-Solved in float64 whatever the model's dtype.
+Solved in float64 whatever the model's dtype, but for layers so wide that this would take gigabytes.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.signals.consumers import from_matrix, shift_of
 from dnge_compress.signals.obs import features_of, refit
 from dnge_compress.signals.signal import Signal, Signals
+
+WIDE = 6144  # features; in float64 their moments and factors take more than a gigabyte
 
 
 def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
@@ -25,6 +28,7 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
     values: dict[str, Tensor] = {}
+    shelf = Shelf("repaired weights")
     done: set[tuple[str, int | None, int | None]] = set()
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
@@ -43,7 +47,7 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
                 found = {param: stack}
             elif signal.rows is not None:
                 found = {n: _with_rows(values.get(n, weights[n]), signal.rows, own) for n, own in found.items()}
-            values |= found
+            values |= {name: shelf.keep(value) for name, value in found.items()}
     return values
 
 
@@ -64,13 +68,13 @@ def _refit_consumer(
     weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, repair: Repair
 ) -> dict[str, Tensor]:
     param = signal.slot.param
-    original, dense = weights[param].detach(), signal.weight.double()
+    exact = torch.float64 if signal.weight.shape[1] <= WIDE else torch.float32
+    original, dense = weights[param].detach(), signal.weight.to(exact)
     keep = kept_features(applied, signal, original)
-    mean = signal.mean.double()
+    mean = signal.mean.to(exact)
     shift = shift_of(applied.graph, signal.slot)
     if repair.compensate == "lstsq":
-        moments = signal.second_moments(shift is not None).double()
-        kept = refit(dense, moments, keep, repair.ridge)
+        kept = refit(dense, signal.second_moments(shift is not None).to(exact), keep, repair.ridge)
     else:
         kept = dense[:, keep]
     new = torch.zeros_like(dense)
@@ -78,6 +82,6 @@ def _refit_consumer(
     values = {param: from_matrix(new, original, applied.graph, signal.slot).to(original.dtype)}
     if shift is not None:
         name, sign = shift
-        before = weights[name].detach().double()[signal.rows or slice(None)]
+        before = weights[name].detach().to(exact)[signal.rows or slice(None)]
         values[name] = (before + sign * (dense @ mean - kept @ mean[keep])).to(weights[name].dtype)
     return values

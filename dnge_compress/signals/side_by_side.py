@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.masking import hidden_given, with_hidden
 from dnge_compress.graph.tracing.running import tensors_in
-from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
 from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of
@@ -73,7 +73,7 @@ class SideBySide:
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
-        run = _Run(self.consumers, self.applied.graph, batch, untouched)
+        run = _Run(self.consumers, batch, untouched)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
@@ -104,7 +104,7 @@ class SideBySide:
         """What is known until now; one-shot values of consumers that were not reached."""
         found = dict(self.values)
         for consumer in self.consumers.values():
-            found |= consumer.values(self.applied.graph)
+            found |= consumer.values()
         return found
 
 
@@ -148,11 +148,9 @@ class _Run(TorchFunctionMode):
     """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
     added to."""
 
-    def __init__(
-        self, consumers: Mapping[nn.Module, Consumer], graph: ModelGraph, batch: Inputs, untouched: bool
-    ) -> None:
+    def __init__(self, consumers: Mapping[nn.Module, Consumer], batch: Inputs, untouched: bool) -> None:
         super().__init__()
-        self.consumers, self.graph = consumers, graph
+        self.consumers, self.shelf = consumers, Shelf("repaired weights")
         self.untouched = untouched  # whether both halves are still the same where the first consumer reads
         self.mask, self.examples = attended(batch), examples_in(batch)
         self.open: dict[int, _Output] = {}
@@ -206,24 +204,25 @@ class _Run(TorchFunctionMode):
         if len(output.raw) % (2 * self.examples) or (self.untouched and not torch.equal(output.read[:half], read)):
             raise _MixedHalvesError
         self.untouched = False
-        if consumer.found is None:
+        if consumer.value is None:
             target = rows_written(output.module, output.raw[:half]).float()
             if stream is not None:
                 lost = rows_written(output.module, stream[:half] - stream[half:]).float()
                 target = target + (lost / _scale(output.norm) if output.norm else lost)
-            consumer.found = self._fitted(consumer, output.module, read, target)
+            consumer.settle(self._fitted(consumer, output.module, read, target), self.shelf)
+        assert consumer.value is not None and consumer.added is not None
         self.is_settling = True
-        weights = {consumer.slot.param.rpartition(".")[2]: consumer.whole_weight(self.graph)}
+        weights = {consumer.slot.param.rpartition(".")[2]: consumer.value}
         written = functional_call(output.module, weights, (read,))
         self.is_settling = False
-        added = consumer.found.added.to(written.dtype)
+        added = consumer.added.to(written.dtype)
         if isinstance(output.module, CONVS):
             added = added.view(-1, *[1] * (written.dim() - 2))
         written = written + added
         if output.norm:
             written = nn.functional.batch_norm(**{**output.norm, "input": written})
         output.final[half:] = written
-        if all(c.found is not None for c in self.consumers.values()):
+        if all(c.value is not None for c in self.consumers.values()):
             raise _AllFittedError
 
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:

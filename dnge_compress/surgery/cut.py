@@ -36,10 +36,16 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
     _forget(model)
 
 
-def copied(model: nn.Module) -> nn.Module:
-    """A copy of the model; what calls left on its modules (states of a recurrence) is copied without its history."""
+def copied(model: nn.Module, shares: bool = False) -> nn.Module:
+    """A copy of the model; what calls left on its modules (states of a recurrence) is copied without its history.
+
+    A copy that `shares` has modules of its own and the model's own memory: for a model of which only one is used on.
+    """
     left = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
-    return copy.deepcopy(model, {id(t): t.detach().clone() for t in left})
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in left}
+    if shares:
+        memo |= {id(p): type(p)(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
 
 
 def _forget(model: nn.Module) -> None:

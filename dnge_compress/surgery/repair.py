@@ -16,4 +16,6 @@ def apply_repair(model: nn.Module, applied: AppliedCuts, values: Mapping[str, Te
     with torch.no_grad():
         for name, value in values.items():
             target = tensors[str(applied.path_after(name))]
-            target.copy_(applied.remaining(name, value).to(target.dtype))
+            left = applied.remaining(name, value).to(target.dtype)
+            # Not written into its memory, which an untouched tensor may share with the dense model's.
+            target.data = left.to(target.device).reshape(target.shape).contiguous()

@@ -1,0 +1,34 @@
+"""A model's answers on some inputs, and how far others' answers are from them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from dnge_compress.core.paging import Shelf
+from dnge_compress.signals.divergence import mean_divergence, outputs_of
+from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of
+from dnge_compress.signals.pieces import in_pieces, numbers_per_position
+
+ANSWER_NUMBERS = 1 << 24  # of one piece of a batch; a divergence makes some copies of them
+
+
+class Comparison:
+    """Inputs with the whole model's answers. Answers over a large vocabulary lie in files, and come in pieces."""
+
+    def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
+        _, answered = numbers_per_position(model, batches[0])
+        shelf = Shelf("answers on calibration inputs")
+        self.batches = in_pieces(batches, answered, ANSWER_NUMBERS)
+        self.logits = has_logits(model)
+        with torch.no_grad(), inference_mode_of(model):
+            self.answers = [shelf.keep(outputs_of(model, batch)) for batch in self.batches]
+
+    def damage(self, model: nn.Module) -> float:
+        """Mean divergence of another model's answers, in nats per label; infinite where it is no number."""
+        with torch.no_grad():
+            found = float(mean_divergence(model, self.batches, self.answers, self.logits))
+        return found if math.isfinite(found) else math.inf
