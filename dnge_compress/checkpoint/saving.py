@@ -22,6 +22,7 @@ from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
 from dnge_compress.core.files import umask
 from dnge_compress.core.folders import atomic_folder
+from dnge_compress.core.processes import one_process_writes
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -46,8 +47,13 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
         )
     if isinstance(model, PreTrainedModel) and compression.plan.uneven and compression.base_config is None:
         raise CheckpointError("an uneven plan is replayed on the base's config, but model.dnge.base_config is None")
+    with one_process_writes() as is_mine:
+        return _save(model, compression, Path(path), force) if is_mine else Path(path).expanduser().resolve()
+
+
+def _save(model: nn.Module, compression: Compression, path: Path, force: bool) -> Path:
     check_weights(model)
-    target, base = Path(path).expanduser().resolve(), origin_of(model)
+    target, base = path.expanduser().resolve(), origin_of(model)
     _refuse_base(target, base)
     refuse_target(target, force)
     try:

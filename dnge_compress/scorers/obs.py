@@ -4,8 +4,10 @@ unit and refitting its consumers, on the moments of the calibration inputs.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from dnge_compress.core.processes import own_share, summed
 from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.consumers import shift_of
@@ -17,10 +19,12 @@ NEEDS_DATA = False
 
 def score(context: ScoringContext) -> Scores:
     """Costs in nats per label, for every unit of every prunable space; layers are measured."""
-    units = {}
-    for i, space in enumerate(context.signals):
+    units = {name: torch.zeros(found[0].units) for name, found in context.signals.items()}
+    mine = own_share(list(units))
+    for done, (_, space) in enumerate(mine, start=1):
         units[space] = unit_costs(context, space)
-        context.progress("score", i + 1, len(context.signals))
+        context.progress("score", done, len(mine))
+    units = {name: summed(values) for name, values in units.items()}
     return Scores(units=units | context.measured_costs, scorer="obs", fingerprint=context.graph.fingerprint)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.processes import own_share, summed
 from dnge_compress.signals.divergence import mean_divergence, outputs_of
 from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of
 from dnge_compress.signals.pieces import in_pieces, numbers_per_position
@@ -17,18 +18,22 @@ ANSWER_NUMBERS = 1 << 24  # of one piece of a batch; a divergence makes some cop
 
 
 class Comparison:
-    """Inputs with the whole model's answers. Answers over a large vocabulary lie in files, and come in pieces."""
+    """Inputs with the whole model's answers, of which each process has its share. Answers over a large vocabulary lie
+    in files, and come in pieces."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
         _, answered = numbers_per_position(model, batches[0])
         shelf = Shelf("answers on calibration inputs")
-        self.batches = in_pieces(batches, answered, ANSWER_NUMBERS)
+        self.batches = [batch for _, batch in own_share(in_pieces(batches, answered, ANSWER_NUMBERS))]
         self.logits = has_logits(model)
         with torch.no_grad(), inference_mode_of(model):
             self.answers = [shelf.keep(outputs_of(model, batch)) for batch in self.batches]
 
     def damage(self, model: nn.Module) -> float:
         """Mean divergence of another model's answers, in nats per label; infinite where it is no number."""
-        with torch.no_grad():
-            found = float(mean_divergence(model, self.batches, self.answers, self.logits))
+        total, count = torch.zeros((), dtype=torch.float64), len(self.batches)
+        if count:
+            with torch.no_grad():
+                total += count * mean_divergence(model, self.batches, self.answers, self.logits).double().cpu()
+        found = float(summed(total)) / int(summed(torch.tensor(count)))
         return found if math.isfinite(found) else math.inf

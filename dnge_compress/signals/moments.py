@@ -11,17 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.processes import own_share
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals import second_moments
-from dnge_compress.signals.chain import Chain, chain_of, gradient_behind
+from dnge_compress.signals.chain import Call, Chain, chain_of, gradient_behind
 from dnge_compress.signals.consumers import as_matrix, shares_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
@@ -32,13 +33,17 @@ from dnge_compress.signals.recurrence import recurrences_watched
 from dnge_compress.signals.second_moments import MomentStore
 from dnge_compress.signals.signal import Signal, Signals
 
+SEEDS_APART = 1_000_003  # of the draws of one batch and the next
 GRAPH_NUMBERS = 1 << 27  # that modules write for one piece of a batch, about as many as the graph of its gradient holds
+
+Numbered: TypeAlias = Sequence[tuple[int, Inputs]]  # this process's share of the batches, each with its number
 
 
 def gather_signals(
     model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
 ) -> Signals:
-    """Space name → signals at each of its consumers, all gathered in one pass over the inputs."""
+    """Space name → signals at each of its consumers, all gathered in one pass over the inputs, of which each process
+    takes its share."""
     task = _Task(model, graph, seed, progress)
     places = task.places()
     inside, answered = numbers_per_position(model, batches[0])
@@ -48,9 +53,10 @@ def gather_signals(
         task.chain(places, pieces[0]) if is_large or task.moment_bytes(places) > second_moments.MEMORY_BYTES else None
     )
     if chain is None:
-        found = task.whole(places, pieces)
+        found = task.whole(places, own_share(pieces))
     else:
-        found = task.in_turn(places, chain, in_pieces(batches, inside / len(chain.paths) + answered, GRAPH_NUMBERS))
+        pieces = in_pieces(batches, inside / len(chain.paths) + answered, GRAPH_NUMBERS)
+        found = task.in_turn(places, chain, own_share(pieces))
     return {s: tuple(found[p] for p in places if p.space == s) for s in dict.fromkeys(p.space for p in places)}
 
 
@@ -90,10 +96,10 @@ class _Task:
     def chain(self, places: Sequence[_Place], batch: Inputs) -> Chain | None:
         """The model as a chain of blocks in which all places are; None if it is none."""
         with inference_mode_of(self.model):
-            found = chain_of(self.model, self.graph, batch, lambda output: self._loss(output, self._labels()))
+            found = chain_of(self.model, self.graph, batch, lambda output: self._loss(output, self._draws(0)))
         return found if found and all(p.slot.param.startswith(found.prefixes) for p in places) else None
 
-    def whole(self, places: Sequence[_Place], batches: Sequence[Inputs]) -> dict[_Place, Signal]:
+    def whole(self, places: Sequence[_Place], batches: Numbered) -> dict[_Place, Signal]:
         """Send every batch through the whole model and back."""
         for copies in (
             False,
@@ -104,43 +110,44 @@ class _Task:
                 break
         return {place: r.signal() for place, r in recorders.items()}
 
-    def _run_whole(self, recorders: Sequence[Recorder], batches: Sequence[Inputs]) -> bool:
+    def _run_whole(self, recorders: Sequence[Recorder], batches: Numbered) -> bool:
         """False, after the first batch, if activations were overwritten."""
-        generator = self._labels()
         with (
             torch.enable_grad(),
             inference_mode_of(self.model),
             gradients_started(self.model, self.graph),
             self._recorded(recorders),
         ):
-            for i, batch in enumerate(batches):
-                _tell(recorders, batch)
+            for done, (number, batch) in enumerate(batches, start=1):
+                self._tell(recorders, number, batch)
                 output = attended_outputs(call(self.model, batch), attended(batch))
-                self._loss(output, generator).backward()
+                self._loss(output, self._draws(number)).backward()
                 if any(r.overwritten for r in recorders):
                     return False
                 for r in recorders:
                     r.end_batch(labels=_labels_in(output))
-                self.progress("calibrate", i + 1, len(batches))
+                self.progress("calibrate", done, len(batches))
         return True
 
-    def in_turn(self, places: Sequence[_Place], chain: Chain, batches: Sequence[Inputs]) -> dict[_Place, Signal]:
+    def in_turn(self, places: Sequence[_Place], chain: Chain, batches: Numbered) -> dict[_Place, Signal]:
         """Send all batches through one block after the other, and back."""
-        generator, store, done = self._labels(), MomentStore(in_turn=True), 0
+        store, done = MomentStore(in_turn=True), 0
         found: dict[_Place, Signal] = {}
         with inference_mode_of(self.model):
             with torch.no_grad():
-                first, calls = zip(*map(chain.enter, batches), strict=True)
                 keep = Shelf("states between blocks").keep
-                states = [[keep(hidden) for hidden in first]]
-                del first
+                states, calls = [list[Tensor]()], list[list[Call]]()
+                for _, batch in batches:
+                    hidden, given = chain.enter(batch)
+                    states[0].append(keep(hidden))
+                    calls.append(given)
                 for i in range(len(chain.paths)):
                     block = chain.block(i)
                     states.append([keep(calls[b][i].run(block, hidden)) for b, hidden in enumerate(states[-1])])
                     done = self._passed(done, chain)
             gradients, labels = list[Tensor](), list[int]()
-            for batch, hidden in zip(batches, states[-1], strict=True):
-                loss = partial(self._attended_loss, attended(batch), generator)
+            for (number, batch), hidden in zip(batches, states[-1], strict=True):
+                loss = partial(self._attended_loss, attended(batch), number)
                 gradient, output = gradient_behind(chain, batch, hidden, loss)
                 gradients.append(gradient)
                 labels.append(_labels_in(attended_outputs(output, attended(batch))))
@@ -149,8 +156,8 @@ class _Task:
                 here = [p for p in places if p.slot.param.startswith(f"{chain.paths[i]}.")]
                 recorders = self._recorders(here, store, copies=True)
                 with torch.enable_grad(), self._recorded(list(recorders.values())):
-                    for b, batch in enumerate(batches):
-                        _tell(recorders.values(), batch)
+                    for b, (number, batch) in enumerate(batches):
+                        self._tell(recorders.values(), number, batch)
                         gradients[b] = chain.back(i, calls[b][i], states[i][b], gradients[b])
                         for r in recorders.values():
                             r.end_batch(labels[b])
@@ -158,18 +165,24 @@ class _Task:
                 done = self._passed(done, chain)
         return found
 
-    def _labels(self) -> torch.Generator:
-        """What labels are drawn with."""
-        return torch.Generator().manual_seed(self.seed)
+    def _draws(self, number: int) -> torch.Generator:
+        """What is drawn with for a batch, whoever has it."""
+        return torch.Generator().manual_seed(self.seed + SEEDS_APART * number)
+
+    def _tell(self, recorders: Iterable[Recorder], number: int, batch: Inputs) -> None:
+        """Let recorders know which positions of the next batch count."""
+        mask, grid = attended(batch), _grid(batch)
+        for r in recorders:
+            r.mask, r.grid, r.generator = mask, grid, self._draws(number)
 
     def _loss(self, output: Tensor, generator: torch.Generator) -> Tensor:
         return label_loss(output, has_logits(self.model), generator)
 
-    def _attended_loss(self, mask: Tensor | None, generator: torch.Generator, output: Tensor) -> Tensor:
-        return self._loss(attended_outputs(output, mask), generator)
+    def _attended_loss(self, mask: Tensor | None, number: int, output: Tensor) -> Tensor:
+        return self._loss(attended_outputs(output, mask), self._draws(number))
 
     def _recorders(self, places: Sequence[_Place], store: MomentStore, copies: bool) -> dict[_Place, Recorder]:
-        return {p: Recorder(self.model, self.graph, p.slot, p.units, self.seed, store, copies, p.share) for p in places}
+        return {p: Recorder(self.model, self.graph, p.slot, p.units, store, copies, p.share) for p in places}
 
     @contextmanager
     def _recorded(self, recorders: Sequence[Recorder]) -> Iterator[None]:
@@ -184,13 +197,6 @@ class _Task:
     def _passed(self, done: int, chain: Chain) -> int:
         self.progress("calibrate", done + 1, 2 * len(chain.paths))
         return done + 1
-
-
-def _tell(recorders: Iterable[Recorder], batch: Inputs) -> None:
-    """Let recorders know which positions of the next batch count."""
-    mask, grid = attended(batch), _grid(batch)
-    for r in recorders:
-        r.mask, r.grid = mask, grid
 
 
 def _labels_in(output: Tensor) -> int:

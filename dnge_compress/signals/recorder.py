@@ -11,6 +11,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.processes import summed
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.activations import rows_at, windows
@@ -30,19 +31,10 @@ class Recorder:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        graph: ModelGraph,
-        slot: Slot,
-        units: int,
-        seed: int,
-        store: MomentStore,
-        copies: bool,
-        share: int,
+        self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, store: MomentStore, copies: bool, share: int
     ) -> None:
         self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
-        # Its own, so that the sample doesn't depend on who else records.
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator()  # its own, so that the sample doesn't depend on who else records
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
         weight = model.get_parameter(slot.param).detach()
         whole, shares = as_matrix(weight, graph, slot), shares_of(model, slot)
@@ -155,9 +147,11 @@ class Recorder:
             self._batch_mask_gradient = None
 
     def signal(self) -> Signal:
-        """What was recorded, averaged."""
+        """What was recorded by all processes, averaged."""
         mean, covariance = self.moments.finish()
-        labels = max(1, self.labels)
+        labels = max(1, int(summed(torch.tensor(self.labels))))
+        for sums in (self.grad_square, self.fisher, self.taylor, self.out_fisher):
+            summed(sums)
         return Signal(
             slot=self.slot,
             weight=self.weight,

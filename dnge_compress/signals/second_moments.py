@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.core.paging import mapped, paged, written
+from dnge_compress.core.processes import summed, world
 
 MEMORY_BYTES = 2 << 30  # of matrices of second moments that are held in memory at a time
 
@@ -72,21 +73,36 @@ class SecondMoments:
 
     def finish(self) -> tuple[Float[Tensor, " F"], Float[Tensor, "F F"]]:
         """Mean `[F]` and covariance `[F, F]`, in a file where that was too large. Nothing can be added then."""
-        n = max(1, self.count)
-        off = self._sum / n
+        off = self._sum / max(1, self.count)
         centre = self._centre if self._centre is not None else torch.zeros_like(off)
-        if self._gram is not None:
-            gram, self._gram = self._gram.div_(n).addr_(off, off, alpha=-1), None
-            return centre + off, gram if self._stays else paged(gram, self._what)
+        scatter, self._gram = self._gram if self._gram is not None else self._gram_of_file(centre), None
+        scatter.addr_(off, off, alpha=-self.count)
+        mean = centre + off
+        if world() > 1:
+            mean = self._of_all(mean, scatter)
+        covariance = scatter.div_(max(1, self.count))
+        return mean, covariance if self._stays else paged(covariance, self._what)
+
+    def _of_all(self, mean: Tensor, scatter: Tensor) -> Tensor:
+        """Join with what other processes have counted: the mean of all; `scatter` becomes that around it."""
+        own, exact = self.count, mean.double()
+        self.count = int(summed(torch.tensor(own)))
+        of_all = summed(exact * own) / max(1, self.count)
+        off = (exact - of_all).to(scatter.dtype)
+        summed(scatter.addr_(off, off, alpha=own))
+        return of_all.to(mean.dtype)
+
+    def _gram_of_file(self, centre: Tensor) -> Tensor:
+        """What the rows that were written down sum up to, as distances from the centre."""
         assert self._file is not None
-        gram = torch.zeros(self.features, self.features, device=off.device)
+        gram = torch.zeros(self.features, self.features, device=centre.device)
         start = 0
         for count, dtype in self._written:
             rows = mapped(self._file, start, (count, self.features), dtype).to(gram.device).float() - centre
             gram.addmm_(rows.T, rows)
             start += count * self.features * dtype.itemsize
         self._file.close()  # the rows have served
-        return centre + off, paged(gram.div_(n).addr_(off, off, alpha=-1), self._what)
+        return gram
 
     @property
     def _what(self) -> str:
