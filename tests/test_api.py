@@ -448,11 +448,6 @@ def test_what_is_no_model_is_refused(value: Any, words: str) -> None:
         compress(value)
 
 
-def test_a_number_in_the_place_of_the_recipe_says_where_it_goes() -> None:
-    with pytest.raises(RecipeError, match=r"not 0\.3; a number goes to ratio="):
-        compress(models.make("mlp"), 0.3)  # type: ignore[arg-type]
-
-
 def test_a_recipe_may_be_a_mapping() -> None:
     found = plan(models.make("llama"), {"prune": {"ratio": 0.3, "kinds": ["neuron"]}}, **QUICK)
     assert found.keep("ffn.0") is not None

@@ -59,7 +59,7 @@ def plan(options: Namespace) -> None:
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
-    made = _read_plan(Path(options.plan), PrunePlan)
+    made = PrunePlan.read(Path(options.plan))
     recipe: Recipe = validate(made.recipe, options.plan)
     refuse_target(Path(options.output), options.force)
     with session() as progress:
@@ -141,20 +141,13 @@ def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> 
     return read_texts(Path(options.data), model, recipe.calibration.length) if options.data else None
 
 
-def _read_plan(path: Path, kind: type[P]) -> P:
-    try:
-        return kind.from_json(path.read_text(encoding="utf-8"), f"'{path}'")  # type: ignore[return-value]
-    except (OSError, UnicodeDecodeError) as e:
-        raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
-
-
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:
     """Before the work starts: is there a place for the plan?"""
     if not path.parent.is_dir() or path.is_dir():
         raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
     if path.exists() and not force:
         try:
-            _read_plan(path, kind)
+            kind.read(path)
         except PlanError:
             raise PlanError(f"'{path}' exists and is no plan; pass --force to replace it") from None
 

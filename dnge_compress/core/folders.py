@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.wording import kind
+
 _NEW, _OLD = "dnge-new", "dnge-old"
 
 
@@ -32,6 +35,13 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+
+
+def path_of(value: object, verb: str) -> Path:
+    """A path that was passed to a `verb`. Raises CheckpointError for what is none."""
+    if not isinstance(value, str | Path):
+        raise CheckpointError(f'a {kind(value)} is no path; {verb}("folder") reads one')
+    return Path(value)
 
 
 def whole_folder(target: Path) -> Path:

@@ -57,6 +57,12 @@ def plain(renderable: RenderableType, width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
 
 
+def track(share: float, width: int, least: int = 0) -> Text:
+    """A bar of so many characters, filled by a share (0..1); it can be read without colours."""
+    full = max(least, round(min(1.0, share) * width))
+    return Text.assemble(("━" * full, ACCENT), ("─" * (width - full), QUIET))
+
+
 class Drawn:
     """A document or table as rich draws it."""
 
@@ -141,8 +147,7 @@ def _table(table: Table, drawing: int) -> Grid:
 
 def _text(cell: Cell, column: Column, drawing: int) -> Text:
     if column.kind == "bar" and cell.bar is not None:
-        full = max(1, round(cell.bar * drawing))
-        return Text.assemble(("━" * full, ACCENT), ("─" * (drawing - full), QUIET))
+        return track(cell.bar, drawing, least=1)
     if column.kind == "strip":
         return Text(_heights(cell.strip, drawing), ACCENT)
     return Text.assemble((clean(cell.text), STYLES[cell.style]), (cell.detail and f" {clean(cell.detail)}", QUIET))

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from dnge_compress.core.errors import DngeError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
+from dnge_compress.core.verbs import verb
 from dnge_compress.graph.builder import OtherArchitecture, shapes_of
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.graph.types import ModelGraph
@@ -22,6 +23,7 @@ DERIVED = "derived"
 FAMILIES = Registry(what="family", package=__name__, offers=("MODEL_TYPES", "build"))
 
 
+@verb
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     """Read a model as a dynamic graph: from its family, from its config, or by tracing it with `example_inputs`.
 
