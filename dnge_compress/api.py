@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save"
 
 Model: TypeAlias = nn.Module | str | Path
 AnyRecipe: TypeAlias = str | Path | Mapping[str, Any] | Recipe | float
+T = TypeVar("T")
 DEFAULT = "prune/default"
 CHECK_ROWS = 2  # examples for the exactness check
 
@@ -225,14 +226,20 @@ class _Job:
         found = resolve(*_with_ratio(recipe, overrides))
         SCORERS.usable(found.scorer, data is not None)
         self.is_own = isinstance(model, str | Path)  # nobody else has the model
-        self.given = opened(model)
+        self.given = self._during("open", opened, model) if self.is_own else opened(model)
         self.model = trainable(self.given)
         check_weights(self.model)
         part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
-        self.graph = build_graph(self.model, self.example_inputs)
+        self.graph = self._during("read", build_graph, self.model, self.example_inputs)
         self.data = None if data is None else tuple(checked_data(data, self.model))
         self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
+
+    def _during(self, stage: str, work: Callable[..., T], *arguments: Any) -> T:
+        self.progress(stage, 0, 1)
+        found = work(*arguments)
+        self.progress(stage, 1, 1)
+        return found
 
     @cached_property
     def context(self) -> ScoringContext:
@@ -294,6 +301,7 @@ class _Job:
         with torch.no_grad():
             found = self.repaired(plan.cuts)
             repaired = time.perf_counter()
+            self.progress("cut", 0, 1)
             small: Any = copied(dense, shares=inplace or self.is_own)
             small.__dict__.pop("dnge", None)
             cut(small, applied)
@@ -302,6 +310,7 @@ class _Job:
             apply_repair(small, applied, found.values)
         timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
         report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
+        self.progress("cut", 1, 1)
         config = getattr(dense, "config", None)
         attached = Compression(
             plan=plan, report=report, base_config=config.to_dict() if config is not None else None, inputs=inputs

@@ -49,6 +49,7 @@ HOMES = {
         for home in ("encoder/hub", "encoder/hub_encoder", "checkpoint/model_files", "checkpoint/aux_files")
     },
     "tokenizers": {"zoo/corpora.py"},
+    "shtab": {"cli/completion.py"},
 }
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py"))
 MODULES = {("dnge_compress/" + f).removesuffix(".py").removesuffix("/__init__").replace("/", "."): f for f in FILES}

@@ -21,7 +21,7 @@ from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
 from dnge_compress.core.files import umask
-from dnge_compress.core.folders import atomic_folder
+from dnge_compress.core.folders import atomic_folder, refuse_unspeakable
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import kind
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
@@ -52,6 +52,7 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     if isinstance(model, PreTrainedModel) and compression.plan.uneven and compression.base_config is None:
         raise CheckpointError("an uneven plan is replayed on the base's config, but model.dnge.base_config is None")
     check_weights(model)
+    refuse_unspeakable(path)
     target, base = Path(path).expanduser().resolve(), origin_of(model)
     _refuse_base(target, base)
     refuse_target(target, force)
@@ -65,7 +66,9 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
 
 
 def refuse_target(target: Path, force: bool) -> None:
-    """Raise CheckpointError for a file, and for a folder with content that dnge didn't write unless `force` is set."""
+    """Raise CheckpointError for a file, for a folder with content that dnge didn't write unless `force` is set, and for
+    a name that can't be written."""
+    refuse_unspeakable(target)
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"'{target}' is a file; name a folder")
     is_ours = (target / PLAN).is_file() or not target.exists() or not any(target.iterdir())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from dnge_compress import api
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.compression import REPORT
 from dnge_compress.checkpoint.saving import refuse_target
+from dnge_compress.cli.output import print_json, print_text, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
@@ -68,6 +68,7 @@ def apply(options: Namespace) -> None:
         small: Any = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=progress)
         _save(small, options, progress)
     print_report(small.dnge.report, options)
+    say_what_now(small, options)
 
 
 def compress(options: Namespace) -> None:
@@ -80,6 +81,7 @@ def compress(options: Namespace) -> None:
         small: Any = api.compress(model, recipe, data=data, inplace=True, progress=progress)
         _save(small, options, progress)
     print_report(small.dnge.report, options)
+    say_what_now(small, options)
 
 
 def place(options: Namespace) -> None:
@@ -109,7 +111,7 @@ def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], m
     if target:
         write_whole(target, made.to_json())
     if options.json or not target:
-        print(made.to_json(), end="")
+        print_text(made.to_json().rstrip("\n"))
     else:
         show(made.document())
 
@@ -164,11 +166,6 @@ def print_report(made: Report | JobReport, options: Namespace) -> None:
         print_json(made.to_dict())
     else:
         show(made.document())
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _scores_table(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:

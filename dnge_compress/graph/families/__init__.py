@@ -20,6 +20,7 @@ from dnge_compress.graph.types import ModelGraph
 
 TRACED = "traced"
 DERIVED = "derived"
+IN_PYTHON = "no inputs for it can be made either, so that only Python can trace it: compress(model, example_inputs=…)"
 FAMILIES = Registry(what="family", package=__name__, offers=("MODEL_TYPES", "build"))
 
 
@@ -58,7 +59,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     except UnsupportedModelError as e:
         inputs = example_inputs if example_inputs is not None else made_inputs(model)
         if inputs is None:
-            raise
+            raise UnsupportedModelError(f"{e}; {IN_PYTHON}") from None
         try:
             return FAMILIES.load(TRACED).build(model, inputs)
         except DngeError as traced:
