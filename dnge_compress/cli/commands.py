@@ -85,7 +85,7 @@ def compress(options: Namespace) -> None:
 
 
 def place(options: Namespace) -> None:
-    """`dnge place MODEL -o plan.json`"""
+    """`dnge place MODEL -o lora.json`"""
     recipe = resolve(options.recipe, {"placer": options.placer} | assignments(options.set), LoraRecipe)
     _make_plan(options, recipe, LoraPlan, place_lora)
 

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 
 from dnge_compress.cli.grammar import parser
+from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import DngeError
 from dnge_compress.recipes.library import names
 
@@ -29,7 +30,11 @@ def completion(options: Namespace) -> None:
         elif action.metavar == "RECIPE":
             action.complete = {"bash": "_dnge_recipes", "zsh": f"({recipes})"}  # type: ignore[attr-defined]
     preamble = {"bash": f"_dnge_recipes() {{ compgen -W '{recipes}' -- $1; compgen -f -- $1; }}"}
-    print(shtab.complete(root, options.shell, preamble=preamble))
+    script = shtab.complete(root, options.shell, preamble=preamble)
+    if options.json:
+        print_json({"script": script})
+    else:
+        print(script)
 
 
 def _actions(of: argparse.ArgumentParser) -> Iterator[argparse.Action]:

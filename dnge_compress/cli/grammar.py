@@ -77,7 +77,7 @@ def parser() -> Parser:
     about = "print versions and the machine, for reports of faults"
     command("env", json_flag, about=about, module="environment")
     about = "print a script that lets a shell complete commands and options"
-    completion = command("completion", about=about, module="completion")
+    completion = command("completion", json_flag, about=about, module="completion")
     completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
 
     about = "train small networks for the encoder to learn from"

@@ -48,8 +48,8 @@ def deadline(seconds: float, name: str) -> Iterator[None]:
         end()
         raise UnsupportedModelError(
             f"tracing {name} did not end within {seconds:g} s: torch-pruning loops for ever on some networks, most "
-            "often on attention with grouped heads; compress a part of it that has none (compress(model.part, …)), or write "
-            "a family file for it (docs/how-to/extend.md)"
+            "often on attention with grouped heads; compress a part of it that has none (compress(model.part, …)), or "
+            "write a family file for it (docs/how-to/extend.md)"
         ) from None
 
 
