@@ -54,6 +54,7 @@ def test_nothing_is_cut_in_a_narrow_terminal(width: int) -> None:
     squeezed = "".join(text.split())
     for row in table.rows:
         assert all("".join(cell.text.split()) in squeezed for cell in row[1:])
+    assert {"neurons", "channels", "layers"} <= set(text.split())  # no word is broken
     assert "".join(table.caption.split()) in squeezed
 
 

@@ -78,7 +78,7 @@ def parser() -> Parser:
     command("env", json_flag, about=about, module="environment")
     about = "print a script that lets a shell complete commands and options"
     completion = command("completion", json_flag, about=about, module="completion")
-    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    completion.add_argument("shell", choices=("bash", "zsh"))
 
     about = "train small networks for the encoder to learn from"
     zoo = command("zoo", json_flag, about=about, module="training_commands")

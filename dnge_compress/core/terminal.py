@@ -112,20 +112,20 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
 
 
 def _fitting(table: Table, console: Console, options: ConsoleOptions) -> RenderableType:
-    """The table with the widest drawings for which there is room."""
+    """The table with the widest drawings for which there is room; where there is none at all, columns stand closer."""
     kinds = [c.kind for c in table.columns if c.kind in WIDTHS]
     drawn = _table(table, 0)
-    for width in WIDTHS[kinds[0]] if kinds else (0,):
-        drawn = _table(table, width)
+    for width, gap in [*((width, 1) for width in (WIDTHS[kinds[0]] if kinds else (0,))), (0, 0)]:
+        drawn = _table(table, width, gap)
         if console.measure(drawn, options=options.update(width=1000)).maximum <= options.max_width - 2:
             break
     return drawn
 
 
-def _table(table: Table, drawing: int) -> Grid:
+def _table(table: Table, drawing: int, gap: int = 1) -> Grid:
     shown = [i for i, c in enumerate(table.columns) if drawing or c.kind not in WIDTHS]
     grid = Grid(
-        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, 1)
+        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, gap)
     )
     for i in shown:
         column = table.columns[i]

@@ -17,7 +17,7 @@ from dnge_compress.graph.types import PRUNABLE, Shapes, Space
 
 Change = tuple[int, int]
 MAX_LINES = 18
-COST = "predicted cost: of what one space loses, in nats of divergence per label, before the repair"
+COST = "predicted cost: nats of divergence per label, of each space alone, unrepaired"
 # Kinds in the order in which they are shown.
 PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers", "expert": "experts"}
 
