@@ -130,7 +130,8 @@ def _table(table: Table, drawing: int, gap: int = 1) -> Grid:
     for i in shown:
         column = table.columns[i]
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
-        grid.add_column(clean(column.title), no_wrap=not column.is_long, overflow="fold", justify=justify)
+        title = clean(column.title) if gap else clean(column.title).replace(" ", "\n")
+        grid.add_column(title, no_wrap=not column.is_long, overflow="fold", justify=justify)
     above = ""
     for row in table.rows:
         texts = [_text(row[i], table.columns[i], drawing) for i in shown]
