@@ -18,7 +18,19 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import dnge_compress
-from dnge_compress import PrunePlan, apply, compress, load, open_model, place_lora, plan, preview, save, score
+from dnge_compress import (
+    PrunePlan,
+    apply,
+    build_graph,
+    compress,
+    load,
+    open_model,
+    place_lora,
+    plan,
+    preview,
+    save,
+    score,
+)
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, RecipeError, UnsupportedModelError
 from dnge_compress.core.torch_state import plain_torch
 
@@ -201,6 +213,7 @@ def test_what_is_no_model_gets_the_call_that_works(value: Any, way_out: str) -> 
         (lambda m, p: apply(m, "folder"), PlanError, r"change places: apply\(plan, model\)"),
         (lambda m, p: apply(json.loads(p.to_json()), m), PlanError, r"not a dict: apply\(plan, model\)"),
         (lambda m, p: preview(None, m), PlanError, "not a NoneType"),
+        (lambda m, p: save(m, m), CheckpointError, r'save\(model, "folder"\)'),
         (lambda m, p: save("out", m), CheckpointError, r'save\(model, "folder"\)'),
         (lambda m, p: load(m), CheckpointError, r'load\("folder"\)'),
         (lambda m, p: open_model(m), CheckpointError, r'open_model\("folder"\)'),
@@ -218,10 +231,21 @@ def test_adapters_are_refused_by_every_verb_with_the_way_out() -> None:
     model = models.make("llama")
     found = plan(model, 0.3, **QUICK)
     adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-    verbs: list[Callable[[], object]] = [partial(verb, adapted) for verb in (compress, plan, score, place_lora)]
-    for verb in [*verbs, partial(apply, found, adapted), partial(preview, found, adapted)]:
+    verbs: list[Callable[[], object]] = [
+        *(partial(verb, adapted) for verb in (compress, plan, score, place_lora, build_graph)),
+        *(partial(verb, found, adapted) for verb in (apply, preview)),
+        lambda: save(get_peft_model(compress(model, 0.3, **QUICK), LoraConfig(target_modules=["q_proj"])), "out"),
+    ]
+    for verb in verbs:
         with pytest.raises(UnsupportedModelError, match="merge_and_unload"):
             verb()
+
+
+def test_a_wrapped_model_is_saved_as_itself(tmp_path: Path) -> None:
+    small = compress(models.make("llama"), 0.3, **QUICK)
+    save(nn.DataParallel(small), tmp_path / "out")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert again.state_dict().keys() == small.state_dict().keys()
 
 
 def test_progress_is_drawn_when_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:

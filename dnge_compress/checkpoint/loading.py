@@ -16,11 +16,11 @@ from transformers import AutoConfig, PreTrainedModel
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
-from dnge_compress.checkpoint.wrappers import unwrapped
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.core.folders import path_of, whole_folder
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.verbs import verb
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -118,7 +118,7 @@ def _load(
     if not (folder / "config.json").is_file():
         if instance is None:
             raise CheckpointError(f"'{folder}' holds a plain module; pass a fresh instance of its base as model=…")
-        model: Any = _replay(folder, copy.deepcopy(instance), plan)
+        model: Any = _replay(folder, copy.deepcopy(unwrapped(instance)), plan)
     elif instance is not None:
         raise CheckpointError(f"'{folder}' holds a Hugging Face model, which needs no base instance; leave model= out")
     elif plan.uneven:

@@ -24,6 +24,7 @@ from dnge_compress.core.files import umask
 from dnge_compress.core.folders import atomic_folder, refuse_unspeakable
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import kind
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -42,9 +43,10 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
 
         save(compress(model), "out")
     """
-    compression = getattr(model, "dnge", None)
     if not isinstance(path, str | Path):
         raise CheckpointError(f'a {kind(path)} is no path: save(model, "folder")')
+    model = unwrapped(model)
+    compression = getattr(model, "dnge", None)
     if not isinstance(compression, Compression):
         raise CheckpointError(
             f"this {type(model).__name__} wasn't compressed (it has no .dnge); use its own save method"

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from dnge_compress.core.errors import DngeError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
 from dnge_compress.core.verbs import verb
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.graph.builder import OtherArchitecture, shapes_of
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.graph.types import ModelGraph
@@ -33,6 +34,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
 
         graph = build_graph(AutoModel.from_pretrained("bert-base-uncased"))
     """
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     known = model_types()
