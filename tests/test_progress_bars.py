@@ -29,13 +29,13 @@ def drawn(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 def test_a_terminal_without_colours_still_shows_what_is_left_and_nothing_is_cut(
     columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lines = drawn(capsys, monkeypatch, TTY_COMPATIBLE="1", NO_COLOR="1", TERM="xterm", COLUMNS=str(columns))
+    lines = drawn(capsys, monkeypatch, FORCE_COLOR="1", NO_COLOR="1", TERM="xterm", COLUMNS=str(columns))
     assert any("try without blocks" in line and "8/8" in line and "━" in line for line in lines)
     assert all(len(line) <= columns and "…" not in line for line in lines)
     assert track(3 / 8, 16).plain == "━" * 6 + "─" * 10
 
 
-@pytest.mark.parametrize("settings", [{"TTY_COMPATIBLE": "1", "TERM": "dumb"}, {}])
+@pytest.mark.parametrize("settings", [{"FORCE_COLOR": "1", "TERM": "dumb"}, {}])
 def test_where_nothing_can_be_drawn_lines_are_printed(
     settings: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
