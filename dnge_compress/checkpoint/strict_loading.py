@@ -86,8 +86,8 @@ def class_of(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> t
 
 def _refuse_unknown_type(folder: Path, raw: Mapping[str, Any]) -> None:
     model_type = raw.get("model_type")
-    if model_type is not None and model_type not in CONFIG_MAPPING:
-        raise UnsupportedModelError(
+    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
             f"'{folder}' is of the type '{model_type}', which transformers {transformers.__version__} doesn't know; "
             f"{_WAYS_OUT}"
         )
