@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
-from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save, unwrapped
-from dnge_compress.core.errors import PlanError
-from dnge_compress.core.progress import Progress, silent
+from dnge_compress.checkpoint import Compression, check_weights, load, opened, save
+from dnge_compress.core.errors import PlanError, RecipeError
+from dnge_compress.core.progress import Progress, reporter
+from dnge_compress.core.verbs import verb
+from dnge_compress.core.wording import kind
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
@@ -36,24 +38,28 @@ from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.user_data import checked_data
-from dnge_compress.surgery.cut import copied, cut
+from dnge_compress.surgery.cut import copied, cut, trainable
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
 
 __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 
 Model: TypeAlias = nn.Module | str | Path
+AnyRecipe: TypeAlias = str | Path | Mapping[str, Any] | Recipe | float
+T = TypeVar("T")
+DEFAULT = "prune/default"
 CHECK_ROWS = 2  # examples for the exactness check
 
 
+@verb
 def compress(
     model: Model,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "prune/default",
+    recipe: AnyRecipe = DEFAULT,
     *,
     ratio: float | None = None,
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     inplace: bool = False,
     **overrides: Any,
 ) -> nn.Module:
@@ -63,14 +69,15 @@ def compress(
     around it are taken off. `ratio` (0 <= ratio < 1) is the fraction to remove, of the non-embedding parameters
     unless the recipe says otherwise. The model is calibrated on
     `data`, an iterable of its inputs, or on synthetic ones. `example_inputs` lets a plain module be traced;
-    `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, or a value;
-    further keywords override leaves of it (scorer="magnitude", compensate="none", seed=1). `progress` is called along
-    the way (core/progress.py). `inplace` lets the object `model` itself become the smaller network, so that what isn't
-    cut exists once. The result carries `.dnge.plan` and `.dnge.report`.
+    `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, a value, or a
+    mapping; a number in its place is the ratio. Further keywords override leaves of it (scorer="magnitude",
+    compensate="none", seed=1). `progress` is called along the way (core/progress.py), or draws bars if it is True.
+    `inplace` lets the object `model` itself become the smaller network, so that what isn't cut exists once. The result
+    carries `.dnge.plan` and `.dnge.report`.
 
     Raises a DngeError (core/errors.py) and leaves the model as it was.
 
-        small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), ratio=0.3)
+        small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), 0.3)
     """
     started = time.perf_counter()
     job = _Job(model, recipe, overrides | {"ratio": ratio}, data, example_inputs, progress)
@@ -79,13 +86,14 @@ def compress(
     return job.apply(found, inplace, {"plan": planned - started})
 
 
+@verb
 def score(
     model: Model,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "prune/default",
+    recipe: AnyRecipe = DEFAULT,
     *,
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     **overrides: Any,
 ) -> Scores:
     """Predicted cost of removing each unit, by the recipe's scorer. The model is only read; arguments as in `compress`.
@@ -97,15 +105,16 @@ def score(
     return _Job(model, recipe, overrides, data, example_inputs, progress).scores()
 
 
+@verb
 def plan(
     model: Model,
-    recipe: str | Path | Mapping[str, Any] | Recipe = "prune/default",
+    recipe: AnyRecipe = DEFAULT,
     *,
     ratio: float | None = None,
     scores: Scores | None = None,
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     **overrides: Any,
 ) -> PrunePlan:
     """What a recipe would keep and cut, as a value: print it, edit it, `apply` it. The model is only read.
@@ -117,23 +126,25 @@ def plan(
     return _Job(model, recipe, overrides | {"ratio": ratio}, data, example_inputs, progress).plan(scores)
 
 
+@verb
 def apply(
-    plan: PrunePlan,
+    plan: PrunePlan | str | Path,
     model: Model,
     *,
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     inplace: bool = False,
     any_weights: bool = False,
     **overrides: Any,
 ) -> nn.Module:
-    """Carry out a plan on its base model, and repair as the plan's recipe says.
+    """Carry out a plan, or the one in a file, on its base model, and repair as the plan's recipe says.
 
     Raises PlanError if the model's names, shapes or (unless `any_weights`) values are not those the plan was made for.
 
-        small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
+        small = apply("plan.json", model)
     """
+    plan = _given(plan, model)
     recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
     job = _Job(model, recipe, overrides, data, example_inputs, progress)
     if (job.recipe.prune, job.recipe.scorer) != (recipe.prune, recipe.scorer):
@@ -151,17 +162,44 @@ def apply(
     return job.apply(counted(plan, applied, job.model), inplace, {})
 
 
-def preview(plan: PrunePlan, model: nn.Module, example_inputs: Inputs | None = None) -> nn.Module:
-    """The base model under a plan, masked, without surgery or repair: call it as the model. Nothing is changed.
+@verb
+def preview(plan: PrunePlan | str | Path, model: Model, example_inputs: Inputs | None = None) -> nn.Module:
+    """The base model under a plan (or the one in a file), masked, without surgery or repair: call it as the model.
 
+    Nothing is changed.
     Raises PlanError if the model's names or shapes are not those the plan was made for.
 
         damaged = preview(plan, model)(**inputs)
     """
-    model = unwrapped(model)
+    plan = _given(plan, model)
+    model = opened(model)
     graph = build_graph(model, example_inputs)
     _refuse_other_base(plan, graph, model)
     return MaskedModel(model, AppliedCuts(graph, plan.cuts))
+
+
+def _given(plan: Any, model: Any) -> PrunePlan:
+    """The plan that was passed, or the one in a file."""
+    if isinstance(model, PrunePlan) or (isinstance(plan, nn.Module) and isinstance(model, str | Path)):
+        raise PlanError("plan and model change places: apply(plan, model)")
+    if isinstance(plan, str | Path):
+        return PrunePlan.read(Path(plan))
+    if not isinstance(plan, PrunePlan):
+        raise PlanError(
+            f"a plan is what plan(model) returns, or the path of its file, not a {kind(plan)}: apply(plan, model)"
+        )
+    return plan
+
+
+def _with_ratio(recipe: Any, overrides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Recipe and overrides, of which the recipe may be a plain ratio."""
+    if isinstance(recipe, PrunePlan):
+        raise PlanError("a plan is carried out by apply(plan, model)")
+    if not isinstance(recipe, int | float) or isinstance(recipe, bool):
+        return recipe, overrides
+    if overrides.get("ratio") is not None:
+        raise RecipeError(f"the ratio is given twice, {recipe:g} and {overrides['ratio']}; leave one out")
+    return DEFAULT, overrides | {"ratio": recipe}
 
 
 def _refuse_other_base(plan: PrunePlan, graph: ModelGraph, model: nn.Module) -> None:
@@ -178,23 +216,30 @@ class _Job:
     def __init__(
         self,
         model: Model,
-        recipe: str | Path | Mapping[str, Any] | Recipe,
+        recipe: AnyRecipe,
         overrides: dict[str, Any],
         data: Iterable[Any] | None,
         example_inputs: Inputs | None,
-        progress: Progress,
+        progress: Progress | bool,
     ) -> None:
-        self.example_inputs, self.progress = example_inputs, progress
-        found = resolve(recipe, overrides)
+        self.example_inputs, self.progress = example_inputs, reporter(progress)
+        found = resolve(*_with_ratio(recipe, overrides))
         SCORERS.usable(found.scorer, data is not None)
         self.is_own = isinstance(model, str | Path)  # nobody else has the model
-        self.model = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
+        self.given = self._during("open", opened, model) if self.is_own else opened(model)
+        self.model = trainable(self.given)
         check_weights(self.model)
         part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
-        self.graph = build_graph(self.model, self.example_inputs)
+        self.graph = self._during("read", build_graph, self.model, self.example_inputs)
         self.data = None if data is None else tuple(checked_data(data, self.model))
         self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
+
+    def _during(self, stage: str, work: Callable[..., T], *arguments: Any) -> T:
+        self.progress(stage, 0, 1)
+        found = work(*arguments)
+        self.progress(stage, 1, 1)
+        return found
 
     @cached_property
     def context(self) -> ScoringContext:
@@ -256,6 +301,7 @@ class _Job:
         with torch.no_grad():
             found = self.repaired(plan.cuts)
             repaired = time.perf_counter()
+            self.progress("cut", 0, 1)
             small: Any = copied(dense, shares=inplace or self.is_own)
             small.__dict__.pop("dnge", None)
             cut(small, applied)
@@ -264,13 +310,14 @@ class _Job:
             apply_repair(small, applied, found.values)
         timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
         report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
+        self.progress("cut", 1, 1)
         config = getattr(dense, "config", None)
         attached = Compression(
             plan=plan, report=report, base_config=config.to_dict() if config is not None else None, inputs=inputs
         )
         if inplace:  # references to the model see the smaller network
-            dense.__dict__.clear()
-            dense.__dict__.update(small.__dict__)
-            small = dense
+            self.given.__dict__.clear()
+            self.given.__dict__.update(small.__dict__)
+            small = self.given
         small.dnge = attached
         return small

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,10 @@ from typing import Any
 import models
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForImageClassification,
-    LlamaConfig,
-    LlamaForSequenceClassification,
-)
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
 
 import dnge_compress
 from dnge_compress import PrunePlan, apply, build_graph, compress, load, plan, preview, save, score
@@ -448,9 +444,10 @@ def test_what_is_no_model_is_refused(value: Any, words: str) -> None:
         compress(value)
 
 
-def test_a_number_in_the_place_of_the_recipe_says_where_it_goes() -> None:
-    with pytest.raises(RecipeError, match=r"not 0\.3; a number goes to ratio="):
-        compress(models.make("mlp"), 0.3)  # type: ignore[arg-type]
+def test_the_chosen_candidate_is_marked() -> None:
+    note = next(n for n in plan(models.make("llama"), 0.3, **OBS).notes if n.startswith("candidates by measured"))
+    costs = {float(cost): mark for cost, mark in re.findall(r": ([\d.e-]+)( \(chosen\))?(?:;|$)", note)}
+    assert len(costs) > 1 and [cost for cost, mark in costs.items() if mark] == [min(costs)]
 
 
 def test_a_recipe_may_be_a_mapping() -> None:
@@ -460,10 +457,11 @@ def test_a_recipe_may_be_a_mapping() -> None:
         plan(models.make("llama"), {"prunes": {}}, **QUICK)
 
 
-def test_a_classifier_without_a_padding_token_is_compressed() -> None:
-    config = LlamaConfig(**{**models.DECODER, "pad_token_id": None}, num_labels=3)
-    model = LlamaForSequenceClassification(config).eval()
-    small = compress(model, ratio=0.3, **OBS)
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2"])
+def test_a_classifier_without_a_padding_token_is_compressed(family: str) -> None:
+    config = getattr(transformers, f"{family}Config")(**{**models.DECODER, "pad_token_id": None}, num_labels=3)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+    small = compress(model, 0.3, **OBS)
     assert small.config.pad_token_id is None and model.config.pad_token_id is None
     ids = torch.randint(4, 60, (1, 9))
     assert small(ids).logits.shape == (1, 3)

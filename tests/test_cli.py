@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import argparse
 import ast
+import io
 import json
+import os
 import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,11 +23,12 @@ import pytest
 import torch
 from models import make, outputs, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 import dnge_compress
 from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.main import main
+from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import BudgetError, ExactnessError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -353,7 +359,6 @@ def test_a_traceback_is_shown_only_on_demand(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "arguments are required: COMMAND; see `dnge --help`"),
         (["compress"], "arguments are required: MODEL, -o/--output; see `dnge compress --help`"),
         (["nothing"], "invalid choice: 'nothing'"),
         (["compress", "x", "-o", "y", "--ratio", "abc"], "argument --ratio: invalid float value: 'abc'"),
@@ -367,6 +372,142 @@ def test_wrong_usage_is_one_line_as_every_error(
 ) -> None:
     code, message = failure(capsys, *arguments)
     assert code == 2 and words in message
+
+
+@pytest.mark.parametrize(("words", "shown"), [([], "dnge compress "), (["recipes"], "dnge recipes cp prune/default")])
+def test_words_that_name_no_command_yet_show_the_help(
+    words: list[str], shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 0
+    found = capsys.readouterr().out
+    assert f"usage: {' '.join(['dnge', *words])}" in found and shown in found
+
+
+@pytest.mark.parametrize("command", [c.prog.split()[1:] for c in commands(parser())], ids=" ".join)
+def test_every_help_ends_with_an_example_that_parses(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    example = capsys.readouterr().out.rstrip().splitlines()[-1].strip()
+    words = shlex.split(example.partition(" > ")[0])
+    assert words[: len(command) + 1] == ["dnge", *command] and len(example) < 80
+    assert parser().parse_args(words[1:]).function == command[-1]
+
+
+def test_the_environment_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["torch"] == version("torch") and found["dnge-compress"] == dnge_compress.__version__
+    assert {"python", "system", "accelerators", "encoding"} <= found.keys()
+    assert main(["env"]) == 0
+    assert version("transformers") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_shells_complete_commands_and_recipes(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert "compress" in script and "--ratio" in script and "prune/neurons" in script
+
+
+def test_completion_without_its_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    code, message = failure(capsys, "completion", "bash")
+    assert code == 2 and "pip install 'dnge-compress[completion]'" in message
+
+
+SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+@pytest.mark.parametrize("is_swallowed", [False, True])
+def test_a_signal_ends_a_command_with_its_code_and_a_line(
+    is_swallowed: bool,
+    number: int,
+    code: int,
+    word: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def work(_: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        except KeyboardInterrupt as e:
+            raise ModuleNotFoundError("could not import") if is_swallowed else e from None
+
+    before = [signal.getsignal(n) for n, _, _ in SIGNALS]
+    monkeypatch.setattr("dnge_compress.cli.commands.score", work)
+    assert main(["score", "x"]) == code
+    assert capsys.readouterr().err.splitlines()[-1] == f"dnge: {word}"
+    assert [signal.getsignal(n) for n, _, _ in SIGNALS] == before
+    assert f"\n  {code}  " in str(parser().epilog)
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+def test_a_signal_while_libraries_are_loaded_ends_at_once(number: int, code: int, word: str) -> None:
+    command = [sys.executable, "-m", "dnge_compress", "score", "x"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline()]
+        process.send_signal(number)
+        lines += process.stderr.readlines()
+    assert lines == ["dnge: load libraries\n", f"dnge: {word}\n"] and process.returncode == code
+
+
+def test_a_name_that_the_encoding_has_no_letters_for_is_refused_before_the_work(tmp_path: Path) -> None:
+    settings = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "dnge_compress", "recipes", "cp", "prune/default", str(tmp_path / "mü.yaml")]
+    done = {}
+    for mode in ("0", "1"):
+        done[mode] = subprocess.run(command, capture_output=True, cwd=ROOT, env={**settings, "PYTHONUTF8": mode})
+    assert done["0"].returncode == 2 and done["0"].stderr.count(b"\n") == 1
+    assert b"can't be spelled in ascii; set PYTHONUTF8=1" in done["0"].stderr
+    assert done["1"].returncode == 0 and [f.name for f in tmp_path.iterdir()] == ["mü.yaml"]
+
+
+def test_json_is_escaped_where_the_encoding_has_no_letters_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    print_json({"plan": "ü → 𝄞"})
+    sys.stdout.flush()
+    assert json.loads(raw.getvalue()) == {"plan": "ü → 𝄞"}
+
+
+def test_a_saved_model_comes_with_where_it_is_how_to_load_it_and_what_is_next(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a model"
+    assert main(["compress", llama, "-o", str(out), *NEURONS]) == 0
+    saved, load, after = capsys.readouterr().err.splitlines()[-3:]
+    assert saved == f"saved to   {out}"
+    assert load == f'load with  transformers.LlamaForCausalLM.from_pretrained("{out}")'
+    assert shlex.split(after.partition("  #")[0])[1:] == ["dnge", "place", str(out)]
+    uneven = ("--set", "uneven=true", "--set", "allocation=global", "--set", "of=parameters", "--ratio", "0.2")
+    assert main(["compress", llama, "-o", str(out), *NEURONS, *uneven]) == 0
+    assert f'load with  dnge_compress.load("{out}")' in capsys.readouterr().err
+    assert dnge_compress.load(out).dnge.plan.uneven
+
+
+def test_models_that_nobody_can_read_get_a_way_out_of_this_command_line(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((Path(llama) / "config.json").read_text(encoding="utf-8"))
+    for change in ({"model_type": "mixtrall"}, {"architectures": ["MixtrallForCausalLM"]}):
+        folder = tmp_path / next(iter(change))
+        shutil.copytree(llama, folder)
+        (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+        code, message = failure(capsys, "compress", str(folder), "-o", str(tmp_path / "out"))
+        assert code == 2 and "mixtrall" in message.lower() and "pip install -U transformers" in message
+        assert "did you mean" not in message
+    vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(upsample_initial_channel=32, model_in_dim=16))
+    vocoder.save_pretrained(tmp_path / "vocoder")
+    code, message = failure(capsys, "compress", str(tmp_path / "vocoder"), "-o", str(tmp_path / "out"))
+    assert code == 2 and "only Python can trace it: compress(model, example_inputs=…)" in message
 
 
 @pytest.mark.parametrize("command", [("zoo", "-o", "OUT"), ("pretrain", "--zoo", "OUT"), ("inr", "mnist", "-o", "OUT")])

@@ -15,6 +15,7 @@ from models import graph_of, make
 from test_layers import LINE
 
 from dnge_compress.cli.grammar import parser
+from dnge_compress.cli.help_texts import EXAMPLES
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.scorers import ScoringContext
@@ -53,6 +54,29 @@ def test_every_command_that_is_shown_parses(page: str, command: str) -> None:
     words = shlex.split(command.replace("\\\n", " "))[1:]
     if "--help" not in words and not (len(words) == 1 and "-" not in words[0]):  # a bare name is only spoken of
         assert parser().parse_args(words).function
+
+
+def test_names_that_commands_write_to_hold_one_kind_of_thing_so_that_all_work_in_one_folder() -> None:
+    recipes = [ROOT / "recipes" / "README.md", *sorted((ROOT / "recipes").rglob("*.yaml"))]
+    lines = [line.lstrip("# ") for page in recipes for line in page.read_text(encoding="utf-8").splitlines()]
+    shown = [line.partition("  #")[0] for line in lines if line.startswith("dnge ") and not line.endswith("\\")]
+    shown += [command for _, command in commands()] + list(EXAMPLES.values())
+    written: dict[str, set[str]] = {}
+    for command in shown:
+        words = shlex.split(command.partition(" > ")[0].replace("\\\n", " "))[1:]
+        if "--help" in words or len(words) < 3:
+            continue
+        options = vars(parser().parse_args(words))
+        function = options["function"]
+        kind = {"apply": "model", "compress": "model", "cp": f"copy of {options.get('name')}"}.get(function, function)
+        for word in options.get("overrides", []):
+            if word.startswith("output_dir="):
+                written.setdefault(word.partition("=")[2], set()).add(kind)
+        target = options.get("output") or (options["target"] if function == "cp" else None)
+        if target:
+            written.setdefault(str(target), set()).add(kind)
+    assert {"plan.json", "lora.json", "mine.yaml", "OUT"} <= written.keys()
+    assert {name: kinds for name, kinds in written.items() if len(kinds) > 1} == {}
 
 
 @pytest.mark.parametrize("text", [text for _, text in blocks("python")])

@@ -43,12 +43,13 @@ HOMES = {
     "PIL": {"zoo/images.py"},
     "scipy": {"zoo/pretrain/targets.py"},
     "jinja2": {"report/page.py", "checkpoint/card.py", "jobs/data/chat.py"},
-    "rich": {"core/terminal.py", "cli/progress_bars.py", "cli/job_commands.py"},
+    "rich": {"core/terminal.py", "core/progress_bars.py", "cli/job_commands.py"},
     "huggingface_hub": {
         f"{home}.py"
         for home in ("encoder/hub", "encoder/hub_encoder", "checkpoint/model_files", "checkpoint/aux_files")
     },
     "tokenizers": {"zoo/corpora.py"},
+    "shtab": {"cli/completion.py"},
 }
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py"))
 MODULES = {("dnge_compress/" + f).removesuffix(".py").removesuffix("/__init__").replace("/", "."): f for f in FILES}

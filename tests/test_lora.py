@@ -82,7 +82,7 @@ def test_the_same_seed_gives_the_same_plan() -> None:
 def test_progress_is_reported_and_the_rank_of_the_budget_is_no_callback(placer: str, stage: str) -> None:
     seen: list[tuple[Any, ...]] = []
     reported = place_lora(models.make("llama"), placer=placer, progress=lambda *step: seen.append(step), **FEW)
-    assert seen and {name for name, *_ in seen} == {stage} and seen[-1][1] == seen[-1][2]
+    assert seen and {name for name, *_ in seen} - {"make inputs"} == {stage} and seen[-1][1] == seen[-1][2]
     assert reported == place_lora(models.make("llama"), placer=placer, **FEW)
 
 

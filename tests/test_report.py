@@ -15,7 +15,7 @@ from models import FAMILIES, MODELS, PLAIN, example_inputs, graph_of, make
 from torch import nn
 
 from dnge_compress.core.errors import CheckpointError
-from dnge_compress.core.terminal import plain
+from dnge_compress.core.terminal import Drawn, plain
 from dnge_compress.core.wording import count
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Space
@@ -30,6 +30,32 @@ from dnge_compress.surgery.cut import cut
 
 def shapes_in(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_nothing_is_cut_in_a_narrow_terminal(width: int) -> None:
+    rows = [
+        SpaceRow(
+            space=f"{kind}.{i}",
+            kind=kind,
+            layer=i,
+            kept=11008 - 1024 * i,
+            total=11008,
+            params_before=3 * 10**9,
+            params_after=10**9,
+            cost=0.00012 * (i + 1),
+        )
+        for kind in ("neuron", "channel")
+        for i in range(6)
+    ]
+    table = spaces_table(rows)
+    text = plain(Drawn(table), width)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    squeezed = "".join(text.split())
+    for row in table.rows:
+        assert all("".join(cell.text.split()) in squeezed for cell in row[1:])
+    assert {"neurons", "channels", "layers"} <= set(text.split())  # no word is broken
+    assert "".join(table.caption.split()) in squeezed
 
 
 def plan_of(graph: ModelGraph, *cuts: Cut) -> PrunePlan:

@@ -17,8 +17,10 @@ from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPO
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
 from dnge_compress.core.errors import CheckpointError, first_line
-from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.folders import path_of, whole_folder
 from dnge_compress.core.strict_json import read_json
+from dnge_compress.core.verbs import verb
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -27,6 +29,7 @@ from dnge_compress.signals.inference import Inputs
 from dnge_compress.surgery.cut import cut
 
 
+@verb
 def open_model(
     source: str | Path,
     *,
@@ -46,7 +49,7 @@ def open_model(
 
         model = open_model("./all-MiniLM-L6-v2")
     """
-    folder = locate(whole_folder(Path(source)), allow_pickle)
+    folder = locate(whole_folder(path_of(source, "open_model")), allow_pickle)
     if (folder / PLAN).is_file() and _plan_of(folder).uneven:
         model = _load(folder, None, trust_remote_code, dtype)
     else:
@@ -54,6 +57,12 @@ def open_model(
     return model if device is None else model.to(device)
 
 
+def opened(model: Any) -> nn.Module:
+    """The model of a folder or hub id, or one that was passed, out of what it was wrapped in."""
+    return open_model(model) if isinstance(model, str | Path) else unwrapped(model)
+
+
+@verb
 def load(path: str | Path, *, model: nn.Module | None = None, trust_remote_code: bool = False) -> nn.Module:
     """The compressed model that `save` wrote to `path`, with its plan and report as `.dnge`, in eval mode.
 
@@ -62,7 +71,7 @@ def load(path: str | Path, *, model: nn.Module | None = None, trust_remote_code:
 
         small = load("out")
     """
-    return _load(locate(whole_folder(Path(path))), model, trust_remote_code, None)
+    return _load(locate(whole_folder(path_of(path, "load"))), model, trust_remote_code, None)
 
 
 def outline(inputs: Inputs) -> str:
@@ -109,7 +118,7 @@ def _load(
     if not (folder / "config.json").is_file():
         if instance is None:
             raise CheckpointError(f"'{folder}' holds a plain module; pass a fresh instance of its base as model=…")
-        model: Any = _replay(folder, copy.deepcopy(instance), plan)
+        model: Any = _replay(folder, copy.deepcopy(unwrapped(instance)), plan)
     elif instance is not None:
         raise CheckpointError(f"'{folder}' holds a Hugging Face model, which needs no base instance; leave model= out")
     elif plan.uneven:

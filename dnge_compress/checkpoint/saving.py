@@ -21,13 +21,17 @@ from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
 from dnge_compress.core.files import umask
-from dnge_compress.core.folders import atomic_folder
+from dnge_compress.core.folders import atomic_folder, refuse_unspeakable
 from dnge_compress.core.processes import one_process_writes
+from dnge_compress.core.verbs import verb
+from dnge_compress.core.wording import kind
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
+@verb
 def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     """Write a compressed model to the folder `path`, with tokenizer, plan, report and model card. Returns the path.
 
@@ -40,6 +44,9 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
 
         save(compress(model), "out")
     """
+    if not isinstance(path, str | Path):
+        raise CheckpointError(f'a {kind(path)} is no path: save(model, "folder")')
+    model = unwrapped(model)
     compression = getattr(model, "dnge", None)
     if not isinstance(compression, Compression):
         raise CheckpointError(
@@ -53,6 +60,7 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
 
 def _save(model: nn.Module, compression: Compression, path: Path, force: bool) -> Path:
     check_weights(model)
+    refuse_unspeakable(path)
     target, base = path.expanduser().resolve(), origin_of(model)
     _refuse_base(target, base)
     refuse_target(target, force)
@@ -66,7 +74,9 @@ def _save(model: nn.Module, compression: Compression, path: Path, force: bool) -
 
 
 def refuse_target(target: Path, force: bool) -> None:
-    """Raise CheckpointError for a file, and for a folder with content that dnge didn't write unless `force` is set."""
+    """Raise CheckpointError for a file, for a folder with content that dnge didn't write unless `force` is set, and for
+    a name that can't be written."""
+    refuse_unspeakable(target)
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"'{target}' is a file; name a folder")
     is_ours = (target / PLAN).is_file() or not target.exists() or not any(target.iterdir())

@@ -16,10 +16,16 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 from dnge_compress.checkpoint.model_files import WEIGHTS, are_weights_safe, read_config
 from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
+
+_WAYS_OUT = (
+    "`pip install -U transformers` if it is a new one, correct its config.json if it is misspelled, or in Python build "
+    "the module yourself: compress(module, example_inputs=…)"
+)
 
 
 def read(
@@ -37,6 +43,8 @@ def read(
     """
     raw = read_config(folder)
     refuse_foreign(folder, raw, trust_remote_code)
+    if not trust_remote_code:
+        _refuse_unknown_type(folder, raw)
     safe = are_weights_safe(folder, allow_pickle)
     with quiet():
         try:
@@ -71,10 +79,18 @@ def class_of(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> t
     cls = getattr(transformers, str(name), None)
     if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
         raise UnsupportedModelError(
-            f"'{folder}' is a '{name}', a class that transformers {transformers.__version__} doesn't have; "
-            "build the model yourself and pass the object"
+            f"'{folder}' is a '{name}', a class that transformers {transformers.__version__} doesn't have; {_WAYS_OUT}"
         )
     return cls
+
+
+def _refuse_unknown_type(folder: Path, raw: Mapping[str, Any]) -> None:
+    model_type = raw.get("model_type")
+    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING:
+        raise CheckpointError(
+            f"'{folder}' is of the type '{model_type}', which transformers {transformers.__version__} doesn't know; "
+            f"{_WAYS_OUT}"
+        )
 
 
 def without_pooler(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from dnge_compress import api
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.compression import REPORT
 from dnge_compress.checkpoint.saving import refuse_target
+from dnge_compress.cli.output import print_json, print_text, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
@@ -59,7 +59,7 @@ def plan(options: Namespace) -> None:
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
-    made = _read_plan(Path(options.plan), PrunePlan)
+    made = PrunePlan.read(Path(options.plan))
     recipe: Recipe = validate(made.recipe, options.plan)
     refuse_target(Path(options.output), options.force)
     with session() as progress:
@@ -68,6 +68,7 @@ def apply(options: Namespace) -> None:
         small: Any = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=progress)
         _save(small, options, progress)
     print_report(small.dnge.report, options)
+    say_what_now(small, options)
 
 
 def compress(options: Namespace) -> None:
@@ -80,10 +81,11 @@ def compress(options: Namespace) -> None:
         small: Any = api.compress(model, recipe, data=data, inplace=True, progress=progress)
         _save(small, options, progress)
     print_report(small.dnge.report, options)
+    say_what_now(small, options)
 
 
 def place(options: Namespace) -> None:
-    """`dnge place MODEL -o plan.json`"""
+    """`dnge place MODEL -o lora.json`"""
     recipe = resolve(options.recipe, {"placer": options.placer} | assignments(options.set), LoraRecipe)
     _make_plan(options, recipe, LoraPlan, place_lora)
 
@@ -109,7 +111,7 @@ def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], m
     if target:
         write_whole(target, made.to_json())
     if options.json or not target:
-        print(made.to_json(), end="")
+        print_text(made.to_json().rstrip("\n"))
     else:
         show(made.document())
 
@@ -141,20 +143,13 @@ def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> 
     return read_texts(Path(options.data), model, recipe.calibration.length) if options.data else None
 
 
-def _read_plan(path: Path, kind: type[P]) -> P:
-    try:
-        return kind.from_json(path.read_text(encoding="utf-8"), f"'{path}'")  # type: ignore[return-value]
-    except (OSError, UnicodeDecodeError) as e:
-        raise PlanError(f"plan '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
-
-
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:
     """Before the work starts: is there a place for the plan?"""
     if not path.parent.is_dir() or path.is_dir():
         raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
     if path.exists() and not force:
         try:
-            _read_plan(path, kind)
+            kind.read(path)
         except PlanError:
             raise PlanError(f"'{path}' exists and is no plan; pass --force to replace it") from None
 
@@ -171,11 +166,6 @@ def print_report(made: Report | JobReport, options: Namespace) -> None:
         print_json(made.to_dict())
     else:
         show(made.document())
-
-
-def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def _scores_table(summary: Mapping[str, tuple[str, Sequence[float]]]) -> Table:

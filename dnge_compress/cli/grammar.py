@@ -7,25 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from dnge_compress import __version__
+from dnge_compress.cli.help_texts import EPILOG, EXAMPLES
 from dnge_compress.core.errors import DngeError
-
-EPILOG = """\
-examples:
-  dnge compress sentence-transformers/all-MiniLM-L6-v2 -o small --ratio 0.3
-  dnge plan MODEL -o plan.json --recipe prune/neurons && dnge apply plan.json MODEL -o small
-  dnge report small
-  dnge run jobs/prune-recover model_name_or_path=MODEL output_dir=runs/small
-
-exit codes:
-  0  done
-  1  unexpected failure (DNGE_DEBUG=1 shows the traceback)
-  2  usage or bad input: an unknown recipe, a broken checkpoint, a folder that is not ours
-  3  a budget that is out of range or can't be reached
-  4  the exactness check failed; nothing was written
-  130  interrupted
-
-Data goes to stdout, progress and errors to stderr.
-"""
 
 
 class UsageError(DngeError):
@@ -41,7 +24,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> Parser:
-    """The whole grammar. A command's options name the module of `cli` that carries it out, and the function there."""
+    """The whole grammar. A command's options name the module of `cli` that carries it out, and the function there;
+    words that name no command yet have the parser whose help says what may follow, `help_of`."""
     root = Parser(
         prog="dnge",
         description="Make a pretrained model smaller and faster without data.",
@@ -49,13 +33,14 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=f"dnge {__version__}")
-    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    root.set_defaults(help_of=root)
+    commands = root.add_subparsers(metavar="COMMAND")
     json_flag = _flag("--json", "print exactly one JSON document")
     force = _flag("--force", "replace an output that dnge did not write")
     opening, choosing = _opening_flags(), _choosing_flags()
 
     def command(name: str, *parents: Parser, about: str, module: str = "commands") -> Parser:
-        found = commands.add_parser(name, parents=parents, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        found = _added(commands, name, parents, about)
         found.set_defaults(module=module, function=name)
         return found
 
@@ -76,7 +61,7 @@ def parser() -> Parser:
     place = command("place", opening, force, json_flag, about=about)
     _model(place)
     _plan_file(place)
-    place.add_argument("--recipe", default="lora/default", help="name or path (default: %(default)s)")
+    place.add_argument("--recipe", default="lora/default", metavar="RECIPE", help="name or path (default: %(default)s)")
     place.add_argument("--placer", help="the method that decides: uniform, encoder, fisher, stable_rank, …")
     _set_flag(place)
     about = "run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
@@ -89,6 +74,11 @@ def parser() -> Parser:
     report = command("report", json_flag, about="show what was done to a saved model, or by a job")
     report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress`, `dnge apply` or `dnge run`")
     _recipes(commands, json_flag, force)
+    about = "print versions and the machine, for reports of faults"
+    command("env", json_flag, about=about, module="environment")
+    about = "print a script that lets a shell complete commands and options"
+    completion = command("completion", json_flag, about=about, module="completion")
+    completion.add_argument("shell", choices=("bash", "zsh"))
 
     about = "train small networks for the encoder to learn from"
     zoo = command("zoo", json_flag, about=about, module="training_commands")
@@ -115,12 +105,24 @@ def parser() -> Parser:
     return root
 
 
+def _added(commands: argparse._SubParsersAction[Parser], name: str, parents: tuple[Parser, ...], about: str) -> Parser:
+    return commands.add_parser(
+        name,
+        parents=parents,
+        help=about,
+        description=f"{about[0].upper()}{about[1:]}.",
+        epilog=f"example:\n  {EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def _recipes(commands: argparse._SubParsersAction[Parser], json_flag: Parser, force: Parser) -> None:
-    recipes = commands.add_parser("recipes", help="list, show, copy or check recipes")
-    verbs = recipes.add_subparsers(required=True, metavar="ls|show|cp|validate|schema")
+    recipes = _added(commands, "recipes", (), "list, show, copy or check recipes")
+    recipes.set_defaults(help_of=recipes)
+    verbs = recipes.add_subparsers(metavar="ls|show|cp|validate|schema")
 
     def verb(name: str, *parents: Parser, about: str) -> Parser:
-        found = verbs.add_parser(name, parents=parents, help=about)
+        found = _added(verbs, name, parents, about)
         found.set_defaults(module="recipe_commands", function=name)
         return found
 
@@ -168,7 +170,9 @@ def _opening_flags() -> Parser:
 def _choosing_flags() -> Parser:
     flags = Parser(add_help=False)
     group = flags.add_argument_group("recipe")
-    group.add_argument("--recipe", default="prune/default", help="name or path (default: %(default)s)")
+    group.add_argument(
+        "--recipe", default="prune/default", metavar="RECIPE", help="name or path (default: %(default)s)"
+    )
     group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
     group.add_argument(
         "--scorer", help="the method that scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dnge_compress.cli.commands import print_json, print_report
+from dnge_compress.cli.commands import print_report
+from dnge_compress.cli.output import print_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Document, Section, Table
 from dnge_compress.core.terminal import Drawn

@@ -1,6 +1,6 @@
 """The command `dnge`: parse, run, turn errors into one line and an exit code.
 
-Only light modules are imported here; what a command needs is imported when it runs.
+Nothing is imported here before signals are taken, and only light modules before the command is known.
 """
 
 from __future__ import annotations
@@ -11,37 +11,61 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from dnge_compress.cli.grammar import parser
-from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
+from dnge_compress.cli.interruption import Interruption, interruptible
 
-UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, INTERRUPTED = 1, 2, 3, 4, 130
+UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT = 1, 2, 3, 4
+LIGHT = ("recipe_commands", "completion")  # modules that need no torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `dnge` with the arguments `argv` (those of the process by default); returns the exit code."""
     is_debugging = os.environ.get("DNGE_DEBUG") == "1"
-    try:
-        with warnings.catch_warnings():
-            if not is_debugging:
-                warnings.simplefilter("ignore")
-            options = parser().parse_args(argv)
-            command = importlib.import_module(f"dnge_compress.cli.{options.module}")
-            getattr(command, options.function)(options)
+    with interruptible() as interruption:
+        try:
+            with warnings.catch_warnings():
+                if not is_debugging:
+                    warnings.simplefilter("ignore")
+                _run(sys.argv[1:] if argv is None else argv, interruption)
+                return 0
+        except BrokenPipeError:
+            # The reader of our output went away (`dnge … | head`); without this the interpreter complains at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-    except BrokenPipeError:
-        # The reader of our output went away (`dnge … | head`); without this the interpreter complains at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("dnge: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as e:
-        if is_debugging:
-            raise
-        return _report(e)
+        except KeyboardInterrupt:
+            return interruption.report()
+        except Exception as e:
+            if interruption.number:  # some libraries turn an interruption into an error of theirs
+                return interruption.report()
+            if is_debugging:
+                raise
+            return _report(e)
+
+
+def _run(argv: Sequence[str], interruption: Interruption) -> None:
+    from dnge_compress.cli.grammar import parser
+    from dnge_compress.core.folders import refuse_unspeakable
+
+    refuse_unspeakable(*argv)
+    options = parser().parse_args(argv)
+    if "module" not in options:
+        options.help_of.print_help()
+        return
+    name = f"dnge_compress.cli.{options.module}"
+    if options.module in LIGHT or name in sys.modules:
+        command = importlib.import_module(name)
+    else:
+        from dnge_compress.core.progress_bars import bars
+
+        with bars() as progress:
+            progress("load libraries", 0, 0)
+            command = importlib.import_module(name)
+    interruption.is_loading = False
+    getattr(command, options.function)(options)
 
 
 def _report(error: Exception) -> int:
+    from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
+
     message = " ".join(str(error).split())
     if isinstance(error, DngeError):
         print(f"dnge: error: {message}", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import replace
 
-from dnge_compress.cli.commands import print_json
+from dnge_compress.cli.output import print_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Document, Facts, Section
 from dnge_compress.core.terminal import show

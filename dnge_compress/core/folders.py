@@ -6,10 +6,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.wording import clean, kind
 
 _NEW, _OLD = "dnge-new", "dnge-old"
 
@@ -32,6 +36,28 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
+
+
+def path_of(value: object, verb: str) -> Path:
+    """A path that was passed to a `verb`. Raises CheckpointError for what is none."""
+    if not isinstance(value, str | Path):
+        raise CheckpointError(f'a {kind(value)} is no path; {verb}("folder") reads one')
+    return Path(value)
+
+
+def refuse_unspeakable(*names: str | Path) -> None:
+    """Raise CheckpointError for a name that holds what this process can't write as text, or can't name a file by; the
+    folder that we are in may hold some as well."""
+    with suppress(OSError):
+        names += (Path.cwd(),)
+    for name in names:
+        try:
+            os.fsencode(name)
+            str(name).encode("utf-8")
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            way_out = "rename it" if encoding == "utf-8" else "set PYTHONUTF8=1 and start again"
+            raise CheckpointError(f"'{clean(name)}' can't be spelled in {encoding}; {way_out}") from None
 
 
 def whole_folder(target: Path) -> Path:

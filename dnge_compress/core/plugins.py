@@ -61,7 +61,8 @@ class Registry:
         if module.NEEDS_DATA and not has_data:
             free = [other for other in self._ours() if not self.load(other).NEEDS_DATA]
             raise DataError(
-                f"{self.what} '{name}' needs real data; pass data=…, or use one that needs none: {', '.join(free)}"
+                f"{self.what} '{name}' needs real data; pass data=… (--data FILE), or use one that needs none: "
+                f"{', '.join(free)}"
             )
         return module
 

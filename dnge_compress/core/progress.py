@@ -16,6 +16,11 @@ class Progress(Protocol):
         """Take note of where a stage is."""
 
 
+def reporter(progress: Progress | bool) -> Progress:
+    """What a verb reports to: `progress`, or nobody; True has been taken by then (core/verbs.py)."""
+    return silent if isinstance(progress, bool) else progress
+
+
 def silent(stage: str, done: int, total: int, note: str = "") -> None:
     """Say nothing."""
 

@@ -57,6 +57,12 @@ def plain(renderable: RenderableType, width: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n")
 
 
+def track(share: float, width: int, least: int = 0) -> Text:
+    """A bar of so many characters, filled by a share (0..1); it can be read without colours."""
+    full = max(least, round(min(1.0, share) * width))
+    return Text.assemble(("━" * full, ACCENT), ("─" * (width - full), QUIET))
+
+
 class Drawn:
     """A document or table as rich draws it."""
 
@@ -106,25 +112,26 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
 
 
 def _fitting(table: Table, console: Console, options: ConsoleOptions) -> RenderableType:
-    """The table with the widest drawings for which there is room."""
+    """The table with the widest drawings for which there is room; where there is none at all, columns stand closer."""
     kinds = [c.kind for c in table.columns if c.kind in WIDTHS]
     drawn = _table(table, 0)
-    for width in WIDTHS[kinds[0]] if kinds else (0,):
-        drawn = _table(table, width)
+    for width, gap in [*((width, 1) for width in (WIDTHS[kinds[0]] if kinds else (0,))), (0, 0)]:
+        drawn = _table(table, width, gap)
         if console.measure(drawn, options=options.update(width=1000)).maximum <= options.max_width - 2:
             break
     return drawn
 
 
-def _table(table: Table, drawing: int) -> Grid:
+def _table(table: Table, drawing: int, gap: int = 1) -> Grid:
     shown = [i for i, c in enumerate(table.columns) if drawing or c.kind not in WIDTHS]
     grid = Grid(
-        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, 1)
+        box=box.SIMPLE_HEAD, header_style=QUIET, border_style=QUIET, show_edge=False, pad_edge=False, padding=(0, gap)
     )
     for i in shown:
         column = table.columns[i]
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
-        grid.add_column(clean(column.title), no_wrap=not column.is_long, overflow="fold", justify=justify)
+        title = clean(column.title) if gap else clean(column.title).replace(" ", "\n")
+        grid.add_column(title, no_wrap=not column.is_long, overflow="fold", justify=justify)
     above = ""
     for row in table.rows:
         texts = [_text(row[i], table.columns[i], drawing) for i in shown]
@@ -141,8 +148,7 @@ def _table(table: Table, drawing: int) -> Grid:
 
 def _text(cell: Cell, column: Column, drawing: int) -> Text:
     if column.kind == "bar" and cell.bar is not None:
-        full = max(1, round(cell.bar * drawing))
-        return Text.assemble(("━" * full, ACCENT), ("─" * (drawing - full), QUIET))
+        return track(cell.bar, drawing, least=1)
     if column.kind == "strip":
         return Text(_heights(cell.strip, drawing), ACCENT)
     return Text.assemble((clean(cell.text), STYLES[cell.style]), (cell.detail and f" {clean(cell.detail)}", QUIET))

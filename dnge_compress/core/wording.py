@@ -23,6 +23,11 @@ def safe(text: str) -> str:
     return "".join("�" if unicodedata.category(c) in UNSAFE or c in TURNING else c for c in text)
 
 
+def kind(value: object) -> str:
+    """What a value is, in a word or two: "class Linear", "dict"."""
+    return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
+
+
 def spoken(key: str) -> str:
     """A key as words: `cut_at_max_length` → "cut at max length"."""
     return key.replace("_", " ")

@@ -13,8 +13,9 @@ import torch
 from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.core.files import disk_errors
-from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import read_json
+from dnge_compress.core.verbs import verb
 from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, is_rank0, same_threads, workers_of
@@ -78,7 +79,8 @@ def _refuse_model(job: Job) -> None:
         )
 
 
-def run(job: Job, progress: Progress = silent) -> JobReport | None:
+@verb
+def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
     """Carry out what isn't done yet, and report. A finished job is read from its folder and nothing is changed.
 
     Killed at any moment, a run can be started again and ends with the same result. Under an outer launcher
@@ -86,7 +88,7 @@ def run(job: Job, progress: Progress = silent) -> JobReport | None:
 
         report = run(job_of("jobs/prune-recover", {"model_name_or_path": "gpt2", "output_dir": "out"}))
     """
-    folder = JobFolder(Path(job.output_dir))
+    folder, progress = JobFolder(Path(job.output_dir)), reporter(progress)
     refuse(folder, job)
     if is_finished(folder, job):
         return finished(folder.root) if is_rank0() else None

@@ -15,6 +15,7 @@ from torch import Tensor
 from dnge_compress.core.errors import CheckpointError, PlanError, UnknownNameError
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.tensors import write_tensors
+from dnge_compress.core.verbs import verb
 from dnge_compress.lora.peft_config import value_of
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -28,6 +29,7 @@ def export(config: LoraConfig, form: str) -> str:
     return FORMS[form](config)
 
 
+@verb
 def flatten_adapter(folder: str | Path, out: str | Path) -> Path:
     """Copy a trained adapter with every rank padded to the largest and one alpha; its outputs stay equal.
 

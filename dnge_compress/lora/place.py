@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
-from dnge_compress.checkpoint import Compression, open_model, unwrapped
+from dnge_compress.checkpoint import Compression, opened
 from dnge_compress.core.errors import RecipeError
-from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.progress import Progress, reporter
+from dnge_compress.core.verbs import verb
 from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
@@ -27,20 +28,22 @@ from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.user_data import checked_data
+from dnge_compress.surgery.cut import trainable
 
 __all__ = ["flatten_adapter", "place_lora"]
 
 Model: TypeAlias = nn.Module | str | Path
 
 
+@verb
 def place_lora(
     model: Model,
-    recipe: str | Path | LoraRecipe = "lora/default",
+    recipe: str | Path | Mapping[str, Any] | LoraRecipe = "lora/default",
     *,
     budget: Mapping[str, int | float] | None = None,
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     **overrides: Any,
 ) -> LoraPlan:
     """Which matrices get a LoRA adapter, and of what rank, within a budget of trainable parameters.
@@ -59,15 +62,19 @@ def place_lora(
             known = ", ".join(LoraBudget.model_fields)
             raise RecipeError(f"budget should be a mapping with one of {known}, not {budget!r}")
         overrides["lora.budget"] = dict(budget)
+    if isinstance(recipe, int | float):
+        raise RecipeError(
+            "a number is no recipe; a budget has a name: place_lora(model, budget={'match_uniform_r': 16})"
+        )
     settings = resolve(recipe, overrides, LoraRecipe)
-    opened = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
+    found = trainable(opened(model))
     context = PlacingContext(
-        model=opened,
+        model=found,
         calibration=settings.calibration,
-        data=None if data is None else tuple(checked_data(data, opened)),
+        data=None if data is None else tuple(checked_data(data, found)),
         example_inputs=example_inputs,
-        read_graph=partial(graph_of, opened, example_inputs),
-        progress=progress,
+        read_graph=partial(graph_of, found, example_inputs),
+        progress=reporter(progress),
     )
     return make_lora_plan(context, settings)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
@@ -14,7 +15,7 @@ from dnge_compress.core.terminal import Printable
 from dnge_compress.lora.adapters import Adapter
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.lora.sites import lora_fingerprint
-from dnge_compress.plans.plan_json import PlanFormat, Values, plan_text, read_plan
+from dnge_compress.plans.plan_json import PlanFormat, Values, file_text, plan_text, read_plan
 from dnge_compress.recipes.lora_schema import Lora
 
 if TYPE_CHECKING:
@@ -134,3 +135,8 @@ class LoraPlan(Printable):
             return raw | {"adapters": [Adapter.nested(row) for row in rows]} if isinstance(rows, list) else raw
 
         return read_plan(cls, text, origin, cls.FORMAT, arranged)
+
+    @classmethod
+    def read(cls, file: Path) -> LoraPlan:
+        """Read the plan in a file. Raises PlanError naming it."""
+        return cls.from_json(file_text(file), f"'{file}'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dnge_compress.core.errors import DngeError, PlanError
@@ -21,6 +22,14 @@ class PlanFormat:
     key: str
     version: int
     command: str
+
+
+def file_text(file: Path) -> str:
+    """What a plan's file holds. Raises PlanError naming it."""
+    try:
+        return file.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as e:
+        raise PlanError(f"plan '{file}' can't be read: {getattr(e, 'strerror', None) or e}") from None
 
 
 def plan_text(values: Mapping[str, Any], *by_line: str) -> str:

@@ -99,13 +99,15 @@ def _best(
     if len(found) == 1:
         return found[0], []
     measured = [*found, uneven] if uneven else found
+    context.progress("compare plans", 0, len(measured))
     trial, costs = Trial(context), list[float]()
     for i, candidate in enumerate(measured):
         costs.append(trial.damage(candidate.applied, repair_values(context, candidate.applied, recipe.repair)))
         context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
-    rows = "; ".join(f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False))
-    notes = [f"candidates by measured KL divergence on calibration inputs, in nats: {rows}"]
+    rows = [f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False)]
+    rows[best] += " (chosen)"
+    notes = [f"candidates by measured KL divergence on calibration inputs, in nats: {'; '.join(rows)}"]
     if uneven and costs[-1] < WORTH_KNOWING * costs[best]:
         notes.append(
             f"equal widths cost: with uneven: true a plan of this size leaves {costs[-1]:.3g} nats where this one "

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.document import Document, Notes, Section
@@ -15,7 +16,7 @@ from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent, several
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.expected import Expected
-from dnge_compress.plans.plan_json import PlanFormat, Values, plan_text, read_plan
+from dnge_compress.plans.plan_json import PlanFormat, Values, file_text, plan_text, read_plan
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 
 
@@ -91,6 +92,11 @@ class PrunePlan(Printable):
             return raw | {"cuts": [{"space": space, "keep": keep} for space, keep in cuts.items()]}
 
         return read_plan(cls, text, origin, cls.FORMAT, arranged)
+
+    @classmethod
+    def read(cls, file: Path) -> PrunePlan:
+        """Read the plan in a file. Raises PlanError naming it."""
+        return cls.from_json(file_text(file), f"'{file}'")
 
 
 def fingerprint(cuts: tuple[Cut, ...]) -> str:

@@ -17,6 +17,7 @@ from dnge_compress.graph.types import PRUNABLE, Shapes, Space
 
 Change = tuple[int, int]
 MAX_LINES = 18
+COST = "predicted cost: nats of divergence per label, of each space alone, unrepaired"
 # Kinds in the order in which they are shown.
 PLURAL = {"neuron": "neurons", "head": "heads", "channel": "channels", "layer": "layers", "expert": "experts"}
 
@@ -108,7 +109,7 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
         Column(title="parameters"),
         Column(title="predicted cost", unit="nats"),
     )
-    return Table(columns=columns, rows=tuple(lines), is_grouped=True, look="spaces")
+    return Table(columns=columns, rows=tuple(lines), caption=COST, is_grouped=True, look="spaces")
 
 
 def _inside(space: Space, shapes: Shapes, after: Shapes) -> dict[str, Change]:

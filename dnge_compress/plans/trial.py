@@ -78,12 +78,18 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -
     if not applied.cuts or repair.compensate == "none":
         return Repaired({}, {})
     bias = repair.model_copy(update={"compensate": "bias"})
+    steps = 2 if repair.compensate == "bias" else 4
+    context.progress("repair", 0, steps)
     ways: dict[str, dict[str, Tensor]] = {"none": {}, "bias": repair_values(context, applied, bias)}
+    context.progress("repair", 1, steps)
     if repair.compensate == "lstsq":
         ways["least squares"] = repair_values(context, applied, repair)
+        context.progress("repair", 2, steps)
         ways["side by side"] = _side_by_side(context, applied, ways["least squares"])
+        context.progress("repair", 3, steps)
     trial = Trial(context)
     damages = {way: trial.damage(applied, values) for way, values in ways.items()}
+    context.progress("repair", steps, steps)
     return Repaired(ways[_least(damages)], damages)
 
 

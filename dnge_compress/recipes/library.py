@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dnge_compress.core.errors import RecipeError, UnknownNameError, nearest
 from dnge_compress.core.files import write_whole
+from dnge_compress.core.wording import kind as kind_word
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, put
@@ -39,9 +40,9 @@ def resolve(
 
         resolve("prune/default", {"ratio": 0.3, "scorer": "obs"})
     """
-    found = load(recipe, overrides)
+    wanted = kind.model_fields["recipe"].default
+    found = load({"recipe": wanted, **recipe} if isinstance(recipe, Mapping) else recipe, overrides)
     if not isinstance(found, kind):
-        wanted = kind.model_fields["recipe"].default
         raise RecipeError(
             f"'{found.name or recipe}' is a {found.recipe} recipe, not a {wanted} recipe; "
             f"it is for `{VERBS[found.recipe]}`"
@@ -136,7 +137,8 @@ def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
         return dict(recipe), "the recipe", {}
     if not isinstance(recipe, str | Path):
         raise RecipeError(
-            f"a recipe is a name, the path of a file or a mapping, not {recipe!r}; a number goes to ratio=…"
+            f"a recipe is a name, the path of a file or a mapping, not a {kind_word(recipe)}; leave it out, or write "
+            'compress(model, "prune/default", ratio=0.3)'
         )
     is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
     path = Path(recipe) if is_file else find(str(recipe))

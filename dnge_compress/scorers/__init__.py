@@ -56,7 +56,7 @@ class ScoringContext:
         """`data`, or synthetic inputs."""
         if self.data is not None:
             return self.data
-        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs))
+        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress))
 
     @cached_property
     def signals(self) -> Signals:
@@ -74,7 +74,7 @@ class ScoringContext:
         spaces = self.graph.of_kind("layer")
         if not any(len(s.protected) < s.units for s in spaces):
             return {s.name: torch.ones(s.units) for s in spaces}  # nothing is run where no block can go
-        return layer_costs(self.model, self.graph, self.batches)
+        return layer_costs(self.model, self.graph, self.batches, self.progress)
 
     @cached_property
     def measured_costs(self) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.layer_types import BATCH_NORMS
 from dnge_compress.signals.inference import Inputs, call, first_examples, inference_mode_of
 from dnge_compress.signals.joined import joined
@@ -32,14 +33,19 @@ def batch_norms(model: nn.Module) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, BATCH_NORMS) and m.running_mean is not None]
 
 
-def matched(model: nn.Module, images: Tensor, named: str = "") -> Tensor:
+def matched(model: nn.Module, images: Tensor, named: str = "", progress: Progress = silent) -> Tensor:
     """The images `[N, C, H, W]` after some steps towards what the model's batch norms have seen; as they are if none
     reads anything. `named` is the argument that takes them."""
     norms = batch_norms(model)
     if not norms:
         return images
     step = max(1, min(AT_ONCE, NUMBERS_AT_ONCE // images[0].numel()))
-    return torch.cat([_matched(model, norms, part, named) for part in images.split(step)])
+    parts, found = images.split(step), []
+    for i, part in enumerate(parts):
+        progress("match images", i, len(parts))
+        found.append(_matched(model, norms, part, named))
+    progress("match images", len(parts), len(parts))
+    return torch.cat(found)
 
 
 def _matched(model: nn.Module, norms: Sequence[Any], images: Tensor, named: str) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.batch_norms import batch_norms, matched
@@ -28,6 +29,7 @@ from dnge_compress.signals.synthetic_text import topical_texts
 from dnge_compress.signals.vocabulary import vocabulary_of
 
 BATCH_TOKENS = 2048
+MAKE = "make inputs"  # the stage of progress
 MIN_IMAGES = 64
 LONGER, FILLED = 2, 4  # times the recipe's length: what a model writes, and the longest that it fills in
 FILLED_LENGTHS = (1.0, 0.8, 0.6, 0.4)  # of the longest text, with equal numbers of tokens
@@ -35,7 +37,9 @@ TARGET_TOKENS = 24  # that a decoder writes for each source text
 ORDINARY = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
 
 
-def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None) -> list[Inputs]:
+def synthesize(
+    model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None, progress: Progress = silent
+) -> list[Inputs]:
     """Batches of synthetic inputs for `model`, on its device. `example_inputs` tells the shapes of a plain module,
     and the image size of a convolutional network if it isn't its config's.
 
@@ -53,18 +57,21 @@ def synthesize(model: nn.Module, settings: Calibration, example_inputs: Inputs |
             return _inputs_like(model, settings, generator, example_inputs)
         if kind == "images":
             return _painted_images(model, settings, generator, example_inputs)
-        make = _sampled_text if kind == "sampled" else _topical_words
-        return make(model, settings, generator)
+        if kind == "sampled":
+            return _sampled_text(model, settings, generator, progress)
+        return _topical_words(model, settings, generator)
 
 
-def calibration_inputs(model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None) -> list[Inputs]:
+def calibration_inputs(
+    model: nn.Module, settings: Calibration, example_inputs: Inputs | None = None, progress: Progress = silent
+) -> list[Inputs]:
     """What `synthesize` makes; images are moved towards what the model's batch norms have seen."""
-    batches = synthesize(model, settings, example_inputs)
+    batches = synthesize(model, settings, example_inputs, progress)
     if not are_matched(model, batches):
         return batches
     named = [found for found in map(_only_images, batches) if found is not None]
     name, parts = named[0][0], [part for _, part in named]
-    moved = matched(model, torch.cat(parts), name).split([len(part) for part in parts])
+    moved = matched(model, torch.cat(parts), name, progress).split([len(part) for part in parts])
     if isinstance(batches[0], tuple):
         return [(part,) for part in moved]
     return [{name: part} if name else part for part in moved]
@@ -124,9 +131,9 @@ def _writes(model: Any) -> bool:
         return False
 
 
-def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
+def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator, progress: Progress) -> list[Inputs]:
     if not writes_text(model):
-        return _filled_masks(model, settings, generator)
+        return _filled_masks(model, settings, generator, progress)
     starts = beginnings(model, generator, settings.prompts)
     longest = max(map(len, starts))
     length = text_length(model, LONGER * settings.length + longest - 1)
@@ -135,7 +142,12 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator)
     rows = max(1, round(settings.tokens / length))
     begun = in_turn(starts, rows)
     step = max(1, BATCH_TOKENS // length)
-    ids = torch.cat(list(sample_batches(model, begun, length, 2 * step, generator)))
+    progress(MAKE, 0, rows)
+    parts: list[Tensor] = []
+    for part in sample_batches(model, begun, length, 2 * step, generator):
+        parts.append(part)
+        progress(MAKE, sum(map(len, parts)), rows)
+    ids = torch.cat(parts)
     mask = _until(ids, ends(model), torch.tensor(sorted(map(len, begun)), device=ids.device))
     order = torch.randperm(len(ids), generator=generator).to(ids.device)
     ids, mask = ids[order], mask[order]
@@ -154,16 +166,18 @@ def _until(ids: Tensor, ends: tuple[int, ...], begun: Tensor) -> Tensor:
     return (is_end.long().cumsum(1) - is_end.long() == 0).long()
 
 
-def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
+def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator, progress: Progress) -> list[Inputs]:
     vocabulary, mask = vocabulary_of(model), _mask_of(model)
     assert mask is not None
     longest, batches = text_length(model, FILLED * settings.length), []
-    for share in FILLED_LENGTHS:
+    for i, share in enumerate(FILLED_LENGTHS):
+        progress(MAKE, i, len(FILLED_LENGTHS))
         length = max(4, round(share * longest))
         rows = max(1, round(settings.tokens / len(FILLED_LENGTHS) / length))
         frame = (vocabulary.before, vocabulary.after)
         for ids in fill_batches(model, rows, length, max(1, BATCH_TOKENS // length), frame, mask, generator):
             batches.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    progress(MAKE, len(FILLED_LENGTHS), len(FILLED_LENGTHS))
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
@@ -196,7 +210,10 @@ def _inputs_like(model: Any, settings: Calibration, generator: torch.Generator, 
     if example is None:
         example = made_inputs(model)
     if example is None:
-        raise DataError(f"no inputs that a {type(model).__name__} takes could be made; pass data=… or example_inputs=…")
+        raise DataError(
+            f"no inputs that a {type(model).__name__} takes could be made; give it text (--data FILE), or in Python "
+            "any inputs, data=… or example_inputs=…"
+        )
     reads_text = isinstance(example, Mapping) and example.keys() == {"input_ids", "attention_mask", DECODED}
     if reads_text and len(example["input_ids"].shape) == 2:
         texts = topical_texts(model, settings.tokens, text_length(model, settings.length), BATCH_TOKENS, generator)

@@ -97,12 +97,16 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def to_device(inputs: Any, device: torch.device) -> Inputs:
-    """The same inputs on `device`."""
+    """The same inputs on `device`; those made under `torch.inference_mode` are copied, or no gradient could pass."""
     if isinstance(inputs, Mapping):
-        return {k: v.to(device) for k, v in inputs.items()}
+        return {k: _moved(v, device) for k, v in inputs.items()}
     if isinstance(inputs, tuple | list):
-        return tuple(t.to(device) for t in inputs)
-    return inputs.to(device)
+        return tuple(_moved(t, device) for t in inputs)
+    return _moved(inputs, device)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.clone().to(device) if tensor.is_inference() else tensor.to(device)
 
 
 def examples_in(inputs: Inputs) -> int:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.masking import skipped
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.comparison import Comparison
@@ -17,16 +18,21 @@ LAYER_SHARE = 0.125  # of the inputs
 LAYER_ROWS = 16  # examples at least
 
 
-def layer_costs(model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs]) -> dict[str, Float[Tensor, " _"]]:
+def layer_costs(
+    model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], progress: Progress = silent
+) -> dict[str, Float[Tensor, " _"]]:
     """Nats per label of skipping each block, `[layers]` per layer space; of protected blocks, the largest plus 1."""
     whole = Comparison(model, share_of(batches, LAYER_SHARE, LAYER_ROWS))
-    costs = {}
+    costs, done, total = {}, 0, sum(s.units for s in graph.of_kind("layer"))
     with inference_mode_of(model):
         for space in graph.of_kind("layer"):
             values = torch.zeros(space.units)
             for i in sorted(set(range(space.units)) - set(space.protected)):
                 with skipped(model, [space.modules[i]]):
                     values[i] = whole.damage(model)
+                progress("try without blocks", done + i, total)
+            done += space.units
+            progress("try without blocks", done, total)
             values[list(space.protected)] = values.max() + 1
             costs[space.name] = values
     return costs

@@ -48,6 +48,12 @@ def copied(model: nn.Module, shares: bool = False) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
+def trainable(model: nn.Module) -> nn.Module:
+    """The model, or a copy if it was built under `torch.inference_mode`: through such tensors no gradient flows."""
+    is_inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    return copied(model) if is_inference else model
+
+
 def _forget(model: nn.Module) -> None:
     """Let modules drop what they worked out of their weights for inference (LeViT's biases): they do as training
     begins."""

@@ -13,15 +13,19 @@ from transformers import PreTrainedModel
 
 from dnge_compress.core.errors import DngeError, UnsupportedModelError
 from dnge_compress.core.plugins import Registry
+from dnge_compress.core.verbs import verb
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.graph.builder import OtherArchitecture, shapes_of
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
 from dnge_compress.graph.types import ModelGraph
 
 TRACED = "traced"
 DERIVED = "derived"
+IN_PYTHON = "no inputs for it can be made either, so that only Python can trace it: compress(model, example_inputs=…)"
 FAMILIES = Registry(what="family", package=__name__, offers=("MODEL_TYPES", "build"))
 
 
+@verb
 def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     """Read a model as a dynamic graph: from its family, from its config, or by tracing it with `example_inputs`.
 
@@ -30,6 +34,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
 
         graph = build_graph(AutoModel.from_pretrained("bert-base-uncased"))
     """
+    model = unwrapped(model)
     config = getattr(model, "config", None)
     model_type = getattr(config, "model_type", None)
     known = model_types()
@@ -56,7 +61,7 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
     except UnsupportedModelError as e:
         inputs = example_inputs if example_inputs is not None else made_inputs(model)
         if inputs is None:
-            raise
+            raise UnsupportedModelError(f"{e}; {IN_PYTHON}") from None
         try:
             return FAMILIES.load(TRACED).build(model, inputs)
         except DngeError as traced:

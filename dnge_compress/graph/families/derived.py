@@ -351,8 +351,8 @@ def reasons(derivation: Derivation) -> dict[Kind, str]:
     if all(axes.are_experts or axes.counted.are_heads for axes in derivation.axes):
         read = next((f"{key}: {why}" for key, why in derivation.refused.items() if WIDTHS.search(key)), None)
         found["neuron"] = (
-            f"{read or 'no number of the config counts them'}; with example_inputs=… they may be traced, and the "
-            "result loads with dnge_compress.load"
+            f"{read or 'no number of the config counts them'}; in Python, example_inputs=… lets them be traced, "
+            "and the result loads with dnge_compress.load"
         )
     for key, why in derivation.refused.items():
         name = key.rpartition(".")[2]

@@ -47,9 +47,9 @@ def deadline(seconds: float, name: str) -> Iterator[None]:
     except _OvertimeError:
         end()
         raise UnsupportedModelError(
-            f"tracing {name} did not end within {seconds:g} s (torch-pruning can loop for ever, most often on "
-            "attention with grouped heads); write a family file for it, or give families.traced.build a larger "
-            "timeout_s"
+            f"tracing {name} did not end within {seconds:g} s: torch-pruning loops for ever on some networks, most "
+            "often on attention with grouped heads; compress a part of it that has none (compress(model.part, …)), or "
+            "write a family file for it (docs/how-to/extend.md)"
         ) from None
 
 

@@ -37,7 +37,8 @@ def randomised_copy(model: nn.Module) -> nn.Module:
 def as_float32(inputs: Any) -> Any:
     """The inputs as the copy takes them; lists become tuples of arguments."""
     if isinstance(inputs, Tensor):
-        return inputs.detach().float() if inputs.is_floating_point() else inputs
+        own = inputs.clone() if inputs.is_inference() else inputs  # no gradient passes through those
+        return own.detach().float() if own.is_floating_point() else own
     if isinstance(inputs, Mapping):
         return {k: as_float32(v) for k, v in inputs.items()}
     return tuple(as_float32(v) for v in inputs) if isinstance(inputs, (tuple, list)) else inputs

@@ -64,7 +64,7 @@ class PlacingContext:
         """The user's batches, or synthetic ones."""
         if self.data is not None:
             return self.data
-        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs))
+        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress))
 
 
 def weigh_by(placer: str, sites: Sequence[Site], context: PlacingContext) -> dict[str, float]:

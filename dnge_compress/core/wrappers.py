@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.core.wording import kind
 
 
 def unwrapped(model: Any) -> nn.Module:
@@ -16,8 +18,7 @@ def unwrapped(model: Any) -> nn.Module:
     Raises UnsupportedModelError for what is no module, has adapters, or holds its network inside.
     """
     if not isinstance(model, nn.Module):
-        inside = " its .model" if isinstance(getattr(model, "model", None), nn.Module) else " a module, or its path"
-        raise UnsupportedModelError(f"a {_kind(model)} is no torch module; pass{inside}")
+        raise UnsupportedModelError(f"a {kind(model)} is no torch module; {_way_out(model)}")
     if hasattr(model, "_orig_mod"):
         return unwrapped(model._orig_mod)
     if isinstance(model, DataParallel | DistributedDataParallel):
@@ -34,5 +35,14 @@ def unwrapped(model: Any) -> nn.Module:
     return model
 
 
-def _kind(value: Any) -> str:
-    return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
+def _way_out(value: Any) -> str:
+    """The call that works, for somebody who passed this value as a model."""
+    if isinstance(value, type):
+        loads = hasattr(value, "from_pretrained")
+        made = f'{value.__name__}.from_pretrained("…")' if loads else f"{value.__name__}(…)"
+        return f"make one of it first: compress({made})"
+    if isinstance(value, Mapping):
+        return "weights alone have no forward; load them into their module: module.load_state_dict(…), compress(module)"
+    if isinstance(getattr(value, "model", None), nn.Module):
+        return "pass its .model: compress(….model)"
+    return 'pass a module, or the path or hub id of one: compress(model), compress("folder")'

@@ -1,0 +1,45 @@
+"""`dnge completion`: a script that lets a shell complete commands, options, recipes and files."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import Namespace
+from collections.abc import Iterator
+
+from dnge_compress.cli.grammar import parser
+from dnge_compress.cli.output import print_json
+from dnge_compress.core.errors import DngeError
+from dnge_compress.recipes.library import names
+
+FOLDERS, FILES = ("MODEL", "OUT"), ("PLAN.json", "FILE.txt", "FILE.yaml", "FILE.safetensors")  # metavars
+
+
+def completion(options: Namespace) -> None:
+    """`dnge completion SHELL`"""
+    try:
+        import shtab  # an extra
+    except ImportError as e:
+        raise DngeError("shell completion needs shtab: pip install 'dnge-compress[completion]'") from e
+    root = parser()
+    recipes = " ".join(names())
+    for action in _actions(root):
+        if action.metavar in FOLDERS:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab's way
+        elif action.metavar in FILES:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
+        elif action.metavar == "RECIPE":
+            action.complete = {"bash": "_dnge_recipes", "zsh": f"({recipes})"}  # type: ignore[attr-defined]
+    preamble = {"bash": f"_dnge_recipes() {{ compgen -W '{recipes}' -- $1; compgen -f -- $1; }}"}
+    script = shtab.complete(root, options.shell, preamble=preamble)
+    if options.json:
+        print_json({"script": script})
+    else:
+        print(script)
+
+
+def _actions(of: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    for action in of._actions:
+        yield action
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from _actions(command)

@@ -1,0 +1,38 @@
+"""What commands print: data on stdout, and where it lies on stderr."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from argparse import Namespace
+from typing import Any
+
+
+def print_json(document: Any) -> None:
+    """One JSON document on stdout."""
+    print_text(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def print_text(text: str) -> None:
+    """JSON on stdout; where that can't be written there, characters are escaped."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+    print(text)
+
+
+def say_what_now(model: Any, options: Namespace) -> None:
+    """Three lines on stderr behind a saved model: where it is, how to load it, what to do next."""
+    if options.json:
+        return
+    name, has_config = type(model).__name__, hasattr(model, "config")
+    path = json.dumps(str(options.output), ensure_ascii=False)
+    if not has_config or model.dnge.plan.uneven:
+        load = f"dnge_compress.load({path})"
+    else:
+        load = f"transformers.{name}.from_pretrained({path})"
+    print(f"saved to   {options.output}", file=sys.stderr)
+    print(f"load with  {load}", file=sys.stderr)
+    print(f"next       dnge place {shlex.quote(str(options.output))}  # where LoRA wins quality back", file=sys.stderr)
