@@ -26,6 +26,7 @@ from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import counted, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.trial import Repaired, best_repair
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
@@ -39,6 +40,7 @@ from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import copied, cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
+from dnge_compress.vocabulary.trim import apply_vocabulary
 
 __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 
@@ -118,7 +120,7 @@ def plan(
 
 
 def apply(
-    plan: PrunePlan,
+    plan: PrunePlan | VocabularyPlan,
     model: Model,
     *,
     data: Iterable[Any] | None = None,
@@ -128,12 +130,14 @@ def apply(
     any_weights: bool = False,
     **overrides: Any,
 ) -> nn.Module:
-    """Carry out a plan on its base model, and repair as the plan's recipe says.
+    """Carry out a plan on its base model, and repair as the plan's recipe says. A `VocabularyPlan` needs no more.
 
     Raises PlanError if the model's names, shapes or (unless `any_weights`) values are not those the plan was made for.
 
         small = apply(PrunePlan.from_json(Path("plan.json").read_text()), model)
     """
+    if isinstance(plan, VocabularyPlan):
+        return apply_vocabulary(plan, model, inplace=inplace)
     recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
     job = _Job(model, recipe, overrides, data, example_inputs, progress)
     if (job.recipe.prune, job.recipe.scorer) != (recipe.prune, recipe.scorer):

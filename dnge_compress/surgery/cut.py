@@ -23,7 +23,7 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
     for param in applied.params:
         _replace(model, param, applied)
     for module in {param.rpartition(".")[0] for param in applied.params}:
-        _update_sizes(model.get_submodule(module))
+        update_sizes(model.get_submodule(module))
     for name, p in model.named_parameters():
         p.requires_grad_(flags[name])
     for c in applied.module_cuts:
@@ -68,7 +68,7 @@ def _replace(model: nn.Module, name: str, applied: AppliedCuts) -> None:
     setattr(module, leaf, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
-def _update_sizes(module: Any) -> None:
+def update_sizes(module: Any) -> None:
     """The sizes that a layer of torch or transformers keeps beside its weight."""
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
