@@ -14,7 +14,7 @@ from dnge_compress.graph.families.derived import KEPT_SIZES
 from dnge_compress.graph.types import ConfigField, ModelGraph, Slot, Space, Step
 
 SPACE = "vocabulary"
-COUNTS = ("vocab_size", "n_words")  # as XLM calls it
+COUNTS = ("vocab_size", "n_words", "decoder_vocab_size", "vocab_size_per_layer_input")  # XLM's, Marian's, Gemma 3n's
 MORE = 64  # tokens than there are, to see what the config's key counts
 
 
@@ -49,8 +49,11 @@ def vocabulary_graph(model: Any) -> ModelGraph:
 
 def rows_of(model: Any) -> int:
     """How many token ids a model has embeddings for. Raises UnsupportedModelError for one that reads no token ids."""
-    table: Any = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    if getattr(model, "main_input_name", "") != "input_ids" or not isinstance(table, nn.Embedding):
+    try:
+        table = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):  # no text, or several towers
+        table = None
+    if not isinstance(table, nn.Embedding):
         raise UnsupportedModelError(f"a {type(model).__name__} reads no token ids, so it has no vocabulary to cut")
     return len(table.weight)
 

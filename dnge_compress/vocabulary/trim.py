@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dnge_compress.checkpoint import Compression, check_weights, open_model, unwrapped
 from dnge_compress.checkpoint.loading import compression_in
-from dnge_compress.core.errors import DataError, PlanError, refuse_below
+from dnge_compress.core.errors import DataError, PlanError, UnsupportedModelError, refuse_below
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.vocabulary import params_per_token, rows_of, vocabulary_graph
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan, tokens_fingerprint
@@ -154,6 +154,8 @@ def _inputs(model: Any, keep: tuple[int, ...]) -> Inputs:
     """A few inputs in which tokens that go are replaced by others, so that both models can answer them."""
     calibration = Calibration(tokens=64, length=LENGTH)
     inputs: Any = first_examples(synthesize(model, calibration, None), ROWS)[0]
+    if not any(name.endswith("input_ids") for name in inputs):
+        raise UnsupportedModelError(f"a {type(model).__name__} can't be tried on token ids, so its tokens stay")
     stay = torch.tensor(keep)
 
     def kept(ids: Tensor) -> Tensor:
