@@ -6,7 +6,9 @@ from .graph.types import Cut, ModelGraph, Scores
 from .lora.place import flatten_adapter, place_lora
 from .lora.plan import LoraPlan
 from .plans.prune_plan import PrunePlan
+from .plans.vocabulary_plan import VocabularyPlan
 from .recipes.schema import Recipe
+from .vocabulary.trim import plan_vocabulary, trim_vocabulary
 
 __version__: str
 
@@ -18,6 +20,7 @@ __all__ = [
     "PrunePlan",
     "Recipe",
     "Scores",
+    "VocabularyPlan",
     "apply",
     "build_graph",
     "compress",
@@ -26,7 +29,9 @@ __all__ = [
     "open_model",
     "place_lora",
     "plan",
+    "plan_vocabulary",
     "preview",
     "save",
     "score",
+    "trim_vocabulary",
 ]

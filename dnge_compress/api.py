@@ -28,6 +28,7 @@ from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import counted, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.trial import Repaired, best_repair
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
@@ -41,6 +42,7 @@ from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import copied, cut, trainable
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
+from dnge_compress.vocabulary.trim import apply_vocabulary
 
 __all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
 
@@ -128,7 +130,7 @@ def plan(
 
 @verb
 def apply(
-    plan: PrunePlan | str | Path,
+    plan: PrunePlan | VocabularyPlan | str | Path,
     model: Model,
     *,
     data: Iterable[Any] | None = None,
@@ -138,12 +140,15 @@ def apply(
     any_weights: bool = False,
     **overrides: Any,
 ) -> nn.Module:
-    """Carry out a plan, or the one in a file, on its base model, and repair as the plan's recipe says.
+    """Carry out a plan, or the one in a file, on its base model, and repair as the plan's recipe says; a
+    `VocabularyPlan` needs no more.
 
     Raises PlanError if the model's names, shapes or (unless `any_weights`) values are not those the plan was made for.
 
         small = apply("plan.json", model)
     """
+    if isinstance(plan, VocabularyPlan):
+        return apply_vocabulary(plan, model, inplace=inplace)
     plan = _given(plan, model)
     recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
     job = _Job(model, recipe, overrides, data, example_inputs, progress)

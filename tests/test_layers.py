@@ -21,6 +21,7 @@ LINE = (
     "surgery",
     "report",
     "checkpoint",
+    "vocabulary",
     "lora",
     "api",
     "zoo",
@@ -48,7 +49,7 @@ HOMES = {
         f"{home}.py"
         for home in ("encoder/hub", "encoder/hub_encoder", "checkpoint/model_files", "checkpoint/aux_files")
     },
-    "tokenizers": {"zoo/corpora.py"},
+    "tokenizers": {"zoo/corpora.py", "vocabulary/coverage.py"},
     "shtab": {"cli/completion.py"},
 }
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py"))

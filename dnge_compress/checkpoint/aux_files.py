@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.strict_json import read_json
 
 MODULES = "modules.json"
-PATTERNS = (
+TOKENIZER = (
     *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*.json", "vocab*.txt", "merges.txt"),
     *("*.model", "*.tiktoken", "chat_template*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja"),
+)
+PATTERNS = (
+    *TOKENIZER,
     *("*processor_config.json", "feature_extractor*.json"),
     *(MODULES, "config_sentence_transformers.json", "sentence_*_config.json"),
     *("LICENSE*", "NOTICE*"),
@@ -62,15 +66,21 @@ def origin_of(model: nn.Module) -> Base:
     return Base(name, found, _metadata(found))
 
 
-def copy_aux_files(base: Base, target: Path) -> tuple[list[str], list[str]]:
+def copy_aux_files(base: Base, target: Path, tokenizer: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """Copy what `PATTERNS` names, and the folders that modules.json lists. Returns (copied, left out) as paths.
+
+    Where the files of another `tokenizer` are given, by name, they take the place of all of the base's.
 
     Weights of the base, pickles, code and the old model card never come along. A sentence-transformers module that
     has its weights only as a pickle is left out, and named.
     """
+    for name, text in tokenizer.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (target / name).write_text(text, encoding="utf-8")
     if base.folder is None:
         return [], []
-    files = {f for pattern in PATTERNS for f in base.folder.glob(pattern) if f.is_file()}
+    patterns = [pattern for pattern in PATTERNS if not tokenizer or pattern not in TOKENIZER]
+    files = {f for pattern in patterns for f in base.folder.glob(pattern) if f.is_file()}
     left_out: list[str] = []
     for module in _module_folders(base.folder):
         files |= {f for pattern in MODULE_PATTERNS for f in module.glob(pattern) if f.is_file()}

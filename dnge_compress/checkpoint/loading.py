@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
+from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
 from dnge_compress.core.errors import CheckpointError, first_line
@@ -23,10 +23,13 @@ from dnge_compress.core.verbs import verb
 from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.vocabulary import vocabulary_graph
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.report.report import Report
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.surgery.cut import cut
+from dnge_compress.surgery.vocabulary import cut_vocabulary
 
 
 @verb
@@ -50,7 +53,8 @@ def open_model(
         model = open_model("./all-MiniLM-L6-v2")
     """
     folder = locate(whole_folder(path_of(source, "open_model")), allow_pickle)
-    if (folder / PLAN).is_file() and _plan_of(folder).uneven:
+    plan = _pruned_by(folder)
+    if plan is not None and plan.uneven:
         model = _load(folder, None, trust_remote_code, dtype)
     else:
         model = read(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, dtype=dtype)
@@ -101,32 +105,46 @@ def _inputs_like(raw: Mapping[str, Any]) -> Inputs:
     return tuple(tensor(one) for one in raw["tuple"]) if "tuple" in raw else tensor(raw["tensor"])
 
 
-def _plan_of(folder: Path) -> PrunePlan:
+def compression_in(folder: Path) -> Compression | None:
+    """What a folder that dnge saved tells of its model; None for any other folder."""
+    plan = _pruned_by(folder)
+    vocabulary: VocabularyPlan | None = None
+    if (folder / VOCABULARY).is_file():
+        text = (folder / VOCABULARY).read_text(encoding="utf-8")
+        vocabulary = VocabularyPlan.from_json(text, f"'{folder / VOCABULARY}'")
+    if plan is None and vocabulary is None:
+        return None
+    report = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
+    base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
+    return Compression(plan=plan, report=report, base_config=base_config, vocabulary=vocabulary)
+
+
+def _pruned_by(folder: Path) -> PrunePlan | None:
     if not (folder / PLAN).is_file():
-        raise CheckpointError(
-            f"'{folder}' has no {PLAN}: not saved by dnge_compress.save; open_model reads plain models"
-        )
+        return None
     return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"), f"'{folder / PLAN}'")
 
 
 def _load(
     folder: Path, instance: nn.Module | None, trust_remote_code: bool, dtype: str | torch.dtype | None
 ) -> nn.Module:
-    plan = _plan_of(folder)
-    report = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
-    base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
+    found = compression_in(folder)
+    if found is None:
+        raise CheckpointError(
+            f"'{folder}' has no {PLAN}: not saved by dnge_compress.save; open_model reads plain models"
+        )
     if not (folder / "config.json").is_file():
         if instance is None:
             raise CheckpointError(f"'{folder}' holds a plain module; pass a fresh instance of its base as model=…")
-        model: Any = _replay(folder, copy.deepcopy(unwrapped(instance)), plan)
+        model: Any = _replay(folder, copy.deepcopy(unwrapped(instance)), found)
     elif instance is not None:
         raise CheckpointError(f"'{folder}' holds a Hugging Face model, which needs no base instance; leave model= out")
-    elif plan.uneven:
-        model = _replay(folder, _base(folder, base_config, trust_remote_code, dtype), plan)
+    elif found.is_uneven:
+        model = _replay(folder, _base(folder, found.base_config, trust_remote_code, dtype), found)
         model.name_or_path = model.config.name_or_path = str(folder)
     else:
         model = read(folder, trust_remote_code=trust_remote_code, dtype=dtype)
-    model.dnge = Compression(plan=plan, report=report, base_config=base_config)
+    model.dnge = found
     return model.eval()
 
 
@@ -148,8 +166,11 @@ def _base(
         raise CheckpointError(f"'{folder / BASE_CONFIG}' describes no {cls.__name__}: {first_line(e)}") from e
 
 
-def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
-    """Cut `model` as the plan says, then give it the weights of the folder, all of them."""
+def _replay(folder: Path, model: nn.Module, compression: Compression) -> Any:
+    """Cut `model` as the plans say, then give it the weights of the folder, all of them."""
+    plan, vocabulary = compression.plan, compression.vocabulary
+    if plan is None:
+        raise CheckpointError(f"'{folder / PLAN}' is missing, so it can't be replayed; save the model again")
     files = weight_files(folder)
     if not files:
         raise CheckpointError(f"'{folder}' has no weights; save the model again")
@@ -167,6 +188,8 @@ def _replay(folder: Path, model: nn.Module, plan: PrunePlan) -> Any:
             f"{type(model).__name__} ({graph.fingerprint}); pass the base it was made for"
         )
     cut(model, AppliedCuts(graph, plan.cuts))
+    if vocabulary is not None:
+        cut_vocabulary(model, vocabulary_graph(model), vocabulary.keep)
     if isinstance(model, PreTrainedModel):
         model.tie_weights()
         for target, source in model.get_expanded_tied_weights_keys(all_submodels=True).items():

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from dnge_compress.checkpoint.aux_files import Base, copy_aux_files, origin_of
 from dnge_compress.checkpoint.card import model_card
-from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, Compression
+from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
 from dnge_compress.checkpoint.loading import load, outline
 from dnge_compress.checkpoint.model_files import WEIGHTS
 from dnge_compress.checkpoint.strict_loading import quiet, read
@@ -52,7 +52,7 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
         raise CheckpointError(
             f"this {type(model).__name__} wasn't compressed (it has no .dnge); use its own save method"
         )
-    if isinstance(model, PreTrainedModel) and compression.plan.uneven and compression.base_config is None:
+    if isinstance(model, PreTrainedModel) and compression.is_uneven and compression.base_config is None:
         raise CheckpointError("an uneven plan is replayed on the base's config, but model.dnge.base_config is None")
     with one_process_writes() as is_mine:
         return _save(model, compression, Path(path), force) if is_mine else Path(path).expanduser().resolve()
@@ -79,7 +79,11 @@ def refuse_target(target: Path, force: bool) -> None:
     refuse_unspeakable(target)
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"'{target}' is a file; name a folder")
-    is_ours = (target / PLAN).is_file() or not target.exists() or not any(target.iterdir())
+    is_ours = (
+        any((target / plan).is_file() for plan in (PLAN, VOCABULARY))
+        or not target.exists()
+        or not any(target.iterdir())
+    )
     if not is_ours and not force:
         raise CheckpointError(
             f"'{target}' exists and wasn't saved by dnge; choose another folder, or pass force=True (--force)"
@@ -95,21 +99,23 @@ def _refuse_base(target: Path, base: Base) -> None:
 
 
 def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) -> None:
-    copied, left_out = copy_aux_files(base, stage)
+    copied, left_out = copy_aux_files(base, stage, compression.tokenizer_files)
     if isinstance(model, PreTrainedModel):
         with quiet():
             try:
                 # The names on the hub may differ from the model's own; a replayed plan needs the model's own.
-                model.save_pretrained(stage, save_original_format=not compression.plan.uneven)
+                model.save_pretrained(stage, save_original_format=not compression.is_uneven)
             except (RuntimeError, ValueError) as e:
                 raise CheckpointError(f"transformers can't save this {type(model).__name__}: {first_line(e)}") from e
     else:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(weights, stage / WEIGHTS, metadata={"format": "pt"})
-    is_replayed = compression.plan.uneven or not isinstance(model, PreTrainedModel)
+    is_replayed = compression.is_uneven or not isinstance(model, PreTrainedModel)
     if is_replayed and compression.inputs is not None:  # the replay may have to trace the base again
         (stage / INPUTS).write_text(outline(compression.inputs) + "\n", encoding="utf-8")
-    (stage / PLAN).write_text(compression.plan.to_json(), encoding="utf-8")
+    for name, plan in ((PLAN, compression.plan), (VOCABULARY, compression.vocabulary)):
+        if plan is not None:
+            (stage / name).write_text(plan.to_json(), encoding="utf-8")
     if compression.report is not None:
         _write_json(stage / REPORT, compression.report.to_dict())
     if compression.base_config is not None:
@@ -130,7 +136,7 @@ def _verify(model: nn.Module, compression: Compression, stage: Path) -> None:
         _compare_weights(model.state_dict(), load_file(stage / WEIGHTS))
         return
     trusted = type(model).is_remote_code()
-    if compression.plan.uneven:
+    if compression.is_uneven:
         reloaded: Any = load(stage, trust_remote_code=trusted)
     else:
         reloaded = read(stage, trust_remote_code=trusted, model_class=type(model))

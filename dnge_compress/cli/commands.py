@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
-from dnge_compress.checkpoint.compression import REPORT
+from dnge_compress.checkpoint.compression import REPORT, VOCABULARY
 from dnge_compress.checkpoint.saving import refuse_target
 from dnge_compress.cli.output import print_json, print_text, say_what_now
 from dnge_compress.cli.progress_bars import session
@@ -29,14 +30,17 @@ from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.space_rows import PLURAL
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.recipes.library import assignments, resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import Report
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.user_data import read_texts
+from dnge_compress.vocabulary.coverage import texts_in
+from dnge_compress.vocabulary.trim import plan_vocabulary
 
-P = TypeVar("P", bound=PrunePlan | LoraPlan)
+P = TypeVar("P", bound=PrunePlan | LoraPlan | VocabularyPlan)
 
 
 def score(options: Namespace) -> None:
@@ -59,9 +63,12 @@ def plan(options: Namespace) -> None:
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
+    refuse_target(Path(options.output), options.force)
+    if _is_about_tokens(Path(options.plan)):
+        _apply_vocabulary(VocabularyPlan.read(Path(options.plan)), options)
+        return
     made = PrunePlan.read(Path(options.plan))
     recipe: Recipe = validate(made.recipe, options.plan)
-    refuse_target(Path(options.output), options.force)
     with session() as progress:
         model = _open(options, progress)
         data, anyway = _data(options, model, recipe), options.any_weights
@@ -90,15 +97,37 @@ def place(options: Namespace) -> None:
     _make_plan(options, recipe, LoraPlan, place_lora)
 
 
+def vocabulary(options: Namespace) -> None:
+    """`dnge vocabulary MODEL --data texts.txt -o OUT`"""
+    if options.output:
+        refuse_target(Path(options.output), options.force)
+    scripts = [script.strip() for script in options.scripts.split(",") if script.strip()]
+    texts = texts_in(Path(options.data)) if options.data else None
+    with session() as progress:
+        model = _open(options, progress)
+        made = plan_vocabulary(model, texts, scripts=scripts, round_to=options.round_to, progress=progress)
+    if options.output:
+        _apply_vocabulary(made, options, model)
+    else:
+        print(made.to_json(), end="")
+
+
 def report(options: Namespace) -> None:
     """`dnge report OUT`"""
     folder = whole_folder(Path(options.folder))
     if (folder / STATE).is_file():
         print_report(finished(folder), options)
         return
-    if not (folder / REPORT).is_file():
+    pruned = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
+    tokens = VocabularyPlan.read(folder / VOCABULARY) if (folder / VOCABULARY).is_file() else None
+    if pruned is None and tokens is None:
         raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
-    print_report(Report.read(folder / REPORT), options)
+    if options.json and pruned and tokens:
+        print_json({**pruned.to_dict(), "vocabulary": tokens.to_dict()})
+        return
+    for made in (pruned, tokens):
+        if made is not None:
+            print_report(made, options)
 
 
 def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], make: Callable[..., P]) -> None:
@@ -114,6 +143,23 @@ def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], m
         print_text(made.to_json().rstrip("\n"))
     else:
         show(made.document())
+
+
+def _apply_vocabulary(made: VocabularyPlan, options: Namespace, model: nn.Module | None = None) -> None:
+    with session() as progress:
+        opened = _open(options, progress) if model is None else model
+        small: Any = api.apply(made, opened, inplace=True)
+        _save(small, options, progress)
+    print_report(small.dnge.vocabulary, options)
+
+
+def _is_about_tokens(path: Path) -> bool:
+    """Whether a file holds a plan of `dnge vocabulary`; what can't be read is told by who reads it next."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(raw, dict) and VocabularyPlan.FORMAT.key in raw
 
 
 def _recipe(options: Namespace) -> Recipe:
@@ -160,7 +206,7 @@ def _save(model: nn.Module, options: Namespace, progress: Progress) -> None:
     progress("save", 1, 1)
 
 
-def print_report(made: Report | JobReport, options: Namespace) -> None:
+def print_report(made: Report | JobReport | VocabularyPlan, options: Namespace) -> None:
     """Tables, or JSON if it is asked for."""
     if options.json:
         print_json(made.to_dict())

@@ -37,7 +37,7 @@ def parser() -> Parser:
     commands = root.add_subparsers(metavar="COMMAND")
     json_flag = _flag("--json", "print exactly one JSON document")
     force = _flag("--force", "replace an output that dnge did not write")
-    opening, choosing = _opening_flags(), _choosing_flags()
+    opening, choosing = _opening_flags("real text to calibrate on, one text per line"), _choosing_flags()
 
     def command(name: str, *parents: Parser, about: str, module: str = "commands") -> Parser:
         found = _added(commands, name, parents, about)
@@ -64,6 +64,17 @@ def parser() -> Parser:
     place.add_argument("--recipe", default="lora/default", metavar="RECIPE", help="name or path (default: %(default)s)")
     place.add_argument("--placer", help="the method that decides: uniform, encoder, fisher, stable_rank, …")
     _set_flag(place)
+    about = "let tokens that some texts or scripts never use leave model and tokenizer"
+    reading = _opening_flags("texts of the kind that the model will read and write")
+    vocabulary = command("vocabulary", reading, force, json_flag, about=about)
+    _model(vocabulary)
+    vocabulary.add_argument(
+        "-o", "--output", metavar="OUT", help="folder for the smaller model (default: print the plan)"
+    )
+    vocabulary.add_argument(
+        "--scripts", default="", metavar="A,B", help="tokens that stay whole: Latin, Cyrillic, Han, …"
+    )
+    vocabulary.add_argument("--round-to", type=positive, default=1, metavar="N", help="keep a multiple of N tokens")
     about = "run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
     run = command("run", json_flag, about=about, module="job_commands")
     run.add_argument("recipe", metavar="RECIPE", help="name or path; see `dnge recipes ls`")
@@ -72,7 +83,7 @@ def parser() -> Parser:
     )
     run.add_argument("--dry-run", action="store_true", help="check the recipe and show the plan; do nothing")
     report = command("report", json_flag, about="show what was done to a saved model, or by a job")
-    report.add_argument("folder", metavar="OUT", help="folder written by `dnge compress`, `dnge apply` or `dnge run`")
+    report.add_argument("folder", metavar="OUT", help="folder that dnge wrote a model or a job to")
     _recipes(commands, json_flag, force)
     about = "print versions and the machine, for reports of faults"
     command("env", json_flag, about=about, module="environment")
@@ -156,12 +167,12 @@ def _flag(name: str, about: str) -> Parser:
     return flags
 
 
-def _opening_flags() -> Parser:
+def _opening_flags(about_data: str) -> Parser:
     flags = Parser(add_help=False)
     group = flags.add_argument_group("model and data")
     group.add_argument("--device", help="where to run, e.g. cuda (default: cpu)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    group.add_argument("--data", metavar="FILE.txt", help="real text to calibrate on, one text per line")
+    group.add_argument("--data", metavar="FILE.txt", help=about_data)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     group.add_argument("--allow-pickle", action="store_true", help="read pickled weights (they can run code)")
     return flags

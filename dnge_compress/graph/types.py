@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dnge_compress.core.errors import PlanError, UnknownNameError, UnsupportedModelError
 
-Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "fixed"]
+Kind = Literal["neuron", "head", "channel", "residual", "expert", "layer", "vocabulary", "fixed"]
 Op = Literal[
     "embed",
     "linear",

@@ -20,6 +20,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.pruned import pruned_graph
 from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.vocabulary import vocabulary_graph
 from dnge_compress.lora.export import flatten_adapter
 from dnge_compress.lora.placers import PlacingContext
 from dnge_compress.lora.plan import LoraPlan
@@ -29,6 +30,7 @@ from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.cut import trainable
+from dnge_compress.surgery.vocabulary import cut_vocabulary
 
 __all__ = ["flatten_adapter", "place_lora"]
 
@@ -82,8 +84,11 @@ def place_lora(
 def graph_of(model: Any, example_inputs: Inputs | None = None) -> ModelGraph:
     """The model's graph; of one that `compress` gave uneven widths, its base's graph under the same cuts."""
     attached = getattr(model, "dnge", None)
-    if not isinstance(attached, Compression) or not attached.plan.uneven or attached.base_config is None:
+    found = attached if isinstance(attached, Compression) and attached.is_uneven else Compression()
+    if found.plan is None or found.base_config is None:
         return build_graph(model, example_inputs)
     with torch.device("meta"):
-        base = type(model)(AutoConfig.for_model(**attached.base_config))
-    return pruned_graph(AppliedCuts(build_graph(base), attached.plan.cuts), shapes_of(model))
+        base = type(model)(AutoConfig.for_model(**found.base_config))
+    if found.vocabulary is not None:
+        cut_vocabulary(base, vocabulary_graph(base), found.vocabulary.keep)
+    return pruned_graph(AppliedCuts(build_graph(base), found.plan.cuts), shapes_of(model))

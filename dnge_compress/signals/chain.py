@@ -134,9 +134,8 @@ def chain_of(model: nn.Module, graph: ModelGraph, batch: Inputs, loss: Loss) -> 
             return None
     if not run.is_chain:
         return None
-    chain = Chain(model, tuple(run.paths), tuple(with_hidden(out, None) for out in run.outputs))
-    assert run.start is not None
-    return chain if _agrees(chain, few, loss, run.start.grad) else None
+    chain = Chain(model, tuple(run.paths), tuple(_shell(out) for out in run.outputs))
+    return chain if _agrees(chain, few, loss, run.gradient) else None
 
 
 class _NoChainError(Exception):
@@ -153,7 +152,12 @@ class _Run:
     @property
     def is_chain(self) -> bool:
         """Whether every block ran, and the gradient came back to the first."""
-        return set(self.paths) == self.wanted and self.start is not None and self.start.grad is not None
+        return set(self.paths) == self.wanted and self.gradient is not None
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """What came back to where the blocks begin."""
+        return None if self.start is None else self.start.grad
 
     @contextmanager
     def watched(self, model: nn.Module) -> Iterator[None]:
@@ -192,6 +196,11 @@ class _Run:
             raise _NoChainError
         self.paths.append(path)
         self.outputs.append(out)
+
+
+def _shell(output: Any) -> Any:
+    """What a block returns, without its hidden states."""
+    return (None, *output[1:]) if isinstance(output, tuple) else None
 
 
 def _hidden(output: Any) -> Any:

@@ -19,13 +19,10 @@ from dnge_compress.graph.tracing.running import tensors_in
 def cut(model: nn.Module, applied: AppliedCuts) -> None:
     """Remove everything that the cuts don't keep from `model`, in place, and bring its config and attributes up to
     date."""
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
     for param in applied.params:
         _replace(model, param, applied)
     for module in {param.rpartition(".")[0] for param in applied.params}:
-        _update_sizes(model.get_submodule(module))
-    for name, p in model.named_parameters():
-        p.requires_grad_(flags[name])
+        update_sizes(model.get_submodule(module))
     for c in applied.module_cuts:
         space = applied.graph.space(c.space)
         _drop_modules(model, space.modules, c.keep)
@@ -71,10 +68,10 @@ def _replace(model: nn.Module, name: str, applied: AppliedCuts) -> None:
     module = model.get_submodule(path)
     old: Tensor = getattr(module, leaf)
     new = applied.remaining(name, old.data).contiguous()
-    setattr(module, leaf, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+    setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
-def _update_sizes(module: Any) -> None:
+def update_sizes(module: Any) -> None:
     """The sizes that a layer of torch or transformers keeps beside its weight."""
     if isinstance(module, Conv1D):
         module.nx, module.nf = module.weight.shape
