@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.core.precision import widened_products
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 NO_TOKEN = -1
@@ -67,7 +68,7 @@ def inference_mode_of(model: nn.Module) -> Iterator[nn.Module]:
     for p, _ in flags:
         p.requires_grad_(False)
     try:
-        with torch.random.fork_rng(devices=[]), _without_padding(model):
+        with torch.random.fork_rng(devices=[]), _without_padding(model), widened_products(model):
             yield model
     finally:
         for m, mode in modes:
