@@ -13,7 +13,7 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.wording import kind as kind_word
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.keys import REMOVED, put
+from dnge_compress.recipes.keys import REMOVED, put, section_of
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.recipes.yaml_lines import Lines, Place, parse_value, read
@@ -143,10 +143,22 @@ def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
     is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
     path = Path(recipe) if is_file else find(str(recipe))
     raw, lines = read(path)
+    _refuse_empty(raw, str(path), lines)
     raw = {"name": path.stem if is_file else str(recipe), **raw}
     if is_file and raw.get("recipe") == "job":
         anchor(raw, path.resolve().parent)
     return raw, str(path), lines
+
+
+def _refuse_empty(raw: Mapping[str, Any], origin: str, lines: Lines) -> None:
+    """A section with nothing in it would count as absent: an empty `lora` would train everything at the rate meant for
+    adapters. Raises RecipeError."""
+    kind = KINDS.get(str(raw.get("recipe", "prune")), Recipe)
+    empty = next((key for key, value in raw.items() if value is None and section_of(kind, key) is not None), None)
+    if empty is not None:
+        raise RecipeError(
+            f"{origin}:{lines[(empty,)]}: '{empty}' is empty; write `{empty}: {{}}` for its defaults, or take it out"
+        )
 
 
 def anchor(raw: dict[str, Any], beside: Path) -> None:

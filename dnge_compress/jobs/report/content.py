@@ -40,6 +40,11 @@ def headlines(milestones: Sequence[Milestone], result: Milestone | None) -> tupl
     )
 
 
+def in_short(sentences: Sequence[str]) -> Section | None:
+    """What it all came to."""
+    return Section("In short", (Paragraph(" ".join(sentences)),)) if sentences else None
+
+
 def comparison(milestones: Sequence[Milestone]) -> Section | None:
     """Every measure at every milestone, and its change against the first."""
     if not milestones:

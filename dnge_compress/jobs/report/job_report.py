@@ -17,6 +17,7 @@ from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone
+from dnge_compress.jobs.report.verdict import verdict
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.page import page
@@ -52,6 +53,7 @@ class JobReport(Printable):
     def document(self) -> Document:
         """The report in sections."""
         sections = (
+            content.in_short(verdict(self.milestones, self.curves)),
             content.comparison(self.milestones),
             content.losses(self.curves),
             content.widths(self.widths),
