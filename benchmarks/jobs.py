@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import shutil
 import statistics
@@ -114,7 +113,7 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rates(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Learning rates far off, in several seeds: what the job leaves is never worse than the pruned model, or it stops."""
+    """Learning rates far off, in several seeds: the job stops, or leaves what is no worse than the pruned model."""
     found = []
     for seed in SEEDS[: options.seeds]:
         for rate in RATES:
@@ -132,9 +131,7 @@ def rates(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def judged(out: Path) -> dict[str, float]:
     """Perplexity of a job's models on the held-out books."""
-    text = "\n\n".join(
-        book[:JUDGED] for book in pq.read_table(DATA / "books_valid.parquet").column("text").to_pylist()
-    )
+    text = "\n\n".join(book[:JUDGED] for book in pq.read_table(DATA / "books_valid.parquet").column("text").to_pylist())
     tokenizer = AutoTokenizer.from_pretrained(BOOKWORM)
     places = {"original": BOOKWORM, "pruned": out / "pruned", "trained": out / "model"}
     return {
@@ -270,7 +267,9 @@ def table(found: dict[str, Any]) -> list[str]:
         worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]
         stopped = sum(r["exit_code"] == 5 for r in found["rates"])
         lines += ["", f"Learning rates from {min(RATES):g} to {max(RATES):g}, {len(found['rates'])} short jobs: "]
-        lines[-1] += f"{stopped} stopped with exit code 5, {len(worse)} of the others left a model that is worse on these "
+        lines[-1] += (
+            f"{stopped} stopped with exit code 5, {len(worse)} of the others left a model that is worse on these "
+        )
         lines[-1] += "books than the pruned one."
     if "kills" in found:
         k = found["kills"]

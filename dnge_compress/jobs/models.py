@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
 from dnge_compress.checkpoint import check_weights, load, open_model
 from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import DataError, UnsupportedModelError, first_line
+from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError, first_line
 from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.lora.attach import merged
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.signals.inference import CAUSAL
 
@@ -32,6 +34,25 @@ def base(folder: JobFolder, job: Job) -> nn.Module:
     if job.prune is None:
         return original(job)
     return _moved(load(folder.pruned), job)
+
+
+def trained(folder: JobFolder, job: Job, variant: str = "") -> nn.Module:
+    """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
+    model: Any = base(folder, job)
+    if job.lora is not None:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        whole = merged(model.float(), folder.adapter(variant))
+        for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):  # not all of one dtype: rotary tables
+            tensor.data = tensor.data.to(dtypes[name])
+        return whole
+    best = folder.best(variant)
+    weights = {k: v for file in best.glob("*.safetensors") for k, v in load_file(file).items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if unknown or set(missing) - set(model.get_expanded_tied_weights_keys(all_submodels=True)):
+        raise CheckpointError(f"'{best}' doesn't fit the model it was trained from; delete the folder")
+    model.tie_weights()
+    return model
 
 
 def quick(model: nn.Module) -> nn.Module:

@@ -28,7 +28,7 @@ from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, is_rank0, same_threads, workers_of
 from dnge_compress.jobs.models import embedding_rows, refuse_other_tasks, refuse_tokenizer, tokenizer_of, uses_cpu
 from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
-from dnge_compress.jobs.report.measures import Milestone
+from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
 from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.rank_grid import Rank
@@ -189,6 +189,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())),
         ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
         curves=tuple(_curve(folder, variant) for variant in variants),
+        samples=tuple(read_strictly(Sample, s, "a sample") for s in done["measure"].get("samples", ())),
         rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
         notes=(*_notes(job, done), *pruned.get("notes", ()), *place.get("notes", ())),

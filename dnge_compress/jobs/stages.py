@@ -3,35 +3,31 @@ record; a stage that was cut short is simply run again."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnge_compress import api
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.jobs import models, rates
+from dnge_compress.jobs.comparing import compare
 from dnge_compress.jobs.data.changes import marks_of
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, Examples, split_rows
 from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
-from dnge_compress.jobs.measuring import Batch, Shape, batches_of, shape_of, speeds_of, summed_loss
-from dnge_compress.jobs.report.measures import ORIGINAL, PRUNED, TRAINED, Milestone
+from dnge_compress.jobs.measuring import batches_of
 from dnge_compress.jobs.training import clear_torn, steps_of
-from dnge_compress.lora.attach import merged
 from dnge_compress.lora.place import flatten_adapter, place_lora
 from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.plan import LoraPlan
@@ -195,36 +191,8 @@ def train(work: Work, variant: str) -> Facts:
 
 
 def measure(work: Work) -> Facts:
-    """The original, the pruned and every trained model by the same measures; and which of them is the best."""
-    job, folder = work.job, work.folder
-    openers: dict[str, Callable[[], nn.Module]] = {ORIGINAL: lambda: models.original(job)}
-    if job.prune is not None:
-        openers[PRUNED] = lambda: models.base(folder, job)
-    if job.train is not None:
-        openers[TRAINED] = partial(_trained, work, "")
-        openers |= {f"{TRAINED}, {variant}": partial(_trained, work, variant) for variant in job.compare}
-    batches = _held_out_batches(work) if job.train is not None else None
-    found: dict[str, Milestone] = {}
-    shapes: dict[str, Shape] = {}
-    one_of_each: dict[Shape, nn.Module] = {}  # what has the same shape is equally fast
-    for i, (name, open_it) in enumerate(openers.items()):
-        work.progress("measure", i, len(openers))
-        model = open_it()
-        found[name], shapes[name] = _milestone(name, model, batches), shape_of(model)
-        if batches is not None:
-            one_of_each.setdefault(shapes[name], model)
-    if batches is not None:
-        speeds = dict(zip(one_of_each, speeds_of([*one_of_each.values()], batches[0]), strict=True))
-        found = {name: replace(m, **asdict(speeds[shapes[name]])) for name, m in found.items()}
-    work.progress("measure", len(openers), len(openers))
-    facts: dict[str, Any] = {}
-    if TRAINED in found:
-        start = found[PRUNED if PRUNED in found else ORIGINAL]
-        trained = found[TRAINED]
-        facts = {"trained_loss": trained.loss, "is_better": _is_below(trained.loss, start.loss)}
-        if not facts["is_better"]:
-            found[TRAINED] = replace(start, name=TRAINED)
-    return {**facts, "milestones": [json_values(m) for m in found.values()]}
+    """The original, the pruned and every trained model by the same measures; and whether training made a better one."""
+    return compare(work.folder, work.job, work.progress)
 
 
 def save(work: Work) -> Facts:
@@ -233,7 +201,7 @@ def save(work: Work) -> Facts:
     measured = folder.done("measure")
     assert measured is not None
     if job.lora is None or job.save.merge_adapter:
-        _keep_model(_trained(work, "") if measured["is_better"] else models.base(folder, job), work)
+        _keep_model((models.trained if measured["is_better"] else models.base)(folder, job), work)
     if job.lora is not None and job.save.flat_adapter:
         with atomic_folder(folder.flat_adapter) as stage:
             flatten_adapter(folder.adapter(), stage)
@@ -247,50 +215,6 @@ def timed(stage: Stage, work: Work) -> Facts:
     facts = stage.run(work)
     work.progress(stage.name, 1, 1)
     return {**facts, "seconds": round(time.perf_counter() - started, 3)}
-
-
-def _held_out_batches(work: Work) -> list[Batch]:
-    settings = work.job.train
-    assert settings is not None
-    collate = Collator.of(models.tokenizer_of(work.job))
-    return list(batches_of(Examples.load(work.folder.held_out_rows), collate, settings.per_device_eval_batch_size))
-
-
-def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> Milestone:
-    parameters = list(model.parameters())
-    size = Milestone(
-        name=name,
-        params=sum(p.numel() for p in parameters),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
-    )
-    if batches is None:
-        return size
-    total, count = summed_loss(model, batches)
-    return replace(size, loss=total / count if count else math.nan)
-
-
-def _is_below(loss: float | None, start: float | None) -> bool:
-    return loss is not None and start is not None and loss < start
-
-
-def _trained(work: Work, variant: str) -> nn.Module:
-    """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
-    job, folder = work.job, work.folder
-    model: Any = models.base(folder, job)
-    if job.lora is not None:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        whole = merged(model.float(), folder.adapter(variant))
-        for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):  # not all of one dtype: rotary tables
-            tensor.data = tensor.data.to(dtypes[name])
-        return whole
-    best = folder.best(variant)
-    weights = {k: v for file in best.glob("*.safetensors") for k, v in load_file(file).items()}
-    missing, unknown = model.load_state_dict(weights, strict=False)
-    if unknown or set(missing) - set(model.get_expanded_tied_weights_keys(all_submodels=True)):
-        raise CheckpointError(f"'{best}' doesn't fit the model it was trained from; delete the folder")
-    model.tie_weights()
-    return model
 
 
 def _keep_model(model: Any, work: Work) -> None:

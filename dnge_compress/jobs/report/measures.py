@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.wording import NOT_MEASURED, count, signed
@@ -27,6 +27,14 @@ class Milestone:
     loss: float | None = None
     tokens_per_second: float | None = None
     speed_noise: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A beginning, and how the models at some milestones go on after it, the likeliest token each time."""
+
+    beginning: str
+    continuations: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

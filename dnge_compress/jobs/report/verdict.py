@@ -48,8 +48,9 @@ def _overall(original: Milestone, result: Milestone) -> Iterator[str]:
 
 def _training(start: Milestone, original: Milestone, trained: Milestone, curves: Sequence[Curve]) -> Iterator[str]:
     points = [p for c in curves[:1] for p in c.held_out if math.isfinite(p[1])]
-    if start.loss is None or trained.loss is None:
+    if not all(loss is not None and math.isfinite(loss) for loss in (start.loss, trained.loss)):
         return
+    assert start.loss is not None and trained.loss is not None
     if trained.loss == start.loss:
         found = ""
         if len(points) > 1:
