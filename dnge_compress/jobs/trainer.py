@@ -100,11 +100,15 @@ class JobTrainer(Trainer):
     def training_step(self, model: nn.Module, *arguments: Any, **named: Any) -> Tensor:
         """Forward and backward, before the optimiser takes its step."""
         loss: Tensor = super().training_step(model, *arguments, **named)
-        if not bool(torch.isfinite(loss)):
-            raise self._diverged("loss")
-        # Shared gradients are equal in all processes, so they stop together. A scaler in float16 skips such steps.
-        if self.accelerator.sync_gradients and not self.args.fp16 and not _are_finite(model):
-            raise self._diverged("gradient")
+        if self.accelerator.sync_gradients:  # what went wrong in an earlier part of the step is in the gradient as well
+            # A scaler in float16 meets infinite gradients, and skips such steps by itself.
+            broken = [not bool(torch.isfinite(loss)), not (self.args.fp16 or _has_finite_gradients(model))]
+            if self.args.world_size > 1:  # all stop together
+                shared = self.accelerator.reduce(torch.tensor(broken, device=self.args.device).float(), reduction="sum")
+                broken = (shared > 0).tolist()
+            for what, is_broken in zip(("loss", "gradient"), broken, strict=True):
+                if is_broken:
+                    raise self._diverged(what)
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -147,7 +151,7 @@ def is_sharded(trainer: Trainer) -> bool:
     return bool(getattr(trainer.accelerator, "is_fsdp2", False))
 
 
-def _are_finite(model: nn.Module) -> bool:
+def _has_finite_gradients(model: nn.Module) -> bool:
     total = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return bool(torch.isfinite(total.full_tensor() if isinstance(total, DTensor) else total))
 
