@@ -155,10 +155,14 @@ def test_the_best_evaluation_is_kept_and_not_the_last(model: Path, rows: Path, t
 def test_a_training_that_only_harms_leaves_the_pruned_model_and_says_so(
     lora: Any, model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    train = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": 4}
-    out = tmp_path / "out"
-    report = run(job_of(recipe(model, rows, out, train=train, lora=lora)))
+    out, dull = tmp_path / "out", tmp_path / "dull.jsonl"
+    dull.write_text((json.dumps({"text": "zz" * 60}) + "\n") * 40)
+    told = {"datasets": [{"path": str(dull)}], "eval_datasets": [{"path": str(rows)}], "lora": lora}
+    train = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_steps": 12, "eval_steps": 12}
+    report = run(job_of(recipe(model, rows, out, train=train, **told)))
     assert report is not None
+    found = [loss for _, loss in report.curves[0].held_out]
+    assert min(found[1:]) > found[0], "nothing was harmed"
     _, pruned, trained = report.milestones
     assert trained.loss == pruned.loss
     ours, theirs = (load_file(out / name / "model.safetensors") for name in ("model", "pruned"))
