@@ -165,9 +165,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
         _outlive_workers(folder)
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
         if folder.read()["identity"] != identity(job):
-            write_whole(
-                folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json", exclude_none=True), sort_keys=False)
-            )
+            write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
             record = {"dnge_job": VERSION, "identity": identity(job), "threads": threads, "stages": {}}
             write_whole(folder.state, json.dumps(record, indent=1) + "\n")
         yield
