@@ -142,7 +142,7 @@ class JobTrainer(Trainer):
             return DivergedError("the held-out loss is not a finite number before the first step; the model is broken")
         return DivergedError(
             f"the {what} is not a finite number at step {self.state.global_step + (what != 'held-out loss')}; lower "
-            f"train.learning_rate, now {self.args.learning_rate:g}, or write auto; nothing good was replaced"
+            f"train.learning_rate, now {self.args.learning_rate:g}, or write auto, and name another output_dir"
         )
 
 
