@@ -182,6 +182,22 @@ def test_the_first_number_that_is_not_finite_stops_the_job_and_leaves_no_model(
     assert not (out / "model").exists() and (out / "pruned").is_dir()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("rate", [1e-4, 1e-2, 1.0, 1e4, 1e10])
+def test_no_rate_and_seed_leaves_a_model_worse_than_the_pruned_one(
+    rate: float, seed: int, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    try:
+        report = run(job_of(recipe(model, rows, tmp_path / "out", train={"learning_rate": rate}, seed=seed)))
+    except DivergedError:
+        assert not (tmp_path / "out" / "model").exists()
+    else:
+        assert report is not None
+        _, pruned, trained = report.milestones
+        assert trained.loss <= pruned.loss  # type: ignore[operator]
+
+
 def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     report = run(job_of(recipe(model, rows, out, train={"learning_rate": "auto"})))

@@ -170,7 +170,7 @@ def _broadcast(order: Order | None) -> Order | None:
     """The leader's order, in every process; None is the end."""
     message: list[Any] = [order]
     dist.broadcast_object_list(message, src=0)
-    return message[0]  # type: ignore[no-any-return]
+    return message[0]
 
 
 def _refuse_other_size(processes: int, job: Job) -> None:
