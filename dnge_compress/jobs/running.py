@@ -14,15 +14,10 @@ import torch
 from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.core.files import disk_errors
-<<<<<<< HEAD
 from dnge_compress.core.progress import Progress, reporter
-from dnge_compress.core.strict_json import read_json
-from dnge_compress.core.verbs import verb
-=======
-from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import read_json, read_strictly
+from dnge_compress.core.verbs import verb
 from dnge_compress.jobs.data.changes import changed
->>>>>>> f66b41a (Jobs keep the best of what they began with and every evaluation, stop at the first number that isn't finite, find a learning rate, measure speeds in turn)
 from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, is_rank0, same_threads, workers_of
