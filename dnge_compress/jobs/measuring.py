@@ -62,15 +62,14 @@ class Speed:
 
 def speeds_of(models: Sequence[nn.Module], batch: Batch) -> list[Speed]:
     """Speeds of several models over one batch, in turn, so that whatever else the machine does meets all of them alike;
-    the best of many rounds counts. The noise is that of the whole measurement and the same for all."""
+    the best of many rounds counts. The noise is how much longer the median round took, and the same for all."""
     rounds: list[list[float]] = [[_seconds(model, batch) for model in models]]  # the first warms up
     while len(rounds) <= ROUNDS[0] or (len(rounds) <= ROUNDS[1] and sum(map(sum, rounds)) < LEAST_SECONDS):
         order = [*enumerate(models)][:: 1 if len(rounds) % 2 else -1]
         rounds.append([seconds for _, seconds in sorted((i, _seconds(model, batch)) for i, model in order)])
     times = torch.tensor(rounds[1:], dtype=torch.float64)  # [rounds, models]
     best = times.amin(0)
-    halves = torch.stack([times[::2].amin(0), times[1::2].amin(0)])
-    noise = max(LEAST_NOISE, float((halves.amax(0) / halves.amin(0)).max()) - 1)
+    noise = max(LEAST_NOISE, float((times.median(0).values / best).max()) - 1)
     tokens = batch["input_ids"].numel()
     return [Speed(tokens_per_second=tokens / seconds, speed_noise=noise) for seconds in best.tolist()]
 
