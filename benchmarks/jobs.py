@@ -1,7 +1,7 @@
 """Jobs on the example model: recovery after pruning beside its rivals, resuming after kills, two processes as one.
 
-    python benchmarks/jobs.py                  # about an hour of one core; writes results/jobs.{md,json}
-    python benchmarks/jobs.py --only kills     # one part: recovery, kills or processes
+    python benchmarks/jobs.py                  # hours of one core; writes results/jobs.{md,json}
+    python benchmarks/jobs.py --only kills     # one part: recovery, rates, kills or processes
 
 Every arm is `dnge run` in a process of its own, as a user would start it. Stopped and started again, it goes on: jobs
 in --work that are finished are only read.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import shutil
 import statistics
@@ -25,29 +24,36 @@ import pyarrow.parquet as pq
 import torch
 from harness import DATA, RESULTS, markdown
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnge_compress.jobs.report.job_report import JobReport
 
-BOOKWORM = Path(__file__).parents[1] / "examples" / "bookworm"
-HELD_OUT = BOOKWORM / "heldout.txt"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
+from perplexity import perplexity  # noqa: E402
+
+BOOKWORM = EXAMPLES / "bookworm"
+JUDGED = 120_000  # characters of each held-out book, which no job sees
 SEEDS = (0, 1, 2)
+RATES = (1e-4, 1e-2, 1.0, 1e4, 1e10)
 BOOK_TOKENS = 262_144  # of real text, as much as the model samples itself
 CHARACTERS_PER_TOKEN = 4.2
-OURS = ["scorer=encoder", "lora.placer=encoder"]
-RIVAL = ["scorer=magnitude", "repair.compensate=none", "lora.placer=uniform"]
-ARMS = {
-    "dnge, LoRA on its own samples": ("jobs/prune-recover", OURS, "sampled"),
-    "dnge, LoRA on real books": ("jobs/prune-recover", OURS, "books"),
-    "magnitude, uniform LoRA on real books": ("jobs/prune-recover", RIVAL, "books"),
-    "dnge, taught by the original on real books": ("jobs/distill-recover", OURS, "books"),
-    "dnge, taught by the original on its own samples": ("jobs/distill-recover", OURS, "sampled"),
-    "magnitude, uniform LoRA on own samples": ("jobs/prune-recover", RIVAL, "sampled"),
+RIVAL = ["scorer=magnitude", "repair.compensate=none", "train.learning_rate=2e-3", "~distill"]
+# Recipe of ours or a rival's, and the texts it learns from.
+ARMS: dict[str, tuple[list[str], str]] = {
+    "prune-recover on its own samples": ([], "sampled"),
+    "prune-recover on real books": ([], "books"),
+    "prune-recover on both": ([], "both"),
+    "without a teacher, on its own samples": (["~distill"], "sampled"),
+    "without a teacher, on real books": (["~distill"], "books"),
+    "magnitude, uniform LoRA on real books": (RIVAL, "books"),
+    "magnitude, all weights on real books": ([*RIVAL, "~lora", "train.learning_rate=3e-4"], "books"),
 }
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
     "scorer=obs",
     "calibration.tokens=2048",
-    "datasets.0.tokens=16384",
+    "datasets=[{type: sampled, tokens: 16384}]",
     "train.max_length=64",
     "train.max_steps=30",
     "train.save_steps=3",
@@ -55,20 +61,22 @@ SHORT = [
     "train.logging_steps=3",
     "train.per_device_train_batch_size=4",
     "lora.lora_dropout=0.1",
+    "train.learning_rate=2e-3",
 ]
 
 
 def main() -> None:
     """Run the parts asked for and write what is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("recovery", "kills", "processes"))
+    parser.add_argument("--only", choices=("recovery", "rates", "kills", "processes"))
     parser.add_argument("--work", type=Path, default=Path("runs/jobs"))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     parser.add_argument("--arms", type=int, default=len(ARMS), help="of the recovery, the first so many")
+    parser.add_argument("--steps", type=int, default=0, help="of every training, instead of one pass over the rows")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    parts = {"recovery": recovery, "kills": kills, "processes": processes}
+    parts = {"recovery": recovery, "rates": rates, "kills": kills, "processes": processes}
     stored = RESULTS / "jobs.json"
     for name, part in parts.items():
         if options.only in (None, name):
@@ -82,27 +90,59 @@ def main() -> None:
 
 
 def recovery(options: argparse.Namespace) -> dict[str, Any]:
-    """Every arm and seed: perplexities on held-out books before, after pruning and after training; minutes."""
+    """Every arm and seed: perplexities on books that no job saw, before, after pruning and after training; minutes."""
     found: dict[str, Any] = {}
     for seed in SEEDS[: options.seeds]:
         books = options.work / f"books-{seed}.txt"
         if not books.is_file():
             books.write_text(excerpts(seed), encoding="utf-8")
-        for arm, (recipe, told, text) in [*ARMS.items()][: options.arms]:
+        sources = {
+            "sampled": "datasets=[{type: sampled}]",
+            "books": f"datasets=[{{path: {books.absolute()}}}]",
+            "both": f"datasets=[{{type: sampled}}, {{path: {books.absolute()}}}]",
+        }
+        for arm, (told, text) in [*ARMS.items()][: options.arms]:
             out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
-            words = [
-                *told,
-                f"seed={seed}",
-                f"calibration.seed={seed}",
-                f"eval_datasets=[{{path: {HELD_OUT.absolute()}}}]",
-            ]
-            words += [f"datasets=[{{path: {books.absolute()}}}]"] if text == "books" else []
-            report = finished(recipe, out, words)
-            named = {m.name: math.exp(m.loss) for m in report.milestones if m.loss is not None}
+            words = [*told, *length(options), f"seed={seed}", f"calibration.seed={seed}", sources[text]]
+            report = finished("jobs/prune-recover", out, words)
             seconds = sum(report.seconds.values())
+            named = judged(out)
             found.setdefault(arm, []).append({"seed": seed, "seconds": seconds, "perplexity": named})
             print(f"{arm}/{seed}: {named}, {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
     return found
+
+
+def rates(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Learning rates far off, in several seeds: the job stops, or leaves what is no worse than the pruned model."""
+    found = []
+    for seed in SEEDS[: options.seeds]:
+        for rate in RATES:
+            out = options.work / f"rate-{rate:g}-{seed}"
+            words = [*SHORT, f"seed={seed}", f"train.learning_rate={rate!r}", "eval_fraction=0.2"]
+            running = start("jobs/prune-recover", out, words)
+            running.communicate()
+            row: dict[str, Any] = {"seed": seed, "rate": rate, "exit_code": running.returncode}
+            if running.returncode == 0:
+                row |= {"perplexity": judged(out)}
+            found.append(row)
+            print(row, file=sys.stderr, flush=True)
+    return found
+
+
+def judged(out: Path) -> dict[str, float]:
+    """Perplexity of a job's models on the held-out books."""
+    text = "\n\n".join(book[:JUDGED] for book in pq.read_table(DATA / "books_valid.parquet").column("text").to_pylist())
+    tokenizer = AutoTokenizer.from_pretrained(BOOKWORM)
+    places = {"original": BOOKWORM, "pruned": out / "pruned", "trained": out / "model"}
+    return {
+        name: perplexity(AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval(), tokenizer, text)
+        for name, place in places.items()
+    }
+
+
+def length(options: argparse.Namespace) -> list[str]:
+    """Overrides that make trainings as long as asked for."""
+    return [f"train.max_steps={options.steps}"] if options.steps else []
 
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
@@ -221,7 +261,16 @@ def table(found: dict[str, Any]) -> list[str]:
             rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", f"{minutes:.1f}"])
         head = ["arm", "perplexity after pruning", "after recovery", "against the original", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += ["", f"Held-out books; seeds: {len(runs)}. LoRA at the cost of uniform rank 16; about 262,144 tokens."]
+        lines += ["", f"Books that no job saw; seeds: {len(runs)}. LoRA at the cost of uniform rank 16."]
+    if "rates" in found:
+        done = [r for r in found["rates"] if r["exit_code"] == 0]
+        worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]
+        stopped = sum(r["exit_code"] == 5 for r in found["rates"])
+        lines += ["", f"Learning rates from {min(RATES):g} to {max(RATES):g}, {len(found['rates'])} short jobs: "]
+        lines[-1] += (
+            f"{stopped} stopped with exit code 5, {len(worse)} of the others left a model that is worse on these "
+        )
+        lines[-1] += "books than the pruned one."
     if "kills" in found:
         k = found["kills"]
         where = ", ".join(f"{m['stage']} {m['share_of_stage']:.0%}" for m in k["moments"])

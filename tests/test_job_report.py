@@ -19,7 +19,7 @@ from dnge_compress.core.markdown import escape
 from dnge_compress.core.terminal import plain, show
 from dnge_compress.core.wording import duration
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
-from dnge_compress.jobs.report.measures import MEASURES, Milestone
+from dnge_compress.jobs.report.measures import MEASURES, Milestone, Sample
 from dnge_compress.lora.rank_grid import Rank, grid
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.axes import decimals, layer_ticks, thinned, ticks
@@ -31,7 +31,18 @@ TRAINED = Milestone(name="trained", params=800, bytes=3200, loss=2.25, tokens_pe
 COMPARED = Milestone(name="trained, uniform", params=800, bytes=3200, loss=2.375, tokens_per_second=640.0)
 HOSTILE = "<script>alert('1')</script></style></svg>|`x`&\" onload=\"[a](b)\x1b[31m\u202e\n# x " + "y" * 120
 EMPTY = JobReport(name="", model="m", output_dir="", stages=(), seconds={}, milestones=())
-SECTIONS = ("Before and after", "Loss while training", "Units kept", "Ranks", "Time", "Data", "Machine", "Notes")
+SECTIONS = (
+    "In short",
+    "Before and after",
+    "Loss while training",
+    "Samples",
+    "Units kept",
+    "Ranks",
+    "Time",
+    "Data",
+    "Machine",
+    "Notes",
+)
 VOID = {"meta", "link"}
 
 
@@ -55,6 +66,7 @@ def full(layers: int = 3) -> JobReport:
             Curve("trained", ((1, 2.5), (2, 2.25)), ((0, 2.5), (2, 2.25))),
             Curve("trained, uniform", held_out=((0, 2.5), (2, 2.375))),
         ),
+        samples=(Sample("It was a", {"original": "dark night.", "pruned": "dark dark."}),),
         rows={"read": 1200, "cut_at_max_length": 7},
         machine={"device": "cpu"},
         notes=("a note",),
@@ -77,6 +89,7 @@ def hostile() -> JobReport:
         ),
         ranks=(Rank(bad, 1, 2), Rank(f"a.1.{bad}", 2, 4)),
         curves=(Curve(bad, ((1, 2.0),), ((1, 2.0), (2, 1.0))),),
+        samples=(Sample(bad, {bad: bad}),),
         rows={bad: 1},
         machine={bad: bad},
         notes=(bad,) * 9,
@@ -278,7 +291,8 @@ def test_every_rank_and_width_is_told_where_it_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("field", "empty", "gone"),
     [
-        ("milestones", (), {"Before and after"}),
+        ("milestones", (), {"In short", "Before and after"}),
+        ("samples", (), {"Samples"}),
         ("curves", (), {"Loss while training"}),
         ("curves", (Curve("trained"),), {"Loss while training"}),
         ("widths", (), {"Units kept"}),

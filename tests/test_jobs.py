@@ -17,19 +17,21 @@ import pytest
 import torch
 import yaml
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from dnge_compress.cli.main import main
-from dnge_compress.core.errors import CheckpointError, DngeError, LaunchError
-from dnge_compress.jobs import training
+from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
+from dnge_compress.jobs import measuring, stages, training
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.launching import same_threads
 from dnge_compress.jobs.measuring import batches_of, summed_loss
+from dnge_compress.jobs.rates import find_rate
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.jobs.running import job_of, run
-from dnge_compress.jobs.training import WHOLE, last_whole
+from dnge_compress.jobs.trainer import WHOLE, JobTrainer
+from dnge_compress.jobs.training import last_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKWORM = ROOT / "examples" / "bookworm"
@@ -132,9 +134,118 @@ def test_its_report_has_every_point_measured_and_reads_back(finished: Path) -> N
     assert report.ranks and report.widths and set(report.seconds) == set(report.stages)
 
 
-def test_the_curve_ends_at_the_loss_that_the_saved_model_has(finished: Path) -> None:
+def test_the_result_is_the_lowest_point_of_a_curve_that_begins_before_the_first_step(finished: Path) -> None:
     report = JobReport.from_dict(json.loads((finished / "report.json").read_text(encoding="utf-8")))
-    assert report.curves[0].held_out[-1][1] == pytest.approx(report.milestones[-1].loss, abs=1e-4)
+    _, pruned, trained = report.milestones
+    steps, found = zip(*report.curves[0].held_out, strict=True)
+    assert steps == (0, 4, 8)
+    assert found[0] == pytest.approx(pruned.loss, abs=1e-4) and min(found) == pytest.approx(trained.loss, abs=1e-4)
+
+
+def test_the_best_evaluation_is_kept_and_not_the_last(model: Path, rows: Path, tmp_path: Path) -> None:
+    train = {"max_steps": 6, "eval_steps": 2, "lr_scheduler_type": "constant", "learning_rate": 0.5, "warmup_steps": 0}
+    report = run(job_of(recipe(model, rows, tmp_path / "out", train=train, lora={"lora_dropout": 0.0})))
+    assert report is not None
+    found = dict(report.curves[0].held_out)
+    assert min(found.values()) < found[6], "nothing to tell apart"
+    assert report.milestones[-1].loss == pytest.approx(min(found.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, {"lora_dropout": 0.0}], ids=["whole", "lora"])
+def test_a_training_that_only_harms_leaves_the_pruned_model_and_says_so(
+    lora: Any, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    out, dull = tmp_path / "out", tmp_path / "dull.jsonl"
+    dull.write_text((json.dumps({"text": "zz" * 60}) + "\n") * 40)
+    told = {"datasets": [{"path": str(dull)}], "eval_datasets": [{"path": str(rows)}], "lora": lora}
+    train = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_steps": 12, "eval_steps": 12}
+    report = run(job_of(recipe(model, rows, out, train=train, **told)))
+    assert report is not None
+    found = [loss for _, loss in report.curves[0].held_out]
+    assert min(found[1:]) > found[0], "nothing was harmed"
+    _, pruned, trained = report.milestones
+    assert trained.loss == pruned.loss
+    ours, theirs = (load_file(out / name / "model.safetensors") for name in ("model", "pruned"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert "so the result is the pruned model" in report.to_markdown()
+
+
+@pytest.mark.parametrize("lora", [None, {"lora_dropout": 0.0}], ids=["whole", "lora"])
+def test_the_first_number_that_is_not_finite_stops_the_job_and_leaves_no_model(
+    lora: Any, model: Path, rows: Path, tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    train = {"learning_rate": 1e30, "warmup_steps": 0}
+    assert main(["run", str(recipe(model, rows, out, train=train, lora=lora))]) == 5
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is not a finite number at step 2; lower train.learning_rate, now 1e+30" in said
+    assert not (out / "model").exists() and (out / "pruned").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("rate", [1e-4, 1e-2, 1.0, 1e4, 1e10])
+def test_no_rate_and_seed_leaves_a_model_worse_than_the_pruned_one(
+    rate: float, seed: int, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    try:
+        report = run(job_of(recipe(model, rows, tmp_path / "out", train={"learning_rate": rate}, seed=seed)))
+    except DivergedError:
+        assert not (tmp_path / "out" / "model").exists()
+    else:
+        assert report is not None
+        _, pruned, trained = report.milestones
+        assert trained.loss <= pruned.loss  # type: ignore[operator]
+
+
+def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = run(job_of(recipe(model, rows, out, train={"learning_rate": "auto"})))
+    assert report is not None and "rate" in report.stages
+    found = json.loads((out / "job.json").read_text())["stages"]["rate"]
+    losses = {rate: float(loss) for rate, loss in found["tried"]}
+    assert len(losses) >= 3 and found["learning_rate"] == min(losses, key=losses.__getitem__)
+    assert any(
+        note.startswith(f"learning rate {found['learning_rate']:g}, of held-out losses") for note in report.notes
+    )
+
+
+def test_a_rate_is_looked_for_until_both_neighbours_are_worse() -> None:
+    tried = []
+
+    def loss_at(rate: float) -> float:
+        tried.append(rate)
+        return math.inf if rate > 2e-2 else abs(math.log(rate / 1e-3))
+
+    assert find_rate(loss_at, first=1e-2)[0] == 1e-3
+    assert tried == [1e-2, 3e-2, 3e-3, 1e-3, 3e-4]
+
+
+def test_rates_that_all_diverge_are_an_error() -> None:
+    with pytest.raises(DivergedError, match="every learning rate from 1e-05 to 0.003"):
+        find_rate(lambda rate: math.inf, first=3e-3)
+
+
+def test_models_of_one_shape_are_equally_fast(finished: Path) -> None:
+    report = JobReport.from_dict(json.loads((finished / "report.json").read_text(encoding="utf-8")))
+    _, pruned, trained = report.milestones
+    assert pruned.tokens_per_second == trained.tokens_per_second and pruned.speed_noise == trained.speed_noise
+
+
+def test_speeds_are_taken_in_turn_the_best_counts_and_their_spread_is_the_noise(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = [AutoModelForCausalLM.from_pretrained(model).eval() for _ in range(2)]
+    asked = []
+
+    def seconds(which: Any, batch: Any) -> float:
+        asked.append(twins.index(which))
+        return 1.0 + 0.1 * (len(asked) // 4 % 3)  # a machine that is slower for a while, and not for one model alone
+
+    monkeypatch.setattr(measuring, "_seconds", seconds)
+    first, second = measuring.speeds_of(twins, {"input_ids": torch.zeros(4, 64)})
+    assert first == second and first.tokens_per_second == 256 and first.speed_noise == pytest.approx(0.1)
+    assert asked[:8] == [0, 1, 0, 1, 1, 0, 0, 1]
 
 
 def test_the_result_loads_plainly_and_equals_base_plus_adapter(finished: Path) -> None:
@@ -285,7 +396,7 @@ def test_compared_placements_are_trained_at_the_same_budget(model: Path, rows: P
 
 def test_a_teacher_has_nothing_to_teach_to_its_equal(model: Path, rows: Path, tmp_path: Path) -> None:
     still = {"learning_rate": 1e-12, "logging_steps": 1}  # the least noise is a gradient to Adam
-    report = run(job_of(recipe(model, rows, tmp_path / "out", prune=None, distill={"weight": 1.0}, train=still)))
+    report = run(job_of(recipe(model, rows, tmp_path / "out", prune={"ratio": 0.0}, distill={}, train=still)))
     assert report is not None
     assert all(abs(loss) < 1e-5 for _, loss in report.curves[0].train)
 
@@ -460,6 +571,106 @@ def test_what_can_be_refused_is_refused_before_any_work(model: Path, rows: Path,
     assert not (tmp_path / "out").exists()
 
 
+def test_an_empty_section_is_refused_and_not_taken_for_an_absent_one(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out")
+    for section in ("lora", "prune", "train"):
+        text = yaml.safe_dump({k: v for k, v in yaml.safe_load(path.read_text()).items() if k != section})
+        other = tmp_path / f"{section}.yaml"
+        other.write_text(f"{section}:\n{text}")
+        assert f"{other}:1: '{section}' is empty; write `{section}: {{}}`" in refusal(other)
+
+
+def test_a_teacher_of_a_model_that_nothing_prunes_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out", prune=None)
+    assert "give prune, or a weight below 1" in refusal(path, "distill={weight: 1}")
+    assert job_of(path, {"distill": {"weight": 0.5}}).distill is not None
+
+
+def extended(model: Path, folder: Path, **tokens: Any) -> Path:
+    """The model with a tokenizer that knows more tokens than it has rows."""
+    shutil.copytree(model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_tokens(tokens.get("words", []))
+    tokenizer.add_special_tokens(tokens.get("special", {}))
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("added", [{"words": ["bookworm"]}, {"special": {"pad_token": "[PAD]"}}], ids=["word", "pad"])
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused_at_once(
+    added: Any, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    path = recipe(extended(model, tmp_path / "model", **added), rows, tmp_path / "out")
+    assert "has 1 token more than the model's 4,096 rows" in refusal(path)
+
+
+def test_a_control_token_beyond_the_rows_is_refused_only_where_it_is_used(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    wider = extended(model, tmp_path / "model", special={"additional_special_tokens": ["<image>"]})
+    told = {"prune": None, "train": {"max_steps": 1}}
+    assert run(job_of(recipe(wider, rows, tmp_path / "out", **told))) is not None
+    marked = tmp_path / "marked.jsonl"
+    marked.write_text(rows.read_text() + json.dumps({"text": "an <image> here"}) + "\n")
+    with pytest.raises(DngeError, match=r"the rows hold token 4096 \('<image>'\), but the model has 4,096 rows"):
+        run(job_of(recipe(wider, marked, tmp_path / "other", **told)))
+
+
+def test_a_damaged_model_is_refused_without_pruning_too(model: Path, rows: Path, tmp_path: Path, capsys: Any) -> None:
+    damaged = tmp_path / "model"
+    shutil.copytree(model, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    next(t for name, t in weights.items() if "down_proj" in name)[0, 0] = math.nan
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    assert main(["run", str(recipe(damaged, rows, tmp_path / "out", prune=None))]) == 2
+    assert "holds NaN values; the model is damaged" in capsys.readouterr().err
+
+
+def test_data_that_changed_since_a_stop_are_read_again_and_the_rest_stands(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    own = tmp_path / "own.jsonl"
+    shutil.copy(rows, own)
+    job = job_of(recipe(model, own, tmp_path / "out"))
+    folder = JobFolder(Path(job.output_dir))
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    pruned, trained = folder.done("prune"), folder.done("train")
+    tokens = (folder.done("data") or {})["train"]["tokens"]
+    os.utime(own, (1, 1))  # touched, but the same
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    assert "changed" not in capsys.readouterr().err and folder.done("train") == trained
+    lines = own.read_text().splitlines()
+    own.write_text("\n".join(lines[:30]) + "\n")
+    report = run(job)
+    said = capsys.readouterr().err
+    assert f"'{own}' changed since this job was stopped; data, train, measure, save start over" in said
+    assert report is not None and report.rows["train tokens"] < tokens and folder.done("prune") == pruned
+    assert losses(tmp_path / "out") == losses_of_a_fresh_run(model, own, tmp_path / "fresh")
+
+
+def stopped(work: Any) -> Any:
+    """A stage that never comes to its end."""
+    raise KeyboardInterrupt
+
+
+def losses_of_a_fresh_run(model: Path, rows: Path, out: Path) -> Any:
+    """What a job that was never stopped comes to."""
+    run(job_of(recipe(model, rows, out)))
+    return losses(out)
+
+
+def test_a_budget_above_what_ranks_can_use_is_said(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out", prune=None, train={"max_steps": 1})
+    report = run(job_of(path, {"lora.budget.trainable_params": 10**9}))
+    assert report is not None and any("parameters unused" in note for note in report.notes)
+
+
 def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(finished: Path) -> None:
     message = refusal(finished.with_suffix(".yaml"), "train.learning_rate=0.5")
     assert "belongs to another recipe (train.learning_rate was 0.05, now 0.5)" in message
@@ -509,7 +720,7 @@ def test_an_impossible_budget_exits_with_its_code(model: Path, rows: Path, tmp_p
 def test_a_full_disk_leaves_the_last_checkpoint_whole(
     model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = training.Trainer._save_checkpoint
+    real = JobTrainer._save_checkpoint
 
     def full(self: Any, *arguments: Any) -> None:
         if self.state.global_step > 2:
@@ -518,7 +729,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 
     job = job_of(recipe(model, rows, tmp_path / "out"))
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, "_save_checkpoint", full)
+        patch.setattr(JobTrainer, "_save_checkpoint", full)
         with pytest.raises(CheckpointError, match="No space left.*the last whole checkpoint stays"):
             run(job)
     last = last_whole(tmp_path / "out" / "training")

@@ -15,6 +15,8 @@ exit codes:
        a folder that is not ours
   3    a budget that is out of range or can't be reached
   4    the exactness check failed; nothing was written
+  5    a training whose loss or gradient is no finite number any more;
+       what was good stays
   130  interrupted (Ctrl-C)
   143  terminated
 

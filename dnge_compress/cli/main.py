@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from dnge_compress.cli.interruption import Interruption, interruptible
 
-UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT = 1, 2, 3, 4
+UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
 LIGHT = ("recipe_commands", "completion")  # modules that need no torch
 
 
@@ -64,12 +64,12 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
 
 
 def _report(error: Exception) -> int:
-    from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
+    from dnge_compress.core.errors import BudgetError, DivergedError, DngeError, ExactnessError
 
     message = " ".join(str(error).split())
     if isinstance(error, DngeError):
         print(f"dnge: error: {message}", file=sys.stderr)
-        codes = {BudgetError: IMPOSSIBLE_BUDGET, ExactnessError: NOT_EXACT}
+        codes = {BudgetError: IMPOSSIBLE_BUDGET, ExactnessError: NOT_EXACT, DivergedError: DIVERGED}
         return next((code for kind, code in codes.items() if isinstance(error, kind)), BAD_INPUT)
     what = f"{type(error).__name__}: {message}" if message else type(error).__name__
     print(f"dnge: error: unexpected {what} (DNGE_DEBUG=1 shows where)", file=sys.stderr)

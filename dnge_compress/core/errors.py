@@ -10,6 +10,7 @@ DngeError
 ├── RecipeError (ValueError)          a recipe file that doesn't validate
 ├── CheckpointError (ValueError)      a folder that can't be read or must not be overwritten
 ├── LaunchError (RuntimeError)        a training that doesn't get the processes or strategy it asks for
+├── DivergedError (ArithmeticError)   a training whose numbers are no longer finite
 ├── ExactnessError (RuntimeError)     surgery whose result differs from the masked model
 └── UsageError                        a command line that doesn't fit the grammar (cli/grammar.py)
 """
@@ -68,6 +69,10 @@ class CheckpointError(DngeError, ValueError):
 
 class LaunchError(DngeError, RuntimeError):
     """A training that can't start as asked: arguments, processes or strategy."""
+
+
+class DivergedError(DngeError, ArithmeticError):
+    """A training whose loss or gradient isn't a finite number."""
 
 
 class ExactnessError(DngeError, RuntimeError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from dnge_compress.core.errors import CheckpointError, RecipeError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.lora.plan import LoraPlan
-from dnge_compress.recipes.job_schema import Job
+from dnge_compress.recipes.job_schema import Job, Train
 from dnge_compress.recipes.library import load
 
 VERSION = 1
@@ -57,6 +58,26 @@ class JobFolder:
         """Folder of a variant's checkpoints."""
         return self.root / f"training{_suffix(variant)}"
 
+    def best(self, variant: str = "") -> Path:
+        """What did best on the held-out rows so far, that before the first step included."""
+        return self.training(variant) / "best"
+
+    def trial(self, rate: float) -> Path:
+        """Folder of a short training at a learning rate."""
+        return self.root / "trials" / f"{rate:g}"
+
+    def trial_loss(self, rate: float) -> Path:
+        """The held-out loss that a short training ended with."""
+        return self.trial(rate) / "loss.json"
+
+    def read_rate(self, settings: Train) -> float:
+        """The learning rate that the recipe says, or that was found."""
+        if settings.learning_rate != "auto":
+            return settings.learning_rate
+        found = self.done("rate")
+        assert found is not None
+        return float(found["learning_rate"])
+
     def failure(self, variant: str = "") -> Path:
         """What the processes of a training failed with."""
         return self.training(variant) / "failed.txt"
@@ -86,6 +107,14 @@ class JobFolder:
         """Record a stage as done; survives a kill at any moment."""
         record = self.read()
         record["stages"][stage] = dict(facts)
+        write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+    def forget(self, stages: Iterable[str]) -> None:
+        """Take stages for not done, and away what trainings left; survives a kill at any moment."""
+        for path in (*self.root.glob("training*"), *self.root.glob("trials")):
+            shutil.rmtree(path)
+        record = self.read()
+        record["stages"] = {name: facts for name, facts in record["stages"].items() if name not in {*stages}}
         write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     @property

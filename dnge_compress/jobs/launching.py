@@ -12,23 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
-from dnge_compress.core.errors import DngeError, LaunchError
+from dnge_compress.core.errors import DivergedError, DngeError, LaunchError
 from dnge_compress.core.files import disk_errors, write_whole
 from dnge_compress.core.folders import is_alive
 from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
+from dnge_compress.jobs.rates import Trial
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job
 
+Order: TypeAlias = tuple[str, Trial | None]  # a variant, and how it is tried if it is no training to the end
 LEADER = "DNGE_JOB_LEADER"  # process id
 LOOK_EVERY = 0.5  # seconds
 PATIENCE = timedelta(days=7)  # how long the others wait while one process scores and prunes
@@ -36,9 +39,9 @@ PATIENCE = timedelta(days=7)  # how long the others wait while one process score
 
 @dataclass(frozen=True)
 class Workers:
-    """Trains a variant of the job by calling `train(variant)`; see the three makers below."""
+    """Trains a variant of the job by calling `train(variant, None)`, or tries a rate; see the three makers below."""
 
-    train: Callable[[str], dict[str, str]]
+    train: Callable[[str, Trial | None], dict[str, str]]
     shutdown: Callable[[], None] = lambda: None
 
 
@@ -55,8 +58,8 @@ def workers_of(folder: JobFolder, job: Job, progress: Progress) -> Workers:
         _refuse_other_size(world[1], job)
         return _launched(folder, job, progress)
     if job.launch.num_processes == 1:
-        return Workers(lambda variant: train(folder, job, variant, progress))
-    return Workers(lambda variant: _train_in_processes(folder, job, variant))
+        return Workers(lambda variant, trial: train(folder, job, variant, progress, trial=trial))
+    return Workers(partial(_train_in_processes, folder, job))
 
 
 def follow_leader(folder: JobFolder, job: Job) -> None:
@@ -65,24 +68,25 @@ def follow_leader(folder: JobFolder, job: Job) -> None:
     assert world is not None
     _refuse_other_size(world[1], job)
     _join_group(job)
-    while (order := _broadcast(None)) != ("stop", ""):
+    while (order := _broadcast(None)) is not None:
         _share_threads(folder)
-        train(folder, job, order[1])
+        train(folder, job, order[0], trial=order[1])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m dnge_compress.jobs.launching FOLDER VARIANT`: one of several processes."""
-    root, variant = arguments or sys.argv[1:]
+    """`python -m dnge_compress.jobs.launching FOLDER VARIANT [RATE STEPS]`: one of several processes."""
+    root, variant, *tried = arguments or sys.argv[1:]
+    trial = Trial(float(tried[0]), int(tried[1])) if tried else None
     folder = JobFolder(Path(root))
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     try:
         with at_work(folder), disk_errors(folder.root):
             job = folder.job()
             _share_threads(folder, job.launch.num_processes)
-            obtained = train(folder, job, variant, printed)
+            obtained = train(folder, job, variant, printed, trial=trial)
     except DngeError as e:
         if is_rank0():
-            write_whole(folder.failure(variant), str(e))
+            write_whole(folder.failure(variant), json.dumps({"kind": type(e).__name__, "message": str(e)}))
         return 1
     if is_rank0():
         write_whole(folder.machine(variant), json.dumps(obtained))
@@ -113,27 +117,30 @@ def _share_threads(folder: JobFolder, processes: int = 1) -> None:
 def _launched(folder: JobFolder, job: Job, progress: Progress) -> Workers:
     _join_group(job)
 
-    def order(variant: str) -> dict[str, str]:
-        _broadcast(("train", variant))
-        return train(folder, job, variant, progress)
+    def order(variant: str, trial: Trial | None) -> dict[str, str]:
+        _broadcast((variant, trial))
+        return train(folder, job, variant, progress, trial=trial)
 
     def shutdown() -> None:
-        _broadcast(("stop", ""))
+        _broadcast(None)
 
     return Workers(order, shutdown)
 
 
-def _train_in_processes(folder: JobFolder, job: Job, variant: str) -> dict[str, str]:
+def _train_in_processes(folder: JobFolder, job: Job, variant: str, trial: Trial | None) -> dict[str, str]:
     """Start the processes through torch's own launcher and wait for them."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={job.launch.num_processes}", "-m", __name__, str(folder.root), variant]
+    command += [] if trial is None else [repr(trial.rate), str(trial.steps)]
     failure, machine = folder.failure(variant), folder.machine(variant)
     for path in (failure, machine):
         path.unlink(missing_ok=True)
     # Whatever libraries print belongs to stderr here: stdout is for the report.
     run = subprocess.run(command, stdout=sys.stderr.fileno(), env=os.environ | {LEADER: str(os.getpid())})
     if failure.is_file():
-        raise LaunchError(failure.read_text(encoding="utf-8"))
+        found = read_json(failure)
+        kind = DivergedError if found["kind"] == DivergedError.__name__ else LaunchError
+        raise kind(found["message"])
     if run.returncode or not machine.is_file():
         raise LaunchError(
             f"the training in {job.launch.num_processes} processes failed (exit code {run.returncode}; see above); "
@@ -159,11 +166,11 @@ def _join_group(job: Job) -> None:
     PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
 
 
-def _broadcast(order: tuple[str, str] | None) -> tuple[str, str]:
-    """The leader's order, in every process."""
+def _broadcast(order: Order | None) -> Order | None:
+    """The leader's order, in every process; None is the end."""
     message: list[Any] = [order]
     dist.broadcast_object_list(message, src=0)
-    return tuple(message[0])
+    return message[0]
 
 
 def _refuse_other_size(processes: int, job: Job) -> None:

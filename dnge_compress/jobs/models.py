@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
-from dnge_compress.checkpoint import load, open_model
+from dnge_compress.checkpoint import check_weights, load, open_model
+from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import DataError, UnsupportedModelError, first_line
+from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError, first_line
+from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.lora.attach import merged
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.signals.inference import CAUSAL
 
 
 def original(job: Job) -> nn.Module:
-    """The model the job starts from."""
-    return _moved(open_model(job.model_name_or_path, dtype=None if job.dtype == "auto" else job.dtype), job)
+    """The model the job starts from. Raises WeightError where it is damaged, as `compress` does."""
+    model = open_model(job.model_name_or_path, dtype=None if job.dtype == "auto" else job.dtype)
+    check_weights(model)
+    return _moved(model, job)
 
 
 def base(folder: JobFolder, job: Job) -> nn.Module:
@@ -27,6 +34,33 @@ def base(folder: JobFolder, job: Job) -> nn.Module:
     if job.prune is None:
         return original(job)
     return _moved(load(folder.pruned), job)
+
+
+def trained(folder: JobFolder, job: Job, variant: str = "") -> nn.Module:
+    """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
+    model: Any = base(folder, job)
+    if job.lora is not None:
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        whole = merged(model.float(), folder.adapter(variant))
+        for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):  # not all of one dtype: rotary tables
+            tensor.data = tensor.data.to(dtypes[name])
+        return whole
+    best = folder.best(variant)
+    weights = {k: v for file in best.glob("*.safetensors") for k, v in load_file(file).items()}
+    missing, unknown = model.load_state_dict(weights, strict=False)
+    if unknown or set(missing) - set(model.get_expanded_tied_weights_keys(all_submodels=True)):
+        raise CheckpointError(f"'{best}' doesn't fit the model it was trained from; delete the folder")
+    model.tie_weights()
+    return model
+
+
+def quick(model: nn.Module) -> nn.Module:
+    """The model in float32 where it lies on a processor without instructions for its own precision, which would take
+    twenty times as long."""
+    parameter = next(model.parameters())
+    is_slow = parameter.dtype == torch.float16 or (parameter.dtype == torch.bfloat16 and not has_bfloat16())
+    return model.float() if parameter.device.type == "cpu" and is_slow else model
 
 
 def tokenizer_of(job: Job) -> Any:
@@ -44,6 +78,39 @@ def refuse_other_tasks(architecture: str, path: str | Path) -> None:
         raise UnsupportedModelError(
             f"a job trains causal language models; '{path}' is a {architecture}: leave out `train`, "
             "or train it with your own loop on what `dnge compress` and `dnge place` give"
+        )
+
+
+def embedding_rows(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model knows, by its config; None if that doesn't say."""
+    found = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return found if isinstance(found, int) else None
+
+
+def refuse_tokenizer(tokenizer: Any, rows: int, path: str | Path) -> None:
+    """Raise DataError if text, or padding, can give a token for which a model of so many `rows` has no embedding.
+
+    Control tokens beyond them do no harm until some row holds one: Gemma 3's texts come without its token for images.
+    """
+    beyond = {token: number for token, number in tokenizer.get_vocab().items() if number >= rows}
+    harmless = set(tokenizer.all_special_tokens) - {tokenizer.pad_token}
+    wrong = min((t for t in beyond if t not in harmless), key=beyond.__getitem__, default=None)
+    if wrong is not None:
+        raise DataError(
+            f"the tokenizer of '{path}' has {len(beyond):,} token{'s'[: len(beyond) > 1]} more than the model's "
+            f"{rows:,} rows ('{wrong}' is {beyond[wrong]}); save the model with resized embeddings, or the tokenizer "
+            "without them"
+        )
+
+
+def refuse_unknown_tokens(job: Job, tokenizer: Any, ids: Any) -> None:
+    """Raise DataError if rows hold a token for which the model has no embedding."""
+    rows = embedding_rows(read_config(locate(job.model_name_or_path, allow_pickle=False)))
+    highest = int(ids.max())
+    if rows is not None and highest >= rows:
+        raise DataError(
+            f"the rows hold token {highest} ('{tokenizer.convert_ids_to_tokens(highest)}'), but the model has "
+            f"{rows:,} rows; save the model with resized embeddings"
         )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,16 @@ from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.core.files import disk_errors
 from dnge_compress.core.progress import Progress, reporter
-from dnge_compress.core.strict_json import read_json
+from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.core.verbs import verb
+from dnge_compress.jobs.data.changes import changed
 from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, is_rank0, same_threads, workers_of
-from dnge_compress.jobs.models import refuse_other_tasks, uses_cpu
+from dnge_compress.jobs.models import embedding_rows, refuse_other_tasks, refuse_tokenizer, tokenizer_of, uses_cpu
 from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
-from dnge_compress.jobs.report.measures import Milestone
-from dnge_compress.jobs.stages import Stage, Work, stages_of, timed
+from dnge_compress.jobs.report.measures import Milestone, Sample
+from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
 from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
@@ -72,6 +74,9 @@ def _refuse_model(job: Job) -> None:
     if job.train is None:
         return
     refuse_other_tasks(next(iter(config.get("architectures") or ()), "model without a named class"), path)
+    rows = embedding_rows(config)
+    if rows is not None:
+        refuse_tokenizer(tokenizer_of(job), rows, path)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(positions, int) and job.train.max_length > positions:
         raise RecipeError(
@@ -97,6 +102,7 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
         return None
     claimed = claim(folder, job, versions(), torch.get_num_threads())
     with disk_errors(folder.root), claimed, same_threads(folder):
+        _forget_changed(folder, job)
         workers = workers_of(folder, job, progress)
         work = Work(job=job, folder=folder, workers=workers, progress=progress)
         stages = stages_of(job)
@@ -122,6 +128,17 @@ def _stands(folder: JobFolder, job: Job, stage: Stage) -> bool:
     if stage.name == "prune":
         return folder.pruned.is_dir()
     return stage.name != "save" or folder.model.is_dir() or (job.lora is not None and not job.save.merge_adapter)
+
+
+def _forget_changed(folder: JobFolder, job: Job) -> None:
+    """Start those stages over that saw files which are no longer what they were, and say so."""
+    data = folder.done("data") or {}
+    file = changed([*job.datasets, *job.eval_datasets], Path.cwd(), data["files"]) if "files" in data else None
+    if file is None:
+        return
+    again = stages_that_saw_data(job)
+    print(f"dnge: '{file}' changed since this job was stopped; {', '.join(again)} start over", file=sys.stderr)
+    folder.forget(again)
 
 
 def versions() -> dict[str, str]:
@@ -163,14 +180,27 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         output_dir=str(folder.root),
         stages=tuple(stage.name for stage in stages),
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
-        milestones=tuple(Milestone(**m) for m in done["measure"]["milestones"]),
+        milestones=tuple(read_strictly(Milestone, m, "a milestone") for m in done["measure"]["milestones"]),
         widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())),
         ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
         curves=tuple(_curve(folder, variant) for variant in variants),
+        samples=tuple(read_strictly(Sample, s, "a sample") for s in done["measure"].get("samples", ())),
         rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
-        notes=(*pruned.get("notes", ()), *place.get("notes", ())),
+        notes=(*_notes(job, done), *pruned.get("notes", ()), *place.get("notes", ())),
     )
+
+
+def _notes(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
+    """How the learning rate was found, and what the held-out rows can't say."""
+    if job.train is not None and job.train.learning_rate == "auto":
+        found = done["rate"]
+        tried = ", ".join(
+            f"{rate:g} ({loss if isinstance(loss, str) else f'{loss:.3f}'})" for rate, loss in found["tried"]
+        )
+        yield f"learning rate {found['learning_rate']:g}, of held-out losses after {found['steps']} steps: {tried}"
+    if job.datasets and not job.eval_datasets and all(source.type == "sampled" for source in job.datasets):
+        yield "the held-out rows are the model's own text, too; give eval_datasets to see the loss on yours"
 
 
 def _curve(folder: JobFolder, variant: str) -> Curve:

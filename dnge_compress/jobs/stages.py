@@ -3,33 +3,31 @@ record; a stage that was cut short is simply run again."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnge_compress import api
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
-from dnge_compress.jobs import models
+from dnge_compress.core.strict_json import json_values, read_json
+from dnge_compress.jobs import models, rates
+from dnge_compress.jobs.comparing import compare
+from dnge_compress.jobs.data.changes import marks_of
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, Examples, split_rows
 from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
-from dnge_compress.jobs.measuring import Batch, batches_of, summed_loss, tokens_per_second
-from dnge_compress.jobs.report.measures import Milestone
-from dnge_compress.jobs.training import clear_torn, last_whole
-from dnge_compress.lora.attach import merged
+from dnge_compress.jobs.measuring import batches_of
+from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
 from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.plan import LoraPlan
@@ -72,12 +70,25 @@ def stages_of(job: Job) -> list[Stage]:
     if job.lora is not None:
         found.append(Stage("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}", place))
     if job.train is not None:
+        if job.train.learning_rate == "auto":
+            found.append(Stage("rate", "a learning rate, by a few short trainings", rate))
         for variant in ("", *job.compare):
             found.append(Stage(_name("train", variant), _train_about(job, variant), partial(train, variant=variant)))
-        if job.lora is None or job.save.merge_adapter or job.save.flat_adapter:
-            found.append(Stage("save", "the model as an ordinary checkpoint", save))
     found.append(Stage("measure", "size" if job.train is None else "held-out loss, size and speed", measure))
+    if job.train is not None and (job.lora is None or job.save.merge_adapter or job.save.flat_adapter):
+        found.append(Stage("save", "the best model as an ordinary checkpoint", save))
     return found
+
+
+def stages_that_saw_data(job: Job) -> list[str]:
+    """The stages whose results depend on the rows; pruning and placing do by scorers and placers that look at them."""
+    sees = {
+        "prune": job.prune is not None and SCORERS.usable(job.scorer, True).NEEDS_DATA,
+        "place": job.lora is not None
+        and any(PLACERS.usable(placer, True).NEEDS_DATA for placer in (job.lora.placer, *job.compare)),
+    }
+    sees["place"] = sees["place"] or sees["prune"]
+    return [stage.name for stage in stages_of(job) if sees.get(stage.name, True)]
 
 
 def data(work: Work) -> Facts:
@@ -85,9 +96,10 @@ def data(work: Work) -> Facts:
     job, settings = work.job, work.job.train
     assert settings is not None
     tokenizer = models.tokenizer_of(job)
+    files = marks_of([*job.datasets, *job.eval_datasets], Path.cwd())
 
     def sampled(tokens: int) -> list[list[int]]:
-        model = models.original(job)
+        model = models.quick(models.original(job))
         models.refuse_other_tasks(type(model).__name__, job.model_name_or_path)
         progress = _stage_of(work, "sample")
         return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=progress)
@@ -107,9 +119,11 @@ def data(work: Work) -> Facts:
         held_out = rows_of(job.eval_datasets)
     else:
         rows, held_out = split_rows(rows, job.eval_fraction, job.seed)
+    for part in (rows, held_out):
+        models.refuse_unknown_tokens(job, tokenizer, part.examples.ids)
     rows.examples.save(work.folder.train_rows)
     held_out.examples.save(work.folder.held_out_rows)
-    return {"train": dict(rows.counts), "held_out": dict(held_out.counts)}
+    return {"train": dict(rows.counts), "held_out": dict(held_out.counts), "files": files}
 
 
 def prune(work: Work) -> Facts:
@@ -156,39 +170,42 @@ def place(work: Work) -> Facts:
     return {"params": own.params, "notes": notes}
 
 
+def rate(work: Work) -> Facts:
+    """Find a learning rate for this model, these rows and this kind of training."""
+    job, folder = work.job, work.folder
+    steps = rates.trial_steps(steps_of(job, len(Examples.load(folder.train_rows))))
+
+    def loss_at(rate: float) -> float:
+        work.workers.train("", rates.Trial(rate, steps))
+        return float(read_json(folder.trial_loss(rate)))
+
+    chosen, losses = rates.find_rate(loss_at, rates.FIRST_WHOLE if job.lora is None else rates.FIRST_LORA)
+    tried = [[rate, json_values(loss)] for rate, loss in losses.items()]
+    return {"learning_rate": chosen, "tried": tried, "steps": steps}
+
+
 def train(work: Work, variant: str) -> Facts:
     """Train, alone or with others."""
     clear_torn(work.folder.training(variant))
-    return {"machine": work.workers.train(variant)}
+    return {"machine": work.workers.train(variant, None)}
+
+
+def measure(work: Work) -> Facts:
+    """The original, the pruned and every trained model by the same measures; and whether training made a better one."""
+    return compare(work.folder, work.job, work.progress)
 
 
 def save(work: Work) -> Facts:
-    """The trained model as an ordinary checkpoint, merged if it was trained by LoRA; and the flat adapter."""
+    """The best model as an ordinary checkpoint, merged if it was trained by LoRA; and the flat adapter."""
     job, folder = work.job, work.folder
+    measured = folder.done("measure")
+    assert measured is not None
     if job.lora is None or job.save.merge_adapter:
-        _keep_model(_trained(work, ""), work)
+        _keep_model((models.trained if measured["is_better"] else models.base)(folder, job), work)
     if job.lora is not None and job.save.flat_adapter:
         with atomic_folder(folder.flat_adapter) as stage:
             flatten_adapter(folder.adapter(), stage)
     return {}
-
-
-def measure(work: Work) -> Facts:
-    """The original, the pruned and every trained model by the same measures."""
-    job, folder = work.job, work.folder
-    openers: dict[str, Callable[[], nn.Module]] = {"original": lambda: models.original(job)}
-    if job.prune is not None:
-        openers["pruned"] = lambda: models.base(folder, job)
-    if job.train is not None:
-        openers["trained"] = partial(_trained, work, "")
-        openers |= {f"trained, {variant}": partial(_trained, work, variant) for variant in job.compare}
-    judge = partial(_milestone, batches=_held_out_batches(work) if job.train is not None else None)
-    found = []
-    for i, (name, open_it) in enumerate(openers.items()):
-        work.progress("measure", i, len(openers))
-        found.append(asdict(judge(name, open_it())))
-    work.progress("measure", len(openers), len(openers))
-    return {"milestones": found}
 
 
 def timed(stage: Stage, work: Work) -> Facts:
@@ -198,48 +215,6 @@ def timed(stage: Stage, work: Work) -> Facts:
     facts = stage.run(work)
     work.progress(stage.name, 1, 1)
     return {**facts, "seconds": round(time.perf_counter() - started, 3)}
-
-
-def _held_out_batches(work: Work) -> list[Batch]:
-    settings = work.job.train
-    assert settings is not None
-    collate = Collator.of(models.tokenizer_of(work.job))
-    return list(batches_of(Examples.load(work.folder.held_out_rows), collate, settings.per_device_eval_batch_size))
-
-
-def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> Milestone:
-    parameters = list(model.parameters())
-    size = Milestone(
-        name=name,
-        params=sum(p.numel() for p in parameters),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
-    )
-    if batches is None:
-        return size
-    total, count = summed_loss(model, batches)
-    loss = total / count if count else math.nan
-    return replace(size, loss=loss, tokens_per_second=tokens_per_second(model, batches[0]))
-
-
-def _trained(work: Work, variant: str) -> nn.Module:
-    """The trained model in the base's own dtype; merged in float32, so that nothing small is rounded away first."""
-    job, folder = work.job, work.folder
-    model: Any = models.base(folder, job)
-    if job.lora is not None:
-        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
-        whole = merged(model.float(), folder.adapter(variant))
-        for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):  # not all of one dtype: rotary tables
-            tensor.data = tensor.data.to(dtypes[name])
-        return whole
-    last = last_whole(folder.training(variant))
-    assert last is not None
-    weights = {k: v for file in last.glob("*.safetensors") for k, v in load_file(file).items()}
-    missing, unknown = model.load_state_dict(weights, strict=False)
-    if unknown or set(missing) - set(model.get_expanded_tied_weights_keys(all_submodels=True)):
-        raise CheckpointError(f"'{last}' doesn't fit the model it was trained from; delete the folder")
-    model.tie_weights()
-    return model
 
 
 def _keep_model(model: Any, work: Work) -> None:
@@ -291,4 +266,5 @@ def _train_about(job: Job, variant: str) -> str:
     processes = job.launch.num_processes
     many = f" in {processes} processes" if processes > 1 else ""
     taught = ", taught by the original" if job.distill else ""
-    return f"{what}{taught}: {length} at {settings.learning_rate:g}{many}"
+    rate = "" if settings.learning_rate == "auto" else f" at {settings.learning_rate:g}"
+    return f"{what}{taught}: {length}{rate}{many}"

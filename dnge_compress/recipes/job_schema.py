@@ -62,11 +62,12 @@ class Train(RecipeSection):
 
     `max_length` is tokens per row, longer rows are cut there (and counted); `packing` joins rows of type "text" and
     "sampled" into full ones. `warmup_steps` below 1 is a share of all steps. `max_steps` above 0 overrides the epochs.
+    `learning_rate` "auto" is found by a few short trainings.
     """
 
     max_length: Whole = Field(default=512, ge=2)
     packing: bool = True
-    learning_rate: Real = Field(default=2e-4, gt=0)
+    learning_rate: Annotated[Real, Field(gt=0)] | Literal["auto"] = "auto"
     num_train_epochs: Real = Field(default=1.0, gt=0)
     max_steps: Whole = Field(default=-1, ge=-1)
     per_device_train_batch_size: Whole = Field(default=8, ge=1)
@@ -162,6 +163,10 @@ class Job(RecipeSection):
             raise ValueError("datasets are given, but no train section uses them")
         if self.distill is not None and self.train is None:
             raise ValueError("distill needs a train section")
+        if self.distill is not None and self.prune is None and self.distill.weight == 1:
+            raise ValueError(
+                "distill teaches the model to be what it is, as nothing prunes it; give prune, or a weight below 1"
+            )
         if len(set(self.compare)) < len(self.compare):
             raise ValueError("compare names a placer twice")
         if self.compare and (self.lora is None or self.train is None):

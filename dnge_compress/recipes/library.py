@@ -13,7 +13,7 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.wording import kind as kind_word
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.keys import REMOVED, put
+from dnge_compress.recipes.keys import REMOVED, put, section_of
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.recipes.yaml_lines import Lines, Place, parse_value, read
@@ -143,10 +143,26 @@ def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
     is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
     path = Path(recipe) if is_file else find(str(recipe))
     raw, lines = read(path)
+    _refuse_empty(raw, path, lines)
     raw = {"name": path.stem if is_file else str(recipe), **raw}
     if is_file and raw.get("recipe") == "job":
         anchor(raw, path.resolve().parent)
     return raw, str(path), lines
+
+
+def _refuse_empty(raw: Mapping[str, Any], path: Path, lines: Lines) -> None:
+    """A section that may be absent would count as that if nothing stood in it: an empty `lora` would train everything.
+    One that says null is absent. Raises RecipeError."""
+    kind = KINDS.get(str(raw.get("recipe", "prune")), Recipe)
+    written = path.read_text(encoding="utf-8").splitlines()
+    for key, value in raw.items():
+        may_be_absent = section_of(kind, key) is not None and kind.model_fields[key].default is None
+        if value is None and may_be_absent:
+            line = lines[(key,)]
+            if not written[line - 1].partition(":")[2].split("#")[0].strip():
+                raise RecipeError(
+                    f"{path}:{line}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out"
+                )
 
 
 def anchor(raw: dict[str, Any], beside: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from dnge_compress.core.document import (
+    Block,
     Cell,
     Column,
     Facts,
@@ -20,7 +21,7 @@ from dnge_compress.core.document import (
     Table,
 )
 from dnge_compress.core.wording import NOT_MEASURED, duration, extent, percent, several, span, spoken
-from dnge_compress.jobs.report.measures import Measure, Milestone, measured
+from dnge_compress.jobs.report.measures import Measure, Milestone, Sample, measured
 from dnge_compress.plans.space_rows import PLURAL, SpaceRow, alike, spaces_table
 from dnge_compress.report import plots
 from dnge_compress.report.plots import Curve
@@ -38,6 +39,11 @@ def headlines(milestones: Sequence[Milestone], result: Milestone | None) -> tupl
         for m in measured([original, result])
         if m.name != "loss" and m.change(result, original) and m.text(result) != m.text(original)
     )
+
+
+def in_short(sentences: Sequence[str]) -> Section | None:
+    """What it all came to."""
+    return Section("In short", (Paragraph(" ".join(sentences)),)) if sentences else None
 
 
 def comparison(milestones: Sequence[Milestone]) -> Section | None:
@@ -71,6 +77,18 @@ def losses(curves: Sequence[Curve]) -> Section | None:
     caption = "Nats per token over optimiser steps. Thin: training batches. Bold: held-out rows."
     table = Table(columns=columns, rows=rows, look="legend", forms=("markdown", "page"))
     return Section("Loss while training", (Paragraph(caption, "quiet", ("page",)), Figure(plots.curves(known)), table))
+
+
+def samples(found: Sequence[Sample]) -> Section | None:
+    """What the models write, one below the other."""
+    if not found:
+        return None
+    columns = (Column(title="model", kind="text"), Column(title="goes on with", kind="text", is_long=True))
+    blocks: list[Block] = []
+    for sample in found:
+        rows = tuple((Cell(text=name), Cell(text=text.strip())) for name, text in sample.continuations.items())
+        blocks += [Paragraph(f'"{sample.beginning.strip()} …"', "quiet"), Table(columns=columns, rows=rows)]
+    return Section("Samples", tuple(blocks))
 
 
 def widths(found: Sequence[SpaceRow]) -> Section | None:

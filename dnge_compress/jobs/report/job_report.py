@@ -16,7 +16,8 @@ from dnge_compress.core.markdown import markdown
 from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.jobs.report import content
-from dnge_compress.jobs.report.measures import Milestone
+from dnge_compress.jobs.report.measures import Milestone, Sample
+from dnge_compress.jobs.report.verdict import verdict
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.page import page
@@ -43,6 +44,7 @@ class JobReport(Printable):
     widths: tuple[SpaceRow, ...] = ()
     ranks: tuple[Rank, ...] = ()
     curves: tuple[Curve, ...] = ()
+    samples: tuple[Sample, ...] = ()
     rows: Mapping[str, int] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -52,8 +54,10 @@ class JobReport(Printable):
     def document(self) -> Document:
         """The report in sections."""
         sections = (
+            content.in_short(verdict(self.milestones, self.curves)),
             content.comparison(self.milestones),
             content.losses(self.curves),
+            content.samples(self.samples),
             content.widths(self.widths),
             ranks_section(self.ranks),
             content.times(self.times),

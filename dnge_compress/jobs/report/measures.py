@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.wording import NOT_MEASURED, count, signed
 
+ORIGINAL, PRUNED, TRAINED = "original", "pruned", "trained"
 FOLD = 10  # from here on growth is shown as a factor
 
 
@@ -16,8 +17,8 @@ class Milestone:
     """The model at one point of the job.
 
     `name` is "original", "pruned", "trained", or "trained, <placer>" for a compared placement. `loss` is nats per token
-    that counts, on the held-out rows (perplexity = exp(loss)); `tokens_per_second` is a forward pass over those rows.
-    Values that were not measured are None.
+    that counts, on the held-out rows (perplexity = exp(loss)); `tokens_per_second` is a forward pass over those rows,
+    and `speed_noise` the share by which two measurements of it may differ. Values that were not measured are None.
     """
 
     name: str
@@ -25,6 +26,15 @@ class Milestone:
     bytes: int
     loss: float | None = None
     tokens_per_second: float | None = None
+    speed_noise: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A beginning, and how the models at some milestones go on after it, the likeliest token each time."""
+
+    beginning: str
+    continuations: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +43,7 @@ class Measure:
 
     `of` gives None where it wasn't measured. `is_difference`: a change is a difference in the unit, not a share.
     `is_quality`: differences matter far from zero, so a plot shows the range of values instead of starting at zero.
+    `noise_of`: shares of change up to this are none.
     """
 
     name: str
@@ -41,6 +52,7 @@ class Measure:
     show: Callable[[float], str]
     is_difference: bool = False
     is_quality: bool = False
+    noise_of: Callable[[Milestone, Milestone], float] | None = None
 
     def text(self, milestone: Milestone) -> str:
         """The value in words."""
@@ -61,6 +73,8 @@ class Measure:
         if before <= 0:
             return ""
         ratio = value / before
+        if self.noise_of is not None and abs(ratio - 1) <= self.noise_of(milestone, original):
+            return ""
         return f"{ratio:,.0f}×" if ratio >= FOLD else f"{signed(100 * (ratio - 1), '.1f')} %"
 
 
@@ -98,5 +112,11 @@ MEASURES = (
         is_difference=True,
         is_quality=True,
     ),
-    Measure(name="tokens/s", unit="forward pass", of=lambda m: m.tokens_per_second, show=_plain),
+    Measure(
+        name="tokens/s",
+        unit="forward pass",
+        of=lambda m: m.tokens_per_second,
+        show=_plain,
+        noise_of=lambda a, b: max(a.speed_noise or 0.0, b.speed_noise or 0.0),
+    ),
 )

@@ -1,0 +1,64 @@
+"""A learning rate found by a few short trainings: uphill or downhill on a ladder, until both neighbours are worse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dnge_compress.core.errors import DivergedError
+
+RUNGS = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+FIRST_LORA, FIRST_WHOLE = 3e-3, 3e-4  # where trials begin
+TRIAL_SHARE = 0.1  # of the training's steps, for each trial
+TRIAL_STEPS = (4, 40)  # at least and at most
+TRIAL_ROWS = 128  # held out, at most
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A short training at a learning rate."""
+
+    rate: float
+    steps: int
+
+
+def find_rate(loss_at: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
+    """The rung with the lowest loss, and the losses at all that were tried; one that diverges has an infinite loss.
+
+    Raises DivergedError if all of them do.
+
+        rate, losses = find_rate(lambda rate: train_shortly(model, rate), first=3e-3)
+    """
+    losses: dict[int, float] = {}
+
+    def loss(rung: int) -> float:
+        if not 0 <= rung < len(RUNGS):
+            return math.inf
+        if rung not in losses:
+            losses[rung] = loss_at(RUNGS[rung])
+        return losses[rung]
+
+    best = RUNGS.index(first)
+    while True:
+        # What diverges lies too high, so there is no need to look still higher.
+        beside = [best - 1] if math.isinf(loss(best)) else [best + 1, best - 1]
+        better = next((rung for rung in beside if 0 <= rung < len(RUNGS) and loss(rung) < loss(best)), None)
+        if better is None and math.isinf(loss(best)) and best > 0:
+            better = best - 1
+        if better is None:
+            break
+        best = better
+    tried = {RUNGS[rung]: found for rung, found in sorted(losses.items())}
+    if math.isinf(loss(best)):
+        raise DivergedError(
+            f"every learning rate from {RUNGS[0]:g} to {first:g} makes the loss a number that isn't finite; the model "
+            "can't be trained as it is (dtype=float32 may help)"
+        )
+    return RUNGS[best], tried
+
+
+def trial_steps(steps: int) -> int:
+    """How long a trial is, for a training of so many steps."""
+    least, most = TRIAL_STEPS
+    return max(least, min(most, round(TRIAL_SHARE * steps)))

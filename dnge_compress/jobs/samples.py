@@ -1,0 +1,38 @@
+"""How the models of a job go on after the same beginnings: beside the numbers, for the reader to see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnge_compress.jobs.data.rows import Examples
+from dnge_compress.signals.inference import device_of, inference_mode_of
+
+ROWS = 2
+BEGINNING, CONTINUATION = 24, 40  # tokens
+
+
+def beginnings_of(rows: Examples) -> list[list[int]]:
+    """The first tokens of a few rows spread over all; where a part of a row is learned, what stands before it."""
+    found = []
+    for index in dict.fromkeys(np.linspace(0, len(rows) - 1, ROWS + 1).astype(int)[:ROWS].tolist()):
+        ids, labels = (rows[index][name] for name in ("input_ids", "labels"))
+        learned = int(np.argmax(labels >= 0))  # 1 where all of it is
+        found.append(ids[: learned if learned > 1 else min(BEGINNING, max(1, len(ids) // 2))].tolist())
+    return found
+
+
+def continued(model: Any, beginning: list[int], tokenizer: Any) -> str:
+    """What the model goes on with, the likeliest token each time."""
+    ids = torch.tensor([beginning], device=device_of(model))
+    with torch.inference_mode(), inference_mode_of(model):
+        written = model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=CONTINUATION,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+    return str(tokenizer.decode(written[0, len(beginning) :].tolist(), skip_special_tokens=True))
