@@ -16,7 +16,7 @@ from transformers import AutoConfig, PreTrainedModel
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
-from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
 from dnge_compress.core.folders import path_of, whole_folder
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.verbs import verb
@@ -62,8 +62,19 @@ def open_model(
 
 
 def opened(model: Any) -> nn.Module:
-    """The model of a folder or hub id, or one that was passed, out of what it was wrapped in."""
-    return open_model(model) if isinstance(model, str | Path) else unwrapped(model)
+    """The model of a folder or hub id, or one that was passed, out of what it was wrapped in.
+
+    Raises UnsupportedModelError for one whose folder holds another tokenizer than it has by now.
+    """
+    if isinstance(model, str | Path):
+        return open_model(model)
+    found = unwrapped(model)
+    attached = getattr(found, "dnge", None)
+    if isinstance(attached, Compression) and attached.tokenizer is not None:
+        raise UnsupportedModelError(
+            f"the smaller tokenizer of this {type(found).__name__} is in memory only; save it, and pass the folder"
+        )
+    return found
 
 
 @verb

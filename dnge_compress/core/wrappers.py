@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from dnge_compress.checkpoint.compression import Compression
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.core.wording import kind
 
@@ -32,11 +31,6 @@ def unwrapped(model: Any) -> nn.Module:
         raise UnsupportedModelError(
             "a SentenceTransformer holds its network inside; compress that: "
             "st[0].auto_model = compress(st[0].auto_model)"
-        )
-    attached = getattr(model, "dnge", None)
-    if isinstance(attached, Compression) and attached.tokenizer is not None:
-        raise UnsupportedModelError(
-            f"the smaller tokenizer of this {type(model).__name__} is in memory only; save it, and pass the folder"
         )
     return model
 

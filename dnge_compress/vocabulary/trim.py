@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.checkpoint import Compression, check_weights, open_model, unwrapped
+from dnge_compress.checkpoint import Compression, check_weights, opened
 from dnge_compress.checkpoint.loading import compression_in
 from dnge_compress.core.errors import DataError, PlanError, UnsupportedModelError, refuse_below
 from dnge_compress.core.progress import Progress, silent
@@ -49,9 +49,9 @@ def trim_vocabulary(
 
         save(trim_vocabulary("bert-base-multilingual-cased", texts), "small")
     """
-    opened = _opened(model)
-    plan = plan_vocabulary(opened, texts, scripts=scripts, round_to=round_to, tokenizer=tokenizer, progress=progress)
-    return apply_vocabulary(plan, opened, tokenizer=tokenizer)
+    found = _opened(model)
+    plan = plan_vocabulary(found, texts, scripts=scripts, round_to=round_to, tokenizer=tokenizer, progress=progress)
+    return apply_vocabulary(plan, found, tokenizer=tokenizer)
 
 
 def plan_vocabulary(
@@ -75,15 +75,15 @@ def plan_vocabulary(
     if texts is None and not scripts:
         raise DataError("nothing says which tokens are used; pass texts (--data) or scripts (--scripts)")
     refuse_below(1, round_to=round_to)
-    opened = _opened(model)
-    graph, rows = vocabulary_graph(opened), rows_of(opened)
-    tokenizer = tokenizer or tokenizer_beside(opened)
+    found = _opened(model)
+    graph, rows = vocabulary_graph(found), rows_of(found)
+    tokenizer = tokenizer or tokenizer_beside(found)
     pieces = pieces_of(tokenizer, rows)
     progress("vocabulary", 0, 1)
     used = dict.fromkeys(written_in(tokenizer, pieces.own.values(), scripts), SCRIPTS) if scripts else {}
     if texts is not None:
         used |= dict.fromkeys(used_ids(tokenizer, texts), TEXTS)
-    kept = kept_tokens(pieces, used, named=named_ids(opened), rows=rows, round_to=round_to)
+    kept = kept_tokens(pieces, used, named=named_ids(found), rows=rows, round_to=round_to)
     progress("vocabulary", 1, 1)
     named = {i: piece for piece, i in pieces.ids.items()}
     reasons = list(kept.values())
@@ -92,8 +92,8 @@ def plan_vocabulary(
         tokens=tuple(named.get(i, "") for i in sorted(kept)),
         rows=rows,
         base=tokens_fingerprint(pieces.ids),
-        params_before=sum(p.numel() for p in opened.parameters()),
-        params_per_token=params_per_token(opened, graph),
+        params_before=sum(p.numel() for p in found.parameters()),
+        params_per_token=params_per_token(found, graph),
         reasons={reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
     )
 
@@ -141,13 +141,13 @@ def apply_vocabulary(plan: VocabularyPlan, model: Model, *, tokenizer: Any = Non
 
 def _opened(model: Model) -> Any:
     """The model, with what its folder tells of earlier cuts."""
-    opened: Any = open_model(model) if isinstance(model, str | Path) else unwrapped(model)
-    rows_of(opened)
-    if not isinstance(getattr(opened, "dnge", None), Compression):
-        found = compression_in(Path(opened.name_or_path)) if opened.name_or_path else None
-        if found is not None:
-            opened.dnge = found
-    return opened
+    found: Any = opened(model)
+    rows_of(found)
+    if not isinstance(getattr(found, "dnge", None), Compression):
+        earlier = compression_in(Path(found.name_or_path)) if found.name_or_path else None
+        if earlier is not None:
+            found.dnge = earlier
+    return found
 
 
 def _inputs(model: Any, keep: tuple[int, ...]) -> Inputs:
