@@ -21,6 +21,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.tracing.running import copied, trainable
 from dnge_compress.graph.types import Cut, ModelGraph, Scores
 from dnge_compress.plans.expected import expected
 from dnge_compress.plans.held import full_path
@@ -39,7 +40,7 @@ from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.user_data import checked_data, refuse_without_pictures
-from dnge_compress.surgery.cut import copied, cut, trainable
+from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
 from dnge_compress.vocabulary.trim import apply_vocabulary

@@ -26,7 +26,8 @@ from dnge_compress.graph.derivation.proof import Tied
 from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy, small_copy, with_few_blocks
 from dnge_compress.graph.derivation.spaces import Proved, divided, proved_spaces, single_rows
-from dnge_compress.graph.derivation.units import Runs, Unreadable
+from dnge_compress.graph.derivation.units import Unreadable
+from dnge_compress.graph.rows import Runs
 
 MOST_TRIED = 256  # numbers of heads or experts that are tried one by one
 DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -68,13 +69,14 @@ class DerivationError(Exception):
     """An architecture of which nothing can be found out, and why."""
 
 
-def derive(model: nn.Module) -> Derivation:
+def derive(model: nn.Module, architecture: Architecture | None = None) -> Derivation:
     """Everything that the config of a model can say, proved. The model's weights are never touched.
 
     Raises DerivationError if no copy can be run.
     """
     with _quiet():
-        return _derived(model)
+        config: Any = model.config
+        return _derived(model, architecture or Architecture(type(model), type(config)))
 
 
 @contextmanager
@@ -88,9 +90,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _derived(model: nn.Module) -> Derivation:
+def _derived(model: nn.Module, architecture: Architecture) -> Derivation:
     config: Any = model.config
-    architecture = Architecture(type(model), type(config))
     own = as_dict(config)
     small = small_copy(architecture, own)
     if small is None:

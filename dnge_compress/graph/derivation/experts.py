@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.config_keys import changed, value_at
-from dnge_compress.graph.derivation.proof import Outcome, Tied, choices, equal_outputs, rows_of
+from dnge_compress.graph.derivation.proof import Outcome, Tied, choices, equal_outputs
 from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy
 from dnge_compress.graph.derivation.spaces import Proved, divided, shared_path
 from dnge_compress.graph.derivation.units import Unreadable
 from dnge_compress.graph.masking import lowest
 from dnge_compress.graph.products import MaskedRouters
+from dnge_compress.graph.rows import rows_of
 
 PER_TOKEN = re.compile("top_?k$|per_tok|moe_k$")  # how many experts a token goes to
 
