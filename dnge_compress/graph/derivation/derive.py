@@ -29,8 +29,9 @@ from dnge_compress.graph.derivation.spaces import Proved, divided, proved_spaces
 from dnge_compress.graph.derivation.units import Unreadable
 from dnge_compress.graph.rows import Runs
 
+IN_A_ROW = 4  # numbers of experts that are tried before every one is
 MOST_TRIED = 256  # numbers of heads or experts that are tried one by one
-DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
+DIGITS = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.expert_)\d+(?=\.)")  # of blocks, and of experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,10 @@ def _quiet() -> Iterator[None]:
 def _derived(model: nn.Module, architecture: Architecture) -> Derivation:
     config: Any = model.config
     own = as_dict(config)
-    small = small_copy(architecture, own)
+    shallow = with_few_blocks(architecture, own)
+    small = small_copy(architecture, shallow)
     if small is None:
         raise DerivationError("no small copy of it can be built and run on inputs made from its config")
-    shallow = with_few_blocks(architecture, own)
     refused: dict[str, str] = {}
     found: list[ProvedAxes] = []
     taken: set[Axis] = set()
@@ -112,8 +113,9 @@ def _derived(model: nn.Module, architecture: Architecture) -> Derivation:
                 proved = proved_spaces(architecture, small, counted)
                 full = _at_own_size(architecture, own, counted)
             spaces = carried_over(model, small, proved, full)
-            legal = legal_counts(architecture, shallow, full) if experts or full.are_heads else ()
             least = fewest(own, full) if experts else 1
+            is_free = experts and all_build(architecture, shallow, full, least)
+            legal = legal_counts(architecture, shallow, full) if (experts or full.are_heads) and not is_free else ()
             found.append(ProvedAxes(counted=full, spaces=spaces, are_experts=experts, fewest=least, legal=legal))
             taken |= counted.rows.keys()
         except Unreadable as e:
@@ -134,6 +136,13 @@ def _at_own_size(architecture: Architecture, own: Mapping[str, Any], small: Coun
         if _identity(counted) == _identity(small):
             return counted
     raise Unreadable("the small copy reads it, but the config itself can't be read so")
+
+
+def all_build(architecture: Architecture, shallow: Mapping[str, Any], counted: Counted, least: int) -> bool:
+    """Whether a model builds with the fewest and with some numbers in a row: then none has to be a multiple."""
+    step = counted.groups
+    probed = {least, *(counted.units - i * step for i in range(1, IN_A_ROW + 1))}
+    return all(architecture.outline(changed(shallow, counted.values(n))) is not None for n in probed if least <= n)
 
 
 def legal_counts(architecture: Architecture, shallow: Mapping[str, Any], counted: Counted) -> tuple[int, ...]:

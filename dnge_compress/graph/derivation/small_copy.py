@@ -25,6 +25,9 @@ SECTIONS = "mrope_section"  # parts of a head's rotary channels
 POSITIONS = re.compile("^max_(source|target)_positions$")
 FEW_POSITIONS = 60
 COUNTS = re.compile("^(?!.*(size|dim|width)).*expert")  # of experts, which a router chooses from
+EXPERTS = re.compile("experts$")
+PER_TOKEN = re.compile("top_?k$|per_tok|moe_k$")  # how many experts a token goes to
+FEW_EXPERTS = 16
 DIVISORS = (32, 16, 8, 4, 2, 1)
 VISION = "vision_config"
 PER_PICTURE = {"mm_tokens_per_image", "image_seq_length", "num_image_tokens"}
@@ -45,6 +48,8 @@ def small_copy(architecture: Architecture, config: Mapping[str, Any]) -> SmallCo
 
     What reads pictures is divided less than the rest where it takes none else.
     """
+    fewer = changed(config, _few_experts(config))
+    config = fewer if architecture.outline(fewer) is not None else config
     shallow = with_few_blocks(architecture, changed(config, _few_tokens(config)))
     base = architecture.outline(shallow)
     if base is None:
@@ -132,6 +137,23 @@ def _superfluous(config: Mapping[str, Any], blocks: Blocks) -> tuple[int, ...]:
             spare.append(i)
         seen.add(kinds[i])
     return tuple(spare[: count - MOST_BLOCKS])
+
+
+def _few_experts(config: Mapping[str, Any]) -> Values:
+    """Experts as many as can still be chosen from in the same way, where there are many."""
+    values: dict[Key, Any] = {}
+    for key in number_keys(config):
+        value, level = value_at(config, key), value_at(config, key[:-1]) if len(key) > 1 else config
+        is_count = EXPERTS.search(str(key[-1])) and type(value) is int and value > FEW_EXPERTS
+        if is_count and value % FEW_EXPERTS == 0 and 2 * chosen_at_once(level, level.get("n_group")) <= FEW_EXPERTS:
+            values[key] = FEW_EXPERTS
+    return values
+
+
+def chosen_at_once(level: Mapping[str, Any], groups: Any) -> int:
+    """As many experts as a token goes to, and two in each group that a router first chooses from."""
+    most = max((v for k, v in level.items() if PER_TOKEN.search(k) and type(v) is int), default=1)
+    return max(most, 2 * groups if type(groups) is int and groups > 1 else 1)
 
 
 def _few_tokens(config: Mapping[str, Any]) -> Values:
