@@ -19,6 +19,7 @@ from dnge_compress.signals.calibration import calibration_inputs
 from dnge_compress.signals.inference import call, first_examples
 from dnge_compress.signals.joined import joined
 from dnge_compress.signals.moments import gather_signals
+from dnge_compress.signals.pieces import in_pieces
 
 TOWERS = {
     "llava": "vision_tower",
@@ -112,6 +113,17 @@ def test_batches_of_patches_are_split_and_joined_by_their_pictures() -> None:
         torch.testing.assert_close(call(model, batch)[:1], call(model, one), rtol=1e-4, atol=1e-4)
     unknown = dict(batch) | {"image_grid_thw": batch["image_grid_thw"][:-1]}  # not one picture to a text
     assert len(first_examples([unknown], 1)[0]["pixel_values"]) == len(batch["pixel_values"])  # type: ignore[call-overload]
+
+
+def test_batches_of_patches_come_in_pieces_that_the_model_reads() -> None:
+    model = ARCHITECTURES["qwen2_5_vl"].build()
+    batch: Any = calibration_inputs(model, SETTINGS)[0]
+    pieces = in_pieces([batch], 1.0, 1)
+    assert len(pieces) == len(batch["input_ids"]) > 1
+    with torch.no_grad():
+        torch.testing.assert_close(
+            torch.cat([call(model, p) for p in pieces]), call(model, batch), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_texts_alone_do_not_decide_over_a_tower() -> None:
