@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 CONFIGS = Path(__file__).with_suffix(".jsonl")
 ORDINARY = (4, 88)  # token ids that no config calls special
+PICTURE = 90  # the token that stands for pictures
 # Parameters of recurrences, positions and the like, whose values mean something.
 MEANINGFUL = (
     *("A_log", "dt_bias", "dt_proj", ".D", "time_decay", "time_first", "recurrent_param", "inv_freq", "rel_pos"),
@@ -91,6 +92,15 @@ def inputs_of(kind: str) -> dict[str, Tensor]:
         ids[:, -1] = 2
         return ids
 
+    def shown(count: int) -> dict[str, Tensor]:
+        ids = torch.cat([text[:, :2], torch.full((2, count), PICTURE), text[:, 2:]], 1)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def patched(shown: dict[str, Tensor]) -> dict[str, Tensor]:
+        kinds = (shown["input_ids"] == PICTURE).int()
+        grid = torch.tensor([[1, 4, 6], [1, 4, 6]])
+        return {**shown, "mm_token_type_ids": kinds, "pixel_values": noise(48, 384), "image_grid_thw": grid}
+
     text = tokens(2, 12)
     makers: dict[str, Any] = {
         "tokens": lambda: {"input_ids": text, "attention_mask": torch.ones_like(text)},
@@ -108,6 +118,10 @@ def inputs_of(kind: str) -> dict[str, Tensor]:
         "video": lambda: {"pixel_values": noise(2, 4, 3, 32, 32)},
         "clip": lambda: {"input_ids": ending(tokens(2, 12)), "pixel_values": noise(2, 3, 32, 32)},
         "blip": lambda: {"pixel_values": noise(2, 3, 32, 32), "input_ids": text},
+        "llava": lambda: shown(16) | {"pixel_values": noise(2, 3, 32, 32)},
+        "gemma3": lambda: shown(4) | {"pixel_values": noise(2, 3, 32, 32)},
+        "smolvlm": lambda: shown(4) | {"pixel_values": noise(2, 1, 3, 32, 32)},
+        "qwen_vl": lambda: patched(shown(6)),
         "ved": lambda: {"pixel_values": noise(2, 3, 32, 32), "decoder_input_ids": tokens(2, 7)},
     }
     made: dict[str, Tensor] = makers[kind]()

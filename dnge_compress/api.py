@@ -21,6 +21,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.tracing.running import copied, trainable
 from dnge_compress.graph.types import Cut, ModelGraph, Scores
 from dnge_compress.plans.expected import expected
 from dnge_compress.plans.held import full_path
@@ -38,8 +39,8 @@ from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
 from dnge_compress.signals.inference import Inputs, first_examples
-from dnge_compress.signals.user_data import checked_data
-from dnge_compress.surgery.cut import copied, cut, trainable
+from dnge_compress.signals.user_data import checked_data, refuse_without_pictures
+from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
 from dnge_compress.vocabulary.trim import apply_vocabulary
@@ -238,6 +239,8 @@ class _Job:
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
         self.graph = self._during("read", build_graph, self.model, self.example_inputs)
         self.data = None if data is None else tuple(checked_data(data, self.model))
+        if self.data is not None:
+            refuse_without_pictures(self.data, self.model, self.graph, part)
         self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
 
     def _during(self, stage: str, work: Callable[..., T], *arguments: Any) -> T:

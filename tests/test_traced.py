@@ -17,6 +17,7 @@ from torch.nn import functional as nnf
 
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.families import build_graph, traced
+from dnge_compress.graph.tracing import heads
 from dnge_compress.graph.tracing.deadline import deadline
 from dnge_compress.graph.types import ModelGraph
 
@@ -263,3 +264,35 @@ def test_a_deadline_leaves_nothing_behind_however_near_the_end_it_comes() -> Non
             while time.monotonic() < until:
                 pass
         sum(range(100_000))  # would meet what came too late
+
+
+class Silenced(nn.Module):
+    """What the branch computes is multiplied by nothing: no cut of it can be proved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 9), nn.Linear(6, 10), nn.Linear(9, 4)
+        self.other = nn.Linear(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu()) + 0.0 * self.other(self.second(x).relu())
+
+
+def test_a_mask_that_changes_nothing_proves_nothing() -> None:
+    graph = build_graph(Silenced(), torch.randn(5, 6))
+    assert [s.name for s in graph.of_kind("neuron")] == ["first"]
+
+
+def test_what_a_call_left_on_a_module_does_not_keep_it_from_being_traced() -> None:
+    net = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))
+    net.left = net[0](torch.randn(5, 6))  # with a history, which can't be copied
+    assert [s.units for s in build_graph(net, torch.randn(5, 6)).of_kind("neuron")] == [9]
+
+
+def test_which_heads_are_proved_does_not_depend_on_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads, "LEAST_TRIED", 0)
+    monkeypatch.setattr(heads, "NUMBERS_TRIED", 0)
+    net, inputs = models.make("vit"), models.example_inputs("vit")
+    assert not traced.build(net, inputs).of_kind("head")
+    monkeypatch.undo()
+    assert traced.build(net, inputs).of_kind("head")

@@ -72,7 +72,9 @@ def skipped(model: nn.Module, modules: Iterable[str]) -> Iterator[None]:
     """Blocks pass their input on, for the length of the context."""
     with ExitStack() as hooks:
         for m in modules:
-            hooks.enter_context(model.get_submodule(m).register_forward_hook(_pass_on, with_kwargs=True))
+            block = model.get_submodule(m)
+            # Before the hooks by which transformers collects hidden states, of which some models read one.
+            hooks.enter_context(block.register_forward_hook(_pass_on, prepend=True, with_kwargs=True))
         yield
 
 

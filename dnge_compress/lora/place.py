@@ -19,6 +19,7 @@ from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.pruned import pruned_graph
+from dnge_compress.graph.tracing.running import trainable
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.graph.vocabulary import vocabulary_graph
 from dnge_compress.lora.export import flatten_adapter
@@ -29,7 +30,6 @@ from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.user_data import checked_data
-from dnge_compress.surgery.cut import trainable
 from dnge_compress.surgery.vocabulary import cut_vocabulary
 
 __all__ = ["flatten_adapter", "place_lora"]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dnge_compress.core.errors import BudgetError
+from dnge_compress.graph.joining import Joining
 from dnge_compress.graph.types import ALIGNED, ConfigField, ModelGraph, Space
 from dnge_compress.plans.held import held, inside_of, is_protected, lies_elsewhere, refuse_unmatched
 from dnge_compress.recipes.schema import Prune
@@ -99,25 +100,20 @@ def all_fixed(prune: Prune, notes: Sequence[str]) -> BudgetError:
 
 def _tied(graph: ModelGraph, uneven: bool) -> list[tuple[list[str], list[ConfigField]]]:
     """Prunable width spaces, tied by the config keys that count them; each on its own where nothing ties them."""
-    owner = {s.name: s.name for s in graph.of_kind("neuron", "head", "channel", "expert")}
-
-    def root(name: str) -> str:
-        while owner[name] != name:
-            name = owner[name]
-        return name
-
-    fields = [f for f in graph.config_fields if f.spaces and f.spaces[0] in owner]
+    prunable = [s.name for s in graph.of_kind("neuron", "head", "channel", "expert")]
+    joining = Joining(prunable)
+    fields = [f for f in graph.config_fields if f.spaces and f.spaces[0] in prunable]
     by_key: dict[tuple[str, int | None], str] = {}
     for f in [f for f in fields if f.is_even or not uneven]:
         anchor = by_key.setdefault((f.key, f.index), f.spaces[0])
         for name in f.spaces:
-            owner[root(name)] = root(anchor)
+            joining.join(anchor, name)
     for spaces in (*graph.stacks.values(), *graph.equal):  # one tensor holds all experts, so all are as wide
         for name in spaces:
-            owner[root(name)] = root(spaces[0])
+            joining.join(spaces[0], name)
     members: dict[str, list[str]] = {}
-    for name in owner:
-        members.setdefault(root(name), []).append(name)
+    for name in prunable:
+        members.setdefault(joining.root(name), []).append(name)
     return [(names, [f for f in fields if set(f.spaces) & set(names)]) for names in members.values()]
 
 

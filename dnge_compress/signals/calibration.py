@@ -2,13 +2,13 @@
 
 Language models are calibrated on text that they write themselves (sampled_text.py, masked_text.py), other encoders on
 random words that have a topic (synthetic_text.py), vision models on random pictures of shapes that hide one another
-(synthetic_images.py), moved towards what their batch norms have seen (batch_norms.py). Everything is seeded and the
-model is left as it was.
+(synthetic_images.py), moved towards what their batch norms have seen (batch_norms.py). Models that read pictures in a
+text have one in each. Everything is seeded and the model is left as it was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.derivation.example_inputs import example_inputs as made_inputs
+from dnge_compress.graph.derivation.pictures import Pictures, picture_token, pictures_of
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.batch_norms import batch_norms, matched
 from dnge_compress.signals.beginnings import beginnings, ends, in_turn
@@ -33,6 +34,7 @@ MAKE = "make inputs"  # the stage of progress
 MIN_IMAGES = 64
 LONGER, FILLED = 2, 4  # times the recipe's length: what a model writes, and the longest that it fills in
 FILLED_LENGTHS = (1.0, 0.8, 0.6, 0.4)  # of the longest text, with equal numbers of tokens
+PATCHES_ALONG_SIDE = 16  # of pictures in a text, where a model takes any size
 TARGET_TOKENS = 24  # that a decoder writes for each source text
 ORDINARY = {"input_ids", "attention_mask", "token_type_ids", "pixel_values"}
 
@@ -100,6 +102,8 @@ def default_kind(model: nn.Module, example_inputs: Inputs | None) -> str:
                 f"a plain {type(model).__name__} says nothing about its inputs; pass example_inputs=… or data=…"
             )
         return "like"
+    if picture_token(model) is not None and _has_token_table(model):
+        return "words"
     if isinstance(example_inputs, Mapping) and not example_inputs.keys() <= ORDINARY:
         return "like"
     several = getattr(config, "is_encoder_decoder", False) or type(model).__name__.endswith("MultipleChoice")
@@ -184,7 +188,29 @@ def _filled_masks(model: Any, settings: Calibration, generator: torch.Generator,
 def _topical_words(model: Any, settings: Calibration, generator: torch.Generator) -> list[Inputs]:
     device = device_of(model)
     texts = topical_texts(model, settings.tokens, text_length(model, settings.length), BATCH_TOKENS, generator)
+    pictures = pictures_of(model, PATCHES_ALONG_SIDE)
+    if pictures is not None:
+        return list(_pictured(model, texts, pictures, settings.tokens, generator))
     return [{"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)} for ids in texts]
+
+
+def _pictured(
+    model: Any, texts: list[Tensor], pictures: Pictures, tokens: int, generator: torch.Generator
+) -> Iterator[Inputs]:
+    """Texts with a picture each, behind what every text begins with, until there are about so many tokens, those that
+    stand for pictures among them."""
+    begun, like = len(vocabulary_of(model).before), next(p for p in model.parameters() if p.is_floating_point())
+    entries = vocabulary_of(model).entries
+    token, other = pictures.token, int(entries[entries != pictures.token][0])
+    for batch in texts:
+        length = batch.shape[1] + len(pictures.tokens)
+        for ids in batch.split(max(1, BATCH_TOKENS // length)):
+            painted = random_images((len(ids), *pictures.shape), generator).to(like.dtype)
+            made = pictures.in_text(model, ids.masked_fill(ids == token, other), painted, begun)
+            yield {name: t.to(like.device) for name, t in made.items()}
+            tokens -= len(ids) * length
+            if tokens <= 0:
+                return
 
 
 def _painted_images(

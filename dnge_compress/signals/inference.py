@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.core.precision import widened_products
+from dnge_compress.graph.derivation.pictures import GRID, PIXELS
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 NO_TOKEN = -1
@@ -128,10 +129,27 @@ def first_examples(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
         if rows <= 0:
             break
         if isinstance(batch, Mapping):
-            taken.append({k: v[:rows] for k, v in batch.items()})
+            has_patches = GRID in batch
+            taken.append(pictured_part(batch, 0, rows) if has_patches else {k: v[:rows] for k, v in batch.items()})
         elif isinstance(batch, tuple):
             taken.append(tuple(t[:rows] for t in batch))
         else:
             taken.append(batch[:rows])
         rows -= examples_in(batch)
     return taken
+
+
+def pictured_part(batch: Mapping[str, Tensor], first: int, rows: int) -> dict[str, Tensor]:
+    """Some examples of a batch whose pictures are a list of patches; all, where nothing tells whose they are."""
+    patches = pictured_patches(dict(batch))
+    if patches is None:
+        return dict(batch)
+    ends = [0, *patches.cumsum(0).tolist()]
+    last = min(first + rows, len(patches))
+    return {k: v[ends[first] : ends[last]] if k == PIXELS else v[first:last] for k, v in batch.items()}
+
+
+def pictured_patches(batch: Inputs) -> Tensor | None:
+    """How many patches the picture of every text has `[N]`; None where they aren't patches, or not one to a text."""
+    grid = batch.get(GRID) if isinstance(batch, Mapping) else None
+    return grid.prod(1) if grid is not None and len(grid) == examples_in(batch) else None

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor
 
+from dnge_compress.graph.derivation.pictures import GRID, PIXELS
 from dnge_compress.signals.inference import Inputs, examples_in, first_examples
 
 MASK = "attention_mask"
@@ -32,6 +33,8 @@ def joined(batches: Sequence[Inputs], positions: int | None = None) -> Inputs:
         named = [{k: nnf.pad(t, (0, longest - t.shape[1])) for k, t in tensors.items()} for tensors in named]
     counts = [examples_in(batch) for batch in group]
     whole = {name: _cat([tensors[name] for tensors in named], counts) for name in named[0]}
+    if GRID in named[0]:
+        whole[PIXELS] = torch.cat([tensors[PIXELS] for tensors in named])
     if isinstance(group[0], Mapping):
         return whole
     return tuple(whole.values()) if isinstance(group[0], tuple) else whole[0]

@@ -25,7 +25,7 @@ from dnge_compress.signals import second_moments
 from dnge_compress.signals.chain import Call, Chain, chain_of, gradient_behind
 from dnge_compress.signals.consumers import as_matrix, shares_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
-from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of
+from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, pictured_patches
 from dnge_compress.signals.joined import positions_in
 from dnge_compress.signals.pieces import in_pieces, numbers_per_position
 from dnge_compress.signals.recorder import Recorder
@@ -171,9 +171,9 @@ class _Task:
 
     def _tell(self, recorders: Iterable[Recorder], number: int, batch: Inputs) -> None:
         """Let recorders know which positions of the next batch count."""
-        mask, grid = attended(batch), _grid(batch)
+        mask, grid, pictures = attended(batch), _grid(batch), _pictures(batch)
         for r in recorders:
-            r.mask, r.grid, r.generator = mask, grid, self._draws(number)
+            r.mask, r.grid, r.pictures, r.generator = mask, grid, pictures, self._draws(number)
 
     def _loss(self, output: Tensor, generator: torch.Generator) -> Tensor:
         return label_loss(output, has_logits(self.model), generator)
@@ -206,6 +206,12 @@ def _labels_in(output: Tensor) -> int:
 def _grid(batch: Inputs) -> tuple[int, int] | None:
     ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
     return None if ids is None or ids.dim() != 2 else (ids.shape[0], ids.shape[1])
+
+
+def _pictures(batch: Inputs) -> int | None:
+    """How many pictures of equal size a batch holds as one list of patches."""
+    patches = pictured_patches(batch)
+    return len(patches) if patches is not None and len(patches.unique()) == 1 else None
 
 
 @contextmanager

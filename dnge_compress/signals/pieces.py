@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.signals.inference import Inputs, call, examples_in, first_examples, inference_mode_of
+from dnge_compress.graph.derivation.pictures import GRID
+from dnge_compress.signals.inference import (
+    Inputs,
+    call,
+    examples_in,
+    first_examples,
+    inference_mode_of,
+    pictured_part,
+    pictured_patches,
+)
 from dnge_compress.signals.joined import positions_in
 
 OUTPUT_WEIGHT = 4  # copies of the main output that a loss makes: logarithms, probabilities, draws of labels, gradient
@@ -53,6 +62,9 @@ def _split(batch: Inputs, examples: int, rows: int) -> list[Inputs]:
         return t[first : first + rows] if t.dim() > 0 and len(t) == examples else t
 
     starts = range(0, examples, rows)
+    if isinstance(batch, Mapping) and GRID in batch:
+        is_told = pictured_patches(batch) is not None
+        return [pictured_part(batch, first, rows) for first in starts] if is_told else [batch]
     if isinstance(batch, Mapping):
         return [{k: part(t, first) for k, t in batch.items()} for first in starts]
     if isinstance(batch, tuple):

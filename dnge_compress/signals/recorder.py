@@ -54,6 +54,7 @@ class Recorder:
         self.fisher, self.taylor = (torch.zeros(units, device=device) for _ in range(2))
         self.mask: Tensor | None = None
         self.grid: tuple[int, int] | None = None  # examples and positions of a batch of texts
+        self.pictures: int | None = None  # whose patches the model reads as one list
         self._batch_mask_gradient: Tensor | None = None
 
     def attach(self, hooks: ExitStack) -> None:
@@ -106,9 +107,11 @@ class Recorder:
         return torch.randint(count, (limit,), generator=self.generator).to(device)
 
     def _by_example(self, x: Tensor) -> Tensor:
-        """Activations of texts as `[N, T, F]`, where a model has flattened them."""
+        """Activations of texts or pictures as `[N, T, F]`, where a model has flattened them."""
         if x.dim() == 2 and self.grid is not None and len(x) == self.grid[0] * self.grid[1]:
             return x.view(*self.grid, -1)
+        if x.dim() == 2 and self.pictures is not None and len(x) % self.pictures == 0:
+            return x.view(self.pictures, -1, x.shape[-1])
         return x
 
     def _watch_output(self, out: Tensor) -> None:

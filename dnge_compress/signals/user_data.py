@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from dnge_compress.core.errors import DataError, first_line
+from dnge_compress.graph.derivation.pictures import PIXELS, picture_token
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.calibration import BATCH_TOKENS
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
 
@@ -34,6 +38,30 @@ def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
         what = f"data batch 0 doesn't fit a {type(model).__name__}"
         raise DataError(f"{what} ({first_line(e)}); pass its inputs only") from e
     return batches
+
+
+def refuse_without_pictures(data: Sequence[Inputs], model: nn.Module, graph: ModelGraph, part: str) -> None:
+    """Raise DataError where a model reads pictures, the data hold none, and something in `part` (a path, "" for the
+    whole model) could be cut that no text reaches: it would be judged by nothing."""
+    if picture_token(model) is None or any(isinstance(batch, Mapping) and PIXELS in batch for batch in data):
+        return
+    spaces = graph.of_kind("neuron", "head", "channel")
+    modules = {slot.param.rpartition(".")[0] for s in spaces for slot in graph.consumers(s.name) if slot.part is None}
+    unseen = {path for path in modules if not part or path.startswith(f"{part}.")}
+    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
+        for path in list(unseen):
+            seen = partial(_leave_out, unseen, path)
+            hooks.enter_context(model.get_submodule(path).register_forward_pre_hook(seen))
+        call(model, first_examples(data, 1)[0])
+    if unseen:
+        raise DataError(
+            f"the data hold no {PIXELS}, and no text reaches '{min(unseen)}', which would be cut by chance; "
+            "give pictures with the texts, or name the part that reads text with prune.within"
+        )
+
+
+def _leave_out(paths: set[str], path: str, module: nn.Module, args: Any) -> None:
+    paths.discard(path)
 
 
 def read_texts(path: Path, model: nn.Module, length: int) -> list[Inputs]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
@@ -13,7 +12,6 @@ from transformers.pytorch_utils import Conv1D
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
 from dnge_compress.graph.layer_types import BATCH_NORMS, CONVS, TRANSPOSED, is_depthwise
-from dnge_compress.graph.tracing.running import tensors_in
 
 
 def cut(model: nn.Module, applied: AppliedCuts) -> None:
@@ -31,24 +29,6 @@ def cut(model: nn.Module, applied: AppliedCuts) -> None:
     _update_attributes(model, applied)
     _update_config(model, applied)
     _forget(model)
-
-
-def copied(model: nn.Module, shares: bool = False) -> nn.Module:
-    """A copy of the model; what calls left on its modules (states of a recurrence) is copied without its history.
-
-    A copy that `shares` has modules of its own and the model's own memory: for a model of which only one is used on.
-    """
-    left = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
-    memo: dict[int, Any] = {id(t): t.detach().clone() for t in left}
-    if shares:
-        memo |= {id(p): type(p)(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
-    return copy.deepcopy(model, memo)
-
-
-def trainable(model: nn.Module) -> nn.Module:
-    """The model, or a copy if it was built under `torch.inference_mode`: through such tensors no gradient flows."""
-    is_inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
-    return copied(model) if is_inference else model
 
 
 def _forget(model: nn.Module) -> None:

@@ -13,12 +13,12 @@ from dnge_compress.checkpoint import Compression, check_weights, opened
 from dnge_compress.checkpoint.loading import compression_in
 from dnge_compress.core.errors import DataError, PlanError, UnsupportedModelError, refuse_below
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.graph.tracing.running import copied
 from dnge_compress.graph.vocabulary import params_per_token, rows_of, vocabulary_graph
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan, tokens_fingerprint
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
-from dnge_compress.surgery.cut import copied
 from dnge_compress.surgery.token_ids import named_ids, renumbered_inputs
 from dnge_compress.surgery.vocabulary import check_tokens, cut_vocabulary, new_ids
 from dnge_compress.vocabulary.coverage import used_ids, written_in

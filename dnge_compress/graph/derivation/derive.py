@@ -26,10 +26,12 @@ from dnge_compress.graph.derivation.proof import Tied
 from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy, small_copy, with_few_blocks
 from dnge_compress.graph.derivation.spaces import Proved, divided, proved_spaces, single_rows
-from dnge_compress.graph.derivation.units import Runs, Unreadable
+from dnge_compress.graph.derivation.units import Unreadable
+from dnge_compress.graph.rows import Runs
 
+IN_A_ROW = 4  # numbers of experts that are tried before every one is
 MOST_TRIED = 256  # numbers of heads or experts that are tried one by one
-DIGITS = re.compile(r"(?<=\.)\d+(?=\.)")
+DIGITS = re.compile(r"(?<=\.)\d+(?=\.)|(?<=\.expert_)\d+(?=\.)")  # of blocks, and of experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +70,14 @@ class DerivationError(Exception):
     """An architecture of which nothing can be found out, and why."""
 
 
-def derive(model: nn.Module) -> Derivation:
+def derive(model: nn.Module, architecture: Architecture | None = None) -> Derivation:
     """Everything that the config of a model can say, proved. The model's weights are never touched.
 
     Raises DerivationError if no copy can be run.
     """
     with _quiet():
-        return _derived(model)
+        config: Any = model.config
+        return _derived(model, architecture or Architecture(type(model), type(config)))
 
 
 @contextmanager
@@ -88,14 +91,13 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _derived(model: nn.Module) -> Derivation:
+def _derived(model: nn.Module, architecture: Architecture) -> Derivation:
     config: Any = model.config
-    architecture = Architecture(type(model), type(config))
     own = as_dict(config)
-    small = small_copy(architecture, own)
+    shallow = with_few_blocks(architecture, own)
+    small = small_copy(architecture, shallow)
     if small is None:
         raise DerivationError("no small copy of it can be built and run on inputs made from its config")
-    shallow = with_few_blocks(architecture, own)
     refused: dict[str, str] = {}
     found: list[ProvedAxes] = []
     taken: set[Axis] = set()
@@ -111,8 +113,9 @@ def _derived(model: nn.Module) -> Derivation:
                 proved = proved_spaces(architecture, small, counted)
                 full = _at_own_size(architecture, own, counted)
             spaces = carried_over(model, small, proved, full)
-            legal = legal_counts(architecture, shallow, full) if experts or full.are_heads else ()
             least = fewest(own, full) if experts else 1
+            is_free = experts and all_build(architecture, shallow, full, least)
+            legal = legal_counts(architecture, shallow, full) if (experts or full.are_heads) and not is_free else ()
             found.append(ProvedAxes(counted=full, spaces=spaces, are_experts=experts, fewest=least, legal=legal))
             taken |= counted.rows.keys()
         except Unreadable as e:
@@ -133,6 +136,13 @@ def _at_own_size(architecture: Architecture, own: Mapping[str, Any], small: Coun
         if _identity(counted) == _identity(small):
             return counted
     raise Unreadable("the small copy reads it, but the config itself can't be read so")
+
+
+def all_build(architecture: Architecture, shallow: Mapping[str, Any], counted: Counted, least: int) -> bool:
+    """Whether a model builds with the fewest and with some numbers in a row: then none has to be a multiple."""
+    step = counted.groups
+    probed = {least, *(counted.units - i * step for i in range(1, IN_A_ROW + 1))}
+    return all(architecture.outline(changed(shallow, counted.values(n))) is not None for n in probed if least <= n)
 
 
 def legal_counts(architecture: Architecture, shallow: Mapping[str, Any], counted: Counted) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.graph.derivation.pictures import pictures_of
 from dnge_compress.graph.tracing.running import tensors_in
 
 ROWS, TOKENS, TARGETS = 2, 12, 7
@@ -61,6 +62,9 @@ def candidates(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     takes = inspect.signature(model.forward).parameters
     generator = torch.Generator().manual_seed(1)
     text = _tokens(config, TOKENS, generator)
+    pictures = pictures_of(model)
+    if pictures is not None:
+        yield pictures.in_text(model, text, torch.randn(ROWS, *pictures.shape, generator=generator))
     made: dict[str, list[Tensor]] = {}
     if "pixel_values" in takes:
         made["pixel_values"] = list(_images(config, generator))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -12,15 +11,14 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.config_keys import changed, value_at
-from dnge_compress.graph.derivation.proof import Outcome, Tied, choices, equal_outputs, rows_of
+from dnge_compress.graph.derivation.proof import Outcome, Tied, choices, equal_outputs
 from dnge_compress.graph.derivation.readings import Axis, Counted
-from dnge_compress.graph.derivation.small_copy import SmallCopy
+from dnge_compress.graph.derivation.small_copy import SmallCopy, chosen_at_once
 from dnge_compress.graph.derivation.spaces import Proved, divided, shared_path
 from dnge_compress.graph.derivation.units import Unreadable
 from dnge_compress.graph.masking import lowest
 from dnge_compress.graph.products import MaskedRouters
-
-PER_TOKEN = re.compile("top_?k$|per_tok|moe_k$")  # how many experts a token goes to
+from dnge_compress.graph.rows import rows_of
 
 
 def are_experts(model: nn.Module, counted: Counted) -> bool:
@@ -51,8 +49,7 @@ def routers(model: nn.Module, counted: Counted) -> list[Axis]:
 def fewest(config: Mapping[str, Any], counted: Counted) -> int:
     """As many experts as a token goes to, and two in each group: fewer can't be chosen from."""
     level = value_at(config, counted.keys[0][0][:-1]) if len(counted.keys[0][0]) > 1 else config
-    chosen = max((v for k, v in level.items() if PER_TOKEN.search(k) and isinstance(v, int)), default=1)
-    return max(chosen, 2 * counted.groups if counted.groups > 1 else 1)
+    return chosen_at_once(level, counted.groups)
 
 
 def proved_experts(architecture: Architecture, small: SmallCopy, counted: Counted) -> Proved:

@@ -16,7 +16,8 @@ from dnge_compress.graph.derivation.architecture import Architecture, BuildError
 from dnge_compress.graph.derivation.config_keys import changed
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.readings import Axis, Counted
-from dnge_compress.graph.derivation.units import Runs, call_with
+from dnge_compress.graph.derivation.units import call_with
+from dnge_compress.graph.rows import Runs, rows_of
 
 TOLERANCE = 1e-4  # relative to the largest output
 MOST_DRAWN = 20  # times, until a choice of units is another than those of other spaces
@@ -170,8 +171,3 @@ def _drawn(chance: random.Random, size: int, count: int, taken: list[list[int]])
         if units not in taken:
             break
     return units
-
-
-def rows_of(runs: Runs, units: Sequence[int]) -> list[int]:
-    """The rows of some units."""
-    return [start + u * n + i for start, n in runs for u in units for i in range(n)]

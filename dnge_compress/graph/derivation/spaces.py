@@ -12,8 +12,10 @@ from dnge_compress.graph.derivation.architecture import Architecture
 from dnge_compress.graph.derivation.proof import Tied, prove
 from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.derivation.small_copy import SmallCopy
-from dnge_compress.graph.derivation.units import Runs, Unreadable, consuming_axes, stacked, unit_rows
+from dnge_compress.graph.derivation.units import Unreadable, consuming_axes, stacked, unit_rows
+from dnge_compress.graph.joining import Joining
 from dnge_compress.graph.paths import block_of
+from dnge_compress.graph.rows import Runs
 
 DEPTHS = ("finest", "stack", "all")  # how finely the axes are divided into spaces
 
@@ -80,13 +82,7 @@ def divided(rows: Mapping[Axis, Runs], consumers: list[Axis], depth: str) -> lis
     for axis in consumers if depth != "all" else ():
         groups.setdefault(block_of(axis[0])[0] if depth == "stack" else axis[0], []).append(axis)
     members: dict[str, list[Axis]] = {name: [] for name in groups}
-    parent: dict[str, str] = {name: name for name in groups}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            name = parent[name]
-        return name
-
+    joining = Joining(groups)
     for axis in rows:
         if axis in consumers:
             continue
@@ -94,11 +90,11 @@ def divided(rows: Mapping[Axis, Runs], consumers: list[Axis], depth: str) -> lis
         best = max(nearness.values())
         near = [g for g, n in nearness.items() if n == best]
         for other in near[1:]:
-            parent[root(other)] = root(near[0])
+            joining.join(near[0], other)
         members[near[0]].append(axis)
     joined: dict[str, tuple[list[Axis], list[Axis]]] = {}
     for name, own in groups.items():
-        both = joined.setdefault(root(name), ([], []))
+        both = joined.setdefault(joining.root(name), ([], []))
         both[0].extend(own)
         both[1].extend(members[name])
     return [Tied(tuple(own), {axis: rows[axis] for axis in (*own, *others)}) for own, others in joined.values()]

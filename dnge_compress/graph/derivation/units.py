@@ -4,7 +4,6 @@ reaches any more are its own."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +15,7 @@ from dnge_compress.graph.derivation.architecture import MATRICES
 from dnge_compress.graph.derivation.example_inputs import run
 from dnge_compress.graph.derivation.readings import Axis, Counted
 from dnge_compress.graph.layer_types import CONVS
-
-Runs: TypeAlias = tuple[tuple[int, int], ...]  # (first row of unit 0, rows per unit) of each run of rows
+from dnge_compress.graph.rows import Runs, stretches
 
 SAMPLES = 5  # units looked at
 
@@ -106,7 +104,7 @@ def _orders(reached: Mapping[int, set[int]], rows: int, units: int, size: int) -
     side."""
     for unit, own in reached.items():
         if len(own) == rows:
-            yield tuple((start - unit * n, n) for start, n in _runs(sorted(own)) if start >= unit * n)
+            yield tuple((start - unit * n, n) for start, n in stretches(own) if start >= unit * n)
     for count in (1, 2, 3):
         if rows % count == 0 and rows * units == size:
             yield tuple((i * (size // count), rows // count) for i in range(count))
@@ -160,15 +158,4 @@ def call_with(
     """The model's outputs with other weights."""
     runner = _Runner(model, is_differentiable)
     found: list[Tensor] = functional_call(runner, {f"model.{n}": t for n, t in weights.items()}, (inputs,))
-    return found
-
-
-def _runs(rows: list[int]) -> list[tuple[int, int]]:
-    """Ascending rows as (start, length) of each stretch without a gap."""
-    found: list[tuple[int, int]] = []
-    for row in rows:
-        if found and row == sum(found[-1]):
-            found[-1] = (found[-1][0], found[-1][1] + 1)
-        else:
-            found.append((row, 1))
     return found

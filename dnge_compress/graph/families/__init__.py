@@ -51,13 +51,13 @@ def build_graph(model: nn.Module, example_inputs: object = None) -> ModelGraph:
             )
         return FAMILIES.load(TRACED).build(model, example_inputs)
     try:
-        FAMILIES.load(DERIVED).refuse_other_sizes(model)
+        architecture = FAMILIES.load(DERIVED).described_by(model)
     except UnsupportedModelError:
         if example_inputs is None:
             raise
         return FAMILIES.load(TRACED).build(model, example_inputs)
     try:
-        graph: ModelGraph = FAMILIES.load(DERIVED).build(model)
+        graph: ModelGraph = FAMILIES.load(DERIVED).build(model, architecture)
     except UnsupportedModelError as e:
         inputs = example_inputs if example_inputs is not None else made_inputs(model)
         if inputs is None:

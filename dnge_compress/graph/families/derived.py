@@ -35,14 +35,16 @@ GENERIC = {"model", "transformer", "layers", "layer", "blocks", "block", "h"}  #
 WIDTHS = re.compile("intermediate|ffn|inner|d_ff|mlp|hidden_dim$")  # names of feed-forward widths
 
 
-def build(model: nn.Module) -> ModelGraph:
-    """The graph of a Hugging Face model of any architecture. Raises UnsupportedModelError with the measured reason."""
-    return _Assembly(model, _derivation(model)).graph()
+def build(model: nn.Module, architecture: Architecture | None = None) -> ModelGraph:
+    """The graph of a Hugging Face model of any architecture, which `described_by` may have made already. Raises
+    UnsupportedModelError with the measured reason."""
+    return _Assembly(model, _derivation(model, architecture)).graph()
 
 
-def refuse_other_sizes(model: Any) -> None:
-    """Raise UnsupportedModelError for a model that isn't the one its config describes."""
-    outline = Architecture(type(model), type(model.config)).outline(as_dict(model.config))
+def described_by(model: Any) -> Architecture:
+    """The architecture of a model that is the one its config describes. Raises UnsupportedModelError for another."""
+    architecture = Architecture(type(model), type(model.config))
+    outline = architecture.outline(as_dict(model.config))
     tensors = model.state_dict()
     for name in outline.shapes if outline else ():
         if name not in tensors:
@@ -57,16 +59,17 @@ def refuse_other_sizes(model: Any) -> None:
                 f"'{name}' has shape {tuple(tensor.shape)}, but the config of this {type(model).__name__} says "
                 f"{expected}; the config and the weights don't belong together"
             )
+    return architecture
 
 
 _known: dict[tuple[type[nn.Module], str], Derivation] = {}
 
 
-def _derivation(model: Any) -> Derivation:
+def _derivation(model: Any, architecture: Architecture | None = None) -> Derivation:
     key = (type(model), json.dumps(as_dict(model.config), sort_keys=True, default=str))
     if key not in _known:
         try:
-            _known[key] = derive(model)
+            _known[key] = derive(model, architecture)
         except DerivationError as e:
             raise UnsupportedModelError(f"{type(model).__name__} can't be read from its config: {e}") from None
     found = _known[key]

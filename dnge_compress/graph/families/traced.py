@@ -26,7 +26,6 @@ from dnge_compress.graph.tracing.reached import unreached_modules
 from dnge_compress.graph.tracing.running import as_float32, randomised_copy
 from dnge_compress.graph.types import Kind, ModelGraph, Shapes
 
-HEADS_SHARE = 0.3  # of the time, for attention
 FIXED_HEADS = (
     "nn.MultiheadAttention takes the size of a head to be embed_dim / num_heads, so it can't have fewer heads of the "
     "same size"
@@ -50,7 +49,7 @@ def build(model: nn.Module, example_inputs: Any, *, timeout_s: float = 60.0) -> 
         layers = {layer.name: layer for layer in executed_layers(net, inputs)}
         proof = Proof(net, inputs, layers)
         groups = proof.of(coupled_groups(net, inputs, layers))
-        groups, stayed = head_groups(net, inputs, groups, proof, HEADS_SHARE * timeout_s)
+        groups, stayed = head_groups(net, inputs, groups, proof)
         notes = _notes(net, inputs)
     if not any(g.is_free for g in groups):
         reasons = sorted({g.why or "a layer norm or an embedding mixes the units" for g in groups})
@@ -112,7 +111,7 @@ def _tie(g: GraphBuilder, layer: Layer, side: Side, groups: list[TracedGroup]) -
     """Slots for one side of a layer; returns the spaces there, a fixed one of its own where no group reaches."""
     names = []
     for group in groups:
-        for width, offset in layer.in_tensors(side, group.parts.get((layer.name, side), ())):
+        for offset, width in layer.in_tensors(side, group.parts.get((layer.name, side), ())):
             names.append(group.root.name)
             for param, axis in layer.tensors(side):
                 g.slot(param, axis, group.root.name, width, offset)

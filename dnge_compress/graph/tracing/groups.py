@@ -11,7 +11,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import UnsupportedModelError
-from dnge_compress.graph.tracing.layers import Layer, Runs, Side
+from dnge_compress.graph.rows import Runs, rows_of, stretches
+from dnge_compress.graph.tracing.layers import Layer, Side
 from dnge_compress.graph.tracing.running import call_with, tensors_in
 from dnge_compress.graph.tracing.stand_ins import stand_ins
 from dnge_compress.graph.types import Kind
@@ -147,7 +148,7 @@ def _group_from(follower: _Follower, module: nn.Module, layers: Layers) -> Trace
     root = follower.met[module][0]
     own: Key = (root.name, "out")
     first = follower.reach(module, 0)
-    stride = runs_in(first.rows[own])[0][1]
+    stride = stretches(first.rows[own])[0][1]
     units, rest = divmod(root.rows("out"), len(first.rows[own]))
     others = {u: follower.reach(module, u * stride) for u in sorted({0, units // 2, units - 1})}
     if rest or any(set(p.rows) != set(first.rows) for p in others.values()):
@@ -155,9 +156,9 @@ def _group_from(follower: _Follower, module: nn.Module, layers: Layers) -> Trace
     parts: dict[Key, Runs] = {}
     why = next((p.why for p in others.values() if p.why), "")
     for key, rows in first.rows.items():
-        runs = runs_in(rows)
-        if all(runs_in(p.rows[key]) == [(start + u * n, n) for start, n in runs] for u, p in others.items()):
-            parts[key] = tuple((n, start) for start, n in runs)
+        runs = stretches(rows)
+        if all(stretches(p.rows[key]) == [(start + u * n, n) for start, n in runs] for u, p in others.items()):
+            parts[key] = tuple(runs)
         else:
             why = why or f"the order of the units in '{key[0]}' has no fixed stride"
     if own not in parts:
@@ -187,22 +188,6 @@ def _whole_axes(groups: list[TracedGroup], layers: Layers) -> list[TracedGroup]:
         why = group.why or ("an axis is known in part only" if lost & set(group.parts) else "")
         whole.append(replace(group, why=why, parts={k: v for k, v in group.parts.items() if k not in lost}))
     return [g for g in whole if g.parts]
-
-
-def rows_of(parts: Runs, units: Iterable[int]) -> list[int]:
-    """The rows of some units on an axis."""
-    return [offset + u * width + i for u in units for width, offset in parts for i in range(width)]
-
-
-def runs_in(rows: set[int]) -> list[tuple[int, int]]:
-    """(start, length) of each unbroken run."""
-    runs: list[tuple[int, int]] = []
-    for row in sorted(rows):
-        if runs and row == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((row, 1))
-    return runs
 
 
 def index(rows: Iterable[int], like: Tensor) -> Tensor:

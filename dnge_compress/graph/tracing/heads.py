@@ -6,7 +6,6 @@ the possible numbers of heads. Layouts and numbers are tried, and the proof deci
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -14,13 +13,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dnge_compress.graph.rows import Runs
 from dnge_compress.graph.tracing.groups import Key, Layers, TracedGroup
-from dnge_compress.graph.tracing.layers import Layer, Runs
+from dnge_compress.graph.tracing.layers import Layer
 from dnge_compress.graph.tracing.proof import MOST_TOGETHER, Proof
 from dnge_compress.graph.tracing.running import call_with
 
 PRODUCTS = ("bmm", "dotproduct", "attention", "softmax", "einsum")  # in names of autograd's nodes
 MOST_PROJECTIONS = 4
+LEAST_TRIED, MOST_TRIED = 60, 4000  # cuts, between which the size of the network decides
+NUMBERS_TRIED = 10_000_000_000  # of parameters, cuts that are tried times numbers of the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +41,14 @@ class Site:
 
 
 def head_groups(
-    net: nn.Module, inputs: Any, groups: list[TracedGroup], proof: Proof, seconds: float
+    net: nn.Module, inputs: Any, groups: list[TracedGroup], proof: Proof
 ) -> tuple[list[TracedGroup], list[str]]:
     """The groups, with heads in place of what was fixed, and the reading matrices whose heads could not be proved.
 
-    Stops trying after so many seconds.
+    As many layouts are tried as the size of the network allows, however fast the machine is.
     """
-    ends = time.monotonic() + seconds
+    numbers = sum(t.numel() for t in proof.whole.values())
+    most = proof.tried + max(LEAST_TRIED, min(MOST_TRIED, NUMBERS_TRIED // max(1, numbers)))
     taken = {key for g in groups if g.is_free or g.residual for key in g.parts}
     kinds: dict[tuple[Any, ...], list[Site]] = {}
     for site in _sites(net, inputs, proof.layers):
@@ -53,10 +56,10 @@ def head_groups(
             kinds.setdefault(site.signature, []).append(site)
     found: list[TracedGroup] = []
     for sites in kinds.values():
-        first = _proved(sites[0], proof, ends)
+        first = _proved(sites[0], proof, most)
         alike = [first, *(_moved(first, sites[0], site) for site in sites[1:])] if first else []
         if alike and not proof.holds(alike):
-            alike = [group for site in sites if (group := _proved(site, proof, ends))]
+            alike = [group for site in sites if (group := _proved(site, proof, most))]
         found += alike
     claimed = {key for g in found for key in g.parts}
     others = [g for g in groups if g.is_free or g.residual or not claimed & set(g.parts)]
@@ -67,11 +70,11 @@ def head_groups(
     return [*others, *found], stayed
 
 
-def _proved(site: Site, proof: Proof, ends: float) -> TracedGroup | None:
-    for most in (1, MOST_TOGETHER):  # attributes; what needs many is tried after all that needs few
+def _proved(site: Site, proof: Proof, most: int) -> TracedGroup | None:
+    for together in (1, MOST_TOGETHER):  # attributes; what needs many is tried after all that needs few
         for units, parts in _layouts(site):
             group = TracedGroup(root=site.projections[0], units=units, parts=parts, is_heads=True)
-            proved = proof.with_attributes([group], most) if time.monotonic() < ends else None
+            proved = proof.with_attributes([group], together) if proof.tried < most else None
             if proved:
                 return proved[0]
     return None
@@ -97,7 +100,7 @@ def _layouts(site: Site) -> Iterator[tuple[int, dict[Key, Runs]]]:
     """Numbers of heads with the rows that each has in every matrix, the most heads first."""
     read = site.reader.rows("in")
     for units in sorted((n for n in site.sizes if 1 < n < read and read % n == 0), reverse=True):
-        reader: dict[Key, Runs] = {(site.reader.name, "in"): ((read // units, 0),)}
+        reader: dict[Key, Runs] = {(site.reader.name, "in"): ((0, read // units),)}
         for projections in _choices(site, read):
             options = [list(_runs(p.rows("out"), read, units)) for p in projections]
             for choice in range(max(map(len, options))):
@@ -117,11 +120,11 @@ def _runs(rows: int, read: int, units: int) -> Iterator[Runs]:
     values side by side."""
     if rows > read and (rows - read) % (2 * units) == 0:
         width, other = read // units, (rows - read) // (2 * units)
-        yield (width, 0), (other, read), (other, read + other * units)
+        yield (0, width), (read, other), (read + other * units, other)
     if rows > read and rows % (2 * units) == 0:
-        yield (rows // (2 * units), 0), (rows // (2 * units), rows // 2)
+        yield (0, rows // (2 * units)), (rows // 2, rows // (2 * units))
     if rows % units == 0:
-        yield ((rows // units, 0),)
+        yield ((0, rows // units),)
 
 
 def _sites(net: nn.Module, inputs: Any, layers: Layers) -> list[Site]:

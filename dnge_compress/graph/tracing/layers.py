@@ -12,12 +12,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.graph.layer_types import BATCH_NORMS, CONVS, INSTANCE_NORMS, TRANSPOSED, is_depthwise
+from dnge_compress.graph.rows import Runs
 from dnge_compress.graph.tracing.running import call_with
 from dnge_compress.graph.types import Op
 
 Side = Literal["out", "in"]
 Ends = tuple[tuple[str, int], ...]  # tensors (suffix) and their axes
-Runs = tuple[tuple[int, int], ...]  # (width, offset): unit u has the rows offset + u * width … of each run
 
 OUT, IN = (("weight", 0), ("bias", 0)), (("weight", 1),)
 STATISTICS = (("running_mean", 0), ("running_var", 0))
@@ -72,7 +72,7 @@ class Layer:
         """The runs of rows in a side's tensors: those of the first share, where all shares have the same columns."""
         if side == "out" or self.shares == 1:
             return runs
-        return tuple((width, offset) for width, offset in runs if offset < self.rows(side) // self.shares)
+        return tuple((start, n) for start, n in runs if start < self.rows(side) // self.shares)
 
     def together(self, side: Side, rows: set[int]) -> dict[Side, set[int]]:
         """The rows on both sides that go with some rows on one: all gates, whole blocks, the same of every share, what

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dnge_compress.graph.paths import prefixes
-from dnge_compress.graph.tracing.groups import Attribute, Layers, TracedGroup, index, rows_of
+from dnge_compress.graph.rows import rows_of
+from dnge_compress.graph.tracing.groups import Attribute, Layers, TracedGroup, index
 from dnge_compress.graph.tracing.layers import Side
 from dnge_compress.graph.tracing.running import call_with, tensors_in
 
@@ -24,6 +25,7 @@ SAMPLE_SEED = 0
 TOLERANCE = 1e-4  # relative to the largest output; float32 noise is far smaller, a wrong row far larger
 MOST_ATTRIBUTES = 6  # of a module's that are tried
 MOST_TOGETHER = 3  # that may have to change together
+SILENT = "masking units changes nothing that can be measured, so that no proof would show anything"
 UNPROVED = "removing units is not the same as masking them"
 
 
@@ -33,9 +35,12 @@ class Proof:
     def __init__(self, net: nn.Module, inputs: Any, layers: Layers) -> None:
         self.net, self.inputs, self.layers = net, inputs, layers
         self.whole: dict[str, Tensor] = {**dict(net.named_parameters()), **dict(net.named_buffers())}
+        self.dense = [t.detach() for t in tensors_in(call_with(net, inputs))]
+        self.tried = 0  # cuts
 
     def of(self, groups: list[TracedGroup]) -> list[TracedGroup]:
         """Fix every group whose removal is more than masking its consumers; all are tried at once, then one by one."""
+        groups = self._shown(groups)
         free = [g for g in groups if g.is_free]
         if not free or self.holds(free):
             return groups
@@ -47,6 +52,15 @@ class Proof:
         if exact and not self.holds(list(exact.values())):
             exact = {}
         return [exact.get(g.root.name, replace(g, why=UNPROVED)) if g.is_free else g for g in groups]
+
+    def _shown(self, groups: list[TracedGroup]) -> list[TracedGroup]:
+        """Fix every group whose mask changes nothing: of such a one everything would hold."""
+        return [replace(g, why=SILENT) if g.is_free and not self._changes([g]) else g for g in groups]
+
+    def _changes(self, groups: Sequence[TracedGroup]) -> bool:
+        """Whether the outputs tell that units are masked."""
+        masked = tensors_in(call_with(self.net, self.inputs, self._masked(groups)))
+        return not all(map(_is_close, self.dense, masked))
 
     def with_attributes(self, groups: Sequence[TracedGroup], most: int = MOST_TOGETHER) -> list[TracedGroup] | None:
         """The groups, with the fewest attributes counted down that let the proof hold; None if it never does."""
@@ -63,12 +77,14 @@ class Proof:
 
     def holds(self, groups: Sequence[TracedGroup]) -> bool:
         """Whether the model without a random half of each group's units equals the model with what reads them at
-        zero."""
+        zero, and the zeros change what it says."""
+        self.tried += 1
         actual = self._cut_outputs(groups)
         if actual is None:
             return False
         expected = tensors_in(call_with(self.net, self.inputs, self._masked(groups)))
-        return len(expected) == len(actual) and all(map(_is_close, expected, actual))
+        is_equal = len(expected) == len(actual) and all(map(_is_close, expected, actual))
+        return is_equal and not all(map(_is_close, self.dense, expected))
 
     def runs(self, groups: Sequence[TracedGroup]) -> bool:
         """Whether the model can be called without half of each group's units, whatever it then answers."""
@@ -123,7 +139,7 @@ def attributes_of(group: TracedGroup, layers: Layers) -> Iterator[Attribute]:
         layer = layers[name]
         for (counted_side, attribute), rows in layer.counts.items():
             if counted_side == side:
-                yield layer.path, attribute, sum(width for width, _ in parts) // rows
+                yield layer.path, attribute, sum(n for _, n in parts) // rows
 
 
 def bundles(groups: Iterable[TracedGroup], layers: Layers) -> list[list[TracedGroup]]:

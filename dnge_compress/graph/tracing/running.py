@@ -15,7 +15,7 @@ COPY_SEED = 0
 
 def randomised_copy(model: nn.Module) -> nn.Module:
     """A float32 copy in eval mode with random values: zeros, ones and equal rows would hide a wrong coupling."""
-    net: Any = copy.deepcopy(model).float().eval()
+    net: Any = copied(model).float().eval()
     if getattr(getattr(net, "config", None), "use_cache", False):
         net.config.use_cache = False  # torch-pruning can't follow a key/value cache (its issues 461 and 516)
     generator = torch.Generator().manual_seed(COPY_SEED)
@@ -32,6 +32,24 @@ def randomised_copy(model: nn.Module) -> nn.Module:
     for p in net.parameters():
         p.requires_grad_(p.is_floating_point())
     return net
+
+
+def copied(model: nn.Module, shares: bool = False) -> nn.Module:
+    """A copy of the model; what calls left on its modules (states of a recurrence) is copied without its history.
+
+    A copy that `shares` has modules of its own and the model's own memory: for a model of which only one is used on.
+    """
+    left = [t for module in model.modules() for t in tensors_in(vars(module)) if not t.is_leaf]
+    memo: dict[int, Any] = {id(t): t.detach().clone() for t in left}
+    if shares:
+        memo |= {id(p): type(p)(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, memo)
+
+
+def trainable(model: nn.Module) -> nn.Module:
+    """The model, or a copy if it was built under `torch.inference_mode`: through such tensors no gradient flows."""
+    is_inference = any(t.is_inference() for t in (*model.parameters(), *model.buffers()))
+    return copied(model) if is_inference else model
 
 
 def as_float32(inputs: Any) -> Any:
