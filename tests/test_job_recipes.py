@@ -146,6 +146,68 @@ def test_a_number_in_scientific_notation_is_a_number(tmp_path: Path) -> None:
     assert isinstance(job, Job) and job.train is not None and job.train.learning_rate == 2e-4
 
 
+@pytest.mark.parametrize("text", ["1e-4", "2026", "010", "1:30", "no", "2026-11-29", "1_000"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_text_that_looks_like_something_else_stays_text_where_text_is_wanted(
+    tmp_path: Path, text: str, quote: str
+) -> None:
+    written = f"{quote}{text}{quote}"
+    source = JOB.replace("output_dir: out", f"output_dir: {written}") + f"train: {{report_to: {written}}}\n"
+    source += f"datasets: [{{path: {written}, columns: {{text: {written}}}}}]\nabout: {written}\n"
+    path = write(tmp_path, source)
+    told = assignments([f"name={written}", f"scorer={written}", f"calibration.prompts=[{written}]"])
+    elsewhere = load("jobs/prune-recover", assignments(["model_name_or_path=m", f"output_dir={written}"]))
+    assert isinstance(elsewhere, Job) and elsewhere.output_dir == text
+    job = load(path, told)
+    assert isinstance(job, Job) and job.train is not None and job.output_dir == str(tmp_path / text)
+    assert {job.about, job.name, job.scorer, *job.calibration.prompts, job.train.report_to} == {text}
+    assert job.datasets[0].path == text and job.datasets[0].columns == {"text": text}
+
+
+@pytest.mark.parametrize(
+    ("text", "readings"),
+    [
+        ("010", "8 or 10"),
+        ("-017", "-15 or -17"),
+        ("08", "text or 8"),
+        ("1:30", "90 or as text"),
+        ("0b11", "3 or as text"),
+    ],
+)
+def test_a_number_that_programs_read_differently_is_refused(tmp_path: Path, text: str, readings: str) -> None:
+    path = write(tmp_path, JOB + f"lora: {{}}\nseed: {text}\n")
+    line = path.read_text(encoding="utf-8").count("\n")
+    assert f"mine.yaml:{line}: 'seed' is {text}, which is read as {readings}; write it plainly" in error_of(path)
+    override = error_of(write(tmp_path, JOB + "lora: {}\n"), f"calibration.seed={text}")
+    assert override.startswith(f"override: 'calibration.seed' is {text}, which is read as {readings}")
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "true"])
+def test_words_of_agreement_are_true_where_a_question_is_asked(tmp_path: Path, word: str) -> None:
+    path = write(tmp_path, JOB + f"lora: {{}}\nsave: {{flat_adapter: {word}}}\n")
+    job = load(path, assignments([f"save.merge_adapter={word}"]))
+    assert isinstance(job, Job) and job.save.flat_adapter and job.save.merge_adapter
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["datasets=[{path: a, path: b}]"], "key 'datasets.0.path' stands twice"),
+        (["train={learning_rate: 1, learning_rate: 2}"], "key 'train.learning_rate' stands twice"),
+        (["seed=1", "seed=2"], "override 'seed' stands twice"),
+        (["seed=1", "~seed"], "override 'seed' stands twice"),
+        (["learning_rate=1", "train.learning_rate=2"], "override 'train.learning_rate' stands twice"),
+        (["prompts=&a [*a]"], "aliases (*name) are not allowed"),
+        (["prompts=" + "[" * 3000], "nested more than 32 deep"),
+    ],
+)
+def test_an_override_that_stands_twice_is_refused_as_in_files(tmp_path: Path, words: list[str], complaint: str) -> None:
+    path = write(tmp_path, JOB + "train: {}\ndatasets: [{type: sampled}]\n")
+    with pytest.raises(RecipeError) as caught:
+        load(path, assignments(words))
+    assert complaint in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_resolved_job_survives_the_way_through_yaml(tmp_path: Path) -> None:
     job = load("jobs/prune-recover", assignments(["model_name_or_path=m", "output_dir=o"]))
     again = load(write(tmp_path, json.dumps(job.model_dump(mode="json"))))

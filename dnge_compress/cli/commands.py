@@ -93,7 +93,7 @@ def compress(options: Namespace) -> None:
 
 def place(options: Namespace) -> None:
     """`dnge place MODEL -o lora.json`"""
-    recipe = resolve(options.recipe, {"placer": options.placer} | assignments(options.set), LoraRecipe)
+    recipe = resolve(options.recipe, assignments(options.set, {"placer": options.placer}), LoraRecipe)
     _make_plan(options, recipe, LoraPlan, place_lora)
 
 
@@ -163,8 +163,8 @@ def _is_about_tokens(path: Path) -> bool:
 
 
 def _recipe(options: Namespace) -> Recipe:
-    overrides: dict[str, Any] = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
-    return resolve(options.recipe, overrides | assignments(options.set))
+    flags = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
+    return resolve(options.recipe, assignments(options.set, flags))
 
 
 def _open(options: Namespace, progress: Progress) -> nn.Module:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Iterator, Mapping
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from dnge_compress.core.errors import RecipeError, UnknownNameError
+from dnge_compress.recipes.scalars import PlainFloat, PlainInt, two_readings
 from dnge_compress.recipes.schema import RecipeSection
 
 Keys = tuple[str, ...]
@@ -42,6 +44,7 @@ def put(raw: dict[str, Any], section: type[RecipeSection], key: str, value: Any)
     with several places.
     """
     path = _place_of(section, key)
+    value = settled(value, section, path, lambda _: "override")
     here: Any = raw
     for i, name in enumerate(path[:-1]):
         if isinstance(here, list):
@@ -67,6 +70,53 @@ def put(raw: dict[str, Any], section: type[RecipeSection], key: str, value: Any)
     else:
         here[last] = value
     return path
+
+
+def settled(value: Any, section: type[RecipeSection], path: Keys, where: Callable[[Keys], str]) -> Any:
+    """A value at `path` with its numbers as they were written wherever only text may stand.
+
+    Raises RecipeError, which begins with `where` of the path, for a number that other programs read differently.
+    """
+    if isinstance(value, Mapping):
+        return {k: settled(v, section, (*path, str(k)), where) for k, v in value.items()}
+    if isinstance(value, list):
+        return [settled(v, section, (*path, str(i)), where) for i, v in enumerate(value)]
+    if not isinstance(value, PlainInt | PlainFloat):
+        return value
+    if _wants_text(section, tuple(name for name in path if not name.isdigit())):
+        return value.text
+    readings = two_readings(value)
+    if readings:
+        raise RecipeError(
+            f"{where(path)}: '{'.'.join(path)}' is {value.text}, which is read as {readings}; write it plainly"
+        )
+    return value
+
+
+def _wants_text(section: type[RecipeSection], path: Keys) -> bool:
+    """Whether what stands there is text and can't be a number."""
+    found: type[RecipeSection] | None = section
+    kind: Any = None
+    for name in path:
+        if found is None or name not in found.model_fields:
+            break
+        kind = found.model_fields[name].annotation
+        found = section_of(found, name)
+    kinds = set(_kinds_of(kind)) if found is None else set()
+    return bool(kinds) and kinds <= {str, NoneType}
+
+
+def _kinds_of(kind: Any) -> Iterator[type]:
+    """The plain types that values of an annotated type, or the items in it, may have."""
+    origin, of = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        yield from map(type, of)
+    elif isinstance(kind, type) and not of:
+        yield kind
+    else:
+        for part in of[1:] if origin is dict else of[:1] if origin is Annotated else of:
+            if part is not Ellipsis:
+                yield from _kinds_of(part)
 
 
 def _place_of(section: type[RecipeSection], key: str) -> Keys:

@@ -13,7 +13,7 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.wording import kind as kind_word
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.keys import REMOVED, put, section_of
+from dnge_compress.recipes.keys import REMOVED, put, section_of, settled
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.recipes.yaml_lines import Lines, Place, parse_value, read
@@ -61,7 +61,12 @@ def load(recipe: str | Path | Mapping[str, Any] | AnyRecipe, overrides: Mapping[
     else:
         raw, origin, lines = _open(recipe)
     kind = _kind_of(raw, origin, lines)
-    overridden = [put(raw, kind, key, value) for key, value in given.items()]
+    overridden: dict[Place, str] = {}
+    for key, value in given.items():
+        place = put(raw, kind, key, value)
+        if place in overridden:
+            raise RecipeError(f"override '{key}' stands twice: '{overridden[place]}' is the same key")
+        overridden[place] = key
     return _checked(raw, kind, origin, lines, overridden)
 
 
@@ -72,7 +77,7 @@ def validate(
     kind: type[R] = Recipe,  # type: ignore[assignment]
 ) -> R:
     """The recipe that `raw` spells, e.g. the one in a plan; `origin` and `lines` say where errors stand."""
-    return _checked(dict(raw), kind, origin, lines or {})
+    return _checked(settled(dict(raw), kind, (), lambda _: origin), kind, origin, lines or {})
 
 
 def kind_of(recipe: str | Path) -> str:
@@ -81,17 +86,21 @@ def kind_of(recipe: str | Path) -> str:
     return str(_kind_of(raw, origin, lines).model_fields["recipe"].default)
 
 
-def assignments(words: Sequence[str]) -> dict[str, Any]:
-    """Overrides from words: "a.b=c" (c is YAML), "a.b=null" or "~a.b" to take a key away. Raises RecipeError."""
-    found: dict[str, Any] = {}
+def assignments(words: Sequence[str], flags: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Overrides from words: "a.b=c" (c is YAML), "a.b=null" or "~a.b" to take a key away; and from given flags.
+
+    Raises RecipeError, also for a key that stands twice.
+    """
+    found = {key: value for key, value in (flags or {}).items() if value is not None}
     for word in words:
         key, equals, value = word.partition("=")
-        if word.startswith("~") and not equals:
-            found[word[1:].strip()] = REMOVED
-        elif not equals or not key.strip():
+        is_removed = word.startswith("~") and not equals
+        if not is_removed and (not equals or not key.strip()):
             raise RecipeError(f"'{word}': write KEY=VALUE, e.g. compensate=bias")
-        else:
-            found[key.strip()] = parse_value(value, word)
+        key = word[1:].strip() if is_removed else key.strip()
+        if key in found:
+            raise RecipeError(f"'{word}': override '{key}' stands twice; give it once")
+        found[key] = REMOVED if is_removed else parse_value(value, key, f"'{word}'")
     return found
 
 
@@ -144,7 +153,12 @@ def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
     path = Path(recipe) if is_file else find(str(recipe))
     raw, lines = read(path)
     _refuse_empty(raw, path, lines)
-    raw = {"name": path.stem if is_file else str(recipe), **raw}
+    kind = _kind_of(raw, str(path), lines)
+
+    def line(place: Place) -> str:
+        return f"{path}:{lines[place]}" if place in lines else str(path)
+
+    raw = {"name": path.stem if is_file else str(recipe), **settled(raw, kind, (), line)}
     if is_file and raw.get("recipe") == "job":
         anchor(raw, path.resolve().parent)
     return raw, str(path), lines

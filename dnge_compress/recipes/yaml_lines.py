@@ -10,9 +10,11 @@ import yaml
 
 from dnge_compress.core.errors import DngeError, RecipeError
 from dnge_compress.recipes.keys import REMOVED
+from dnge_compress.recipes.scalars import Loader, scalar
 
 Place = tuple[str, ...]  # keys and list positions, as strings
 Lines = Mapping[Place, int]
+DEEPEST = 32  # recipes need five; PyYAML takes minutes over thousands
 
 
 def read(path: Path) -> tuple[dict[str, Any], Lines]:
@@ -30,10 +32,7 @@ def parse(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
     """Values and lines of YAML text. Aliases are refused: they could grow without end."""
     lines: dict[Place, int] = {}
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(source, yaml.SafeLoader)):
-            raise RecipeError(f"{origin}: aliases (*name) are not allowed in a recipe")
-        loader = yaml.SafeLoader(source)
-        root = loader.get_single_node()
+        loader, root = _root(source, origin)
         if not isinstance(root, yaml.MappingNode):
             raise RecipeError(f"{origin}: a recipe is a mapping of keys to values")
         return _value(loader, root, (), lines, origin), lines
@@ -46,46 +45,48 @@ def parse(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
         raise RecipeError(f"{origin}: not valid YAML: {' '.join(str(e).split())}") from None
 
 
-def parse_value(source: str, origin: str) -> Any:
-    """One YAML value, e.g. behind the equals sign of an override; null is REMOVED. Raises RecipeError."""
+def parse_value(source: str, key: str, origin: str) -> Any:
+    """One YAML value, e.g. behind the equals sign of an override of `key`; null is REMOVED. Raises RecipeError."""
     try:
-        value = yaml.safe_load(source)
-    except yaml.YAMLError:
-        raise RecipeError(f"'{origin}': the value can't be read; quote it") from None
-    return REMOVED if value is None else _numbers(value)
+        loader, root = _root(source, origin)
+        value = None if root is None else _value(loader, root, tuple(key.split(".")), {}, origin, has_lines=False)
+    except (yaml.YAMLError, ValueError) as e:
+        if isinstance(e, DngeError):
+            raise
+        raise RecipeError(f"{origin}: the value can't be read; quote it") from None
+    return REMOVED if value is None else value
 
 
-def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(k): _numbers(v) for k, v in value.items()}
-    return [_numbers(v) for v in value] if isinstance(value, list) else _number(value)
+def _root(source: str, origin: str) -> tuple[Loader, yaml.Node | None]:
+    depth = 0
+    for event in yaml.parse(source, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise RecipeError(f"{origin}: aliases (*name) are not allowed in a recipe")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise RecipeError(f"{origin}: brackets and keys are nested more than {DEEPEST} deep; close them")
+    loader = Loader(source)
+    return loader, loader.get_single_node()
 
 
-def _value(loader: yaml.SafeLoader, node: yaml.Node, place: Place, lines: dict[Place, int], origin: str) -> Any:
+def _value(
+    loader: Loader, node: yaml.Node, place: Place, lines: dict[Place, int], origin: str, has_lines: bool = True
+) -> Any:
     if isinstance(node, yaml.MappingNode) and node.tag == loader.DEFAULT_MAPPING_TAG:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            here = f"{origin}:{key_node.start_mark.line + 1}"
+            line = key_node.start_mark.line + 1
+            here = f"{origin}:{line}" if has_lines else origin
             if not isinstance(key_node, yaml.ScalarNode):
                 raise RecipeError(f"{here}: a key must be a word")
             key = str(key_node.value)
             if key in values:
                 raise RecipeError(f"{here}: key '{'.'.join((*place, key))}' stands twice")
-            lines[(*place, key)] = key_node.start_mark.line + 1
-            values[key] = _value(loader, value_node, (*place, key), lines, origin)
+            lines[(*place, key)] = line
+            values[key] = _value(loader, value_node, (*place, key), lines, origin, has_lines)
         return values
     if isinstance(node, yaml.SequenceNode) and node.tag == loader.DEFAULT_SEQUENCE_TAG:
         for i, item in enumerate(node.value):
             lines[(*place, str(i))] = item.start_mark.line + 1
-        return [_value(loader, item, (*place, str(i)), lines, origin) for i, item in enumerate(node.value)]
-    return _number(loader.construct_object(node, deep=True))
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes 2e-4 for a string; everybody else takes it for a number."""
-    if isinstance(value, str) and "e" in value.lower() and value[:1] in "+-.0123456789":
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+        return [_value(loader, item, (*place, str(i)), lines, origin, has_lines) for i, item in enumerate(node.value)]
+    return scalar(loader, node)
