@@ -36,9 +36,10 @@ from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import build_report
 from dnge_compress.scorers import SCORERS, ScoringContext
 from dnge_compress.scorers import score as run_scorer
-from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.calibration import length_note, synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
 from dnge_compress.signals.inference import Inputs, first_examples
+from dnge_compress.signals.tokenizer import tokenizer_fault
 from dnge_compress.signals.user_data import checked_data, refuse_without_pictures
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
@@ -165,7 +166,7 @@ def apply(
             "(--any-weights) to apply it all the same"
         )
     applied = AppliedCuts(job.graph, plan.cuts)
-    return job.apply(counted(plan, applied, job.model), inplace, {})
+    return job.apply(job.noted(counted(plan, applied, job.model)), inplace, {})
 
 
 @verb
@@ -238,9 +239,11 @@ class _Job:
         part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
         self.graph = self._during("read", build_graph, self.model, self.example_inputs)
-        self.data = None if data is None else tuple(checked_data(data, self.model))
+        given = None if data is None else checked_data(data, self.model)
+        self.data = None if given is None else given.batches
         if self.data is not None:
             refuse_without_pictures(self.data, self.model, self.graph, part)
+        self.notes = given.notes if given is not None else self._calibration_notes()
         self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
 
     def _during(self, stage: str, work: Callable[..., T], *arguments: Any) -> T:
@@ -282,7 +285,17 @@ class _Job:
         if scores is not None and scores.fingerprint != self.graph.fingerprint:
             raise PlanError("the scores were made for another model; score this one")
         found = make_plan(self.context, scores if scores is not None else self.scores(), self.recipe)
-        return self._with_expected(found)
+        return self.noted(self._with_expected(found))
+
+    def noted(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with what is to be known about this run's inputs and tokenizer."""
+        fault = tokenizer_fault(str(getattr(self.model, "name_or_path", "") or ""))
+        notes = (*self.notes, *([f"the tokenizer is copied as it is, but: {fault}"] if fault else []))
+        return replace(plan, notes=(*(note for note in notes if note not in plan.notes), *plan.notes))
+
+    def _calibration_notes(self) -> tuple[str, ...]:
+        note = length_note(self.model, self.recipe.calibration, self.example_inputs)
+        return (note,) if note else ()
 
     def repaired(self, cuts: tuple[Cut, ...]) -> Repaired:
         """The best repair under some cuts; made once."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from models import VOCABULARY, make
 from torch import nn
-from transformers import MPNetConfig, MPNetForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
+from transformers import AutoTokenizer, MPNetConfig, MPNetForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.recipes.schema import Calibration
@@ -18,6 +18,7 @@ from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import call
 from dnge_compress.signals.synthetic_images import dead_leaves, random_images, strokes
 from dnge_compress.signals.synthetic_text import topical_texts, with_perplexity
+from dnge_compress.signals.tokenizer import tokenizer_of
 from dnge_compress.signals.vocabulary import DAYS, UNIFORM, WORDS, YEARS, vocabulary_of
 
 SMALL = {"hidden_size": 24, "intermediate_size": 28, "num_hidden_layers": 1, "num_attention_heads": 3}
@@ -72,13 +73,13 @@ class Words:
 
 def forget() -> None:
     vocabulary._vocabulary.cache_clear()
-    vocabulary.tokenizer_of.cache_clear()
+    tokenizer_of.cache_clear()
 
 
 @pytest.fixture
 def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Words:
     words = Words()
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: words)
     forget()
     yield words
     forget()
@@ -100,7 +101,7 @@ def test_texts_have_the_frequencies_of_english_and_the_frame_of_the_tokenizer(to
 
 def test_what_the_word_list_leaves_out_of_a_vocabulary_comes_in_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     words = Words(others=24_000)
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: words)
     monkeypatch.setattr(synthetic_text, "MOST_BY_RANK", 0.0)  # the other half of the texts has no topic
     forget()
     torch.manual_seed(0)
@@ -125,7 +126,7 @@ def test_the_less_of_a_vocabulary_the_word_list_covers_the_more_texts_are_drawn_
     others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = Words(others=others)
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: words)
     forget()
     model, tokens = text_model("large", 33_000), {True: 0, False: 0}
     known, make_texts = vocabulary_of(model), synthetic_text._texts
@@ -143,7 +144,7 @@ def test_the_less_of_a_vocabulary_the_word_list_covers_the_more_texts_are_drawn_
 
 
 def test_a_tokenizer_of_something_else_gives_its_own_entries_in_its_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: Words(unknown=4000))
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: Words(unknown=4000))
     forget()
     found = vocabulary_of(text_model("elsewhere", 100))
     assert found.spellings == tuple((i,) for i in range(3, 100)) and len(found.frequencies.unique()) == 1
@@ -156,7 +157,7 @@ def test_what_the_model_has_no_row_for_is_left_out_of_frame_and_mask(monkeypatch
     """As where a tokenizer was saved beside a smaller model."""
     words = Words(unknown=4000)
     monkeypatch.setattr(words, "mask_token_id", 2, raising=False)
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: words)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: words)
     forget()
     assert vocabulary_of(text_model("elsewhere", 3)).mask == 2
     small = vocabulary_of(text_model("elsewhere", 2))
@@ -192,7 +193,7 @@ class Pieces:
 
 def test_words_by_rank_leave_marks_and_numbers_their_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = Pieces()
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: pieces)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: pieces)
     forget()
     model = text_model("pieces", len(pieces.ids))
     ranked = vocabulary_of(model).ranked
@@ -218,7 +219,7 @@ def zipf(rank: int) -> float:
 
 def test_special_tokens_occur_in_the_frame_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = Pieces()
-    monkeypatch.setattr(vocabulary.AutoTokenizer, "from_pretrained", lambda *a, **k: pieces)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *a, **k: pieces)
     forget()
     torch.manual_seed(0)
     for rows in topical_texts(text_model("pieces", len(pieces.ids)), 20_000, 40, 2048, seeded()):

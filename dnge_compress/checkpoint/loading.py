@@ -17,6 +17,7 @@ from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPO
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
 from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
+from dnge_compress.core.files import read_text, refuse_unreadable
 from dnge_compress.core.folders import path_of, whole_folder
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.verbs import verb
@@ -133,7 +134,7 @@ def compression_in(folder: Path) -> Compression | None:
 def _pruned_by(folder: Path) -> PrunePlan | None:
     if not (folder / PLAN).is_file():
         return None
-    return PrunePlan.from_json((folder / PLAN).read_text(encoding="utf-8"), f"'{folder / PLAN}'")
+    return PrunePlan.from_json(read_text(folder / PLAN), f"'{folder / PLAN}'")
 
 
 def _load(
@@ -185,6 +186,8 @@ def _replay(folder: Path, model: nn.Module, compression: Compression) -> Any:
     files = weight_files(folder)
     if not files:
         raise CheckpointError(f"'{folder}' has no weights; save the model again")
+    for file in files:
+        refuse_unreadable(file)
     try:
         weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
     except Exception as e:  # safetensors' own error or one of the file system

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 
 from dnge_compress.core.errors import CheckpointError, WeightError, first_line
+from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.strict_json import read_json
 
 WEIGHTS = "model.safetensors"
@@ -61,6 +62,7 @@ def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:
     """Whether the weights are safetensors, all of them readable and floating-point; False for allowed pickles."""
     files = weight_files(folder)
     for file in files:
+        refuse_unreadable(file)
         try:
             with safe_open(file, "pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (no mapping)
@@ -77,6 +79,8 @@ def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:
             f"'{folder}' has only pickled weights ({pickles[0]}), which can run code; save them as {WEIGHTS}, "
             "or as pytorch_model.bin and pass allow_pickle=True (--allow-pickle)"
         )
+    for name in pickles:
+        refuse_unreadable(folder / name)
     if not allow_pickle:
         raise CheckpointError(
             f"'{folder}' has only pickled weights ({pickles[0]}), which can run code; "

@@ -19,15 +19,17 @@ from dnge_compress.cli.output import print_json, print_text, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
-from dnge_compress.core.files import write_whole
+from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
+from dnge_compress.jobs.data.texts import read_texts
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
+from dnge_compress.plans.plan_json import PLANS, plan_in
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.space_rows import PLURAL
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan
@@ -35,8 +37,7 @@ from dnge_compress.recipes.library import assignments, resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import Report
-from dnge_compress.signals.inference import Inputs
-from dnge_compress.signals.user_data import read_texts
+from dnge_compress.signals.user_data import UserData
 from dnge_compress.vocabulary.coverage import texts_in
 from dnge_compress.vocabulary.trim import plan_vocabulary
 
@@ -185,7 +186,7 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
     return model
 
 
-def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> list[Inputs] | None:
+def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:
     return read_texts(Path(options.data), model, recipe.calibration.length) if options.data else None
 
 
@@ -194,10 +195,17 @@ def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:
     if not path.parent.is_dir() or path.is_dir():
         raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
     if path.exists() and not force:
+        text = read_text(path)
+        there = plan_in(text)
+        if there != PLANS[kind.FORMAT.key]:
+            what = f"a {there}" if there else "no plan"
+            raise PlanError(f"'{path}' exists and is {what}; name another file, or pass --force to replace it")
         try:
-            kind.read(path)
+            is_edited = kind is PrunePlan and PrunePlan.from_json(text).is_edited
         except PlanError:
-            raise PlanError(f"'{path}' exists and is no plan; pass --force to replace it") from None
+            is_edited = True  # by a hand that slipped
+        if is_edited:
+            raise PlanError(f"'{path}' was edited by hand; name another file, or pass --force to replace it")
 
 
 def _save(model: nn.Module, options: Namespace, progress: Progress) -> None:

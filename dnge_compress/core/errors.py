@@ -93,9 +93,10 @@ def refuse_rate(rate: float) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """An error's message, often another package's, cut to one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """An error's message, often another package's, cut to one line; where that only announces the next, both."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    end = next((i for i, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: end + 1]).rstrip(":")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

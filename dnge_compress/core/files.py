@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from dnge_compress.core.errors import CheckpointError, first_line
 
 CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+LFS_POINTER = b"version https://git-lfs."
 WORDS = ("No space left", "Disk quota", "Read-only file system", "PytorchStreamWriter failed", "unexpected pos")
 
 
@@ -38,6 +39,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def refuse_unreadable(file: Path) -> None:
+    """Raise CheckpointError for a file that is missing, closed to us, or only a pointer to what git-lfs keeps."""
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(len(LFS_POINTER))
+    except FileNotFoundError:
+        raise CheckpointError(f"'{file}' is missing; make or fetch it again") from None
+    except OSError as e:
+        way_out = "allow it (chmod u+r), or ask its owner" if e.errno in (errno.EACCES, errno.EPERM) else "try again"
+        raise CheckpointError(f"'{file}' can't be read ({e.strerror or e}); {way_out}") from None
+    if start == LFS_POINTER:
+        raise CheckpointError(f"'{file}' is only git-lfs's pointer to the file; run `git lfs pull` in its folder")
+
+
+def read_text(file: Path) -> str:
+    """The text of a file. Raises CheckpointError naming it."""
+    refuse_unreadable(file)
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"'{file}' is no text in UTF-8 ({e.reason} at byte {e.start}); make it again") from None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dnge_compress.core.errors import CheckpointError, DngeError, first_line, nearest
+from dnge_compress.core.files import refuse_unreadable
 
 # JSON has no word for these; a diverged training has losses like that.
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -19,11 +20,10 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 def read_json(file: Path) -> Any:
     """The content of a JSON file. Raises CheckpointError naming the file."""
+    refuse_unreadable(file)
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise CheckpointError(f"'{file}' can't be read ({e.strerror or e}); make or fetch it again") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise CheckpointError(
             f"'{file}' is truncated or corrupt: no JSON ({first_line(e)}); make or fetch it again"
         ) from None
@@ -46,6 +46,16 @@ def read_strictly(kind: Any, raw: Any, where: str) -> Any:
     if origin is Literal and raw not in of:
         raise CheckpointError(f"{where} should be one of {', '.join(of)}, not {raw!r:.80}")
     return raw if origin is Literal or kind is Any else _read_plain(kind, raw, where)
+
+
+def unrepeated(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs, for `json.loads`, which itself lets the last of equal keys win. Raises DngeError."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise DngeError(f"key '{key}' stands twice")
+        found[key] = value
+    return found
 
 
 def json_values(value: Any) -> Any:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.tensors import read_tensors, write_tensors
 
@@ -110,6 +111,7 @@ def _read_folder(folder: Path) -> Stored:
 
 
 def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) -> Stored:
+    refuse_unreadable(path)
     try:
         tensors, header = read_tensors(path)
         config, provenance = (json.loads(header.get(key, "{}")) for key in ("config", "provenance"))

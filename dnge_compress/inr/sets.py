@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError, WeightError, first_line
+from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.tensors import read_tensors, write_tensors
 from dnge_compress.inr.chain import read_chain, widths_of
@@ -85,6 +86,7 @@ class InrSet:
     @classmethod
     def load(cls, path: Path | str) -> InrSet:
         """Read a file that `save` wrote. Raises CheckpointError."""
+        refuse_unreadable(Path(path))
         try:
             tensors, header = read_tensors(path)
             shape = json.loads(header["siren"])

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from dnge_compress.core.errors import CheckpointError, RecipeError
-from dnge_compress.core.files import write_whole
+from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Job, Train
@@ -48,7 +48,7 @@ class JobFolder:
     def read_lora_plan(self, variant: str = "") -> LoraPlan:
         """The placement of a variant as a value. Raises PlanError naming the file."""
         path = self.lora_plan(variant)
-        return LoraPlan.from_json(path.read_text(encoding="utf-8"), f"'{path}'")
+        return LoraPlan.from_json(read_text(path), f"'{path}'")
 
     def adapter(self, variant: str = "") -> Path:
         """The trained adapter of a variant."""

@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer
 
 from dnge_compress.checkpoint import check_weights, load, open_model
 from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError, first_line
+from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError
 from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.lora.attach import merged
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.signals.inference import CAUSAL
+from dnge_compress.signals.tokenizer import needed_tokenizer
 
 
 def original(job: Job) -> nn.Module:
@@ -65,11 +65,8 @@ def quick(model: nn.Module) -> nn.Module:
 
 def tokenizer_of(job: Job) -> Any:
     """The model's tokenizer. Raises DataError if there is none."""
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(job.model_name_or_path)
-    except (OSError, ValueError) as e:
-        raise DataError(f"'{job.model_name_or_path}' has no tokenizer to train with: {first_line(e)}") from None
+    with quiet():
+        return needed_tokenizer(job.model_name_or_path, "to train with")
 
 
 def refuse_other_tasks(architecture: str, path: str | Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,15 +71,17 @@ def place_lora(
         )
     settings = resolve(recipe, overrides, LoraRecipe)
     found = trainable(opened(model))
+    given = None if data is None else checked_data(data, found)
     context = PlacingContext(
         model=found,
         calibration=settings.calibration,
-        data=None if data is None else tuple(checked_data(data, found)),
+        data=None if given is None else given.batches,
         example_inputs=example_inputs,
         read_graph=partial(graph_of, found, example_inputs),
         progress=reporter(progress),
     )
-    return make_lora_plan(context, settings)
+    made = make_lora_plan(context, settings)
+    return made if given is None else replace(made, notes=(*given.notes, *made.notes))
 
 
 def graph_of(model: Any, example_inputs: Inputs | None = None) -> ModelGraph:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dnge_compress.core.errors import DngeError, PlanError
-from dnge_compress.core.strict_json import read_strictly
+from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
+from dnge_compress.core.files import read_text
+from dnge_compress.core.strict_json import read_strictly, unrepeated
 
 P = TypeVar("P")
+PLANS = {"dnge_plan": "plan of what to prune", "dnge_lora_plan": "plan of LoRA adapters"}  # by the key that marks it
 Values = dict[str, Any]
 
 
@@ -27,9 +29,17 @@ class PlanFormat:
 def file_text(file: Path) -> str:
     """What a plan's file holds. Raises PlanError naming it."""
     try:
-        return file.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as e:
-        raise PlanError(f"plan '{file}' can't be read: {getattr(e, 'strerror', None) or e}") from None
+        return read_text(file.expanduser())
+    except CheckpointError as e:
+        raise PlanError(f"plan {e}") from None
+
+
+def plan_in(text: str) -> str:
+    """What kind of plan a text holds, in words; "" if none."""
+    try:
+        return _what(json.loads(text))
+    except (ValueError, RecursionError):
+        return ""
 
 
 def plan_text(values: Mapping[str, Any], *by_line: str) -> str:
@@ -52,11 +62,20 @@ def read_plan(kind: type[P], text: str, origin: str, form: PlanFormat, arrange: 
     of the wrong type.
     """
     try:
-        raw = json.loads(text)
+        raw = json.loads(text, object_pairs_hook=unrepeated)
+        what = _what(raw)
+        if what and form.key not in raw:
+            raise PlanError(f"{origin} is a {what}, and a {PLANS[form.key]} is asked for")
         if not isinstance(raw, dict) or raw.pop(form.key, None) != form.version:
             raise PlanError(f"{origin} is no plan of version {form.version} (key '{form.key}')")
         return read_strictly(kind, arrange(raw), origin)
     except json.JSONDecodeError as e:
         raise PlanError(f"{origin} is no JSON: {e.msg} at line {e.lineno}; make a plan with `{form.command}`") from None
+    except RecursionError:
+        raise PlanError(f"{origin} is nested too deeply; make a plan with `{form.command}`") from None
     except DngeError as e:
         raise PlanError(f"{e}; correct it, or make a plan with `{form.command}`") from None
+
+
+def _what(raw: Any) -> str:
+    return next((what for key, what in PLANS.items() if isinstance(raw, dict) and key in raw), "")

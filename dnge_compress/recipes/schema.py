@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+LEAST_TOKENS = 64  # that a model is calibrated on
 CutKind = Literal["neuron", "head", "channel", "layer", "expert"]
 
 
@@ -54,7 +55,7 @@ class Calibration(RecipeSection):
     """
 
     kind: Literal["auto", "sampled", "words", "images"] = "auto"
-    tokens: Whole = Field(default=16384, ge=64)
+    tokens: Whole = Field(default=16384, ge=LEAST_TOKENS)
     length: Whole = Field(default=64, ge=2)
     seed: Whole = Field(default=0, ge=0)
     prompts: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = ()

@@ -79,6 +79,16 @@ def calibration_inputs(
     return [{name: part} if name else part for part in moved]
 
 
+def length_note(model: Any, settings: Calibration, example_inputs: Inputs | None = None) -> str:
+    """That texts are shorter than the recipe wants, since the model has no positions for more; "" if they aren't."""
+    if default_kind(model, example_inputs) not in ("sampled", "words"):
+        return ""
+    length = text_length(model, settings.length)
+    if length == settings.length:
+        return ""
+    return f"calibration.length {settings.length} is cut to {length}: the model has no more positions"
+
+
 def are_matched(model: nn.Module, batches: Sequence[Inputs]) -> bool:
     """Whether inputs are images that the model's batch norms can be asked about."""
     return bool(batches and batch_norms(model)) and all(_only_images(batch) is not None for batch in batches)

@@ -15,7 +15,8 @@ from dnge_compress.signals.beginnings import declared_start
 from dnge_compress.signals.calibration import are_matched, default_kind
 from dnge_compress.signals.divergence import attended, attended_outputs
 from dnge_compress.signals.inference import Inputs, call, examples_in, has_logits, inference_mode_of, writes_text
-from dnge_compress.signals.vocabulary import tokenizer_of, vocabulary_of
+from dnge_compress.signals.tokenizer import tokenizer_of
+from dnge_compress.signals.vocabulary import vocabulary_of
 
 FAR = 0.5  # from a batch norm's statistics; real images are at about .1
 UNSURE = 0.8  # of the entropy of a uniform choice

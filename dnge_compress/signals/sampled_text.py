@@ -7,18 +7,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dnge_compress.signals.inference import device_of
+from dnge_compress.signals.positions import positions_of
 
 
 def text_length(model: Any, length: int) -> int:
-    """`length`, or the most tokens that the model has positions for (XLNet's −1 stands for any number); RoBERTa and its
-    heirs count them from behind the padding's."""
-    most = getattr(model.config, "max_position_embeddings", None)
-    tables = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
-    paddings = [m.padding_idx for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
-    return length if most is None or most < 1 else min(length, most - max((p + 1 for p in paddings), default=0))
+    """`length`, or the most tokens that the model has positions for."""
+    most = positions_of(model)
+    return length if most is None else min(length, most)
 
 
 def sample_batches(

@@ -1,26 +1,39 @@
-"""The user's own inputs: batches, which are checked, and texts, which the model's own tokenizer reads."""
+"""The user's own inputs: batches, which are checked, and cut to what the model has positions for."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
 from dnge_compress.core.errors import DataError, first_line
 from dnge_compress.graph.derivation.pictures import PIXELS, picture_token
 from dnge_compress.graph.types import ModelGraph
-from dnge_compress.signals.calibration import BATCH_TOKENS
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
+from dnge_compress.signals.positions import positions_of
 
 
-def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
-    """A user's batches as a list on the model's device. Raises DataError naming the batch that doesn't fit."""
+@dataclass(frozen=True)
+class UserData:
+    """Batches, which iterating gives, and `notes` on what was left out of them."""
+
+    batches: tuple[Inputs, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return iter(self.batches)
+
+
+def checked_data(data: Any, model: nn.Module) -> UserData:
+    """A user's batches on the model's device; texts that are longer than the model has positions for are cut there.
+
+    Raises DataError naming the batch that doesn't fit.
+    """
     if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
         raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
     batches: list[Inputs] = []
@@ -31,13 +44,14 @@ def checked_data(data: Any, model: nn.Module) -> list[Inputs]:
         batches.append(to_device(batch, device_of(model)))
     if not batches:
         raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
+    found = _cut(UserData(tuple(batches), data.notes if isinstance(data, UserData) else ()), model)
     try:
         with torch.no_grad(), inference_mode_of(model):
-            call(model, first_examples(batches, 1)[0])
+            call(model, first_examples(found.batches, 1)[0])
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as e:
         what = f"data batch 0 doesn't fit a {type(model).__name__}"
         raise DataError(f"{what} ({first_line(e)}); pass its inputs only") from e
-    return batches
+    return found
 
 
 def refuse_without_pictures(data: Sequence[Inputs], model: nn.Module, graph: ModelGraph, part: str) -> None:
@@ -64,39 +78,34 @@ def _leave_out(paths: set[str], path: str, module: nn.Module, args: Any) -> None
     paths.discard(path)
 
 
-def read_texts(path: Path, model: nn.Module, length: int) -> list[Inputs]:
-    """Batches of the texts in a file, cut at `length` tokens, on the model's device. Raises DataError.
-
-    Texts of similar length share a batch, so that little is padded.
-    """
-    try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"data file '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
-    if not texts:
-        raise DataError(f"data file '{path}' holds no text; write one text per line")
-    tokenizer = _tokenizer_of(model)
-    rows = [ids for text in texts if (ids := tokenizer(text, truncation=True, max_length=length)["input_ids"])]
-    rows.sort(key=len)
-    size = max(1, BATCH_TOKENS // length)
-    batches: list[Inputs] = []
-    for first in range(0, len(rows), size):
-        batch = tokenizer.pad({"input_ids": rows[first : first + size]}, return_tensors="pt").to(device_of(model))
-        batches.append({"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]})
-    return batches
+def _cut(data: UserData, model: Any) -> UserData:
+    """The batches with no text longer than the model has positions for."""
+    texts = [_text_in(batch) for batch in data.batches]
+    if getattr(model, "main_input_name", None) != "input_ids" or not any(text is not None for text in texts):
+        return data
+    limit = positions_of(model)
+    long = [text is not None and limit is not None and text.shape[1] > limit for text in texts]
+    if limit is None or not any(long):
+        return data
+    rows = sum(len(text) for text, is_long in zip(texts, long, strict=True) if is_long and text is not None)
+    note = f"{rows} data rows are longer than the {limit} positions of this {type(model).__name__}, and cut there"
+    batches = tuple(
+        _shortened(batch, limit) if is_long else batch for batch, is_long in zip(data.batches, long, strict=True)
+    )
+    return UserData(batches, (*data.notes, note))
 
 
-def _tokenizer_of(model: Any) -> Any:
-    if getattr(model, "main_input_name", None) != "input_ids":
-        raise DataError(f"--data gives text, but a {type(model).__name__} doesn't read any; use data=… in Python")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model.name_or_path)
-    except (OSError, ValueError) as e:
-        raise DataError(f"'{model.name_or_path}' has no tokenizer for --data: {first_line(e)}") from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    tokenizer.padding_side = "right"
-    return tokenizer
+def _text_in(batch: Inputs) -> Tensor | None:
+    """The token ids `[rows, tokens]` of a batch that holds nothing but text."""
+    if not isinstance(batch, Mapping) or any(t.is_floating_point() for t in batch.values()):
+        return None
+    ids = batch.get("input_ids")
+    return ids if ids is not None and ids.dim() == 2 else None
+
+
+def _shortened(batch: Inputs, limit: int) -> Inputs:
+    assert isinstance(batch, Mapping)
+    return {name: t[:, :limit] if t.dim() == 2 else t for name, t in batch.items()}
 
 
 def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:

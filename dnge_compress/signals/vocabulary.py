@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+
+from dnge_compress.signals.tokenizer import tokenizer_of
 
 WORDS = Path(__file__).with_name("words.tsv")
 BARE_COVERAGE = 1 / 3  # where nothing is known of words
@@ -82,15 +83,6 @@ def _frame(tokenizer: Any, size: int) -> tuple[tuple[int, ...], tuple[int, ...]]
             return frame[:at], frame[at:]
     half = (len(frame) + 1) // 2
     return frame[:half], frame[half:]
-
-
-@lru_cache(maxsize=8)
-def tokenizer_of(path: str) -> Any | None:
-    """The tokenizer that lies beside a model; None for a model made from a config, or a folder with weights alone."""
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True) if path else None
-    except (OSError, ValueError, KeyError, ImportError):
-        return None
 
 
 def _english(tokenizer: Any, size: int) -> Vocabulary | None:

@@ -36,7 +36,7 @@ def encode_chat(messages: Sequence[Message], tokenizer: Any, place: str) -> list
     template = tokenizer.get_chat_template()
     if GENERATION.search(template):
         return [_marked(messages, tokenizer, place)]
-    whole = _render(messages, tokenizer, place)
+    whole = rendered(messages, tokenizer, place)
     turns = [_turn(messages, i, tokenizer, place) for i, m in enumerate(messages) if m["role"] == "assistant"]
     if all(whole.startswith(prompt + answer) for prompt, answer in turns):
         return [encode_pieces(_pieces(whole, turns), tokenizer)]
@@ -45,8 +45,8 @@ def encode_chat(messages: Sequence[Message], tokenizer: Any, place: str) -> list
 
 def _turn(messages: Sequence[Message], index: int, tokenizer: Any, place: str) -> tuple[str, str]:
     """The text before an assistant's turn, and that of the turn."""
-    prompt = _render(messages[:index], tokenizer, place, add_generation_prompt=True)
-    both = _render(messages[: index + 1], tokenizer, place)
+    prompt = rendered(messages[:index], tokenizer, place, add_generation_prompt=True)
+    both = rendered(messages[: index + 1], tokenizer, place)
     if not both.startswith(prompt) or both == prompt:
         raise DataError(
             f"{place}, message {index + 1}: the chat template doesn't continue its prompt with this turn; "
@@ -78,7 +78,8 @@ def _marked(messages: Sequence[Message], tokenizer: Any, place: str) -> Row:
     return Row(list(encoded["input_ids"]), learned)
 
 
-def _render(messages: Sequence[Message], tokenizer: Any, place: str, **options: bool) -> str:
+def rendered(messages: Sequence[Message], tokenizer: Any, place: str, **options: bool) -> str:
+    """A conversation as the chat template writes it. Raises DataError naming `place`."""
     return _applied(messages, tokenizer, place, tokenize=False, **options)
 
 

@@ -51,6 +51,12 @@ class RowFile:
         """The first rows; none of a list, which can only be read as a whole."""
         return iter(()) if self._is_list() else islice(self, HEAD)
 
+    def columns(self) -> list[str]:
+        """The names of the columns, or the keys of the first row."""
+        if self.suffix == ".parquet":
+            return _parquet_columns(self.path)
+        return ["text"] if self.suffix == ".txt" else list(next(iter(self))[1])
+
     def _rows(self) -> Placed:
         if self.suffix == ".csv":
             return _csv_rows(self.path)
@@ -149,7 +155,23 @@ def _csv_rows(file: Path) -> Placed:
         raise DataError(f"data file '{file}' is empty" + (", but for its column names" if header else ""))
 
 
+def _parquet_columns(file: Path) -> list[str]:
+    with _parquet(file) as table:
+        return list(table.schema_arrow.names)
+
+
 def _parquet_rows(file: Path, source: Dataset) -> Placed:
+    with _parquet(file) as table:
+        check_columns(table.schema_arrow.names, source, f"'{file}'")
+        columns = [source.column(name) for name in COLUMNS[source.type]]
+        batches = table.iter_batches(BATCH, columns=columns)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            yield f"'{file}', row {number}", row
+
+
+@contextmanager
+def _parquet(file: Path) -> Iterator[Any]:
+    """An open .parquet file that holds rows. Raises DataError, also for what goes wrong while it is read."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -158,11 +180,7 @@ def _parquet_rows(file: Path, source: Dataset) -> Placed:
         table = parquet.ParquetFile(file)
         if not table.metadata.num_rows:
             raise DataError(f"data file '{file}' is empty")
-        check_columns(table.schema_arrow.names, source, f"'{file}'")
-        columns = [source.column(name) for name in COLUMNS[source.type]]
-        batches = table.iter_batches(BATCH, columns=columns)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            yield f"'{file}', row {number}", row
+        yield table
     except (OSError, ArrowException) as e:
         raise DataError(f"data file '{file}' is no readable .parquet file: {first_line(e)}") from None
 

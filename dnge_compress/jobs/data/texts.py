@@ -1,0 +1,100 @@
+"""A user's texts to calibrate on: rows as jobs read them, cut to what a model is calibrated with."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dnge_compress.core.errors import DataError
+from dnge_compress.core.wording import several
+from dnge_compress.jobs.data.chat import check_template, rendered
+from dnge_compress.jobs.data.fields import fields
+from dnge_compress.jobs.data.formats import RowFile
+from dnge_compress.jobs.data.row_files import SUFFIXES
+from dnge_compress.recipes.job_schema import COLUMNS, Dataset
+from dnge_compress.recipes.schema import LEAST_TOKENS
+from dnge_compress.signals.calibration import BATCH_TOKENS
+from dnge_compress.signals.inference import Inputs, device_of
+from dnge_compress.signals.sampled_text import text_length
+from dnge_compress.signals.tokenizer import needed_tokenizer
+from dnge_compress.signals.user_data import UserData
+
+
+def read_texts(path: Path, model: nn.Module, length: int) -> UserData:
+    """Batches of the texts in a file of rows, cut at `length` tokens, on the model's device, and what was cut.
+
+    Rows hold text, or prompt and completion, or messages; a .txt file has a text on every line. Texts of similar length
+    share a batch, so that little is padded. Raises DataError for a file that can't be read or holds too little.
+    """
+    source = source_of(path)
+    tokenizer = _tokenizer_of(model)
+    length, counts = text_length(model, length), Counter[str]()
+    rows: list[list[int]] = []
+    for text, options in _texts(source, tokenizer, counts):
+        ids = tokenizer(text, verbose=False, **options)["input_ids"]
+        if len(ids) > length:
+            counts["cut"] += 1
+            ids = tokenizer(text, truncation=True, max_length=length, **options)["input_ids"]
+        if ids:
+            rows.append(ids)
+    tokens = sum(map(len, rows))
+    if tokens < LEAST_TOKENS:
+        raise DataError(
+            f"data file '{path}' holds {several(tokens, 'token')} in {several(len(rows), 'row')}, and calibration needs at "
+            f"least {LEAST_TOKENS}; give more text, or leave --data out"
+        )
+    cut = f", {counts['cut']} of them cut at {length} tokens" if counts["cut"] else ""
+    empty = f"; {several(counts['empty'], 'row')} without text left out" if counts["empty"] else ""
+    note = f"calibrated on {several(len(rows), 'row')} of '{path.name}' with {tokens:,} tokens{cut}{empty}"
+    return UserData(tuple(_batches(rows, tokenizer, model, length)), (note,))
+
+
+def source_of(path: Path) -> Dataset:
+    """The rows of a file, by the columns that it has. Raises DataError."""
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"data file '{path}' can't be read: {what}; name a file of rows ({', '.join(SUFFIXES)})")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"data file '{path}' is none of {', '.join(SUFFIXES)}; convert it to one of them")
+    columns = RowFile(path, Dataset(path=str(path))).columns()
+    for kind in ("text", "prompt_completion", "messages"):
+        if set(COLUMNS[kind]) <= set(columns):
+            return Dataset(path=str(path), type=kind)  # type: ignore[arg-type]  # a key of COLUMNS is a kind
+    there = ", ".join(columns) or "no columns"
+    raise DataError(f"data file '{path}' has {there}; its rows need text, or prompt and completion, or messages")
+
+
+def _texts(source: Dataset, tokenizer: Any, counts: Counter[str]) -> Iterator[tuple[str, dict[str, bool]]]:
+    """The text of each row, and how to tokenise it: a chat template brings its special tokens along."""
+    if source.type == "messages":
+        check_template(tokenizer)
+    for place, row in RowFile(Path(source.path), source):
+        ours = fields(row, source, place)
+        if ours is None:
+            counts["empty"] += 1
+        elif source.type == "messages":
+            yield rendered(ours["messages"], tokenizer, place), {"add_special_tokens": False}
+        else:
+            yield "".join(ours.values()).strip(), {}
+
+
+def _batches(rows: list[list[int]], tokenizer: Any, model: nn.Module, length: int) -> Iterator[Inputs]:
+    rows = sorted(rows, key=len)
+    size = max(1, BATCH_TOKENS // length)
+    for first in range(0, len(rows), size):
+        batch = tokenizer.pad({"input_ids": rows[first : first + size]}, return_tensors="pt").to(device_of(model))
+        yield {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+
+def _tokenizer_of(model: Any) -> Any:
+    if getattr(model, "main_input_name", None) != "input_ids":
+        raise DataError(f"--data gives text, but a {type(model).__name__} doesn't read any; use data=… in Python")
+    tokenizer = needed_tokenizer(model.name_or_path or "", "to read --data with")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    tokenizer.padding_side = "right"
+    return tokenizer
