@@ -21,6 +21,7 @@ from torch import nn
 from transformers import AutoModel, BertConfig, BertForPreTraining, BertModel
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save, saving
+from dnge_compress.checkpoint.targets import refuse_target
 from dnge_compress.core.errors import CheckpointError, ExactnessError, UnsupportedModelError, WeightError
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
@@ -196,6 +197,7 @@ def test_what_users_of_the_base_need_is_copied_and_nothing_else(bert_folder: Pat
         "config.json",
         "README.md",
         "dnge_plan.json",
+        "dnge_files.json",
         "dnge_report.json",
         "dnge_base_config.json",
     }
@@ -213,17 +215,76 @@ def test_a_module_list_that_points_outside_is_refused(bert_folder: Path, tmp_pat
         save(small, tmp_path / "out")
 
 
-def test_a_foreign_folder_is_replaced_only_with_force_and_ours_always(tmp_path: Path) -> None:
+def test_files_of_others_are_listed_and_never_deleted(tmp_path: Path) -> None:
     small, out = compressed("bert"), tmp_path / "out"
-    out.mkdir()
-    (out / "thesis.txt").write_text("precious")
-    with pytest.raises(CheckpointError, match="--force"):
-        save(small, out)
-    assert files_of(out) == {"thesis.txt": b"precious"}
-    save(small, out, force=True)
-    (out / "stale.txt").write_text("x")
+    (out / "chapter").mkdir(parents=True)
+    (out / "chapter" / "thesis.txt").write_text("precious")
+    (out / "link").symlink_to(tmp_path)
+    for force in (False, True):
+        with pytest.raises(
+            CheckpointError, match=r"holds link, chapter/thesis.txt, which dnge did not write and never"
+        ):
+            save(small, out, force=force)
+    assert files_of(out) == {"chapter/thesis.txt": b"precious"} and names_in(tmp_path) == ["out"]
+
+
+def test_what_we_wrote_is_replaced_and_what_was_put_beside_it_stays(tmp_path: Path) -> None:
+    small, out = compressed("bert"), save(compressed("bert"), tmp_path / "out")
     save(small, out)
-    assert not (out / "stale.txt").exists() and names_in(tmp_path) == ["out"]
+    (out / "LICENSE").write_text("mine")
+    with pytest.raises(
+        CheckpointError, match=r"holds LICENSE, which dnge did not write; .* pass force=True \(--force\)"
+    ):
+        save(small, out)
+    with pytest.raises(CheckpointError, match="holds LICENSE, which dnge did not write and never deletes"):
+        save(small, out, force=True)  # none is written in its place
+    (out / "LICENSE").unlink()
+    (out / ".git").mkdir()
+    (out / ".git" / "HEAD").touch()
+    with pytest.raises(CheckpointError, match=r"holds \.git/HEAD"):
+        save(small, out, force=True)
+    assert load(out).dnge.plan == small.dnge.plan and names_in(tmp_path) == ["out"]
+
+
+def test_another_programs_checkpoint_is_replaced_with_force_only(tmp_path: Path) -> None:
+    make("bert").save_pretrained(tmp_path / "out")
+    with pytest.raises(CheckpointError, match=r"holds config.json, model.safetensors, .*--force"):
+        save(compressed("bert"), tmp_path / "out")
+    save(compressed("bert"), tmp_path / "out", force=True)
+    save(compressed("bert"), tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "dnge_files.json").read_text()) == sorted(
+        set(names_in(tmp_path / "out")) - {"dnge_files.json"}
+    )
+
+
+@pytest.mark.parametrize("listed", ["{", "[", "{}", '["../thesis.txt"]', "[1, null]"])
+def test_a_list_of_files_that_was_tampered_with_deletes_nothing_outside(listed: str, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    out = save(compressed("bert"), tmp_path / "out")
+    (out / "dnge_files.json").write_text(listed)
+    with pytest.raises(CheckpointError):
+        save(compressed("bert"), out)
+    assert names_in(tmp_path) == ["out", "thesis.txt"] and (out / "config.json").is_file()
+
+
+def test_a_place_that_is_closed_or_full_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_target(tmp_path / "a" / "b", least_bytes=1)
+    assert names_in(tmp_path) == []
+    with pytest.raises(
+        CheckpointError, match=r"'.*/out' can't be written: at least 1,000,000 TB are needed there, and"
+    ):
+        refuse_target(tmp_path / "out", least_bytes=1e18)
+
+    def closed(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", closed)
+    with pytest.raises(
+        CheckpointError, match=r"/out' can't be written \(Read-only file system\); choose another place"
+    ):
+        refuse_target(tmp_path / "out")
 
 
 def test_the_base_folder_home_and_files_are_never_replaced(bert_folder: Path, tmp_path: Path) -> None:
@@ -291,7 +352,7 @@ def test_a_saved_model_that_differs_is_an_error(tmp_path: Path, monkeypatch: pyt
 
 
 KILL = """
-import os, signal, sys
+import json, os, signal, sys
 from pathlib import Path
 import dnge_compress.core.folders as folder
 from dnge_compress.checkpoint import save
@@ -302,6 +363,7 @@ for moment in ("while writing", "before the swap", "between the renames", "befor
     target = out / moment.replace(" ", "_")
     save(small, target)
     (target / "old").touch()
+    (target / "dnge_files.json").write_text(json.dumps([f.name for f in target.iterdir()]))
     child = os.fork()
     if child == 0:
         def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)
@@ -567,7 +629,7 @@ def test_the_output_folder_holds_no_pickle_and_is_readable_by_others(tmp_path: P
     names = set(files_of(out))
     assert names == {
         *("model.safetensors", "config.json", "generation_config.json", "README.md"),
-        *("dnge_plan.json", "dnge_report.json", "dnge_base_config.json"),
+        *("dnge_plan.json", "dnge_report.json", "dnge_base_config.json", "dnge_files.json"),
     }
     with safe_open(out / "model.safetensors", "pt") as tensors:
         assert "lm_head.weight" not in tensors.keys()  # noqa: SIM118

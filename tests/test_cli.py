@@ -271,14 +271,18 @@ def test_a_model_without_weights_is_refused(llama: str, tmp_path: Path, capsys: 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_not_ours_is_kept_unless_forced(
+def test_a_folder_that_is_not_ours_is_kept_and_forced_only_where_nothing_is_lost(
     llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("mine", encoding="utf-8")
+    for force in ([], ["--force"]):
+        code, message = failure(capsys, "compress", llama, "-o", str(out), *NEURONS, *force)
+        assert code == 2 and "thesis.txt" in message and content(out) == {"thesis.txt": b"mine"}
+    (out / "thesis.txt").rename(out / "config.json")
     code, message = failure(capsys, "compress", llama, "-o", str(out), *NEURONS)
-    assert code == 2 and "--force" in message and content(out) == {"thesis.txt": b"mine"}
+    assert code == 2 and "--force" in message and content(out) == {"config.json": b"mine"}
     assert main(["compress", llama, "-o", str(out), *NEURONS, "--force"]) == 0
     assert (out / "dnge_plan.json").is_file()
 

@@ -18,6 +18,7 @@ from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPO
 from dnge_compress.checkpoint.loading import load, outline
 from dnge_compress.checkpoint.model_files import WEIGHTS
 from dnge_compress.checkpoint.strict_loading import quiet, read
+from dnge_compress.checkpoint.targets import refuse_target
 from dnge_compress.checkpoint.weight_checks import check_weights
 from dnge_compress.core.errors import CheckpointError, ExactnessError, first_line
 from dnge_compress.core.files import umask
@@ -36,8 +37,9 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     """Write a compressed model to the folder `path`, with tokenizer, plan, report and model card. Returns the path.
 
     The checkpoint is read back and its outputs compared with the model's before it takes its place, in one move;
-    until then whatever stood at `path` stays. A folder that dnge wrote is replaced, any other only with `force`, and
-    that of the base model never. A module that is no Hugging Face model is saved as weights and plan.
+    until then whatever stood at `path` stays. Files that dnge wrote are replaced, with `force` others of the same names
+    too; a folder that holds anything else is refused, and so is that of the base model. A module that is no Hugging
+    Face model is saved as weights and plan.
 
     Raises CheckpointError for a folder that must not be replaced or can't be written, WeightError for weights that
     aren't finite, ExactnessError if the saved model isn't the one in memory; all leave nothing behind.
@@ -65,29 +67,12 @@ def _save(model: nn.Module, compression: Compression, path: Path, force: bool) -
     _refuse_base(target, base)
     refuse_target(target, force)
     try:
-        with atomic_folder(target) as stage:
+        with atomic_folder(target, force) as stage:
             _write(model, compression, base, stage)
             _verify(model, compression, stage)
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"'{target}' can't be written ({first_line(e)}); nothing was changed") from e
     return target
-
-
-def refuse_target(target: Path, force: bool) -> None:
-    """Raise CheckpointError for a file, for a folder with content that dnge didn't write unless `force` is set, and for
-    a name that can't be written."""
-    refuse_unspeakable(target)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"'{target}' is a file; name a folder")
-    is_ours = (
-        any((target / plan).is_file() for plan in (PLAN, VOCABULARY))
-        or not target.exists()
-        or not any(target.iterdir())
-    )
-    if not is_ours and not force:
-        raise CheckpointError(
-            f"'{target}' exists and wasn't saved by dnge; choose another folder, or pass force=True (--force)"
-        )
 
 
 def _refuse_base(target: Path, base: Base) -> None:

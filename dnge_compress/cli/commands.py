@@ -14,7 +14,7 @@ from torch import nn
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.compression import REPORT, VOCABULARY
-from dnge_compress.checkpoint.saving import refuse_target
+from dnge_compress.checkpoint.targets import refuse_target
 from dnge_compress.cli.output import print_json, print_text, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table

@@ -36,8 +36,8 @@ def parser() -> Parser:
     root.set_defaults(help_of=root)
     commands = root.add_subparsers(metavar="COMMAND")
     json_flag = _flag("--json", "print exactly one JSON document")
-    force = _flag("--force", "replace an output that dnge did not write")
-    opening, choosing = _opening_flags("real text to calibrate on, one text per line"), _choosing_flags()
+    force = _flag("--force", "replace what dnge did not write, if it is of the same name")
+    opening, choosing = _opening_flags("rows of real text to calibrate on: .jsonl, .txt, …"), _choosing_flags()
 
     def command(name: str, *parents: Parser, about: str, module: str = "commands") -> Parser:
         found = _added(commands, name, parents, about)

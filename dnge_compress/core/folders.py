@@ -1,26 +1,35 @@
 """Folders that are replaced in one move: written beside, then renamed, so that a reader finds the old or the new one
-whole."""
+whole. Each has a list of the files in it, by which those that somebody else put there are told, and never deleted."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
 from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.wording import clean, kind
 
+FILES = "dnge_files.json"  # what we wrote into a folder
+MOST_LISTED = 3
 _NEW, _OLD = "dnge-new", "dnge-old"
 
 
 @contextmanager
-def atomic_folder(target: Path) -> Iterator[Path]:
+def atomic_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes if it raises.
+
+    Raises CheckpointError if `target` holds files that no earlier call wrote; with `force` it may hold others of the
+    names that the block writes.
 
     Killed at any moment, it leaves the old folder, under its own name or (between the two renames) under the hidden
     one where `whole_folder` finds it and the next `atomic_folder` puts it back.
@@ -31,6 +40,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     stage.mkdir()  # not mkdtemp: its folders are closed to everyone else
     try:
         yield stage
+        written = sorted(_names(stage))
+        refuse_foreign(target, written if force else ())
+        (stage / FILES).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         _flush(stage)
         _swap(stage, target)
     except BaseException:
@@ -67,6 +79,42 @@ def whole_folder(target: Path) -> Path:
         return target
     aside = _aside(target.resolve())
     return aside if aside.is_dir() else target
+
+
+def refuse_foreign(target: Path, replaceable: Collection[str] = (), rather: str = "") -> None:
+    """Raise CheckpointError for a folder with files that we didn't write, naming them; files of the `replaceable`
+    names, which may be patterns, don't count. `rather` is another way out than to move them away."""
+    foreign = list(islice(_foreign(target, replaceable), MOST_LISTED + 1)) if target.exists() else []
+    if foreign:
+        more = ", …" if len(foreign) > MOST_LISTED else ""
+        raise CheckpointError(
+            f"'{target}' holds {', '.join(foreign[:MOST_LISTED])}{more}, which dnge did not write"
+            f"{'' if rather else ' and never deletes'}; choose another folder, or {rather or 'move it away'}"
+        )
+
+
+def _foreign(target: Path, replaceable: Collection[str]) -> Iterator[str]:
+    ours = set(_listed(target))
+    for name in _names(target):
+        if name not in ours and not any(fnmatch(name, pattern) for pattern in replaceable):
+            yield name
+
+
+def _listed(folder: Path) -> list[str]:
+    """What our list in a folder names; nothing where there is none."""
+    if not (folder / FILES).is_file():
+        return []
+    found = read_json(folder / FILES)
+    return [FILES, *map(str, found)] if isinstance(found, list) else []
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """The paths of all files below a folder, relative to it, links to folders included."""
+    for parent, folders, files in os.walk(folder):
+        folders.sort()
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
 def is_alive(pid: int) -> bool:

@@ -44,8 +44,8 @@ def read_texts(path: Path, model: nn.Module, length: int) -> UserData:
     tokens = sum(map(len, rows))
     if tokens < LEAST_TOKENS:
         raise DataError(
-            f"data file '{path}' holds {several(tokens, 'token')} in {several(len(rows), 'row')}, and calibration needs at "
-            f"least {LEAST_TOKENS}; give more text, or leave --data out"
+            f"data file '{path}' holds {several(tokens, 'token')} in {several(len(rows), 'row')}, "
+            f"and calibration needs at least {LEAST_TOKENS}; give more text, or leave --data out"
         )
     cut = f", {counts['cut']} of them cut at {length} tokens" if counts["cut"] else ""
     empty = f"; {several(counts['empty'], 'row')} without text left out" if counts["empty"] else ""
