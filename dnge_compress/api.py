@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dnge_compress.checkpoint import Compression, check_weights, load, opened, save
+from dnge_compress.checkpoint.carried import attach, own_config
 from dnge_compress.core.errors import PlanError, RecipeError
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.verbs import verb
@@ -334,11 +335,14 @@ class _Job:
         self.progress("cut", 1, 1)
         config = getattr(dense, "config", None)
         attached = Compression(
-            plan=plan, report=report, base_config=config.to_dict() if config is not None else None, inputs=inputs
+            plan=plan,
+            report=report,
+            base_config=own_config(config.to_dict()) if config is not None else None,
+            inputs=inputs,
         )
         if inplace:  # references to the model see the smaller network
             self.given.__dict__.clear()
             self.given.__dict__.update(small.__dict__)
             small = self.given
-        small.dnge = attached
+        attach(small, attached)
         return small

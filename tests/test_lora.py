@@ -157,6 +157,16 @@ def test_ranks_keep_to_the_recipes_limits() -> None:
     assert {a.rank for a in plan.adapters} == {2} and "unused" in plan.notes[0]
 
 
+@pytest.mark.parametrize("budget", [{"match_uniform_r": 5000}, {"trainable_params": 10**9}])
+def test_a_budget_above_every_matrix_says_how_much_is_used(budget: dict[str, int]) -> None:
+    _, plan = placed(max_rank=10**6, budget=budget)
+    assert all(a.rank == a.site.size for a in plan.adapters)
+    said = [note for note in plan.notes if f"{plan.params:,}" in note]
+    assert len(said) == 1 and ("match_uniform_r 5000 is above" in said[0] or "parameters unused" in said[0])
+    _, plan = placed(budget={"match_uniform_r": 4})
+    assert not any("match_uniform_r" in note or "unused" in note for note in plan.notes)
+
+
 def test_an_impossible_budget_says_the_smallest_possible() -> None:
     with pytest.raises(BudgetError, match="smallest possible here is 64"):
         placed(budget={"trainable_params": 63})

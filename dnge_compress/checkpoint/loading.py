@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from dnge_compress.checkpoint.carried import attach, carried
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
 from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
+from dnge_compress.checkpoint.outlines import inputs_of
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
 from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
 from dnge_compress.core.files import read_text, refuse_unreadable
@@ -28,7 +29,6 @@ from dnge_compress.graph.vocabulary import vocabulary_graph
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.report.report import Report
-from dnge_compress.signals.inference import Inputs
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.vocabulary import cut_vocabulary
 
@@ -54,8 +54,8 @@ def open_model(
         model = open_model("./all-MiniLM-L6-v2")
     """
     folder = locate(whole_folder(path_of(source, "open_model")), allow_pickle)
-    plan = _pruned_by(folder)
-    if plan is not None and plan.uneven:
+    found = compression_in(folder)
+    if found is not None and found.is_uneven:
         model = _load(folder, None, trust_remote_code, dtype)
     else:
         model = read(folder, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle, dtype=dtype)
@@ -90,51 +90,19 @@ def load(path: str | Path, *, model: nn.Module | None = None, trust_remote_code:
     return _load(locate(whole_folder(path_of(path, "load"))), model, trust_remote_code, None)
 
 
-def outline(inputs: Inputs) -> str:
-    """JSON of the shapes and dtypes of inputs, enough to trace a module again; the values stay private."""
-    if isinstance(inputs, Mapping):
-        return json.dumps({"dict": {name: _outline(t) for name, t in inputs.items()}}, indent=1)
-    return json.dumps(
-        {"tuple": [_outline(t) for t in inputs]} if isinstance(inputs, tuple) else {"tensor": _outline(inputs)}
-    )
-
-
-def _outline(tensor: Tensor) -> dict[str, Any]:
-    return {"shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
-
-
-def _inputs_like(raw: Mapping[str, Any]) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-
-    def tensor(one: Mapping[str, Any]) -> Tensor:
-        dtype = getattr(torch, one["dtype"])
-        if dtype.is_floating_point:
-            return torch.randn(one["shape"], generator=generator).to(dtype)
-        return torch.zeros(one["shape"], dtype=dtype)
-
-    if "dict" in raw:
-        return {name: tensor(one) for name, one in raw["dict"].items()}
-    return tuple(tensor(one) for one in raw["tuple"]) if "tuple" in raw else tensor(raw["tensor"])
-
-
 def compression_in(folder: Path) -> Compression | None:
-    """What a folder that dnge saved tells of its model; None for any other folder."""
-    plan = _pruned_by(folder)
+    """What a folder that dnge saved tells of its model, or the config of one that somebody else saved; None for any
+    other folder."""
+    plan = PrunePlan.from_json(read_text(folder / PLAN), f"'{folder / PLAN}'") if (folder / PLAN).is_file() else None
     vocabulary: VocabularyPlan | None = None
     if (folder / VOCABULARY).is_file():
-        text = (folder / VOCABULARY).read_text(encoding="utf-8")
-        vocabulary = VocabularyPlan.from_json(text, f"'{folder / VOCABULARY}'")
+        vocabulary = VocabularyPlan.from_json(read_text(folder / VOCABULARY), f"'{folder / VOCABULARY}'")
     if plan is None and vocabulary is None:
-        return None
+        return carried(folder)
     report = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
     base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
-    return Compression(plan=plan, report=report, base_config=base_config, vocabulary=vocabulary)
-
-
-def _pruned_by(folder: Path) -> PrunePlan | None:
-    if not (folder / PLAN).is_file():
-        return None
-    return PrunePlan.from_json(read_text(folder / PLAN), f"'{folder / PLAN}'")
+    inputs = inputs_of(read_json(folder / INPUTS)) if (folder / INPUTS).is_file() else None
+    return Compression(plan=plan, report=report, base_config=base_config, vocabulary=vocabulary, inputs=inputs)
 
 
 def _load(
@@ -156,7 +124,7 @@ def _load(
         model.name_or_path = model.config.name_or_path = str(folder)
     else:
         model = read(folder, trust_remote_code=trust_remote_code, dtype=dtype)
-    model.dnge = found
+    attach(model, found)
     return model.eval()
 
 
@@ -194,8 +162,7 @@ def _replay(folder: Path, model: nn.Module, compression: Compression) -> Any:
         raise CheckpointError(f"'{folder}' holds truncated or corrupt weights ({first_line(e)}); save it again") from e
     if isinstance(model, PreTrainedModel) and not any(name.startswith("pooler.") for name in weights):
         without_pooler(model)
-    example = _inputs_like(read_json(folder / INPUTS)) if (folder / INPUTS).is_file() else None
-    graph = build_graph(model, example)
+    graph = build_graph(model, compression.inputs)
     if graph.fingerprint != plan.base:
         raise CheckpointError(
             f"the plan in '{folder}' was made for another base (fingerprint {plan.base}) than this "

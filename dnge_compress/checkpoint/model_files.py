@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from dnge_compress.core.errors import CheckpointError, WeightError, first_line
 from dnge_compress.core.files import refuse_unreadable
+from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.strict_json import read_json
 
 WEIGHTS = "model.safetensors"
@@ -25,13 +26,10 @@ HUB_EXTRAS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"]
 
 def locate(source: str | Path, allow_pickle: bool = False) -> Path:
     """The local folder of a model: `source` itself, or the snapshot of a hub id, downloaded if need be."""
+    refuse_missing(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if folder.exists():
-        raise CheckpointError(f"'{source}' is a file; pass the folder that holds it and its config.json")
-    if not HUB_ID.fullmatch(str(source)):
-        raise CheckpointError(f"there is no folder '{source}', and it is no hub id (owner/name); correct the name")
     try:
         found = Path(snapshot_download(str(source), allow_patterns=HUB_FILES, ignore_patterns=HUB_EXTRAS))
         if allow_pickle and not any(found.glob("*.safetensors")):
@@ -40,6 +38,15 @@ def locate(source: str | Path, allow_pickle: bool = False) -> Path:
         what = f"there is no folder '{source}', and the hub gave no such model ({first_line(e)})"
         raise CheckpointError(f"{what}; correct the name, or download it into a folder") from e
     return found
+
+
+def refuse_missing(source: str | Path) -> None:
+    """Raise CheckpointError for what is no folder and can't be a hub id."""
+    folder = whole_folder(Path(source))
+    if folder.is_file():
+        raise CheckpointError(f"'{source}' is a file; pass the folder that holds it and its config.json")
+    if not folder.is_dir() and not HUB_ID.fullmatch(str(source)):
+        raise CheckpointError(f"there is no folder '{source}', and it is no hub id (owner/name); correct the name")
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -14,9 +14,11 @@ from transformers import PreTrainedModel
 
 from dnge_compress.checkpoint.aux_files import Base, copy_aux_files, origin_of
 from dnge_compress.checkpoint.card import model_card
+from dnge_compress.checkpoint.carried import without_plan
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
-from dnge_compress.checkpoint.loading import load, outline
+from dnge_compress.checkpoint.loading import load
 from dnge_compress.checkpoint.model_files import WEIGHTS
+from dnge_compress.checkpoint.outlines import outline
 from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.checkpoint.targets import refuse_target
 from dnge_compress.checkpoint.weight_checks import check_weights
@@ -36,7 +38,8 @@ TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, tor
 def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     """Write a compressed model to the folder `path`, with tokenizer, plan, report and model card. Returns the path.
 
-    The checkpoint is read back and its outputs compared with the model's before it takes its place, in one move;
+    `torch.compile` and data parallelism around it are taken off. The checkpoint is read back and its outputs compared
+    with the model's before it takes its place, in one move;
     until then whatever stood at `path` stays. Files that dnge wrote are replaced, with `force` others of the same names
     too; a folder that holds anything else is refused, and so is that of the base model. A module that is no Hugging
     Face model is saved as weights and plan.
@@ -86,7 +89,7 @@ def _refuse_base(target: Path, base: Base) -> None:
 def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) -> None:
     copied, left_out = copy_aux_files(base, stage, compression.tokenizer_files)
     if isinstance(model, PreTrainedModel):
-        with quiet():
+        with quiet(), without_plan(model):
             try:
                 # The names on the hub may differ from the model's own; a replayed plan needs the model's own.
                 model.save_pretrained(stage, save_original_format=not compression.is_uneven)

@@ -31,11 +31,12 @@ def refuse_target(target: Path, force: bool = False, least_bytes: float = 0) -> 
     refuse_foreign(target, CHECKPOINT_FILES)
     if not force:
         refuse_foreign(target, rather="pass force=True (--force) to replace it")
-    _refuse_closed(target, least_bytes)
+    refuse_closed(target, least_bytes)
 
 
-def _refuse_closed(target: Path, least_bytes: float) -> None:
-    """Try to make a folder where the checkpoint will be written, beside the target, and take it away again."""
+def refuse_closed(target: Path, least_bytes: float = 0) -> None:
+    """Raise CheckpointError where nothing can be written beside a file or folder, or there is no room for it; tried by
+    making an empty folder there, which is taken away again."""
     place = next(parent for parent in target.resolve().parents if parent.exists())
     trial = place / f".{target.name}.dnge-new-{os.getpid()}-{uuid4().hex[:8]}"
     try:

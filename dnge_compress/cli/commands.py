@@ -14,7 +14,7 @@ from torch import nn
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
 from dnge_compress.checkpoint.compression import REPORT, VOCABULARY
-from dnge_compress.checkpoint.targets import refuse_target
+from dnge_compress.cli.early import lora_recipe, prune_recipe
 from dnge_compress.cli.output import print_json, print_text, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
@@ -33,7 +33,7 @@ from dnge_compress.plans.plan_json import PLANS, plan_in
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.space_rows import PLURAL
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan
-from dnge_compress.recipes.library import assignments, resolve, validate
+from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import Report
@@ -46,7 +46,7 @@ P = TypeVar("P", bound=PrunePlan | LoraPlan | VocabularyPlan)
 
 def score(options: Namespace) -> None:
     """`dnge score MODEL`"""
-    recipe = _recipe(options)
+    recipe = prune_recipe(options)
     with session() as progress:
         model = _open(options, progress)
         scores = api.score(model, recipe, data=_data(options, model, recipe), progress=progress)
@@ -59,12 +59,11 @@ def score(options: Namespace) -> None:
 
 def plan(options: Namespace) -> None:
     """`dnge plan MODEL -o plan.json`"""
-    _make_plan(options, _recipe(options), PrunePlan, api.plan)
+    _make_plan(options, prune_recipe(options), PrunePlan, api.plan)
 
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
-    refuse_target(Path(options.output), options.force)
     if _is_about_tokens(Path(options.plan)):
         _apply_vocabulary(VocabularyPlan.read(Path(options.plan)), options)
         return
@@ -81,8 +80,7 @@ def apply(options: Namespace) -> None:
 
 def compress(options: Namespace) -> None:
     """`dnge compress MODEL -o OUT`"""
-    recipe = _recipe(options)
-    refuse_target(Path(options.output), options.force)
+    recipe = prune_recipe(options)
     with session() as progress:
         model = _open(options, progress)
         data = _data(options, model, recipe)
@@ -94,14 +92,11 @@ def compress(options: Namespace) -> None:
 
 def place(options: Namespace) -> None:
     """`dnge place MODEL -o lora.json`"""
-    recipe = resolve(options.recipe, assignments(options.set, {"placer": options.placer}), LoraRecipe)
-    _make_plan(options, recipe, LoraPlan, place_lora)
+    _make_plan(options, lora_recipe(options), LoraPlan, place_lora)
 
 
 def vocabulary(options: Namespace) -> None:
     """`dnge vocabulary MODEL --data texts.txt -o OUT`"""
-    if options.output:
-        refuse_target(Path(options.output), options.force)
     scripts = [script.strip() for script in options.scripts.split(",") if script.strip()]
     texts = texts_in(Path(options.data)) if options.data else None
     with session() as progress:
@@ -161,11 +156,6 @@ def _is_about_tokens(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(raw, dict) and VocabularyPlan.FORMAT.key in raw
-
-
-def _recipe(options: Namespace) -> Recipe:
-    flags = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
-    return resolve(options.recipe, assignments(options.set, flags))
 
 
 def _open(options: Namespace, progress: Progress) -> nn.Module:

@@ -5,6 +5,7 @@ Nothing is imported here before signals are taken, and only light modules before
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return interruption.report()
             if is_debugging:
                 raise
-            return _report(e)
+            return _report(_told(e) if isinstance(e, OSError) else e)
 
 
 def _run(argv: Sequence[str], interruption: Interruption) -> None:
@@ -50,6 +51,8 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
     if "module" not in options:
         options.help_of.print_help()
         return
+    if hasattr(options, "model"):
+        importlib.import_module("dnge_compress.cli.early").refuse_early(options)
     name = f"dnge_compress.cli.{options.module}"
     if options.module in LIGHT or name in sys.modules:
         command = importlib.import_module(name)
@@ -61,6 +64,19 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
             command = importlib.import_module(name)
     interruption.is_loading = False
     getattr(command, options.function)(options)
+    sys.stdout.flush()
+
+
+def _told(error: OSError) -> Exception:
+    """A file or disk that is closed, full or gone is bad input; other errors of the system are unexpected."""
+    from dnge_compress.core.errors import DISK_CODES, DngeError
+
+    if error.errno not in (*DISK_CODES, errno.ENOENT):
+        return error
+    if error.filename is None:  # what is left of our output can't be written either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    what = f"'{error.filename}'" if error.filename else "the output"
+    return DngeError(f"{what} can't be read or written ({error.strerror}); make room, or choose another place")
 
 
 def _report(error: Exception) -> int:

@@ -17,10 +17,13 @@ DngeError
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 MOST_NAMED = 40
+# A disk that is full, or a place that is closed to us.
+DISK_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 
 
 class DngeError(Exception):

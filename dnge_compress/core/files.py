@@ -13,9 +13,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.errors import DISK_CODES, CheckpointError, first_line
 
-CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 LFS_POINTER = b"version https://git-lfs."
 WORDS = ("No space left", "Disk quota", "Read-only file system", "PytorchStreamWriter failed", "unexpected pos")
 
@@ -83,7 +82,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as e:
-        if getattr(e, "errno", None) not in CODES and not any(word in str(e) for word in WORDS):
+        if getattr(e, "errno", None) not in DISK_CODES and not any(word in str(e) for word in WORDS):
             raise
         raise CheckpointError(
             f"'{folder}' can't be written ({first_line(e)}); the last whole checkpoint stays: free some space and run "

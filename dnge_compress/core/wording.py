@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 NOT_MEASURED = "not measured"
+UNKNOWN = "–"
 # Controls, lone surrogates, and the marks that turn the direction of all text after them.
 UNSAFE = ("Cc", "Cs")
 TURNING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

@@ -12,6 +12,7 @@ from torch import nn
 from dnge_compress.core.document import Document, Notes, Section
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.terminal import Printable
+from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.lora.adapters import Adapter
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.lora.sites import lora_fingerprint
@@ -92,6 +93,7 @@ class LoraPlan(Printable):
         """
         from dnge_compress.lora.verify import verify
 
+        model = unwrapped(model)
         if self.base != lora_fingerprint(model):
             raise PlanError(
                 f"the plan was made for another model (fingerprint {self.base}, this {type(model).__name__} has "

@@ -87,9 +87,21 @@ def _notes(
     unjudged: Sequence[str],
 ) -> Iterator[str]:
     used = sum(s.price * ranks[s.path] for s in sites)
+    wanted = lora.budget.match_uniform_r
+    small = [s for s in sites if wanted is not None and s.size < wanted]
+    if small:
+        most = max(s.size for s in sites)
+        which = "every matrix" if len(small) == len(sites) else f"{len(small)} of {len(sites)} matrices"
+        yield (
+            f"match_uniform_r {wanted} is above the rank of {which} (at most {most}): counted with their own, it is "
+            f"{budget:,} parameters"
+        )
     full = all(ranks[s.path] == (ladder(s, lora) or [0])[-1] for s in sites if weights[s.path] > 0)
     if full and used < budget:
-        yield f"max_rank {lora.max_rank} and the matrices' sizes leave {budget - used:,} parameters unused"
+        yield (
+            f"max_rank {lora.max_rank} and the matrices' sizes leave {budget - used:,} parameters unused: {used:,} of "
+            f"{budget:,} are trained"
+        )
     without = sum(1 for s in sites if not ranks[s.path])
     if without:
         yield f"{without} of {len(sites)} matrices get no adapter"

@@ -13,7 +13,12 @@ from dnge_compress.core.files import read_text
 from dnge_compress.core.strict_json import read_strictly, unrepeated
 
 P = TypeVar("P")
-PLANS = {"dnge_plan": "plan of what to prune", "dnge_lora_plan": "plan of LoRA adapters"}  # by the key that marks it
+# By the key that marks it.
+PLANS = {
+    "dnge_plan": "plan of what to prune",
+    "dnge_lora_plan": "plan of LoRA adapters",
+    "dnge_vocabulary": "plan of which tokens stay",
+}
 Values = dict[str, Any]
 
 

@@ -79,10 +79,12 @@ def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePla
     notes = list(plan.notes)
     if plan.is_edited:
         notes = ["the plan was edited: its predicted cost is unknown"]
-        found = replace(found, costs={}, predicted_cost=0.0, expected=None)
+        found = replace(found, costs={}, predicted_cost=None, expected=None)
     if found.uneven and not plan.uneven:
         notes.append("widths that the config can't say: the result loads with dnge_compress.load only")
-    return replace(found, notes=tuple(notes), rows=rows_of(applied, found.costs, shapes))
+    return replace(
+        found, notes=tuple(notes), rows=rows_of(applied, None if found.predicted_cost is None else found.costs, shapes)
+    )
 
 
 def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:

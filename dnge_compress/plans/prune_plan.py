@@ -26,8 +26,9 @@ class PrunePlan(Printable):
 
     `params_before` and `params_after` count all parameters; `predicted_cost` is the scorer's sum in nats; `costs` are
     its parts per space, and `rows` say what becomes of each; `expected` is what the repaired network will lose on real
-    inputs. All of these belong to the cuts that `counted_cuts` fingerprints: other ones were edited since. `notes`
-    explain every rounding. `base` fingerprints names and shapes, `weights` a sample of the values.
+    inputs. All of these belong to the cuts that `counted_cuts` fingerprints: other ones were edited since, and what
+    they cost is None. `notes` explain every rounding. `base` fingerprints names and shapes, `weights` a sample of
+    the values.
     """
 
     cuts: tuple[Cut, ...]
@@ -36,7 +37,7 @@ class PrunePlan(Printable):
     recipe: Mapping[str, Any] = field(default_factory=dict)
     params_before: int = 0
     params_after: int = 0
-    predicted_cost: float = 0.0
+    predicted_cost: float | None = 0.0
     expected: Expected | None = None
     uneven: bool = False
     notes: tuple[str, ...] = ()

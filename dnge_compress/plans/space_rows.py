@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import PlanError
-from dnge_compress.core.wording import cost_span, count, extent, ranges, span
+from dnge_compress.core.wording import UNKNOWN, cost_span, count, extent, ranges, span
 from dnge_compress.graph.counting import shapes_left
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import PRUNABLE, Shapes, Space
@@ -28,6 +28,7 @@ class SpaceRow:
 
     Parameters are those of the rows and columns that belong to the space; spaces overlap (a block contains its
     neurons), so they don't add up over kinds. `kept` is 0 where the whole block was dropped.
+    A `cost` of None is unknown.
     """
 
     space: str
@@ -37,30 +38,33 @@ class SpaceRow:
     total: int
     params_before: int = 0
     params_after: int = 0
-    cost: float = 0.0
+    cost: float | None = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.kept <= self.total or not self.total:
             raise PlanError(f"{self.kept} of {self.total} units of space '{self.space}' can't be kept")
 
 
-def rows_of(applied: AppliedCuts, costs: Mapping[str, float], shapes: Shapes) -> tuple[SpaceRow, ...]:
-    """One row per prunable space; `costs` are predicted per space, `shapes` those of the parameters before."""
+def rows_of(applied: AppliedCuts, costs: Mapping[str, float] | None, shapes: Shapes) -> tuple[SpaceRow, ...]:
+    """One row per prunable space; `costs` are predicted per space, or None where nobody knows them, `shapes` those of
+    the parameters before."""
     after = applied.shapes(shapes)
     rows = []
     for space in applied.graph.of_kind(*PRUNABLE):
         shares = _shares(applied, space, shapes, after) | _inside(space, shapes, after)
         left = {name: share for name, share in shares.items() if not name.startswith(applied.dropped_prefixes)}
+        kept = 0 if shares and not left else applied.kept(space.name)
+        is_unknown = costs is None and kept < space.units
         rows.append(
             SpaceRow(
                 space=space.name,
                 kind=space.kind,
                 layer=space.layer,
-                kept=0 if shares and not left else applied.kept(space.name),
+                kept=kept,
                 total=space.units,
                 params_before=sum(old for old, _ in shares.values()),
                 params_after=sum(new for _, new in left.values()),
-                cost=float(costs.get(space.name, 0.0)),
+                cost=None if is_unknown else float((costs or {}).get(space.name, 0.0)),
             )
         )
     return tuple(rows)
@@ -88,9 +92,11 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
     """Kept units (of each space), parameters (of all in the line) and predicted cost (of each), alike ones together."""
     lines = []
     for where, group in alike(rows):
-        kept, total, cost = (extent(getattr(r, name) for r in group) for name in ("kept", "total", "cost"))
+        kept, total = (extent(getattr(r, name) for r in group) for name in ("kept", "total"))
+        known = [r.cost for r in group if r.cost is not None]
+        cost = extent(known) if len(known) == len(group) else None
         before, after = sum(r.params_before for r in group), sum(r.params_after for r in group)
-        is_whole = kept == total and not cost[1]
+        is_whole = kept == total and cost is not None and not cost[1]
         lines.append(
             (
                 Cell(text=PLURAL.get(group[0].kind, group[0].kind)),
@@ -98,7 +104,7 @@ def spaces_table(rows: Sequence[SpaceRow]) -> Table:
                 Cell(bar=sum(r.kept for r in group) / sum(r.total for r in group)),
                 Cell(text=f"{span(kept)} / {span(total)}"),
                 Cell(text=f"{count(before)} → {count(after)}") if before else Cell(text="·", style="quiet"),
-                Cell(text="·", style="quiet") if is_whole else Cell(text=cost_span(cost)),
+                Cell(text="·", style="quiet") if is_whole else Cell(text=cost_span(cost) if cost else UNKNOWN),
             )
         )
     columns = (

@@ -13,7 +13,7 @@ from dnge_compress.core.document import Cell, Column, Document, Notes, Paragraph
 from dnge_compress.core.markdown import body
 from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
-from dnge_compress.core.wording import count, percent
+from dnge_compress.core.wording import UNKNOWN, count, percent
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.expected import Expected
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -34,7 +34,7 @@ class Report(Printable):
     scorer: str = ""
     recipe_name: str = ""
     model_name: str = ""
-    predicted_cost: float = 0.0
+    predicted_cost: float | None = 0.0
     expected: Expected | None = None
 
     def document(self) -> Document:
@@ -42,6 +42,8 @@ class Report(Printable):
         facts = [self.recipe_name, f"scorer {self.scorer}" if self.scorer else ""]
         if self.expected:
             facts.insert(0, str(self.expected))
+        elif self.predicted_cost is None:
+            facts.append(f"predicted cost {UNKNOWN}")
         elif self.predicted_cost:
             facts.append(f"predicted cost {self.predicted_cost:.3g}")
         times = " · ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.timings.items())

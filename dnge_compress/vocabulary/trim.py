@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.checkpoint import Compression, check_weights, opened
+from dnge_compress.checkpoint.carried import attach
 from dnge_compress.checkpoint.loading import compression_in
 from dnge_compress.core.errors import DataError, PlanError, UnsupportedModelError, refuse_below
 from dnge_compress.core.progress import Progress, silent
@@ -135,7 +136,7 @@ def apply_vocabulary(plan: VocabularyPlan, model: Model, *, tokenizer: Any = Non
         dense.__dict__.clear()
         dense.__dict__.update(small.__dict__)
         small = dense
-    small.dnge = attached
+    attach(small, attached)
     return small
 
 
@@ -146,7 +147,7 @@ def _opened(model: Model) -> Any:
     if not isinstance(getattr(found, "dnge", None), Compression):
         earlier = compression_in(Path(found.name_or_path)) if found.name_or_path else None
         if earlier is not None:
-            found.dnge = earlier
+            attach(found, earlier)
     return found
 
 

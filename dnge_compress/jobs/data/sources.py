@@ -9,7 +9,7 @@ from pathlib import Path
 from dnge_compress.core.errors import DataError, first_line, nearest
 from dnge_compress.jobs.data.fields import check_columns, fields
 from dnge_compress.jobs.data.formats import Placed, RowFile, quiet_datasets
-from dnge_compress.jobs.data.row_files import is_on_hub, locate
+from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, locate
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 
@@ -39,6 +39,21 @@ def open_tables(source: Dataset, folder: Path) -> Sequence[RowFile] | Sequence[P
         return [_from_hub(source)]
     files = _wanted(source, folder)
     return _sliced(files, source) if "[" in source.split else [file for found in files.values() for file in found]
+
+
+def source_of(path: Path) -> Dataset:
+    """The rows of one file, of the kind that its columns tell. Raises DataError."""
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"data file '{path}' can't be read: {what}; name a file of rows ({', '.join(SUFFIXES)})")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(f"data file '{path}' is none of {', '.join(SUFFIXES)}; convert it to one of them")
+    columns = RowFile(path, Dataset(path=str(path))).columns()
+    for kind in ("text", "prompt_completion", "messages"):
+        if set(COLUMNS[kind]) <= set(columns):
+            return Dataset(path=str(path), type=kind)
+    there = ", ".join(columns) or "no columns"
+    raise DataError(f"data file '{path}' has {there}; its rows need text, or prompt and completion, or messages")
 
 
 def _wanted(source: Dataset, folder: Path) -> dict[str, list[RowFile]]:

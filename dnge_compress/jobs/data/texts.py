@@ -14,8 +14,8 @@ from dnge_compress.core.wording import several
 from dnge_compress.jobs.data.chat import check_template, rendered
 from dnge_compress.jobs.data.fields import fields
 from dnge_compress.jobs.data.formats import RowFile
-from dnge_compress.jobs.data.row_files import SUFFIXES
-from dnge_compress.recipes.job_schema import COLUMNS, Dataset
+from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.recipes.job_schema import Dataset
 from dnge_compress.recipes.schema import LEAST_TOKENS
 from dnge_compress.signals.calibration import BATCH_TOKENS
 from dnge_compress.signals.inference import Inputs, device_of
@@ -51,21 +51,6 @@ def read_texts(path: Path, model: nn.Module, length: int) -> UserData:
     empty = f"; {several(counts['empty'], 'row')} without text left out" if counts["empty"] else ""
     note = f"calibrated on {several(len(rows), 'row')} of '{path.name}' with {tokens:,} tokens{cut}{empty}"
     return UserData(tuple(_batches(rows, tokenizer, model, length)), (note,))
-
-
-def source_of(path: Path) -> Dataset:
-    """The rows of a file, by the columns that it has. Raises DataError."""
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "no such file"
-        raise DataError(f"data file '{path}' can't be read: {what}; name a file of rows ({', '.join(SUFFIXES)})")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"data file '{path}' is none of {', '.join(SUFFIXES)}; convert it to one of them")
-    columns = RowFile(path, Dataset(path=str(path))).columns()
-    for kind in ("text", "prompt_completion", "messages"):
-        if set(COLUMNS[kind]) <= set(columns):
-            return Dataset(path=str(path), type=kind)  # type: ignore[arg-type]  # a key of COLUMNS is a kind
-    there = ", ".join(columns) or "no columns"
-    raise DataError(f"data file '{path}' has {there}; its rows need text, or prompt and completion, or messages")
 
 
 def _texts(source: Dataset, tokenizer: Any, counts: Counter[str]) -> Iterator[tuple[str, dict[str, bool]]]:

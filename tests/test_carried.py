@@ -1,0 +1,103 @@
+"""Models that only their plan describes: it goes along wherever the model is saved by others, and wrappers come off."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import example_inputs, make, outputs, tokens
+from torch import nn
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from dnge_compress import apply, build_graph, compress, load, open_model, place_lora, plan, save
+from dnge_compress.core.errors import CheckpointError, PlanError
+from dnge_compress.plans.prune_plan import PrunePlan
+
+QUICK = {"scorer": "magnitude", "compensate": "none", "kinds": ["neuron"], "ratio": 0.2}
+UNEVEN = {**QUICK, "ratio": 0.1, "uneven": True, "allocation": "global", "protected": ["*.0.*"]}
+
+
+def uneven(name: str) -> Any:
+    small: Any = compress(make(name), **UNEVEN)
+    assert small.dnge.plan.uneven
+    return small
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_save_pretrained_takes_the_plan_along(name: str, tmp_path: Path) -> None:
+    small = uneven(name)
+    small.save_pretrained(tmp_path / "plain")
+    for loaded in (load(tmp_path / "plain"), open_model(tmp_path / "plain")):
+        assert torch.equal(outputs(loaded, example_inputs(name)), outputs(small, example_inputs(name)))
+        loaded.save_pretrained(tmp_path / "again")
+        assert torch.equal(
+            outputs(load(tmp_path / "again"), example_inputs(name)), outputs(small, example_inputs(name))
+        )
+    assert load(tmp_path / "plain").dnge.plan == small.dnge.plan
+    out = save(load(tmp_path / "plain"), tmp_path / "ours")
+    assert "dnge_compress" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert hasattr(small.config, "dnge_compress")
+    assert torch.equal(outputs(load(out), example_inputs(name)), outputs(small, example_inputs(name)))
+
+
+def test_a_trainers_checkpoint_is_read_with_what_was_trained(tmp_path: Path) -> None:
+    small = uneven("llama")
+    rows = [{"input_ids": row, "labels": row} for row in tokens()["input_ids"]]
+    told = {"max_steps": 1, "save_steps": 1, "report_to": "none", "use_cpu": True, "disable_tqdm": True}
+    trainer = Trainer(small, TrainingArguments(str(tmp_path), learning_rate=0.1, **told), train_dataset=rows)
+    before = outputs(small.eval(), tokens())
+    trainer.train()
+    trained = outputs(small.eval(), tokens())
+    assert not torch.equal(before, trained)
+    assert torch.equal(outputs(load(tmp_path / "checkpoint-1"), tokens()), trained)
+    trainer.save_model(str(tmp_path / "saved"))
+    assert torch.equal(outputs(open_model(tmp_path / "saved"), tokens()), trained)
+    with pytest.raises(RuntimeError, match="mismatch"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    "broken", [3, {"plan": {}}, {"plan": "{}", "base_config": {}}, {"base_config": {"model_type": 1}}]
+)
+def test_a_broken_plan_in_a_config_is_one_line(broken: Any, tmp_path: Path) -> None:
+    uneven("llama").save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(raw | {"dnge_compress": broken}), encoding="utf-8")
+    with pytest.raises((CheckpointError, PlanError), match="config.json") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_even_model_carries_nothing(tmp_path: Path) -> None:
+    small: Any = compress(make("llama"), **QUICK)
+    assert not small.dnge.plan.uneven and not hasattr(small.config, "dnge_compress")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_what_is_wrapped_around_a_result_comes_off_when_it_is_saved(wrap: Any, tmp_path: Path) -> None:
+    small = compress(make("llama"), **QUICK)
+    out = save(wrap(small), tmp_path / "out")
+    loaded = AutoModelForCausalLM.from_pretrained(out)
+    assert torch.equal(outputs(loaded, tokens()), outputs(small, tokens()))
+    assert build_graph(wrap(small)) == build_graph(small)
+    adapters = place_lora(small)
+    assert adapters.verify(wrap(small)) == adapters.params
+
+
+def test_what_an_edited_plan_costs_is_unknown(tmp_path: Path) -> None:
+    raw = json.loads(plan(make("bert"), **QUICK).to_json())
+    for space in raw["cuts"]:
+        raw["cuts"][space] = list(range(3, 20))
+    small: Any = apply(PrunePlan.from_json(json.dumps(raw)), make("bert"))
+    report = small.dnge.report
+    assert report.predicted_cost is None and report.expected is None
+    assert {row.cost for row in report.rows if row.kept < row.total} == {None}
+    assert "predicted cost –" in str(report)
+    told = json.loads((save(small, tmp_path / "out") / "dnge_report.json").read_text(encoding="utf-8"))
+    assert told["predicted_cost"] is None and {r["cost"] for r in told["rows"] if r["kept"] < r["total"]} == {None}
+    assert load(tmp_path / "out").dnge.report == report
+    assert PrunePlan.from_json(small.dnge.plan.to_json()) == small.dnge.plan

@@ -1,0 +1,181 @@
+"""What is wrong is said in the first second, with its true cause; full and closed disks leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import make
+from safetensors.torch import load_file, save_file
+
+from dnge_compress import compress, load, open_model, place_lora, plan, save
+from dnge_compress.cli.main import main
+from dnge_compress.core.errors import CheckpointError, PlanError, first_line
+from dnge_compress.core.files import refuse_unreadable
+from dnge_compress.plans.prune_plan import PrunePlan
+
+ROOT = Path(__file__).resolve().parents[1]
+CHEAP = ("--scorer", "magnitude", "--set", "compensate=none", "--set", "kinds=[neuron]")
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 90868376\n"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Llama."""
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    make("llama").save_pretrained(folder)  # type: ignore[operator]
+    return folder
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line of a command that ends with exit code 2."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dnge: error: ")]
+    assert len(errors) == 1 and "unexpected" not in errors[0]
+    return errors[0]
+
+
+def test_a_command_that_cant_go_well_ends_before_torch_is_loaded(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").touch()
+    (tmp_path / "empty").mkdir()
+    model, out = str(llama), str(tmp_path / "out")
+    commands = {
+        "there is no folder": ["compress", str(tmp_path / "none"), "-o", out],
+        "has no config.json": ["compress", str(tmp_path / "empty"), "-o", out],
+        "unknown recipe": ["compress", model, "-o", out, "--recipe", "prune/defalt"],
+        "stands twice": ["compress", model, "-o", out, "--ratio", "0.3", "--set", "ratio=0.4"],
+        "holds thesis.txt": ["compress", model, "-o", str(tmp_path)],
+        "never deletes": ["apply", "plan.json", model, "-o", str(tmp_path), "--force"],
+        "can't be read: no such file": ["score", model, "--data", "none.txt"],
+        "/proc/self/plan.json' can't be written": ["plan", model, "-o", "/proc/self/plan.json"],
+        "/proc/self/lora.json' can't be written": ["place", model, "-o", "/proc/self/lora.json"],
+    }
+    program = (
+        "import json, sys; from dnge_compress.cli.main import main\n"
+        "assert {main(c) for c in json.loads(sys.argv[1])} == {2}\n"
+        "assert not {'torch', 'transformers', 'peft'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", program, json.dumps(list(commands.values()))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for words, line in zip(commands, done.stderr.splitlines(), strict=True):
+        assert words in line and line.startswith("dnge: error: ")
+
+
+@pytest.mark.parametrize("command", ["plan", "place", "cp"])
+def test_a_disk_that_is_full_is_named_and_nothing_is_left(
+    command: str, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.json"
+    arguments = {
+        "plan": ["plan", str(llama), "-o", str(out), *CHEAP],
+        "place": ["place", str(llama), "-o", str(out)],
+        "cp": ["recipes", "cp", "prune/default", str(out)],
+    }[command]
+
+    def full(self: Path, data: str, **_: Any) -> int:
+        with self.open("w", encoding="utf-8") as file:
+            file.write(data[:20])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    message = complaint(capsys, *arguments)
+    assert f"can't write '{out}'" in message and "No space left on device" in message and "make room" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_output_that_goes_nowhere_is_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "dnge_compress", "recipes", "show", "prune/default"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "dnge: error: the output can't be read or written (No space left on device)" in done.stderr
+
+
+def test_a_plan_of_another_kind_and_an_edited_one_stay_where_they_are(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prune, lora = tmp_path / "plan.json", tmp_path / "lora.json"
+    assert main(["plan", str(llama), "-o", str(prune), *CHEAP]) == main(["place", str(llama), "-o", str(lora)]) == 0
+    for command, path, what in (("plan", lora, "a plan of LoRA adapters"), ("place", prune, "a plan of what to prune")):
+        before = path.read_bytes()
+        message = complaint(capsys, command, str(llama), "-o", str(path), *(CHEAP if command == "plan" else ()))
+        assert f"'{path}' exists and is {what}; name another file, or pass --force" in message
+        assert path.read_bytes() == before
+    raw = json.loads(prune.read_text(encoding="utf-8"))
+    assert main(["plan", str(llama), "-o", str(prune), *CHEAP]) == 0
+    raw["cuts"]["ffn.0"] = raw["cuts"]["ffn.0"][:-1]
+    prune.write_text(json.dumps(raw), encoding="utf-8")
+    assert "was edited by hand" in complaint(capsys, "plan", str(llama), "-o", str(prune), *CHEAP)
+    assert json.loads(prune.read_text(encoding="utf-8")) == raw
+    message = complaint(capsys, "apply", str(lora), str(llama), "-o", str(tmp_path / "out"))
+    assert "is a plan of LoRA adapters, and a plan of what to prune is asked for" in message
+
+
+def test_a_key_that_stands_twice_in_a_plan_is_refused() -> None:
+    text = plan(make("llama"), scorer="magnitude", compensate="none", kinds=["neuron"]).to_json()
+    cuts = text.index('"cuts": {')
+    twice = text[: cuts + 9] + '"ffn.0": [0],' + text[cuts + 9 :]
+    with pytest.raises(PlanError, match=r"key 'ffn\.0' stands twice"):
+        PrunePlan.from_json(twice)
+    with pytest.raises(PlanError, match="nested too deeply"):
+        PrunePlan.from_json("[" * 100_000)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "dnge_plan.json"])
+def test_a_file_that_is_closed_to_us_or_a_pointer_says_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = compress(make("llama"), scorer="magnitude", compensate="none", kinds=["neuron"], ratio=0.2)
+    out = save(small, tmp_path / "out")
+    content, opened = (out / name).read_bytes(), Path.open
+    (out / name).write_text(POINTER, encoding="utf-8")
+    for read in (load, open_model):
+        with pytest.raises(CheckpointError, match=rf"{name}' is only git-lfs's pointer .* run `git lfs pull`"):
+            read(out)
+    (out / name).write_bytes(content)
+
+    def closed(self: Path, *arguments: Any, **options: Any) -> Any:  # as root, no mode closes a file
+        if self.name == name:
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    for read in (load, open_model):
+        with pytest.raises(
+            CheckpointError, match=rf"{name}' can't be read \(Permission denied\); allow it \(chmod u\+r"
+        ):
+            read(out)
+
+
+def test_what_can_be_read_is_not_refused(llama: Path, tmp_path: Path) -> None:
+    refuse_unreadable(llama / "model.safetensors")
+    with pytest.raises(CheckpointError, match="is missing"):
+        refuse_unreadable(tmp_path / "none")
+    weights = load_file(llama / "model.safetensors")
+    save_file(weights, tmp_path / "model.safetensors")
+    refuse_unreadable(tmp_path / "model.safetensors")
+    assert place_lora(open_model(llama)).params
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("one\ntwo", "one"),
+        ("\n one \ntwo", "one"),
+        (
+            "Errors in loading:\n\tsize mismatch for x:\n\n copying a shape\nmore",
+            "Errors in loading: size mismatch for x: copying a shape",
+        ),
+        ("nothing follows:", "nothing follows"),
+        ("", "ValueError"),
+    ],
+)
+def test_the_first_line_of_an_error_is_not_cut_after_its_colon(text: str, line: str) -> None:
+    assert first_line(ValueError(text)) == line
