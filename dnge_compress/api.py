@@ -33,9 +33,10 @@ from dnge_compress.plans.trial import Repaired, best_repair
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.library import validate as validate_recipe
+from dnge_compress.recipes.methods import SCORERS
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import build_report
-from dnge_compress.scorers import SCORERS, ScoringContext
+from dnge_compress.scorers import ScoringContext
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import length_note, synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs

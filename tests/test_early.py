@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from dnge_compress import compress, load, open_model, place_lora, plan, save
 from dnge_compress.cli.main import main
-from dnge_compress.core.errors import CheckpointError, PlanError, first_line
+from dnge_compress.core.errors import CheckpointError, DataError, PlanError, UnknownNameError, first_line
 from dnge_compress.core.files import refuse_unreadable
+from dnge_compress.core.plugins import Registry
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.recipes.methods import PLACERS, SCORERS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHEAP = ("--scorer", "magnitude", "--set", "compensate=none", "--set", "kinds=[neuron]")
@@ -179,3 +181,47 @@ def test_what_can_be_read_is_not_refused(llama: Path, tmp_path: Path) -> None:
 )
 def test_the_first_line_of_an_error_is_not_cut_after_its_colon(text: str, line: str) -> None:
     assert first_line(ValueError(text)) == line
+
+
+def test_a_dry_run_shows_stages_and_an_estimate_without_torch(llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(json.dumps({"text": "word " * 400}) for _ in range(20)), encoding="utf-8")
+    told = [f"model_name_or_path={llama}", f"output_dir={tmp_path / 'out'}", "train.max_length=16"]
+    commands = [
+        ["run", "jobs/prune-recover", *told, "--dry-run"],
+        ["run", "jobs/prune-recover", *told, f"datasets=[{{path: {rows}}}]", "--dry-run", "--json"],
+        ["run", "prune/default", *told[:2], "--dry-run"],
+    ]
+    program = (
+        "import json, sys; from dnge_compress.cli.main import main\n"
+        "assert {main(c) for c in json.loads(sys.argv[1])} == {0}\n"
+        "assert not {'torch', 'transformers', 'peft', 'accelerate', 'datasets'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    sampled, read, alone = done.stderr.split("→")[1:]
+    for stage in ("data", "prune", "place", "train", "save", "measure"):
+        assert stage in sampled and stage in read
+    params = sum(p.numel() for p in open_model(llama).parameters())
+    assert f"{params / 1000:.1f} k parameters" in sampled and "about 249 k tokens" in sampled
+    assert "about 1,946 steps of 128 tokens" in sampled  # 262,144 tokens, a twentieth held out
+    assert "about 9.62 k tokens" in read and "multiply-accumulates" in read
+    assert "prune" in alone and "train" not in alone and "disk" in alone
+    assert json.loads(done.stdout)["datasets"][0]["path"] == str(rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+@pytest.mark.parametrize("registry", [SCORERS, PLACERS], ids=lambda r: r.what)
+def test_what_needs_data_is_known_without_importing_it(registry: Registry) -> None:
+    for name in registry.names():
+        needs = registry.load(name).NEEDS_DATA
+        registry.refuse_unusable(name, has_data=True)
+        if needs:
+            with pytest.raises(DataError, match="needs real data"):
+                registry.refuse_unusable(name, has_data=False)
+        else:
+            registry.refuse_unusable(name, has_data=False)
+    with pytest.raises(UnknownNameError):
+        registry.refuse_unusable("nothing", has_data=True)

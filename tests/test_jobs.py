@@ -23,13 +23,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
 from dnge_compress.jobs import measuring, stages, training
+from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.launching import same_threads
 from dnge_compress.jobs.measuring import batches_of, summed_loss
 from dnge_compress.jobs.rates import find_rate
 from dnge_compress.jobs.report.job_report import JobReport
-from dnge_compress.jobs.running import job_of, run
+from dnge_compress.jobs.running import run
 from dnge_compress.jobs.trainer import WHOLE, JobTrainer
 from dnge_compress.jobs.training import last_whole
 
@@ -555,7 +556,7 @@ def refusal(path: Path, *told: str) -> str:
     from dnge_compress.recipes.library import assignments
 
     with pytest.raises(DngeError) as caught:
-        job_of(path, assignments(told))
+        run(job_of(path, assignments(told)))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -669,6 +670,44 @@ def test_a_budget_above_what_ranks_can_use_is_said(model: Path, rows: Path, tmp_
     path = recipe(model, rows, tmp_path / "out", prune=None, train={"max_steps": 1})
     report = run(job_of(path, {"lora.budget.trainable_params": 10**9}))
     assert report is not None and any("parameters unused" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("train.optim=adamw_troch", "unknown optimizer 'adamw_troch'; did you mean 'adamw_torch"),
+        ("train.optim=adamw_bnb_8bit", "train.optim 'adamw_bnb_8bit' can't be used here"),
+        ("train.report_to=wandbb", "unknown reporter 'wandbb'; did you mean 'wandb'"),
+        ("train.report_to=comet_ml", "train.report_to is 'comet_ml', which isn't installed"),
+        ("lora.target_modules=[q_porj]", "unknown target 'q_porj'; did you mean 'q_proj'"),
+        ("lora.exclude_modules=[nothing]", "unknown target 'nothing'"),
+        ("prune.within=model.leyers.0", "unknown part of the model 'model.leyers.0'"),
+        ("datasets.0.type=messages", "the tokenizer has no chat template"),
+    ],
+)
+def test_what_would_fail_after_minutes_is_refused_before_a_stage_begins(
+    told: str, words: str, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    from dnge_compress.recipes.library import assignments
+
+    chats = tmp_path / "chats.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    chats.write_text(json.dumps({"messages": turns}), encoding="utf-8")
+    path = recipe(model, chats if "messages" in told else rows, tmp_path / "out")
+    with pytest.raises(DngeError) as caught:
+        run(job_of(path, assignments([told])))
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_job_without_room_for_its_results_says_how_much_is_missing(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk)
+    with pytest.raises(CheckpointError, match=r"kB are needed there, and 1.00 kB are free; make room"):
+        run(job_of(recipe(model, rows, tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_another_recipe_is_refused_and_the_difference_named(finished: Path) -> None:

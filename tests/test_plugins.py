@@ -14,8 +14,7 @@ from dnge_compress.core.errors import DngeError
 from dnge_compress.core.plugins import Registry
 from dnge_compress.graph import families
 from dnge_compress.graph.families import FAMILIES
-from dnge_compress.lora.placers import PLACERS
-from dnge_compress.scorers import SCORERS
+from dnge_compress.recipes.methods import PLACERS, SCORERS
 
 REGISTRIES = [SCORERS, PLACERS, FAMILIES]
 Offer = Callable[..., None]

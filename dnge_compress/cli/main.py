@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dnge_compress.cli.interruption import Interruption, interruptible
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
-LIGHT = ("recipe_commands", "completion")  # modules that need no torch
+LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:

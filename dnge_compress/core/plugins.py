@@ -6,11 +6,14 @@ A third party offers a module in its pyproject, `[project.entry-points."dnge_com
 
 from __future__ import annotations
 
+import ast
 import importlib
+import importlib.util
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 
 from dnge_compress.core.errors import DataError, DngeError, UnknownNameError, first_line
@@ -66,9 +69,27 @@ class Registry:
             )
         return module
 
+    def refuse_unusable(self, name: str, has_data: bool) -> None:
+        """Raise what `usable` raises; modules of ours are read for it, not imported."""
+        if name in self._ours() and (has_data or not self._needs_data(name)):
+            self.names()  # nobody else may offer the same
+            return
+        self.usable(name, has_data)
+
+    def _needs_data(self, name: str) -> bool:
+        text = (self._folder / f"{name}.py").read_text(encoding="utf-8")
+        assigned = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
+        return any(ast.unparse(node) == "NEEDS_DATA = True" for node in assigned)
+
     def _ours(self) -> list[str]:
-        path = importlib.import_module(self.package).__path__
-        return sorted(m.name for m in pkgutil.iter_modules(path) if not m.name.startswith("_"))
+        return sorted(m.name for m in pkgutil.iter_modules([str(self._folder)]) if not m.name.startswith("_"))
+
+    @property
+    def _folder(self) -> Path:
+        """Where our modules lie; found without importing the package, which may be heavy."""
+        spec = importlib.util.find_spec(self.package)
+        assert spec is not None and spec.origin is not None
+        return Path(spec.origin).parent
 
     def _foreign(self, point: EntryPoint) -> ModuleType:
         offered = f"{self.what} '{point.name}' of {_owner(point)} ({point.value})"

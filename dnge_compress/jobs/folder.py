@@ -10,19 +10,21 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dnge_compress.core.errors import CheckpointError, RecipeError
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.strict_json import read_json
-from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Job, Train
 from dnge_compress.recipes.library import load
 
+if TYPE_CHECKING:
+    from dnge_compress.lora.plan import LoraPlan
+
 VERSION = 1
-STATE, RECIPE = "job.json", "recipe.yaml"
+STATE, RECIPE, REPORT = "job.json", "recipe.yaml", "report.json"
 LOCK, WORKERS = ".lock", ".workers"
 BEGINNING = (LOCK, WORKERS, RECIPE)
 PATIENCE = 20.0  # seconds for the processes of a killed run to end
@@ -47,6 +49,8 @@ class JobFolder:
 
     def read_lora_plan(self, variant: str = "") -> LoraPlan:
         """The placement of a variant as a value. Raises PlanError naming the file."""
+        from dnge_compress.lora.plan import LoraPlan  # here, since torch takes seconds to import
+
         path = self.lora_plan(variant)
         return LoraPlan.from_json(read_text(path), f"'{path}'")
 

@@ -29,6 +29,7 @@ from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.rates import Trial
 from dnge_compress.jobs.training import train
+from dnge_compress.jobs.world import is_rank0, launcher_world
 from dnge_compress.recipes.job_schema import Job
 
 Order: TypeAlias = tuple[str, Trial | None]  # a variant, and how it is tried if it is no training to the end
@@ -43,12 +44,6 @@ class Workers:
 
     train: Callable[[str, Trial | None], dict[str, str]]
     shutdown: Callable[[], None] = lambda: None
-
-
-def launcher_world() -> tuple[int, int] | None:
-    """(rank, processes) if an outer launcher started this process as one of several, else None."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return (int(os.environ["RANK"]), processes) if processes > 1 and "RANK" in os.environ else None
 
 
 def workers_of(folder: JobFolder, job: Job, progress: Progress) -> Workers:
@@ -154,12 +149,6 @@ def _end_with(leader: int) -> None:
     while is_alive(leader):
         time.sleep(LOOK_EVERY)
     os._exit(1)
-
-
-def is_rank0() -> bool:
-    """Whether this process is the only one, or the first of several."""
-    world = launcher_world()
-    return world is None or world[0] == 0
 
 
 def _join_group(job: Job) -> None:

@@ -13,12 +13,11 @@ from torch import nn
 from dnge_compress.checkpoint import check_weights, load, open_model
 from dnge_compress.checkpoint.model_files import locate, read_config
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError
+from dnge_compress.core.errors import CheckpointError, DataError
 from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.lora.attach import merged
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.signals.inference import CAUSAL
 from dnge_compress.signals.tokenizer import needed_tokenizer
 
 
@@ -67,15 +66,6 @@ def tokenizer_of(job: Job) -> Any:
     """The model's tokenizer. Raises DataError if there is none."""
     with quiet():
         return needed_tokenizer(job.model_name_or_path, "to train with")
-
-
-def refuse_other_tasks(architecture: str, path: str | Path) -> None:
-    """Raise UnsupportedModelError for anything but a causal language model."""
-    if not architecture.endswith(CAUSAL):
-        raise UnsupportedModelError(
-            f"a job trains causal language models; '{path}' is a {architecture}: leave out `train`, "
-            "or train it with your own loop on what `dnge compress` and `dnge place` give"
-        )
 
 
 def embedding_rows(config: Mapping[str, Any]) -> int | None:

@@ -11,77 +11,25 @@ from typing import Any
 
 import torch
 
-from dnge_compress.checkpoint.model_files import locate, read_config
-from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError
 from dnge_compress.core.files import disk_errors
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.core.verbs import verb
+from dnge_compress.jobs.checking import is_finished, stands
 from dnge_compress.jobs.data.changes import changed
-from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
-from dnge_compress.jobs.launching import follow_leader, is_rank0, same_threads, workers_of
-from dnge_compress.jobs.models import embedding_rows, refuse_other_tasks, refuse_tokenizer, tokenizer_of, uses_cpu
-from dnge_compress.jobs.report.job_report import REPORT, JobReport, finished, write
+from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
+from dnge_compress.jobs.refusals import refuse_hopeless
+from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
-from dnge_compress.lora.placers import PLACERS
+from dnge_compress.jobs.world import is_rank0
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.library import anchor, kind_of, load, resolve, validate
 from dnge_compress.report.plots import Curve
-from dnge_compress.scorers import SCORERS
 
 VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")
-
-
-def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None) -> Job:
-    """A job by name, path or value; a prune or LoRA recipe becomes a job of that one stage.
-
-    Everything that can be refused without opening the model is refused here. Raises a DngeError.
-    """
-    found = _as_job(recipe, dict(overrides or {}))
-    for key in ("model_name_or_path", "output_dir"):
-        if not getattr(found, key):
-            raise RecipeError(f"'{found.name}' names no {key}; write it in the recipe, or {key}=… behind it")
-    if found.train is not None and not found.datasets:
-        raise RecipeError(
-            f"'{found.name}' has nothing to train on; write datasets: [{{path: …}}], or [{{type: sampled}}] for text "
-            "from the model itself"
-        )
-    found = _absolute(found)
-    refuse(JobFolder(Path(found.output_dir)), found)
-    if found.prune is not None:
-        SCORERS.usable(found.scorer, bool(found.datasets))
-    for placer in (found.lora.placer, *found.compare) if found.lora else ():
-        PLACERS.usable(placer, bool(found.datasets))
-    _refuse_model(found)
-    if found.launch.strategy == "fsdp2" and (found.train is None or uses_cpu(found)):
-        raise LaunchError("launch.strategy 'fsdp2' shards over accelerators, and none is used here; set ddp")
-    check_sources([*found.datasets, *found.eval_datasets], Path.cwd())
-    return found
-
-
-def _refuse_model(job: Job) -> None:
-    """What the config of a model says at once: that there is none, that it can't be trained here, or not so long."""
-    path = Path(job.model_name_or_path)
-    if not path.is_dir():
-        if path.is_absolute() or job.model_name_or_path.startswith(".") or len(path.parts) > 2:
-            raise CheckpointError(f"model folder '{path}' doesn't exist; correct model_name_or_path")
-        return
-    config = read_config(locate(path, allow_pickle=False))
-    if job.train is None:
-        return
-    refuse_other_tasks(next(iter(config.get("architectures") or ()), "model without a named class"), path)
-    rows = embedding_rows(config)
-    if rows is not None:
-        refuse_tokenizer(tokenizer_of(job), rows, path)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    if isinstance(positions, int) and job.train.max_length > positions:
-        raise RecipeError(
-            f"train.max_length is {job.train.max_length}, but '{path}' has {positions} positions; set at most as many"
-        )
 
 
 @verb
@@ -100,6 +48,7 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
     if not is_rank0():
         follow_leader(folder, job)
         return None
+    refuse_hopeless(folder, job)
     claimed = claim(folder, job, versions(), torch.get_num_threads())
     with disk_errors(folder.root), claimed, same_threads(folder):
         _forget_changed(folder, job)
@@ -107,27 +56,12 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
         work = Work(job=job, folder=folder, workers=workers, progress=progress)
         stages = stages_of(job)
         for stage in stages:
-            if folder.done(stage.name) is None or not _stands(folder, job, stage):
+            if folder.done(stage.name) is None or not stands(folder, job, stage.name):
                 folder.finish(stage.name, timed(stage, work))
         workers.shutdown()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
         report = _report(folder, job, stages)
         write(report, folder.root)
     return report
-
-
-def is_finished(folder: JobFolder, job: Job) -> bool:
-    """Whether every stage is done and the report is written."""
-    if not (folder.root / REPORT).is_file():
-        return False
-    done = folder.read()["stages"]
-    return all(stage.name in done and _stands(folder, job, stage) for stage in stages_of(job))
-
-
-def _stands(folder: JobFolder, job: Job, stage: Stage) -> bool:
-    """Whether what a finished stage left is still there; somebody may have moved it away."""
-    if stage.name == "prune":
-        return folder.pruned.is_dir()
-    return stage.name != "save" or folder.model.is_dir() or (job.lora is not None and not job.save.merge_adapter)
 
 
 def _forget_changed(folder: JobFolder, job: Job) -> None:
@@ -150,21 +84,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
-    places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
-    if isinstance(recipe, Job) or kind_of(recipe) == "job":
-        return resolve(recipe, overrides | places, Job)
-    values: dict[str, Any] = load(recipe, overrides).model_dump(exclude={"recipe"})
-    return validate(values | places, "override", kind=Job)
-
-
-def _absolute(job: Job) -> Job:
-    """The job with absolute paths, so that it is the same one from wherever it is started again."""
-    raw = job.model_dump()
-    anchor(raw, Path.cwd())
-    return validate(raw, "override", kind=Job)
 
 
 def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:

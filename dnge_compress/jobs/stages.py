@@ -19,6 +19,7 @@ from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.jobs import models, rates
+from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.comparing import compare
 from dnge_compress.jobs.data.changes import marks_of
 from dnge_compress.jobs.data.reading import read_rows
@@ -27,14 +28,14 @@ from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import batches_of
+from dnge_compress.jobs.outline import planned
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
-from dnge_compress.lora.placers import PLACERS
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
+from dnge_compress.recipes.methods import PLACERS, SCORERS
 from dnge_compress.recipes.schema import Recipe
-from dnge_compress.scorers import SCORERS
 
 Facts = Mapping[str, Any]
 
@@ -60,24 +61,11 @@ class Stage:
 
 def stages_of(job: Job) -> list[Stage]:
     """What a job will do, in order."""
-    found = []
-    if job.train is not None:
-        found.append(Stage("data", _data_about(job), data))
-    if job.prune is not None:
-        where = f" of {job.prune.within}" if job.prune.within else ""
-        cut = f"{job.prune.ratio:.0%} of the {job.prune.of}{where}, {job.prune.allocation}, scorer {job.scorer}"
-        found.append(Stage("prune", cut, prune))
-    if job.lora is not None:
-        found.append(Stage("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}", place))
-    if job.train is not None:
-        if job.train.learning_rate == "auto":
-            found.append(Stage("rate", "a learning rate, by a few short trainings", rate))
-        for variant in ("", *job.compare):
-            found.append(Stage(_name("train", variant), _train_about(job, variant), partial(train, variant=variant)))
-    found.append(Stage("measure", "size" if job.train is None else "held-out loss, size and speed", measure))
-    if job.train is not None and (job.lora is None or job.save.merge_adapter or job.save.flat_adapter):
-        found.append(Stage("save", "the best model as an ordinary checkpoint", save))
-    return found
+    runs = {"data": data, "prune": prune, "place": place, "rate": rate, "save": save, "measure": measure}
+    return [
+        Stage(p.name, p.about, runs.get(p.name) or partial(train, variant=p.name.removeprefix("train").strip()))
+        for p in planned(job)
+    ]
 
 
 def stages_that_saw_data(job: Job) -> list[str]:
@@ -100,7 +88,7 @@ def data(work: Work) -> Facts:
 
     def sampled(tokens: int) -> list[list[int]]:
         model = models.quick(models.original(job))
-        models.refuse_other_tasks(type(model).__name__, job.model_name_or_path)
+        refuse_other_tasks(type(model).__name__, job.model_name_or_path)
         progress = _stage_of(work, "sample")
         return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=progress)
 
@@ -241,30 +229,3 @@ def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
 
 def _stage_of(work: Work, name: str) -> Progress:
     return lambda stage, done, total, note="": work.progress(name, done, total, note)
-
-
-def _name(stage: str, variant: str) -> str:
-    return f"{stage} {variant}" if variant else stage
-
-
-def _data_about(job: Job) -> str:
-    shown = [s.path or f"{s.tokens:,} tokens sampled from the model" for s in job.datasets]
-    held = ", ".join(s.path for s in job.eval_datasets) or f"{job.eval_fraction:.0%} of the rows"
-    return f"{', '.join(shown)}; held out: {held}"
-
-
-def _budget_about(budget: LoraBudget) -> str:
-    name, value = next((k, v) for k, v in budget.model_dump().items() if v is not None)
-    return f"{name} {value:,}"
-
-
-def _train_about(job: Job, variant: str) -> str:
-    settings = job.train
-    assert settings is not None
-    length = f"{settings.max_steps:,} steps" if settings.max_steps > 0 else f"{settings.num_train_epochs:g} epochs"
-    what = "all parameters" if job.lora is None else f"LoRA, {variant} placement" if variant else "LoRA"
-    processes = job.launch.num_processes
-    many = f" in {processes} processes" if processes > 1 else ""
-    taught = ", taught by the original" if job.distill else ""
-    rate = "" if settings.learning_rate == "auto" else f" at {settings.learning_rate:g}"
-    return f"{what}{taught}: {length}{rate}{many}"

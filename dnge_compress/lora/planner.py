@@ -9,11 +9,12 @@ from torch import nn
 
 from dnge_compress.core.errors import BudgetError, RecipeError
 from dnge_compress.lora.adapters import Adapter, Site
-from dnge_compress.lora.placers import PLACERS, PlacingContext, weigh_by
+from dnge_compress.lora.placers import PlacingContext, weigh_by
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.lora.ranks import allocate, ladder
 from dnge_compress.lora.sites import find_sites, lora_fingerprint
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
+from dnge_compress.recipes.methods import PLACERS
 
 
 def make_lora_plan(context: PlacingContext, recipe: LoraRecipe) -> LoraPlan:

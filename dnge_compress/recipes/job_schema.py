@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dnge_compress.recipes.lora_schema import Lora
 from dnge_compress.recipes.schema import Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
 
+CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models end, which a job trains
 RowKind = Literal["text", "prompt_completion", "messages", "sampled"]
 # Which columns a kind of rows needs; `Dataset.columns` renames.
 COLUMNS: dict[str, tuple[str, ...]] = {

@@ -14,9 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.plugins import Registry
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
+from dnge_compress.recipes.methods import SCORERS
 from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.signals.batch_norms import own_statistics
 from dnge_compress.signals.calibration import calibration_inputs
@@ -25,8 +25,6 @@ from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.layers import layer_costs
 from dnge_compress.signals.moments import gather_signals
 from dnge_compress.signals.signal import Signals
-
-SCORERS = Registry(what="scorer", package=__name__, offers=("score", "NEEDS_DATA"), renamed={"probe": "obs"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.core.precision import widened_products
 from dnge_compress.graph.derivation.pictures import GRID, PIXELS
+from dnge_compress.recipes.job_schema import CAUSAL
 
 Inputs: TypeAlias = dict[str, Tensor] | tuple[Tensor, ...] | Tensor
 NO_TOKEN = -1
-CAUSAL = ("ForCausalLM", "LMHeadModel")  # how transformers' causal language models end
 
 
 def call(model: nn.Module, inputs: Inputs) -> Tensor:

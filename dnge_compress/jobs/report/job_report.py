@@ -15,6 +15,7 @@ from dnge_compress.core.files import atomic_file
 from dnge_compress.core.markdown import markdown
 from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.core.terminal import Printable
+from dnge_compress.jobs.folder import REPORT
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.report.verdict import verdict
@@ -24,7 +25,6 @@ from dnge_compress.report.page import page
 from dnge_compress.report.plots import Curve
 
 VERSION_KEY = "dnge_job_report"
-REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,19 +16,17 @@ import torch
 from torch import nn
 
 from dnge_compress.core.errors import PlanError, UnsupportedModelError
-from dnge_compress.core.plugins import Registry
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.lora.adapters import Site
+from dnge_compress.recipes.methods import PLACERS
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import calibration_inputs
 from dnge_compress.signals.inference import Inputs
 
 Weights = Mapping[str, float]
 DAMPING = 0.5  # exponent on a root mean square gradient, chosen on the zoo
-
-PLACERS = Registry(what="placer", package=__name__, offers=("weigh", "NEEDS_DATA"), renamed={"probe": "fisher"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,106 @@
+"""A job from its recipe, with everything refused that can be without torch; and whether it is done already."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dnge_compress.checkpoint.model_files import locate, read_config
+from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError, UnsupportedModelError
+from dnge_compress.jobs.data.sources import check_sources
+from dnge_compress.jobs.folder import REPORT, JobFolder, refuse
+from dnge_compress.jobs.outline import planned
+from dnge_compress.recipes.job_schema import CAUSAL, Job
+from dnge_compress.recipes.library import anchor, kind_of, load, resolve, validate
+from dnge_compress.recipes.methods import PLACERS, SCORERS
+
+
+def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None) -> Job:
+    """A job by name, path or value; a prune or LoRA recipe becomes a job of that one stage.
+
+    Everything that can be refused without opening the model is refused here. Raises a DngeError.
+    """
+    found = _as_job(recipe, dict(overrides or {}))
+    for key in ("model_name_or_path", "output_dir"):
+        if not getattr(found, key):
+            raise RecipeError(f"'{found.name}' names no {key}; write it in the recipe, or {key}=… behind it")
+    if found.train is not None and not found.datasets:
+        raise RecipeError(
+            f"'{found.name}' has nothing to train on; write datasets: [{{path: …}}], or [{{type: sampled}}] for text "
+            "from the model itself"
+        )
+    found = _absolute(found)
+    refuse(JobFolder(Path(found.output_dir)), found)
+    if found.prune is not None:
+        SCORERS.refuse_unusable(found.scorer, bool(found.datasets))
+    for placer in (found.lora.placer, *found.compare) if found.lora else ():
+        PLACERS.refuse_unusable(placer, bool(found.datasets))
+    _refuse_model(found)
+    if found.launch.strategy == "fsdp2" and (found.train is None or _uses_cpu(found)):
+        raise LaunchError("launch.strategy 'fsdp2' shards over accelerators, and none is used here; set ddp")
+    check_sources([*found.datasets, *found.eval_datasets], Path.cwd())
+    return found
+
+
+def is_finished(folder: JobFolder, job: Job) -> bool:
+    """Whether every stage is done and the report is written."""
+    if not (folder.root / REPORT).is_file():
+        return False
+    done = folder.read()["stages"]
+    return all(stage.name in done and stands(folder, job, stage.name) for stage in planned(job))
+
+
+def stands(folder: JobFolder, job: Job, stage: str) -> bool:
+    """Whether what a finished stage left is still there; somebody may have moved it away."""
+    if stage == "prune":
+        return folder.pruned.is_dir()
+    return stage != "save" or folder.model.is_dir() or (job.lora is not None and not job.save.merge_adapter)
+
+
+def refuse_other_tasks(architecture: str, path: str | Path) -> None:
+    """Raise UnsupportedModelError for anything but a causal language model."""
+    if not architecture.endswith(CAUSAL):
+        raise UnsupportedModelError(
+            f"a job trains causal language models; '{path}' is a {architecture}: leave out `train`, "
+            "or train it with your own loop on what `dnge compress` and `dnge place` give"
+        )
+
+
+def _refuse_model(job: Job) -> None:
+    """What the config of a model says at once: that there is none, that it can't be trained here, or not so long."""
+    path = Path(job.model_name_or_path)
+    if not path.is_dir():
+        if path.is_absolute() or job.model_name_or_path.startswith(".") or len(path.parts) > 2:
+            raise CheckpointError(f"model folder '{path}' doesn't exist; correct model_name_or_path")
+        return
+    config = read_config(locate(path, allow_pickle=False))
+    if job.train is None:
+        return
+    refuse_other_tasks(next(iter(config.get("architectures") or ()), "model without a named class"), path)
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if isinstance(positions, int) and job.train.max_length > positions:
+        raise RecipeError(
+            f"train.max_length is {job.train.max_length}, but '{path}' has {positions} positions; set at most as many"
+        )
+
+
+def _as_job(recipe: str | Path | Job, overrides: dict[str, Any]) -> Job:
+    places = {k: overrides.pop(k) for k in ("model_name_or_path", "output_dir") if k in overrides}
+    if isinstance(recipe, Job) or kind_of(recipe) == "job":
+        return resolve(recipe, overrides | places, Job)
+    values: dict[str, Any] = load(recipe, overrides).model_dump(exclude={"recipe"})
+    return validate(values | places, "override", kind=Job)
+
+
+def _absolute(job: Job) -> Job:
+    """The job with absolute paths, so that it is the same one from wherever it is started again."""
+    raw = job.model_dump()
+    anchor(raw, Path.cwd())
+    return validate(raw, "override", kind=Job)
+
+
+def _uses_cpu(job: Job) -> bool:
+    from dnge_compress.jobs.models import uses_cpu  # here, since torch takes seconds to import
+
+    return uses_cpu(job)

@@ -1,0 +1,131 @@
+"""What a job is going to do and about how much that is, told from its recipe and the files it names, without torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from dnge_compress.checkpoint.model_files import weight_files
+from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.wording import count
+from dnge_compress.jobs.data.row_files import is_on_hub, locate
+from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.lora_schema import LoraBudget
+
+BYTES_PER_TOKEN = 4  # of English, about
+PASSES = 3  # forward, and twice as much backward
+OPTIMIZED = 12  # bytes on disk per trained parameter in a checkpoint: float32 weights, and two moments of Adam's
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage by its name, and the line that is shown for it."""
+
+    name: str
+    about: str
+
+
+def planned(job: Job) -> list[Planned]:
+    """What a job will do, in order."""
+    found = []
+    if job.train is not None:
+        found.append(Planned("data", _data_about(job)))
+    if job.prune is not None:
+        where = f" of {job.prune.within}" if job.prune.within else ""
+        cut = f"{job.prune.ratio:.0%} of the {job.prune.of}{where}, {job.prune.allocation}, scorer {job.scorer}"
+        found.append(Planned("prune", cut))
+    if job.lora is not None:
+        found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))
+    if job.train is not None:
+        if job.train.learning_rate == "auto":
+            found.append(Planned("rate", "a learning rate, by a few short trainings"))
+        for variant in ("", *job.compare):
+            found.append(Planned(f"train {variant}".strip(), _train_about(job, variant)))
+    found.append(Planned("measure", "size" if job.train is None else "held-out loss, size and speed"))
+    if job.train is not None and (job.lora is None or job.save.merge_adapter or job.save.flat_adapter):
+        found.append(Planned("save", "the best model as an ordinary checkpoint"))
+    return found
+
+
+def estimate(job: Job) -> dict[str, str]:
+    """The model's size, and about how many tokens, steps, multiply-accumulates and bytes the job takes; what can't be
+    known before a model or rows are fetched is left out."""
+    base = whole_folder(Path(job.model_name_or_path))
+    params, whole = _size_of(base) if base.is_dir() else (0, 0)
+    left = 1 - (job.prune.ratio if job.prune is not None else 0)
+    found = {"model": f"{count(params)} parameters, {count(whole, 'B')}"} if params else {}
+    tokens = _tokens(job)
+    if job.train is not None and tokens is not None:
+        row = job.train.max_length * job.train.per_device_train_batch_size * job.launch.num_processes
+        each = row * job.train.gradient_accumulation_steps
+        steps = math.ceil(tokens * job.train.num_train_epochs / each)
+        steps = job.train.max_steps if job.train.max_steps > 0 else max(1, steps)
+        found["rows"] = f"about {count(tokens)} tokens"
+        found["training"] = f"about {steps:,} steps of {each:,} tokens"
+        if params:
+            work = PASSES * params * left * steps * each * (1 + len(job.compare))
+            found["work"] = f"about {count(work)} multiply-accumulates of training"
+    if params:
+        found["disk"] = f"about {count(_disk(job, params, whole, left), 'B')}"
+    return found
+
+
+def _size_of(folder: Path) -> tuple[int, int]:
+    """Parameters and bytes of the weights in a folder, from their headers; (0, 0) for others than safetensors."""
+    params, files = 0, weight_files(folder)
+    for file in files:
+        with safe_open(file, "np") as tensors:
+            params += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return params, sum(file.stat().st_size for file in files)
+
+
+def _tokens(job: Job) -> int | None:
+    """Of the rows to train on, about; None where some are on the hub."""
+    total = 0
+    for source in job.datasets:
+        found = source.tokens if source.type == "sampled" else _tokens_in(source)
+        if found is None:
+            return None
+        total += found
+    return round(total * (1 if job.eval_datasets else 1 - job.eval_fraction))
+
+
+def _tokens_in(source: Dataset) -> int | None:
+    if is_on_hub(source, Path.cwd()):
+        return None
+    files = [file for split, found in locate(source, Path.cwd()).items() if split in source.split for file in found]
+    return sum(file.stat().st_size for file in files) // BYTES_PER_TOKEN
+
+
+def _disk(job: Job, params: int, whole: int, left: float) -> float:
+    """Models and, where all parameters are trained, checkpoints; adapters are small."""
+    is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter)
+    models = whole * left * ((job.prune is not None) + is_saved)
+    is_large = job.train is not None and job.lora is None
+    return models + (OPTIMIZED * params * left * job.train.save_total_limit if is_large and job.train else 0)
+
+
+def _data_about(job: Job) -> str:
+    shown = [s.path or f"{s.tokens:,} tokens sampled from the model" for s in job.datasets]
+    held = ", ".join(s.path for s in job.eval_datasets) or f"{job.eval_fraction:.0%} of the rows"
+    return f"{', '.join(shown)}; held out: {held}"
+
+
+def _budget_about(budget: LoraBudget) -> str:
+    name, value = next((k, v) for k, v in budget.model_dump().items() if v is not None)
+    return f"{name} {value:,}"
+
+
+def _train_about(job: Job, variant: str) -> str:
+    settings = job.train
+    assert settings is not None
+    length = f"{settings.max_steps:,} steps" if settings.max_steps > 0 else f"{settings.num_train_epochs:g} epochs"
+    what = "all parameters" if job.lora is None else f"LoRA, {variant} placement" if variant else "LoRA"
+    processes = job.launch.num_processes
+    many = f" in {processes} processes" if processes > 1 else ""
+    taught = ", taught by the original" if job.distill else ""
+    rate = "" if settings.learning_rate == "auto" else f" at {settings.learning_rate:g}"
+    return f"{what}{taught}: {length}{rate}{many}"

@@ -1,0 +1,100 @@
+"""What a job would find wrong after minutes of work, looked for before it begins: names that its libraries don't know,
+tokenizers, chat templates, and modules of a model without values."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, Trainer, TrainingArguments
+from transformers.integrations import integration_utils
+from transformers.training_args import OptimizerNames
+
+from dnge_compress.checkpoint.model_files import read_config, weight_files
+from dnge_compress.checkpoint.strict_loading import class_of, quiet
+from dnge_compress.checkpoint.targets import refuse_closed
+from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
+from dnge_compress.core.folders import whole_folder
+from dnge_compress.jobs.data.chat import check_template
+from dnge_compress.jobs.data.pieces import end_of_text
+from dnge_compress.jobs.folder import JobFolder
+from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of
+from dnge_compress.lora.sites import find_sites
+from dnge_compress.plans.held import full_path
+from dnge_compress.recipes.job_schema import Job
+
+REPORTERS = "INTEGRATION_TO_CALLBACK"
+
+
+def refuse_hopeless(folder: JobFolder, job: Job) -> None:
+    """Raise a DngeError for a job that can't end well: an optimiser or reporter that nobody knows, a tokenizer that
+    can't be read or has no chat template where one is needed, modules that the model doesn't have, an output that
+    can't be written or has no room. A model of the hub is not fetched for it."""
+    base = whole_folder(Path(job.model_name_or_path))
+    if job.train is not None:
+        _refuse_optimizer(job.train.optim)
+        _refuse_reporter(job.train.report_to)
+    refuse_closed(folder.state, _least_bytes(folder, job, base))
+    if base.is_dir():
+        if job.train is not None:
+            _refuse_tokenizer(job, base)
+        _refuse_modules(job, base)
+
+
+def _refuse_unknown(what: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        raise UnknownNameError(what, name, known)
+
+
+def _refuse_optimizer(name: str) -> None:
+    _refuse_unknown("optimizer", name, [str(known.value) for known in OptimizerNames])
+    try:
+        with quiet(), tempfile.TemporaryDirectory() as out:
+            Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(out, optim=name, report_to="none", use_cpu=True))
+    except (ImportError, ValueError, RuntimeError) as e:
+        raise RecipeError(f"train.optim '{name}' can't be used here ({first_line(e)}); write adamw_torch") from None
+
+
+def _refuse_reporter(name: str) -> None:
+    if name in ("none", "all"):
+        return
+    _refuse_unknown("reporter", name, ["none", "all", *getattr(integration_utils, REPORTERS)])
+    if name not in integration_utils.get_available_reporting_integrations():
+        raise RecipeError(f"train.report_to is '{name}', which isn't installed; pip install it, or write none")
+
+
+def _refuse_tokenizer(job: Job, base: Path) -> None:
+    tokenizer, rows = tokenizer_of(job), embedding_rows(read_config(base))
+    if rows is not None:
+        refuse_tokenizer(tokenizer, rows, base)
+    kinds = {source.type for source in (*job.datasets, *job.eval_datasets)}
+    if "messages" in kinds:
+        check_template(tokenizer)
+    if kinds & {"text", "prompt_completion"}:
+        end_of_text(tokenizer)
+
+
+def _refuse_modules(job: Job, folder: Path) -> None:
+    """Names of modules in the recipe, looked up in the model's class without any values."""
+    is_named = job.lora is not None and (job.lora.target_modules != "all-linear" or job.lora.exclude_modules)
+    if not is_named and not (job.prune is not None and job.prune.within):
+        return
+    raw = read_config(folder)
+    with quiet(), torch.device("meta"):
+        model: Any = class_of(folder, raw, False)._from_config(AutoConfig.from_pretrained(folder))
+    if job.lora is not None:
+        find_sites(model, job.lora.target_modules, job.lora.exclude_modules)
+    if job.prune is not None:
+        full_path(job.prune.within, (name for name, _ in model.named_parameters(remove_duplicate=False)))
+
+
+def _least_bytes(folder: JobFolder, job: Job, base: Path) -> float:
+    """What is still to be written at least: the pruned model and the one that is saved, at the size that is left."""
+    if job.dtype != "auto" or not base.is_dir():
+        return 0
+    left = 1 - (job.prune.ratio if job.prune is not None else 0)
+    whole = sum(file.stat().st_size for file in weight_files(base))
+    is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter) and not folder.done("save")
+    return whole * left * ((job.prune is not None and not folder.done("prune")) + is_saved)
