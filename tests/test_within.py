@@ -120,6 +120,29 @@ def test_a_part_is_named_by_its_path_or_by_an_end_that_only_it_has() -> None:
         full_path("a.visoin", params)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("*.layer.0.*", "'*.layers.0.*'"),
+        ("model.layer.1.mlp", "'model.layers.1.mlp'"),
+        ("*.mpl.*", "'*.mlp.*'"),
+        ("*.layers.9.*", "'*.layers.0.*'"),
+        ("zzz", "known: lm_head, "),
+    ],
+)
+def test_a_protected_pattern_that_matches_nothing_offers_the_nearest_that_does(pattern: str, meant: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        plan(models.make("llama"), protected=[pattern], scorer="magnitude", compensate="none")
+    assert f"protected '{pattern}' matches no module of the model; " in str(caught.value)
+    assert meant in str(caught.value)
+
+
+@pytest.mark.parametrize("told", [{"kinds": ["channel"]}, {"kinds": ["expert"]}])
+def test_kinds_that_the_model_does_not_have_are_refused(told: dict[str, Any]) -> None:
+    with pytest.raises(BudgetError, match="channel|expert"):
+        plan(models.make("llama"), scorer="magnitude", compensate="none", **told)
+
+
 def test_a_plan_keeps_the_full_path_and_applies() -> None:
     model = ARCHITECTURES["llava"].build()
     made = PrunePlan.from_json(plan(model, ratio=0.3, within="language_model", **QUICK).to_json())

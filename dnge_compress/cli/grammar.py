@@ -172,7 +172,7 @@ def _opening_flags(about_data: str) -> Parser:
     group = flags.add_argument_group("model and data")
     group.add_argument("--device", help="where to run, e.g. cuda (default: cpu)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    group.add_argument("--data", metavar="FILE.txt", help=about_data)
+    group.add_argument("--data", metavar="FILE", help=about_data)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     group.add_argument("--allow-pickle", action="store_true", help="read pickled weights (they can run code)")
     return flags

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatch
 
 from dnge_compress.core.errors import BudgetError, UnknownNameError, nearest
@@ -70,7 +71,19 @@ def refuse_unmatched(graph: ModelGraph, patterns: Iterable[str]) -> None:
     modules = {slot.param.rpartition(".")[0] for slot in graph.slots} | {m for s in graph.spaces for m in s.modules}
     for pattern in patterns:
         if not any(_matches(module, (pattern,)) for module in modules):
-            raise BudgetError(f"protected '{pattern}' matches no module of the model; {nearest(pattern, modules)}")
+            raise BudgetError(f"protected '{pattern}' matches no module of the model; {_meant(pattern, modules)}")
+
+
+def _meant(pattern: str, modules: Collection[str]) -> str:
+    """The nearest pattern that matches: what is written between the stars, beside as many parts of a path."""
+    core = pattern.strip("*.")
+    length = core.count(".") + 1
+    parts = [module.split(".") for module in modules]
+    pieces = {".".join(path[i : i + length]) for path in parts for i in range(len(path) - length + 1)}
+    close = get_close_matches(core, sorted(pieces), n=1, cutoff=0.5) if core else []
+    if not close:
+        return nearest(pattern, modules)
+    return f"did you mean '{pattern.replace(core, close[0])}'?"
 
 
 def _is_within(graph: ModelGraph, name: str, part: str) -> bool:
