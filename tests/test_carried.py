@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import example_inputs, make, outputs, tokens
 from torch import nn
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from dnge_compress import apply, build_graph, compress, load, open_model, place_lora, plan, save
 from dnge_compress.core.errors import CheckpointError, PlanError
@@ -41,6 +41,18 @@ def test_save_pretrained_takes_the_plan_along(name: str, tmp_path: Path) -> None
     assert "dnge_compress" not in json.loads((out / "config.json").read_text(encoding="utf-8"))
     assert hasattr(small.config, "dnge_compress")
     assert torch.equal(outputs(load(out), example_inputs(name)), outputs(small, example_inputs(name)))
+
+
+def test_a_mixture_of_experts_keeps_its_own_names(tmp_path: Path) -> None:
+    config = MixtralConfig(
+        vocab_size=61, hidden_size=24, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    small: Any = compress(MixtralForCausalLM(config).eval(), **UNEVEN, round_to=8)
+    assert small.dnge.plan.uneven
+    small.save_pretrained(tmp_path)
+    assert torch.equal(outputs(load(tmp_path), tokens()), outputs(small, tokens()))
 
 
 def test_a_trainers_checkpoint_is_read_with_what_was_trained(tmp_path: Path) -> None:

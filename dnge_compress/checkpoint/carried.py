@@ -33,6 +33,7 @@ def attach(model: nn.Module, compression: Compression) -> None:
             "base_config": own_config(compression.base_config),
             "inputs": json.loads(outline(compression.inputs)) if compression.inputs is not None else None,
         }
+        found._weight_conversions = []  # transformers then keeps the model's own names, which the replay needs
         # As it will be read: a config is copied, compared and written by transformers.
         setattr(model.config, KEY, json.loads(json.dumps(content)))
 
