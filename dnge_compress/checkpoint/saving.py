@@ -39,10 +39,9 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
     """Write a compressed model to the folder `path`, with tokenizer, plan, report and model card. Returns the path.
 
     `torch.compile` and data parallelism around it are taken off. The checkpoint is read back and its outputs compared
-    with the model's before it takes its place, in one move;
-    until then whatever stood at `path` stays. Files that dnge wrote are replaced, with `force` others of the same names
-    too; a folder that holds anything else is refused, and so is that of the base model. A module that is no Hugging
-    Face model is saved as weights and plan.
+    with the model's before it takes its place, in one move; until then whatever stood at `path` stays. Files that dnge
+    wrote are replaced, with `force` others of the same names too; a folder that holds anything else is refused, and so
+    is that of the base model. A module that is no Hugging Face model is saved as weights and plan.
 
     Raises CheckpointError for a folder that must not be replaced or can't be written, WeightError for weights that
     aren't finite, ExactnessError if the saved model isn't the one in memory; all leave nothing behind.
