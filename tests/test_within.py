@@ -126,7 +126,7 @@ def test_a_part_is_named_by_its_path_or_by_an_end_that_only_it_has() -> None:
         ("*.layer.0.*", "'*.layers.0.*'"),
         ("model.layer.1.mlp", "'model.layers.1.mlp'"),
         ("*.mpl.*", "'*.mlp.*'"),
-        ("*.layers.9.*", "'*.layers.0.*'"),
+        ("*.layers.9.*", "'*.layers.2.*'"),
         ("zzz", "known: lm_head, "),
     ],
 )
