@@ -175,7 +175,7 @@ def test_a_plan_may_be_a_path(tmp_path: Path) -> None:
     for given in (file, str(file)):
         assert apply(given, model).dnge.plan.cuts == found.cuts
         assert isinstance(preview(given, model), nn.Module)
-    with pytest.raises(PlanError, match=r"none\.json' can't be read: No such file"):
+    with pytest.raises(PlanError, match=r"none\.json' is missing; make or fetch it again"):
         apply(tmp_path / "none.json", model)
 
 
