@@ -31,6 +31,7 @@ EXAMPLES = {
     "compress": "dnge compress MODEL -o OUT --ratio 0.3",
     "place": "dnge place MODEL -o lora.json --set trainable_params=4000000",
     "run": "dnge run jobs/prune-recover model_name_or_path=MODEL output_dir=RUN --dry-run",
+    "vocabulary": "dnge vocabulary MODEL --data texts.txt -o OUT",
     "report": "dnge report OUT",
     "recipes": "dnge recipes cp prune/default mine.yaml",
     "ls": "dnge recipes ls",
