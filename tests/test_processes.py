@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import models
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 SCRIPT = """
 import sys
@@ -57,3 +60,15 @@ def test_two_processes_give_the_plan_and_the_weights_of_one(name: str, memory: i
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_works_under_a_launcher_and_one_process_speaks(tmp_path: Path) -> None:
+    models.make("llama").save_pretrained(tmp_path / "model")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "dnge_compress", "compress", tmp_path / "model", "-o", tmp_path / "out", "--json"]
+    found = subprocess.run([str(part) for part in command], check=True, capture_output=True, text=True, timeout=300)
+    plan = json.loads((tmp_path / "out" / "dnge_plan.json").read_text())
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert json.loads(found.stdout)  # one document, not two
+    assert sum(p.numel() for p in small.parameters()) == plan["params_after"]

@@ -21,6 +21,7 @@ from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.processes import one_process_writes
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
@@ -134,7 +135,9 @@ def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], m
         model = _open(options, progress)
         made = make(model, recipe, data=_data(options, model, recipe), progress=progress)
     if target:
-        write_whole(target, made.to_json())
+        with one_process_writes() as is_mine:
+            if is_mine:
+                write_whole(target, made.to_json())
     if options.json or not target:
         print_text(made.to_json().rstrip("\n"))
     else:

@@ -10,7 +10,9 @@ import importlib
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 from dnge_compress.cli.interruption import Interruption, interruptible
 
@@ -63,8 +65,25 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
             progress("load libraries", 0, 0)
             command = importlib.import_module(name)
     interruption.is_loading = False
-    getattr(command, options.function)(options)
+    with _of_all_processes() if options.module == "commands" else nullcontext():
+        getattr(command, options.function)(options)
     sys.stdout.flush()
+
+
+@contextmanager
+def _of_all_processes() -> Iterator[None]:
+    """Under torchrun, the processes work together and the first one speaks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield
+        return
+    from dnge_compress.core.processes import joined_processes, rank
+
+    with joined_processes(), ExitStack() as silence:
+        if rank():
+            nowhere = silence.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            silence.enter_context(redirect_stdout(nowhere))
+            silence.enter_context(redirect_stderr(nowhere))
+        yield
 
 
 def _told(error: OSError) -> Exception:
