@@ -12,6 +12,10 @@ from torch import Tensor
 from dnge_compress.core.files import atomic_file
 
 
+class UnorderedTensors(dict[str, Tensor]):
+    """Tensors by name from a file that keeps no order: safetensors sorts them by type and name."""
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
     """Write one file, whole or not at all. Raises CheckpointError."""
     with atomic_file(path) as part:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.core.errors import UnsupportedModelError, WeightError
+from dnge_compress.core.tensors import UnorderedTensors
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.types import ModelGraph
 
@@ -30,13 +31,14 @@ def chain(widths: Sequence[int], activation: str = "sine") -> ModelGraph:
     return g.finish()
 
 
-def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read_chain(weights: Mapping[str, Tensor], layers: Sequence[str] = ()) -> dict[str, Tensor]:
     """A state dict of linear layers, each reading what the one before wrote, as `"0.weight"`, `"0.bias"`, ….
 
-    Matrices are `[out, in]`, or `[N, out, in]` for N networks. Layers are ordered by the numbers in their names; a
-    missing bias is zero. Raises UnsupportedModelError if it is no such chain, WeightError on values that aren't finite.
+    Matrices are `[out, in]`, or `[N, out, in]` for N networks. The order is that of `layers` (names without
+    ".weight"), else that of numbers where names differ in nothing else, else the state dict's own; a missing bias is
+    zero. Raises UnsupportedModelError if it is no such chain, WeightError on values that aren't finite.
     """
-    matrices = sorted((n for n, t in weights.items() if t.dim() in (2, 3) and n.endswith("weight")), key=_natural)
+    matrices = [n for n, t in weights.items() if t.dim() in (2, 3) and n.endswith("weight")]
     biases = {n: n.removesuffix("weight") + "bias" for n in matrices}
     others = sorted(weights.keys() - set(matrices) - set(biases.values()), key=lambda n: (-weights[n].dim(), n))
     if others or not matrices:
@@ -45,6 +47,7 @@ def read_chain(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if others
             else "there is no linear layer; give a state dict of a chain of them"
         )
+    matrices = [_weight_of(name) for name in layers_of(weights, layers)]
     found: dict[str, Tensor] = {}
     for i, name in enumerate(matrices):
         weight = weights[name]
@@ -73,5 +76,32 @@ def widths_of(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
     return (weights["0.weight"].shape[-1], *(weights[f"{i}.weight"].shape[-2] for i in range(depth)))
 
 
-def _natural(name: str) -> list[tuple[bool, int, str]]:
-    return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]
+def layers_of(weights: Mapping[str, Tensor], layers: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the layers of a chain, without ".weight", in the order in which `read_chain` takes them."""
+    found = {name.removesuffix("weight").removesuffix("."): name for name in weights if name.endswith("weight")}
+    if layers:
+        return _checked(tuple(layers), tuple(found))
+    if len({re.sub(r"\d+", "", name) for name in found}) == 1:
+        return tuple(sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)]))
+    if isinstance(weights, UnorderedTensors):
+        raise UnsupportedModelError(
+            f"the file keeps no order of its layers, and the names {', '.join(found)} don't say it; tell it by layers="
+        )
+    return tuple(found)
+
+
+def _checked(layers: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
+    told = ", ".join(found)
+    for name in layers:
+        if name not in found:
+            raise UnsupportedModelError(f"there is no layer '{name}'; there are {told}")
+        if layers.count(name) > 1:
+            raise UnsupportedModelError(f"'{name}' is named twice in layers=; name each of {told} once")
+    for name in found:
+        if name not in layers:
+            raise UnsupportedModelError(f"'{name}' isn't among the layers of layers=; name each of {told}")
+    return layers
+
+
+def _weight_of(layer: str) -> str:
+    return f"{layer}.weight" if layer else "weight"

@@ -22,7 +22,7 @@ from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedMod
 from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.tensors import read_tensors, write_tensors
-from dnge_compress.inr.chain import read_chain, widths_of
+from dnge_compress.inr.chain import layers_of, read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.zoo.data_root import DataRoot, Split
@@ -101,14 +101,26 @@ class InrSet:
 
 
 def gather(
-    networks: Sequence[Mapping[str, Tensor]], labels: Sequence[int] | Tensor = (), *, omega: float = 30.0
+    networks: Sequence[Mapping[str, Tensor]],
+    labels: Sequence[int] | Tensor = (),
+    *,
+    omega: float = 30.0,
+    layers: Sequence[str] = (),
 ) -> InrSet:
     """A set of networks that were fitted elsewhere, from their state dicts: chains of linear layers with sines, in
     float32, of points (row, column) at the pixels' centres in −1 … 1 and colours −1 … 1. Without labels, all are −1.
 
+    Layers are in the order of `layers`, their names; without it as `read_chain` says: a state dict keeps its own.
     Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
     """
-    chains = [_read(number, weights) for number, weights in enumerate(networks)]
+    chains = [_read(number, weights, layers) for number, weights in enumerate(networks)]
+    orders = [layers_of(weights, layers) for weights in networks]
+    for number, order in enumerate(orders):
+        if sorted(order) == sorted(orders[0]) and order != orders[0]:
+            raise UnsupportedModelError(
+                f"network {number} has layers {', '.join(order)}, the first {', '.join(orders[0])}; tell the order by "
+                "layers="
+            )
     if not chains or len(labels) not in (0, len(chains)):
         raise DataError(
             f"there are {len(chains)} networks and {len(labels)} labels; give at least one, as many of both"
@@ -136,9 +148,9 @@ def gather(
     )
 
 
-def _read(number: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _read(number: int, weights: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
     try:
-        return read_chain(weights)
+        return read_chain(weights, layers)
     except (UnsupportedModelError, WeightError) as e:
         raise type(e)(f"network {number}: {e}") from e
 

@@ -1,0 +1,146 @@
+"""Networks from elsewhere: the order of their layers, and folders of checkpoints with a table."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dnge_compress.core.errors import CheckpointError, DataError, DngeError, UnsupportedModelError
+from dnge_compress.inr import Siren, gather
+from dnge_compress.inr.chain import read_chain
+from dnge_compress.inr.siren import grid
+from dnge_compress.zoo.checkpoints import read_checkpoints
+
+NAMES = ("embed", "middle", "inner", "project")
+WIDTHS = (2, 8, 8, 8, 1)
+
+
+def named(names: tuple[str, ...] = NAMES, seed: int = 0) -> dict[str, Tensor]:
+    """A chain of linear layers as a state dict gives it, its inner layers all of one shape."""
+    torch.manual_seed(seed)
+    layers = [nn.Linear(i, o) for i, o in itertools.pairwise(WIDTHS)]
+    return {f"{n}.{k}": v for n, one in zip(names, layers, strict=True) for k, v in one.state_dict().items()}
+
+
+def shown(weights: dict[str, Tensor], names: tuple[str, ...] = NAMES) -> Tensor:
+    """What the network shows at the pixels, by plain torch."""
+    x = grid(4)
+    for name in names:
+        x = nn.functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        x = x if name == names[-1] else torch.sin(30 * x)
+    return x
+
+
+def test_layers_stay_in_the_order_of_the_state_dict_whatever_they_are_called() -> None:
+    weights = named()
+    found = gather([weights])
+    torch.testing.assert_close(found.siren.render(found.stack, grid(4))[0], shown(weights))
+
+
+def test_layers_are_taken_in_the_order_that_is_told() -> None:
+    weights = named()
+    mixed = {name: weights[name] for name in sorted(weights)}  # embed, inner, middle, project
+    found = gather([mixed], layers=NAMES)
+    torch.testing.assert_close(found.siren.render(found.stack, grid(4))[0], shown(weights))
+
+
+def test_numbers_order_layers_that_are_called_alike_otherwise() -> None:
+    names = ("net.2", "net.4", "net.6", "net.10")
+    weights = named(names)
+    mixed = {name: weights[name] for name in sorted(weights)}  # net.10 first, as files sort it
+    found = gather([mixed])
+    torch.testing.assert_close(found.siren.render(found.stack, grid(4))[0], shown(weights, names))
+
+
+def test_networks_of_one_set_have_their_layers_in_one_order() -> None:
+    first, second = named(), named(("embed", "inner", "middle", "project"))
+    with pytest.raises(UnsupportedModelError, match=r"network 1 has layers embed, inner.*the first embed, middle"):
+        gather([first, second])
+    assert len(gather([first, second], layers=NAMES)) == 2
+
+
+@pytest.mark.parametrize(
+    ("layers", "told"),
+    [
+        (("embed", "middle", "inner"), "'project' isn't among the layers"),
+        ((*NAMES, "last"), "there is no layer 'last'"),
+        ((*NAMES, "inner"), "'inner' is named twice"),
+    ],
+)
+def test_an_order_that_does_not_fit_is_told(layers, told: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=told):
+        read_chain(named(), layers)
+
+
+def a_folder(folder: Path, table: str = "file,accuracy,label\nb.pt,0.5,7\na.safetensors,0.25,3\n") -> Path:
+    save_file(named(seed=1), folder / "a.safetensors")
+    torch.save({"state_dict": named(seed=2), "epoch": 3}, folder / "b.pt")
+    (folder / "table.csv").write_text(table)
+    return folder
+
+
+def test_a_folder_of_checkpoints_is_read_with_its_table(tmp_path: Path) -> None:
+    found = read_checkpoints(a_folder(tmp_path))
+    assert found.names == ("b.pt", "a.safetensors") and len(found) == 2
+    assert found.column("accuracy").tolist() == [0.5, 0.25] and found.column("label").tolist() == [7, 3]
+    assert list(found.weights[0]) == list(named()) and torch.equal(
+        found.weights[1]["inner.weight"], named(seed=1)["inner.weight"]
+    )
+    inrs = gather(found.weights, found.column("label").long(), layers=NAMES)
+    assert inrs.labels.tolist() == [7, 3] and inrs.siren == Siren(WIDTHS)
+    torch.testing.assert_close(inrs.siren.render(inrs.stack, grid(4))[1], shown(named(seed=1)))
+
+
+def test_small_cnns_are_read_as_they_are(tmp_path: Path) -> None:
+    cnn = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 2))
+    save_file(cnn.state_dict(), tmp_path / "cnn.safetensors")
+    (tmp_path / "accuracy.csv").write_text("file,accuracy\ncnn.safetensors,0.75\n")
+    found = read_checkpoints(tmp_path, tmp_path / "accuracy.csv")
+    cnn.load_state_dict(found.weights[0])
+    assert found.weights[0]["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_file_that_keeps_no_order_is_not_guessed_at(tmp_path: Path) -> None:
+    found = read_checkpoints(a_folder(tmp_path))
+    with pytest.raises(UnsupportedModelError, match=r"network 1: .*keeps no order.*layers="):
+        gather(found.weights)
+    save_file(named(("net.2", "net.4", "net.6", "net.10")), tmp_path / "a.safetensors")
+    assert gather(read_checkpoints(tmp_path).weights[1:]).siren == Siren(WIDTHS)  # numbers say it
+
+
+@pytest.mark.parametrize(
+    ("table", "error", "told"),
+    [
+        ("name,accuracy\nb.pt,1\n", DataError, "no column 'file'"),
+        ("file,accuracy\n", DataError, "names no checkpoint"),
+        ("file,accuracy\nc.pt,1\n", CheckpointError, "line 2 .* names 'c.pt'"),
+        ("file,accuracy\nb.pt,1\nb.pt,1\n", DataError, "line 3 .* 'b.pt' again"),
+        ("file,accuracy\nb.pt,good\n", DataError, "line 2 .* 'good' under 'accuracy'"),
+        ("file,accuracy\nb.pt,nan\n", DataError, "line 2 .* 'nan' under 'accuracy'"),
+        ("file,accuracy\nb.pt\n", DataError, "line 2 .* 1 cell"),
+        ("file,accuracy\n../b.pt,1\n", CheckpointError, "outside"),
+        ("file,accuracy\ntable.csv,1\n", CheckpointError, "'table.csv' is no checkpoint"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_told_by_its_line(tmp_path: Path, table: str, error, told: str) -> None:
+    with pytest.raises(error, match=told):
+        read_checkpoints(a_folder(tmp_path, table))
+
+
+def test_folders_and_columns_that_are_not_there_are_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"can't read .*table\.csv"):
+        read_checkpoints(tmp_path)
+    with pytest.raises(DngeError, match="unknown column 'accurcy'.*accuracy"):
+        read_checkpoints(a_folder(tmp_path)).column("accurcy")
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    torch.save(nn.Linear(2, 3), tmp_path / "b.pt")
+    with pytest.raises(CheckpointError, match=r"b\.pt' is no checkpoint .*state dict"):
+        read_checkpoints(tmp_path)
