@@ -18,6 +18,7 @@ from dnge_compress.core.precision import fast_products, has_bfloat16
 from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
+from dnge_compress.inr.head import HeadConfig
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.sets import InrSet, about, build_set
 from dnge_compress.inr.siren import Siren, grid, spread_points
@@ -459,7 +460,9 @@ def test_any_number_of_steps_is_taken_and_models_come_ready_to_answer(steps: int
     (lambda: InrEncoderConfig(hidden=0), "hidden is 0"),
     (lambda: InrEncoderConfig(output_hidden=0), "output_hidden is 0"),
     (lambda: FitSettings(learning_rate=float("inf")), "learning_rate is inf"),
-    (lambda: JlsConfig(dropout=2.0), "dropout is 2.0"),
+    (lambda: HeadConfig(dropout=2.0), "dropout is 2.0"),
+    (lambda: HeadConfig(mixup=-1.0), "mixup is -1.0"),
+    (lambda: JlsConfig(copies=0), "copies is 0"),
     (lambda: replace(a_set(3), labels=torch.zeros(2).long()), r"'0.bias' of 2 networks"),
     (lambda: replace(a_set(3), labels=torch.zeros(3)), "'labels' is torch.float32"),
     (lambda: replace(a_set(3), stack=networks(3)), "is torch.float64"),

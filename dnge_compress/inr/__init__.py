@@ -2,6 +2,7 @@
 
 from dnge_compress.inr.classifier import InrClassifier
 from dnge_compress.inr.encoders import InrEncoder, InrEncoderConfig, InrReader
+from dnge_compress.inr.head import HeadConfig
 from dnge_compress.inr.jls import INR2JLS, JlsConfig
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.sets import InrSet, gather
@@ -9,6 +10,7 @@ from dnge_compress.inr.siren import Siren
 
 __all__ = [
     "INR2JLS",
+    "HeadConfig",
     "InrClassifier",
     "InrEncoder",
     "InrEncoderConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -46,16 +47,29 @@ class InrEncoderConfig:
         refuse_below(0, probes=self.probes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a reader says of N networks: vectors, and a coarse picture `[N, colours, P, P]` where it holds one."""
+
+    embedding: Float[Tensor, "N E"]
+    picture: Float[Tensor, "N C P P"] | None = None
+
+
 class InrReader(nn.Module):
     """What `INR2JLS` and `InrClassifier` read networks with: vectors of size `embedding`, of networks of `outputs`
-    colours."""
+    colours. `picture_side` is that of the pictures in its readings; 0 where there are none."""
 
     outputs: int
     embedding: int
+    picture_side: int = 0
 
     def forward(self, stack: Stack, siren: Siren) -> Float[Tensor, "N E"]:
         """Vectors `[N, embedding]` of stacked networks. Raises DataError on networks that it can't read."""
         raise NotImplementedError
+
+    def read(self, stack: Stack, siren: Siren) -> Reading:
+        """What `forward` says, and a picture if it holds one. Raises DataError as `forward`."""
+        return Reading(embedding=self(stack, siren))
 
     def backbone(self) -> Iterable[nn.Parameter]:
         """Parameters whose initial values mean something; they learn slower (`TrainSettings.backbone_lr_scale`)."""
@@ -70,6 +84,8 @@ class InrEncoder(InrReader):
         super().__init__()
         self.config = config
         self.outputs, self.embedding = config.outputs, config.embedding
+        side = math.isqrt(config.hidden)
+        self.picture_side = side if side**2 == config.hidden else 0
         one = MessagePass(
             config.hidden,
             FEATURES + config.probes,
@@ -89,6 +105,19 @@ class InrEncoder(InrReader):
     def forward(self, stack: Stack, siren: Siren) -> Float[Tensor, "N E"]:
         """Embeddings `[N, E]` of stacked networks. Raises DataError on other numbers of inputs or outputs."""
         return self.network.embed(*self._inputs(stack, siren))
+
+    def read(self, stack: Stack, siren: Siren) -> Reading:
+        """Embeddings, and the outputs' states as a picture: their channels began as points of a grid."""
+        if not self.picture_side:
+            return super().read(stack, siren)
+        graph, weights, features = self._inputs(stack, siren)
+
+        def one(w: dict[str, Tensor], f: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            states = self.network.states(graph, w, f)
+            return self.network.read(graph, states), states[OUTPUT]
+
+        embedding, shown = vmap(one)(weights, features)
+        return Reading(embedding=embedding, picture=shown.unflatten(-1, (self.picture_side, self.picture_side)))
 
     def states(self, stack: Stack, siren: Siren) -> States:
         """Readout per node: space ("input", "hidden1", …, "output") → `[N, U, H]`. Raises DataError as `forward`."""

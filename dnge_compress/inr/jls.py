@@ -1,9 +1,11 @@
 """INR2JLS: a latent space that a network's weights and its image share (arXiv 2607.02166), learned by decoding.
 
 The encoder reads the weights; every cell of the latent (one per view and place) makes its own channels of the
-embedding; a small decoder draws the image and its five flips and turns. A classifier reads the latents.
+embedding, and of the states whose points lie within it where there is a `skip`; a small decoder draws the image and its
+five flips and turns. A classifier reads the latents.
 
-Letters: N networks, V views, C latent channels, L side of the latent, S side of the image, E size of the embedding.
+Letters: N networks, V views, C latent channels, L side of the latent, S side of the image, E size of the embedding,
+P side of the encoder's coarse picture.
 """
 
 from __future__ import annotations
@@ -13,18 +15,29 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nnf
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, refuse_below
 from dnge_compress.core.precision import fast_products
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.classifier import SMOOTHING
-from dnge_compress.inr.encoders import InrReader
-from dnge_compress.inr.learning import InrBatch, TrainSettings, refuse_empty, refuse_labels, share_right, train
+from dnge_compress.inr.encoders import InrReader, Reading
+from dnge_compress.inr.head import HeadConfig, LatentHead
+from dnge_compress.inr.learning import (
+    InrBatch,
+    TrainSettings,
+    optimise,
+    refuse_empty,
+    refuse_labels,
+    share_right,
+    shuffled,
+    train,
+)
+from dnge_compress.inr.readings import Readings, read_all
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
-from dnge_compress.inr.views import VIEWS, six_views
+from dnge_compress.inr.views import VIEWS, Moves, six_views
 
 CELL = 4  # pixels of a cell's side, by the decoder's two doublings
 
@@ -32,9 +45,12 @@ CELL = 4  # pixels of a cell's side, by the decoder's two doublings
 @dataclass(frozen=True, kw_only=True)
 class JlsConfig:
     """Sizes: side of the square images (a multiple of 4), latent channels, width of the latent generator, size of a
-    cell's learned vector (`place`), classes; and the share of the classifier's inputs that is dropped while it learns.
+    cell's learned vector (`place`), classes, and the classifier's (`head`).
 
-    `views` of the six, drawn anew, are learned from in one step; the others cost as much and teach little more.
+    `views` of the six, drawn anew, are learned from in one step; the others cost as much and teach little more. With
+    `skip`, a cell hears the channels whose points lie in it: the encoder's states must be a grid of a multiple of
+    side / 4 points. What a frozen encoder says is read once for all steps, of every network and, where pictures are
+    moved at random, of `copies` − 1 moved copies.
     """
 
     side: int = 28
@@ -42,15 +58,16 @@ class JlsConfig:
     hidden: int = 256
     place: int = 64
     classes: int = 10
-    dropout: float = 0.2
+    head: HeadConfig = HeadConfig()
     views: int = 2
+    skip: bool = False
+    copies: int = 4
 
     def __post_init__(self) -> None:
         refuse_below(
-            1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place, classes=self.classes
+            1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place, classes=self.classes,
+            copies=self.copies,
         )
-        if not 0 <= self.dropout < 1:
-            raise DataError(f"dropout is {self.dropout}; it must be at least 0 and below 1")
         if self.side % CELL:
             raise DataError(f"images of {self.side} pixels can't be drawn; the side must be a multiple of {CELL}")
         if not 1 <= self.views <= VIEWS:
@@ -60,7 +77,8 @@ class JlsConfig:
 class INR2JLS(nn.Module):
     """Encoder, latent generator, decoder and classifier; as many colours are drawn as the encoder reads outputs.
 
-    It learns to draw first, then to classify; both report to `progress` after every step.
+    It learns to draw first, then to classify; both report to `progress` after every step. An encoder that asks for no
+    gradients (`encoder.requires_grad_(False)`) stays as it is throughout, and drawing too is learned from its answers.
 
         jls = INR2JLS(InrEncoder(InrEncoderConfig()), JlsConfig())
         jls.fit(inrs, images, TrainSettings(steps=2000))
@@ -80,20 +98,9 @@ class INR2JLS(nn.Module):
         self.draw = nn.Sequential(
             nn.ConvTranspose2d(c, 2 * c, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(2 * c, colours, 4, 2, 1)
         )
-        self.recognise = nn.Sequential(
-            nn.Conv2d(c, 64, 3, padding=1),
-            nn.BatchNorm2d(64),
-            nn.ReLU(),
-            nn.Dropout2d(config.dropout),
-            nn.Conv2d(64, 96, 3, 2, 1),
-            nn.BatchNorm2d(96),
-            nn.ReLU(),
-            nn.Flatten(),
-            nn.Dropout(config.dropout),
-            nn.LazyLinear(config.classes),
-        )
+        self.own = nn.Linear(self._points_of_a_cell(), config.hidden) if config.skip else None
+        self.recognise = LatentHead(c, config.classes, config.head)
         self.eval()
-        self.recognise(torch.zeros(2, c, latent, latent))  # gives the last layer its size
 
     def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings, *, progress: Progress = silent) -> list[float]:
         """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from their networks.
@@ -108,38 +115,66 @@ class INR2JLS(nn.Module):
             raise DataError("images must be floating-point numbers in −1 … 1; see `dnge_compress.inr.sets.pictures`")
         chance = torch.Generator().manual_seed(settings.seed)
 
-        def loss(batch: InrBatch) -> Tensor:
+        def missed(reading: Reading, moves: Moves, network: Tensor) -> Tensor:
             views = self._some_views(chance)
-            wanted = six_views(batch.moves.of_images(images[inrs.image[batch.index]]), views)
-            return nnf.mse_loss(self.decode(self.encode(batch.stack, batch.siren, views)), wanted)
+            wanted = six_views(moves.of_images(images[inrs.image[network]]), views)
+            return nnf.mse_loss(self.decode(self.latents(reading, views)), wanted)
+
+        if not any(p.requires_grad for p in self.encoder.parameters()):
+            found = self._readings(inrs, settings, progress)
+
+            def loss_at(index: Tensor) -> Tensor:
+                return missed(found.select(index), found.moves.select(index), found.network[index])
+
+            return optimise(self, shuffled(len(found), settings, chance), loss_at, settings, progress)
+
+        def loss(batch: InrBatch) -> Tensor:
+            return missed(self._read(batch.stack, batch.siren), batch.moves, batch.index)
 
         return train(self, inrs, loss, settings, progress)
 
     def fit_classifier(
         self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False, progress: Progress = silent
     ) -> list[float]:
-        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`.
+        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`. Without it, its
+        answers are read once.
 
         Returns the loss of every step. Raises DataError.
         """
         refuse_labels(inrs, self.config.classes)
         chance = torch.Generator().manual_seed(settings.seed)
 
-        def loss(batch: InrBatch) -> Tensor:
-            with torch.set_grad_enabled(fine_tune):  # what has no gradient stays as it is
-                latents = self.encode(batch.stack, batch.siren, self._some_views(chance))
-            labels = inrs.labels[batch.index].repeat_interleave(self.config.views)
-            return nnf.cross_entropy(self._per_view(latents), labels, label_smoothing=SMOOTHING)
+        if fine_tune:
 
-        return train(self, inrs, loss, settings, progress)
+            def loss(batch: InrBatch) -> Tensor:
+                latents = self.latents(self._read(batch.stack, batch.siren), self._some_views(chance))
+                return self._wrong(latents, inrs.labels[batch.index])
+
+            return train(self, inrs, loss, settings, progress)
+        found = self._readings(inrs, settings, progress)
+
+        def loss_at(index: Tensor) -> Tensor:
+            with torch.no_grad():  # what has no gradient stays as it is
+                latents = self.latents(found.select(index))
+            views = torch.rand(latents.shape[:2], generator=chance).argsort(1)[:, : self.config.views]
+            some = latents[torch.arange(len(index))[:, None], views]  # of each network its own
+            return self._wrong(some, inrs.labels[found.network[index]])
+
+        return optimise(self, shuffled(len(found), settings, chance), loss_at, settings, progress)
 
     def encode(self, stack: Stack, siren: Siren, views: Sequence[int] = range(VIEWS)) -> Float[Tensor, "N V C L L"]:
         """Latents `[N, V, C, L, L]` of stacked networks, for these of the six views."""
+        return self.latents(self._read(stack, siren), views)
+
+    def latents(self, reading: Reading, views: Sequence[int] = range(VIEWS)) -> Float[Tensor, "N V C L L"]:
+        """Latents `[N, V, C, L, L]` of what the encoder said, for these of the six views."""
         latent = self.config.side // CELL
         cells = self.cells.unflatten(0, (VIEWS, -1))[list(views)]  # [V, L², place]
         with fast_products(self.training):
-            content = self.content(self.encoder(stack, siren))[:, None, None]
-            found = self.generate(torch.relu(self.place(cells) + content))  # [N, V, L², C]
+            heard = self.place(cells) + self.content(reading.embedding)[:, None, None]
+            if self.own is not None and reading.picture is not None:
+                heard = heard + self.own(_by_cell(six_views(reading.picture, views), latent))
+            found = self.generate(torch.relu(heard))  # [N, V, L², C]
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 
     def decode(self, latents: Float[Tensor, "N V C L L"]) -> Float[Tensor, "N V colours S S"]:
@@ -158,9 +193,51 @@ class INR2JLS(nn.Module):
         """Share of the set's networks whose class is found."""
         return share_right(self.classify, inrs)
 
+    def _read(self, stack: Stack, siren: Siren) -> Reading:
+        with fast_products(self.training):
+            return self.encoder.read(stack, siren) if self.own else Reading(embedding=self.encoder(stack, siren))
+
+    def _readings(self, inrs: InrSet, settings: TrainSettings, progress: Progress) -> Readings:
+        return read_all(
+            self.encoder,
+            inrs,
+            jitter=settings.jitter,
+            copies=self.config.copies,
+            seed=settings.seed,
+            progress=progress,
+        )
+
     def _some_views(self, chance: torch.Generator) -> list[int]:
         return torch.randperm(VIEWS, generator=chance)[: self.config.views].tolist()
 
     def _per_view(self, latents: Tensor) -> Tensor:
         with fast_products(self.training):
             return self.recognise(latents.flatten(0, 1)).float()
+
+    def _wrong(self, latents: Float[Tensor, "N V C L L"], labels: Int[Tensor, " N"]) -> Tensor:
+        """Cross-entropy of every view, mixed by pairs if asked for."""
+        latents, views = latents.flatten(0, 1), latents.shape[1]
+        wanted = nnf.one_hot(labels, self.config.classes).float().repeat_interleave(views, 0)
+        if (mixup := self.config.head.mixup) > 0:
+            share = float(torch.distributions.Beta(mixup, mixup).sample())
+            order = torch.randperm(len(latents))
+            latents, wanted = (torch.lerp(x[order], x, share) for x in (latents, wanted))
+        with fast_products(self.training):
+            answers = self.recognise(latents).float()
+        return nnf.cross_entropy(answers, wanted, label_smoothing=SMOOTHING)
+
+    def _points_of_a_cell(self) -> int:
+        """Numbers that a cell hears of the encoder's picture."""
+        points, latent = self.encoder.picture_side, self.config.side // CELL
+        if not points or points % latent:
+            told = f"{points} × {points} points" if points else "no grid of points"
+            raise DataError(
+                f"the encoder's states are {told}, and a skip to {latent} × {latent} cells needs a multiple; "
+                f"give InrEncoderConfig(hidden={(2 * latent) ** 2})"
+            )
+        return self.encoder.outputs * (points // latent) ** 2
+
+
+def _by_cell(pictures: Float[Tensor, "N V C P P"], cells: int) -> Float[Tensor, "N V _ _"]:
+    """What lies in each cell: `[N, V, cells², C · (P / cells)²]`."""
+    return nnf.pixel_unshuffle(pictures, pictures.shape[-1] // cells).flatten(3).mT

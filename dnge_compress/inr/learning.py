@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,7 @@ class InrBatch:
 
 
 Loss = Callable[[InrBatch], Tensor]
+B = TypeVar("B")
 
 
 def train(
@@ -69,16 +70,34 @@ def train(
     module is ready to answer afterwards, whatever happened.
     """
     refuse_empty(inrs)
+    return optimise(module, _batches(inrs, settings), loss, settings, progress)
+
+
+def optimise(
+    module: nn.Module, batches: Iterable[B], loss: Callable[[B], Tensor], settings: TrainSettings, progress: Progress
+) -> list[float]:
+    """`train` on batches of any kind, one a step."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)  # dropout
-            return _trained(module, inrs, loss, settings, progress)
+            return _optimised(module, batches, loss, settings, progress)
     finally:
         module.eval()
 
 
-def _trained(
-    module: nn.Module, inrs: InrSet, loss: Callable[[InrBatch], Tensor], settings: TrainSettings, progress: Progress
+def shuffled(count: int, settings: TrainSettings, generator: torch.Generator) -> Iterator[Tensor]:
+    """Which of `count` things each step looks at: all in a random order, and again in another."""
+    order = torch.randperm(count, generator=generator)
+    at = 0
+    for _ in range(settings.steps):
+        if at + settings.batch > len(order) and at:
+            order, at = torch.randperm(count, generator=generator), 0
+        yield order[at : at + settings.batch]
+        at += settings.batch
+
+
+def _optimised(
+    module: nn.Module, batches: Iterable[B], loss: Callable[[B], Tensor], settings: TrainSettings, progress: Progress
 ) -> list[float]:
     learning = [p for p in module.parameters() if p.requires_grad]
     groups = _groups(module, settings)
@@ -89,7 +108,7 @@ def _trained(
     )
     losses = []
     module.train()
-    for step, batch in enumerate(_batches(inrs, settings)):
+    for step, batch in enumerate(batches):
         value = loss(batch)
         if not value.isfinite():
             raise DataError(f"the loss is not a finite number after {step} steps; lower the learning rate")
@@ -149,13 +168,7 @@ def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
 
 def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[InrBatch]:
     generator = torch.Generator().manual_seed(settings.seed)
-    order = torch.randperm(len(inrs), generator=generator)
-    at = 0
-    for _ in range(settings.steps):
-        if at + settings.batch > len(order) and at:
-            order, at = torch.randperm(len(inrs), generator=generator), 0
-        index = order[at : at + settings.batch]
-        at += settings.batch
+    for index in shuffled(len(inrs), settings, generator):
         moves = Moves.draw(JITTERS[settings.jitter], len(index), inrs.siren.widths[-1], generator)
         yield InrBatch(
             stack=moves.of_networks(take(inrs.stack, index), inrs.siren), siren=inrs.siren, index=index, moves=moves

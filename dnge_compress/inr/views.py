@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
@@ -75,6 +75,20 @@ class Moves:
             contrast=1 + uniform(jitter.contrast, 1),
             brightness=uniform(jitter.brightness, channels),
         )
+
+    @classmethod
+    def none(cls, count: int, channels: int) -> Moves:
+        """Moves that leave `count` pictures as they are."""
+        return cls.draw(Jitter(), count, channels, torch.Generator())
+
+    @classmethod
+    def joined(cls, parts: Sequence[Moves]) -> Moves:
+        """The moves of several draws, one after the other."""
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)})
+
+    def select(self, index: Tensor) -> Moves:
+        """The moves at `index`."""
+        return Moves(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def of_networks(self, stack: Stack, siren: Siren) -> dict[str, Tensor]:
         """The networks of the moved pictures."""

@@ -1,0 +1,133 @@
+"""INR2JLS on a frozen encoder: readings made once, the spatial skip, and the head that learns on them."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from dnge_compress.core.errors import DataError
+from dnge_compress.inr import INR2JLS, HeadConfig, InrEncoder, InrEncoderConfig, JlsConfig
+from dnge_compress.inr.head import LatentHead
+from dnge_compress.inr.learning import TrainSettings
+from dnge_compress.inr.readings import read_all
+from dnge_compress.inr.sets import InrSet
+from dnge_compress.inr.siren import Siren
+from dnge_compress.inr.views import Moves, six_views
+
+SIREN = Siren((2, 7, 5, 3))
+
+
+def a_set(count: int = 6) -> InrSet:
+    return InrSet(
+        siren=SIREN,
+        stack=SIREN.initial(count, torch.Generator().manual_seed(1)),
+        labels=torch.arange(count) % 3,
+        image=torch.arange(count),
+        psnr=torch.zeros(count),
+        about={},
+    )
+
+
+def a_jls(*, hidden: int = 16, skip: bool = True, mixup: float = 0.0, copies: int = 3) -> INR2JLS:
+    """Images of 8 × 8, latents of 2 × 2, states of 4 × 4 points."""
+    torch.manual_seed(0)
+    encoder = InrEncoder(InrEncoderConfig(outputs=3, hidden=hidden, output_hidden=16, embedding=12))
+    head = HeadConfig(width=16, dropout=0.0, last_dropout=0.0, mixup=mixup)
+    return INR2JLS(
+        encoder, JlsConfig(side=8, channels=4, hidden=16, place=4, classes=3, head=head, skip=skip, copies=copies)
+    )
+
+
+def small_pictures(count: int = 6) -> Tensor:
+    return torch.nn.functional.interpolate(torch.rand(count, 3, 2, 2) * 2 - 1, size=8)
+
+
+def test_readings_are_what_the_encoder_says_of_the_networks_and_of_their_moved_copies() -> None:
+    inrs, jls = a_set(), a_jls()
+    found = read_all(jls.encoder, inrs, jitter="cifar10", copies=3, seed=4)
+    assert len(found) == 18 and found.network.tolist() == [*range(6)] * 3
+    index = torch.tensor([2, 8, 15])  # as it is, and moved twice
+    moved = found.moves.select(index).of_networks({k: v[found.network[index]] for k, v in inrs.stack.items()}, SIREN)
+    wanted, said = jls.encoder.read(moved, SIREN), found.select(index)
+    torch.testing.assert_close(said.embedding, wanted.embedding, rtol=1e-3, atol=2e-3)
+    torch.testing.assert_close(said.picture, wanted.picture, rtol=1e-3, atol=2e-3)
+    as_it_is = jls.encoder.read({k: v[2:3] for k, v in inrs.stack.items()}, SIREN)
+    torch.testing.assert_close(said.embedding[:1], as_it_is.embedding, rtol=1e-3, atol=2e-3)
+    assert (said.embedding[1] - jls.encoder(inrs.stack, SIREN)[2]).abs().max() > 0.05
+
+
+def test_pictures_that_are_not_moved_are_read_once() -> None:
+    inrs, jls = a_set(), a_jls()
+    assert len(read_all(jls.encoder, inrs, copies=3)) == 6
+
+
+def test_moves_of_several_draws_are_selected_and_joined() -> None:
+    still = Moves.none(2, 3)
+    assert torch.equal(still.matrix, torch.eye(2).expand(2, 2, 2)) and not still.shift.any()
+    both = Moves.joined([still, replace(still, shift=still.shift + 1)])
+    assert both.select(torch.tensor([3, 0])).shift.tolist() == [[1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("jitter", ["none", "cifar10"])
+def test_a_frozen_encoder_is_asked_once_and_learned_from_as_if_it_were_asked_at_every_step(jitter, monkeypatch) -> None:
+    inrs, jls = a_set(), a_jls()
+    jls.encoder.requires_grad_(False)
+    before = copy.deepcopy(jls.encoder.state_dict())
+    asked = []
+    true_read = jls.encoder.read
+    monkeypatch.setattr(jls.encoder, "read", lambda *given: asked.append(len(given[0]["0.bias"])) or true_read(*given))
+    losses = jls.fit(inrs, small_pictures(), TrainSettings(steps=200, batch=6, learning_rate=1e-2, jitter=jitter))
+    assert asked == ([6] if jitter == "none" else [6] * 3)
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert all(torch.equal(value, before[name]) for name, value in jls.encoder.state_dict().items())
+
+
+def test_a_frozen_reading_learns_the_classes_and_leaves_the_latents_as_they_are(monkeypatch) -> None:
+    inrs, jls = a_set(), a_jls()
+    there = jls.encode(inrs.stack, SIREN)
+    monkeypatch.setattr(jls, "_read", lambda *given: pytest.fail("asked again"))
+    losses = jls.fit_classifier(inrs, TrainSettings(steps=150, batch=6, learning_rate=1e-2))
+    monkeypatch.undo()
+    assert losses[-1] < 0.6 * losses[0] and jls.accuracy(inrs) == 1.0
+    assert torch.equal(jls.encode(inrs.stack, SIREN), there)
+
+
+def test_a_cell_hears_the_points_that_lie_in_it_turned_with_its_view() -> None:
+    inrs, jls = a_set(), a_jls()
+    reading = jls.encoder.read(inrs.stack, SIREN)
+    picture = reading.picture.clone()
+    picture[:, :, 0, 3] += 1  # a point of the cell in the first row, last column
+    changed = (jls.latents(replace(reading, picture=picture)) - jls.latents(reading)).abs().sum((0, 2)) > 0
+    where = torch.zeros(1, 1, 2, 2)
+    where[..., 0, 1] = 1
+    assert torch.equal(changed.float(), six_views(where)[0, :, 0])
+
+
+def test_a_picture_of_the_encoder_is_what_its_network_shows() -> None:
+    inrs, jls = a_set(), a_jls(hidden=36)
+    jls.encoder.network.passes[0].update.from_input.bias.data *= 100  # shuts the gates
+    shown = inrs.siren.images(inrs.stack, 6)
+    torch.testing.assert_close(jls.encoder.read(inrs.stack, SIREN).picture, shown.sin(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("hidden", "told"), [(9, "are 3 × 3 points, and a skip to 2 × 2 cells"), (10, "no grid")])
+def test_a_skip_that_does_not_fit_is_told(hidden: int, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        a_jls(hidden=hidden)
+    assert a_jls(hidden=hidden, skip=False).own is None
+
+
+def test_mixed_networks_are_learned_with_mixed_labels() -> None:
+    inrs, jls = a_set(), a_jls(mixup=0.4)
+    losses = jls.fit_classifier(inrs, TrainSettings(steps=150, batch=6, learning_rate=1e-2))
+    assert losses[-1] != losses[0] and jls.accuracy(inrs) == 1.0
+
+
+@pytest.mark.parametrize("side", [1, 2, 7, 8])
+def test_a_head_reads_latents_of_any_side(side: int) -> None:
+    head = LatentHead(4, 3, HeadConfig(width=8)).eval()
+    assert head(torch.zeros(2, 4, side, side)).shape == (2, 3)
