@@ -118,7 +118,27 @@ class Static(MessagePass):
         return [steps[::-1] if self.backward_in_time else steps] * STATIC_ROUNDS
 
 
-ORDERS: dict[str, type[MessagePass]] = {"inference": MessagePass, "shuffled": Shuffled, "static": Static}
+class FairStatic(Static):
+    """A static graph whose updates hear messages alone and not what a unit was before: with the initial values of
+    inference, as many rounds as a network has layers are inference too."""
+
+    def _updated(
+        self, graph: ModelGraph, together: Iterable[Snapshot], memory: States, features: Mapping[str, Tensor]
+    ) -> States:
+        updated: States = {}
+        for step in together:
+            targets = {self._target(edge) for edge in step.edges}
+            others = {name: values for name, values in memory.items() if name not in targets}
+            updated |= super()._updated(graph, [step], others, features)
+        return updated
+
+
+ORDERS: dict[str, type[MessagePass]] = {
+    "inference": MessagePass,
+    "shuffled": Shuffled,
+    "static": Static,
+    "fair static": FairStatic,
+}
 
 
 def scoring(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from dnge_compress.encoder.passes import GRU, States
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.inr import InrEncoder, InrEncoderConfig, InrReader
 from dnge_compress.inr.chain import INPUT, OUTPUT, chain
+from dnge_compress.inr.encoders import Reading
 from dnge_compress.inr.functional_init import functional_init
 from dnge_compress.inr.inputs import FEATURES, at_inference_scale, neuron_features, with_probes
 from dnge_compress.inr.siren import AXES, Siren, Stack, spread_points
@@ -87,10 +89,20 @@ class VariantEncoder(InrReader):
             passes, embedding=variant.embedding, outputs=ends, output_hidden=variant.output_hidden
         )
         self.points = nn.Parameter(spread_points(probes)) if probes else None
+        side = math.isqrt(h)
+        self.picture_side = side if side**2 == h and variant.directions == "forward" else 0
 
     def forward(self, stack: Stack, siren: Siren) -> Tensor:
         """Embeddings `[N, E]` of stacked networks."""
         return self.network.embed(*self._inputs(stack, siren))
+
+    def read(self, stack: Stack, siren: Siren) -> Reading:
+        """Embeddings, and the outputs' states as if their channels were points of a grid."""
+        if not self.picture_side:
+            return super().read(stack, siren)
+        side = self.picture_side
+        states = self.states(stack, siren)["output"]
+        return Reading(embedding=self(stack, siren), picture=states.unflatten(-1, (side, side)))
 
     def states(self, stack: Stack, siren: Siren) -> States:
         """Readout per node: space → `[N, U, H]`."""

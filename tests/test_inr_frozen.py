@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from inr_variants import Variant, VariantEncoder
+from renderings import Rendering, rendered
 from torch import Tensor
 
 from dnge_compress.core.errors import DataError
@@ -131,3 +133,24 @@ def test_mixed_networks_are_learned_with_mixed_labels() -> None:
 def test_a_head_reads_latents_of_any_side(side: int) -> None:
     head = LatentHead(4, 3, HeadConfig(width=8)).eval()
     assert head(torch.zeros(2, 4, side, side)).shape == (2, 3)
+
+
+def test_a_fair_static_graph_begins_as_inference_too() -> None:
+    """Rounds that hear messages alone come to the states of the walk; rounds that add their memory don't."""
+    inrs = a_set()
+    encoders = []
+    for order in ("inference", "fair static", "static"):
+        torch.manual_seed(0)
+        encoders.append(VariantEncoder(Variant(order=order, hidden=16, output_hidden=16, embedding=12), 3))
+    walk, fair, unfair = (one.read(inrs.stack, SIREN).picture for one in encoders)
+    torch.testing.assert_close(fair, walk, rtol=0, atol=1e-6)
+    assert (unfair - walk).abs().max() > 1e-3
+
+
+def test_the_upper_bound_sees_the_pictures_of_its_networks_in_all_views() -> None:
+    inrs = a_set()
+    bound = rendered(Rendering(8, 3), JlsConfig(side=8, classes=3, head=HeadConfig(width=8)))
+    latents = bound.encode(inrs.stack, SIREN)
+    shown = torch.nn.functional.pixel_shuffle(latents, 4)
+    torch.testing.assert_close(shown, six_views(inrs.siren.images(inrs.stack, 8)))
+    assert bound.classify(inrs.stack, SIREN).shape == (6, 3)

@@ -11,7 +11,7 @@ P side of the encoder's coarse picture.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as nnf
@@ -58,14 +58,19 @@ class JlsConfig:
     hidden: int = 256
     place: int = 64
     classes: int = 10
-    head: HeadConfig = HeadConfig()
+    head: HeadConfig = field(default_factory=HeadConfig)
     views: int = 2
     skip: bool = False
     copies: int = 4
 
     def __post_init__(self) -> None:
         refuse_below(
-            1, side=self.side, channels=self.channels, hidden=self.hidden, place=self.place, classes=self.classes,
+            1,
+            side=self.side,
+            channels=self.channels,
+            hidden=self.hidden,
+            place=self.place,
+            classes=self.classes,
             copies=self.copies,
         )
         if self.side % CELL:
@@ -102,10 +107,19 @@ class INR2JLS(nn.Module):
         self.recognise = LatentHead(c, config.classes, config.head)
         self.eval()
 
-    def fit(self, inrs: InrSet, images: Tensor, settings: TrainSettings, *, progress: Progress = silent) -> list[float]:
+    def fit(
+        self,
+        inrs: InrSet,
+        images: Tensor,
+        settings: TrainSettings,
+        *,
+        readings: Readings | None = None,
+        progress: Progress = silent,
+    ) -> list[float]:
         """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from their networks.
 
-        Returns the mean squared error of every step. Raises DataError.
+        `readings` of a frozen encoder, where `read_all` made them before. Returns the mean squared error of every step.
+        Raises DataError.
         """
         refuse_empty(inrs)
         shape, last = [self.encoder.outputs, self.config.side, self.config.side], int(inrs.image.max())
@@ -120,8 +134,8 @@ class INR2JLS(nn.Module):
             wanted = six_views(moves.of_images(images[inrs.image[network]]), views)
             return nnf.mse_loss(self.decode(self.latents(reading, views)), wanted)
 
-        if not any(p.requires_grad for p in self.encoder.parameters()):
-            found = self._readings(inrs, settings, progress)
+        if readings is not None or not any(p.requires_grad for p in self.encoder.parameters()):
+            found = readings or self._readings(inrs, settings, progress)
 
             def loss_at(index: Tensor) -> Tensor:
                 return missed(found.select(index), found.moves.select(index), found.network[index])
@@ -134,10 +148,16 @@ class INR2JLS(nn.Module):
         return train(self, inrs, loss, settings, progress)
 
     def fit_classifier(
-        self, inrs: InrSet, settings: TrainSettings, *, fine_tune: bool = False, progress: Progress = silent
+        self,
+        inrs: InrSet,
+        settings: TrainSettings,
+        *,
+        fine_tune: bool = False,
+        readings: Readings | None = None,
+        progress: Progress = silent,
     ) -> list[float]:
-        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`. Without it, its
-        answers are read once.
+        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`. Without it, what
+        the encoder says is read once, or given as `readings` that `read_all` made before.
 
         Returns the loss of every step. Raises DataError.
         """
@@ -151,7 +171,7 @@ class INR2JLS(nn.Module):
                 return self._wrong(latents, inrs.labels[batch.index])
 
             return train(self, inrs, loss, settings, progress)
-        found = self._readings(inrs, settings, progress)
+        found = readings or self._readings(inrs, settings, progress)
 
         def loss_at(index: Tensor) -> Tensor:
             with torch.no_grad():  # what has no gradient stays as it is
@@ -199,12 +219,7 @@ class INR2JLS(nn.Module):
 
     def _readings(self, inrs: InrSet, settings: TrainSettings, progress: Progress) -> Readings:
         return read_all(
-            self.encoder,
-            inrs,
-            jitter=settings.jitter,
-            copies=self.config.copies,
-            seed=settings.seed,
-            progress=progress,
+            self.encoder, inrs, jitter=settings.jitter, copies=self.config.copies, seed=settings.seed, progress=progress
         )
 
     def _some_views(self, chance: torch.Generator) -> list[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dnge_compress.core.progress import Progress, silent
@@ -43,7 +43,13 @@ class Readings:
 
 @torch.no_grad()
 def read_all(
-    encoder: InrReader, inrs: InrSet, *, jitter: str = "none", copies: int = 1, seed: int = 0, progress: Progress = silent
+    encoder: InrReader,
+    inrs: InrSet,
+    *,
+    jitter: str = "none",
+    copies: int = 1,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Readings:
     """Readings of a set's networks, each as it is and in `copies` − 1 moved copies; of one copy without moves."""
     generator = torch.Generator().manual_seed(seed)
