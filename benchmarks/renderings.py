@@ -10,7 +10,7 @@ from torch import Tensor
 from dnge_compress.inr import INR2JLS, JlsConfig
 from dnge_compress.inr.encoders import InrReader, Reading
 from dnge_compress.inr.siren import Siren, Stack
-from dnge_compress.inr.views import VIEWS, six_views
+from dnge_compress.inr.views import VIEWS, in_views
 
 
 class Rendering(InrReader):
@@ -34,8 +34,8 @@ def rendered(reader: InrReader, config: JlsConfig) -> INR2JLS:
     a_cell = reader.picture_side // (config.side // 4)
 
     class Shown(INR2JLS):
-        def latents(self, reading: Reading, views: Sequence[int] = range(VIEWS)) -> Tensor:
-            return nnf.pixel_unshuffle(six_views(reading.picture, views), a_cell)
+        def latents(self, reading: Reading, views: Sequence[int] | Tensor = range(VIEWS)) -> Tensor:
+            return nnf.pixel_unshuffle(in_views(reading.picture, views), a_cell)
 
         def _read(self, stack: Stack, siren: Siren) -> Reading:
             return self.encoder.read(stack, siren)

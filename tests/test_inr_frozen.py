@@ -154,3 +154,17 @@ def test_the_upper_bound_sees_the_pictures_of_its_networks_in_all_views() -> Non
     shown = torch.nn.functional.pixel_shuffle(latents, 4)
     torch.testing.assert_close(shown, six_views(inrs.siren.images(inrs.stack, 8)))
     assert bound.classify(inrs.stack, SIREN).shape == (6, 3)
+
+
+def test_every_network_may_have_views_of_its_own() -> None:
+    inrs, jls = a_set(), a_jls()
+    reading, views = jls.encoder.read(inrs.stack, SIREN), torch.tensor([[0, 5], [3, 1], [2, 4], [1, 0], [5, 5], [4, 2]])
+    everything = jls.latents(reading)
+    torch.testing.assert_close(jls.latents(reading, views), everything[torch.arange(6)[:, None], views])
+
+
+def test_readings_and_fine_tuning_exclude_each_other() -> None:
+    inrs, jls = a_set(), a_jls()
+    readings = read_all(jls.encoder, inrs)
+    with pytest.raises(DataError, match="give one of the two"):
+        jls.fit_classifier(inrs, TrainSettings(steps=1), fine_tune=True, readings=readings)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as nnf
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import DataError, refuse_below
+from dnge_compress.inr.classifier import SMOOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class LatentHead(nn.Module):
 
     def __init__(self, channels: int, classes: int, config: HeadConfig) -> None:
         super().__init__()
+        self.classes, self.mixup = classes, config.mixup
         w = config.width
         sizes = ((channels, w), (w, w), (w, w))
         self.convs = nn.Sequential(
@@ -52,3 +55,12 @@ class LatentHead(nn.Module):
         """Logits `[N, classes]`."""
         found = self.convs(latents.contiguous(memory_format=torch.channels_last))
         return self.perceptron(found.mean((2, 3)))
+
+    def missed(self, latents: Float[Tensor, "N C L L"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+        """Cross-entropy, of pairs that are mixed if the config asks for it."""
+        wanted = nnf.one_hot(labels, self.classes).float()
+        if self.mixup:
+            share = float(torch.distributions.Beta(self.mixup, self.mixup).sample())
+            order = torch.randperm(len(latents))
+            latents, wanted = (torch.lerp(x[order], x, share) for x in (latents, wanted))
+        return nnf.cross_entropy(self(latents).float(), wanted, label_smoothing=SMOOTHING)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import DataError, refuse_below
 from dnge_compress.core.precision import fast_products
 from dnge_compress.core.progress import Progress, silent
-from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.encoders import InrReader, Reading
 from dnge_compress.inr.head import HeadConfig, LatentHead
 from dnge_compress.inr.learning import (
@@ -37,7 +36,7 @@ from dnge_compress.inr.learning import (
 from dnge_compress.inr.readings import Readings, read_all
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
-from dnge_compress.inr.views import VIEWS, Moves, six_views
+from dnge_compress.inr.views import VIEWS, Moves, in_views, six_views
 
 CELL = 4  # pixels of a cell's side, by the decoder's two doublings
 
@@ -162,23 +161,23 @@ class INR2JLS(nn.Module):
         Returns the loss of every step. Raises DataError.
         """
         refuse_labels(inrs, self.config.classes)
+        if fine_tune and readings is not None:
+            raise DataError("readings are of a frozen encoder, and fine_tune lets it learn; give one of the two")
         chance = torch.Generator().manual_seed(settings.seed)
-
         if fine_tune:
 
             def loss(batch: InrBatch) -> Tensor:
                 latents = self.latents(self._read(batch.stack, batch.siren), self._some_views(chance))
-                return self._wrong(latents, inrs.labels[batch.index])
+                return self._missed(latents, inrs.labels[batch.index])
 
             return train(self, inrs, loss, settings, progress)
         found = readings or self._readings(inrs, settings, progress)
 
         def loss_at(index: Tensor) -> Tensor:
+            views = torch.rand(len(index), VIEWS, generator=chance).argsort(1)[:, : self.config.views]
             with torch.no_grad():  # what has no gradient stays as it is
-                latents = self.latents(found.select(index))
-            views = torch.rand(latents.shape[:2], generator=chance).argsort(1)[:, : self.config.views]
-            some = latents[torch.arange(len(index))[:, None], views]  # of each network its own
-            return self._wrong(some, inrs.labels[found.network[index]])
+                latents = self.latents(found.select(index), views)
+            return self._missed(latents, inrs.labels[found.network[index]])
 
         return optimise(self, shuffled(len(found), settings, chance), loss_at, settings, progress)
 
@@ -186,14 +185,17 @@ class INR2JLS(nn.Module):
         """Latents `[N, V, C, L, L]` of stacked networks, for these of the six views."""
         return self.latents(self._read(stack, siren), views)
 
-    def latents(self, reading: Reading, views: Sequence[int] = range(VIEWS)) -> Float[Tensor, "N V C L L"]:
-        """Latents `[N, V, C, L, L]` of what the encoder said, for these of the six views."""
+    def latents(
+        self, reading: Reading, views: Sequence[int] | Int[Tensor, "N V"] = range(VIEWS)
+    ) -> Float[Tensor, "N V C L L"]:
+        """Latents `[N, V, C, L, L]` of what the encoder said, for these of the six views, or each network's own."""
         latent = self.config.side // CELL
-        cells = self.cells.unflatten(0, (VIEWS, -1))[list(views)]  # [V, L², place]
+        shown = views if isinstance(views, Tensor) else list(views)
         with fast_products(self.training):
-            heard = self.place(cells) + self.content(reading.embedding)[:, None, None]
+            places = self.place(self.cells).unflatten(0, (VIEWS, -1))[shown]  # [(N,) V, L², hidden]
+            heard = places + self.content(reading.embedding)[:, None, None]
             if self.own is not None and reading.picture is not None:
-                heard = heard + self.own(_by_cell(six_views(reading.picture, views), latent))
+                heard = heard + self.own(_by_cell(in_views(reading.picture, views), latent))
             found = self.generate(torch.relu(heard))  # [N, V, L², C]
         return found.float().unflatten(2, (latent, latent)).permute(0, 1, 4, 2, 3)
 
@@ -229,17 +231,9 @@ class INR2JLS(nn.Module):
         with fast_products(self.training):
             return self.recognise(latents.flatten(0, 1)).float()
 
-    def _wrong(self, latents: Float[Tensor, "N V C L L"], labels: Int[Tensor, " N"]) -> Tensor:
-        """Cross-entropy of every view, mixed by pairs if asked for."""
-        latents, views = latents.flatten(0, 1), latents.shape[1]
-        wanted = nnf.one_hot(labels, self.config.classes).float().repeat_interleave(views, 0)
-        if (mixup := self.config.head.mixup) > 0:
-            share = float(torch.distributions.Beta(mixup, mixup).sample())
-            order = torch.randperm(len(latents))
-            latents, wanted = (torch.lerp(x[order], x, share) for x in (latents, wanted))
+    def _missed(self, latents: Float[Tensor, "N V C L L"], labels: Int[Tensor, " N"]) -> Tensor:
         with fast_products(self.training):
-            answers = self.recognise(latents).float()
-        return nnf.cross_entropy(answers, wanted, label_smoothing=SMOOTHING)
+            return self.recognise.missed(latents.flatten(0, 1), labels.repeat_interleave(latents.shape[1]))
 
     def _points_of_a_cell(self) -> int:
         """Numbers that a cell hears of the encoder's picture."""

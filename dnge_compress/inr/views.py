@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dnge_compress.inr.siren import Siren, Stack
@@ -24,6 +24,13 @@ def six_views(images: Float[Tensor, "N C S S"], views: Sequence[int] = range(VIE
     of the six that are asked for: `[N, V, C, S, S]`."""
     flips, turns = ((), (-1,), (-2,), (), (), ()), (0, 0, 0, 1, -1, 2)
     return torch.stack([torch.rot90(images.flip(flips[v]), turns[v], (-2, -1)) for v in views], 1)
+
+
+def in_views(images: Float[Tensor, "N C S S"], views: Sequence[int] | Int[Tensor, "N V"]) -> Float[Tensor, "N V C S S"]:
+    """Images `[N, C, S, S]` in these of the six views, or each in its own."""
+    if isinstance(views, Tensor):
+        return six_views(images)[torch.arange(len(images))[:, None], views]
+    return six_views(images, views)
 
 
 @dataclass(frozen=True, kw_only=True)
