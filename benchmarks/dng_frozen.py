@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("--head-rate", type=float, default=1e-3)
     parser.add_argument("--copies", type=int, default=4)
     parser.add_argument("--mixup", type=float, default=0.0)
+    parser.add_argument("--dropout", type=float, nargs=2, default=(0.2, 0.5), help="of the head, within and last")
     parser.add_argument("--choose", action="store_true", help="judge on the end of the train split and keep nothing")
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
     options = parser.parse_args()
@@ -110,7 +111,8 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
         learned, judged = learned.select(slice(0, -CHOSEN_BY)), learned.select(slice(-CHOSEN_BY, None))
     known: dict[str, Any] = {"data": data, "arm": ARMS[name].told, "seed": seed, "learned": len(learned),
                              "judged": len(judged), "steps": list(options.steps), "batch": options.batch,
-                             "rate": options.head_rate, "copies": options.copies, "mixup": options.mixup}  # fmt: skip
+                             "rate": options.head_rate, "copies": options.copies, "mixup": options.mixup,
+                             "dropout": list(options.dropout)}  # fmt: skip
     if not options.choose and any(known.items() <= kept.items() for kept in kept_rows("dng_frozen")):
         return
     found = known | _measured(data, ARMS[name], learned, judged, seed, options)
@@ -124,7 +126,9 @@ def _measured(
 ) -> dict[str, Any]:
     torch.manual_seed(seed)
     reader = arm.reader(data, learned)
-    config = JlsConfig(side=SIDE[data], head=HeadConfig(mixup=options.mixup), skip=arm.skip, copies=options.copies)
+    dropout, last = options.dropout
+    head = HeadConfig(dropout=dropout, last_dropout=last, mixup=options.mixup)
+    config = JlsConfig(side=SIDE[data], head=head, skip=arm.skip, copies=options.copies)
     model = rendered(reader, config) if arm.is_rendered else INR2JLS(reader, config)
     drawing, heading, tuning = options.steps
     settings = TrainSettings(steps=drawing, batch=options.batch, learning_rate=DRAWING, jitter=data, seed=seed)
@@ -138,8 +142,8 @@ def _measured(
         if not options.choose:
             found["dB"] = decibels(model, data, judged.select(slice(0, DRAWN)))
     clock = clock if arm.is_rendered else Clock()
-    head = replace(settings, steps=heading, learning_rate=options.head_rate, weight_decay=0.1)
-    model.fit_classifier(learned, head, readings=readings, progress=printed)
+    classifying = replace(settings, steps=heading, learning_rate=options.head_rate, weight_decay=0.1)
+    model.fit_classifier(learned, classifying, readings=readings, progress=printed)
     found |= {"head": clock.minutes(), "accuracy": model.accuracy(judged)}
     if tuning and not arm.is_rendered:
         clock = Clock()

@@ -10,6 +10,7 @@ ANCHORS = {
     "mnist": "published 98.6 (45,000 images, eleven fits each, 400,000 + 200,000 steps)",
     "cifar10": "published 73.2 (45,000 images, eleven fits each, 400,000 + 200,000 steps)",
 }
+OFFICIAL = [0.2, 0.5]  # dropout
 HEAD = ("arm", "networks", "steps", "seeds", "drawn, dB", "frozen, %", "tuned, %", "draw + head + tune, CPU min")
 NOTES = """Self-fitted SIRENs [2, 32, 32, c], one fit an image, from random initialisations; accuracy on networks of
 held-out images (*networks*: learned from / judged), mean ± half of the 95 % interval over seeds (Student's t; none with
@@ -36,6 +37,7 @@ def publish() -> None:
         for r in (r for r in rows if r["data"] == data):
             head = f"{r['steps'][0] if 'drawing' in r else '–'} / {r['steps'][1]} / {r['steps'][2] or '–'}"
             mixed = f", mixup {r['mixup']}" if r["mixup"] else ""
+            mixed += "" if r["dropout"] == OFFICIAL else f", dropout {r['dropout'][0]} and {r['dropout'][1]}"
             arms.setdefault((r["arm"] + mixed, f"{r['learned']} / {r['judged']}", head), []).append(r)
         if not arms:
             continue

@@ -36,7 +36,7 @@ def main() -> int:
     """Fit, learn, draw, classify; 0 when the picture is written, 2 on missing data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/inr2jls"))
-    parser.add_argument("--count", type=int, default=6000, help="digits to learn from")
+    parser.add_argument("--count", type=int, default=5000, help="digits to learn from")
     parser.add_argument("--steps", type=int, default=400, help="of 64 networks each, to learn to draw")
     options = parser.parse_args()
     try:
@@ -54,7 +54,7 @@ def run(out: Path, count: int, steps: int) -> None:
     seen = build_set(about("mnist", "train", count=count), out / "seen.safetensors", data_root=data_root, jobs=2)
     unseen = build_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", data_root=data_root, jobs=2)
     encoder = InrEncoder(InrEncoderConfig(hidden=POINTS))
-    jls = INR2JLS(encoder, JlsConfig(side=SIDE, skip=True, head=HeadConfig(width=128)))
+    jls = INR2JLS(encoder, JlsConfig(side=SIDE, skip=True, head=HeadConfig(width=128, dropout=0.0, last_dropout=0.2)))
     encoder.requires_grad_(False)
     readings = read_all(encoder, seen, jitter=JITTER, copies=2, progress=printed)
     digits = pictures(images("mnist", "train", data_root=data_root), slice(0, count))
@@ -64,7 +64,7 @@ def run(out: Path, count: int, steps: int) -> None:
     shown = pictures(images("mnist", "held-out", data_root=data_root), slice(0, SHOWN))
     draw(jls, unseen, shown).save(out / "digits.png")
     encoder.requires_grad_(True)
-    jls.fit_classifier(seen, learn(max(1, steps // 6), learning_rate=5e-4), fine_tune=True, progress=printed)
+    jls.fit_classifier(seen, learn(max(1, steps // 6), learning_rate=1e-4), fine_tune=True, progress=printed)
     print(
         f"{out / 'digits.png'}; of {len(unseen)} unseen digits {frozen:.1%} are classified rightly with the encoder "
         f"frozen, {jls.accuracy(unseen):.1%} tuned"
