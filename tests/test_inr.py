@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import CheckpointError, DataError, DngeError, UnsupportedModelError, WeightError
-from dnge_compress.core.precision import fast_products, has_bfloat16
+from dnge_compress.core.precision import fast_products, has_products_of
 from dnge_compress.inr import INR2JLS, InrClassifier, InrEncoder, InrEncoderConfig, JlsConfig, gather
 from dnge_compress.inr.chain import read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
@@ -383,12 +383,12 @@ def test_products_are_exact_when_a_model_answers(monkeypatch) -> None:
 @pytest.mark.parametrize(("known", "fast"), [({"amx_bf16": True}, True), ({"avx2": True, "avx512_bf16": False}, False)])
 def test_bfloat16_is_for_cpus_that_have_it(known, fast: bool, monkeypatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    has_bfloat16.cache_clear()
+    has_products_of.cache_clear()
     with fast_products(training=True):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if fast else torch.float32)
     with fast_products(training=False):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
-    has_bfloat16.cache_clear()
+    has_products_of.cache_clear()
 
 
 @pytest.mark.parametrize("fine_tune", [False, True])
