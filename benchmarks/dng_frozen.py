@@ -69,7 +69,7 @@ def _random(data: str, inrs: InrSet) -> InrReader:
 
 
 ARMS = {
-    "rendered": Arm("rendered at every pixel (upper bound)", lambda data, inrs: Rendering(SIDE[data], COLOURS[data]),
+    "rendered": Arm("rendered at every pixel", lambda data, inrs: Rendering(SIDE[data], COLOURS[data]),
                     is_rendered=True),
     "rendered-coarse": Arm("rendered at as many points as the walk has channels",
                            lambda data, inrs: Rendering(2 * CELLS[data], COLOURS[data]), is_rendered=True),
@@ -89,10 +89,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=tuple(SIDE), default=list(SIDE))
     parser.add_argument("--arms", nargs="*", choices=tuple(ARMS), default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--steps", type=int, nargs=3, default=(600, 3000, 0), help="to draw, of the head, to tune all")
+    parser.add_argument("--steps", type=int, nargs=3, default=(300, 800, 0), help="to draw, of the head, to tune all")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--head-rate", type=float, default=1e-3)
-    parser.add_argument("--copies", type=int, default=4)
+    parser.add_argument("--head-rate", type=float, default=2e-3)
+    parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--mixup", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, nargs=2, default=(0.2, 0.5), help="of the head, within and last")
     parser.add_argument("--choose", action="store_true", help="judge on the end of the train split and keep nothing")

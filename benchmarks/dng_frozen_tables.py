@@ -13,20 +13,24 @@ ANCHORS = {
 OFFICIAL = [0.2, 0.5]  # dropout
 HEAD = ("arm", "networks", "steps", "seeds", "drawn, dB", "frozen, %", "tuned, %", "draw + head + tune, CPU min")
 NOTES = """Self-fitted SIRENs [2, 32, 32, c], one fit an image, from random initialisations; accuracy on networks of
-held-out images (*networks*: learned from / judged), mean ± half of the 95 % interval over seeds (Student's t; none with
-one seed). Networks are the first of their split, far fewer than in the table of the paper's rows, for want of machine
-time: arms are comparable with each other, not with that table. All arms of one size have one head (three strided
-convolutions of 256, dropout, a perceptron; AdamW with weight decay .1, a warm-up of a tenth of the steps), as many
-steps of it (networks × two of the six views, drawn for each network) and the same four copies of each network: as it
-is, and moved three times, exactly, on the weights. CPU minutes of one core without bfloat16, reading the networks
-included. CIFAR-10 is a JPEG copy.
+held-out images (*networks*: learned from / judged), mean ± half of the 95 % interval over seeds (Student's t;
+none with one seed). Networks are the first of their split, far fewer than in the table of the paper's rows,
+for want of machine time: arms are comparable with each other, not with that table. All arms of one size have
+one head (three strided convolutions of 256, dropout of .2 and before the last layer .5 unless said otherwise,
+a perceptron; AdamW with weight decay .1, a warm-up of a tenth of the steps), as many steps of it (networks ×
+two of the six views, drawn for each network) and the same two copies of each network: as it is, and moved at
+random, exactly, on the weights. Drawn: the first 1,000. CPU minutes of one core without bfloat16, reading the
+networks included. CIFAR-10 is a JPEG copy.
 
-*Rendered* knows the function at every pixel (or at as many points as the walk has channels) and has no encoder: its
-pixels are the latents. INR2JLS on a frozen encoder can't know more than its own renderings show. Where the walk stays
-as it began, it is the network's inference at the points, message by message, so the skip hands those answers to the
-cells: near to *rendered at as many points*, and what is learned lies in latents and head. A static graph whose rounds
-hear messages alone is the same function there, exactly; only walks that learn can tell the two apart. Random initial
-values: message passing that never learned, of the same size, with the same skip."""
+*Rendered* knows the function at every pixel (or at as many points as the walk has channels) and has no
+encoder: its pixels are the latents. INR2JLS on a frozen encoder can't know more than its own renderings show,
+but the head learns faster from latents that have learned to draw than from pixels: after so few steps they
+are ahead of this bound. The arm of four points a cell was not run without the skip, so points and skip aren't
+told apart. Where the walk stays as it began, it is the network's inference at the points, message by message,
+so the skip hands those answers to the cells: near to *rendered at as many points*, and what is learned lies
+in latents and head. A static graph whose rounds hear messages alone is the same function there, exactly; only
+walks that learn can tell the two apart. Random initial values: message passing that never learned, of the
+same size, with the same skip."""
 
 
 def publish() -> None:
