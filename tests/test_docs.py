@@ -68,7 +68,8 @@ def test_names_that_commands_write_to_hold_one_kind_of_thing_so_that_all_work_in
             continue
         options = vars(parser().parse_args(words))
         function = options["function"]
-        kind = {"apply": "model", "compress": "model", "cp": f"copy of {options.get('name')}"}.get(function, function)
+        models = dict.fromkeys(("apply", "compress", "vocabulary"), "model")
+        kind = {**models, "cp": f"copy of {options.get('name')}"}.get(function, function)
         for word in options.get("overrides", []):
             if word.startswith("output_dir="):
                 written.setdefault(word.partition("=")[2], set()).add(kind)
