@@ -459,7 +459,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([], "pass texts (--data) or scripts (--scripts)"),
         (["--data", str(tmp_path / "no.txt")], "can't be read"),
         (["--scripts", "Klingon"], "'Klingon' is no script"),
-        (["--scripts", "Latin", "-o", str(folder)], "wasn't saved by dnge"),
+        (["--scripts", "Latin", "-o", str(folder)], "which dnge did not write"),
     ):
         assert main(["vocabulary", str(folder), *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
