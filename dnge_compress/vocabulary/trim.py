@@ -13,7 +13,8 @@ from dnge_compress.checkpoint import Compression, check_weights, opened
 from dnge_compress.checkpoint.carried import attach
 from dnge_compress.checkpoint.loading import compression_in
 from dnge_compress.core.errors import DataError, PlanError, UnsupportedModelError, refuse_below
-from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.progress import Progress, reporter
+from dnge_compress.core.verbs import verb
 from dnge_compress.graph.tracing.running import copied
 from dnge_compress.graph.vocabulary import params_per_token, rows_of, vocabulary_graph
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan, tokens_fingerprint
@@ -33,6 +34,7 @@ TEXTS, SCRIPTS = "in the texts", "of the scripts"
 ROWS, LENGTH = 2, 16  # of the inputs that the cut is proved on
 
 
+@verb
 def trim_vocabulary(
     model: Model,
     texts: Iterable[str] | None = None,
@@ -40,7 +42,7 @@ def trim_vocabulary(
     scripts: Sequence[str] = (),
     round_to: int = 1,
     tokenizer: Any = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> nn.Module:
     """A copy of `model` without the tokens that `texts` and `scripts` never use: `plan_vocabulary` and `apply`.
 
@@ -55,6 +57,7 @@ def trim_vocabulary(
     return apply_vocabulary(plan, found, tokenizer=tokenizer)
 
 
+@verb
 def plan_vocabulary(
     model: Model,
     texts: Iterable[str] | None = None,
@@ -62,7 +65,7 @@ def plan_vocabulary(
     scripts: Sequence[str] = (),
     round_to: int = 1,
     tokenizer: Any = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> VocabularyPlan:
     """Which tokens stay: those that `texts` are cut into, those written in `scripts` ("Latin", "Cyrillic"), and those
     without which some text couldn't be written. The model is only read.
@@ -80,12 +83,13 @@ def plan_vocabulary(
     graph, rows = vocabulary_graph(found), rows_of(found)
     tokenizer = tokenizer or tokenizer_beside(found)
     pieces = pieces_of(tokenizer, rows)
-    progress("vocabulary", 0, 1)
+    report = reporter(progress)
+    report("vocabulary", 0, 1)
     used = dict.fromkeys(written_in(tokenizer, pieces.own.values(), scripts), SCRIPTS) if scripts else {}
     if texts is not None:
         used |= dict.fromkeys(used_ids(tokenizer, texts), TEXTS)
     kept = kept_tokens(pieces, used, named=named_ids(found), rows=rows, round_to=round_to)
-    progress("vocabulary", 1, 1)
+    report("vocabulary", 1, 1)
     named = {i: piece for piece, i in pieces.ids.items()}
     reasons = list(kept.values())
     return VocabularyPlan(
