@@ -78,7 +78,8 @@ def compress(
     `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, a value, or a
     mapping; a number in its place is the ratio. Further keywords override leaves of it (scorer="magnitude",
     compensate="none", seed=1). `progress` is called along the way (core/progress.py), or draws bars if it is True.
-    `inplace` lets the object `model` itself become the smaller network, so that what isn't cut exists once. The result
+    `inplace` lets the object `model` itself become the smaller network, so that what isn't
+    cut exists once: parameters, optimizers and submodules taken from it before are no longer its own. The result
     carries `.dnge.plan` and `.dnge.report`.
 
     Raises a DngeError (core/errors.py) and leaves the model as it was.

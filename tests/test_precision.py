@@ -51,6 +51,15 @@ def test_every_product_of_a_model_is_widened_there_and_back(name: str) -> None:
     assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.bfloat16}
 
 
+@pytest.mark.usefixtures("_without_instructions")
+def test_a_product_is_written_where_it_is_asked_for() -> None:
+    a, b = torch.ones(2, 3).bfloat16(), torch.ones(3, 2).bfloat16()
+    out = torch.zeros(2, 2).bfloat16()
+    with widened_products(nn.Linear(3, 2).bfloat16()):
+        torch.mm(a, b, out=out)
+    assert torch.equal(out, torch.full((2, 2), 3.0).bfloat16())
+
+
 def test_nothing_is_widened_where_it_is_fast() -> None:
     layer = nn.Linear(3, 2)
     with widened_products(layer) as mode:

@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from dnge_compress.core import processes
+
 SCRIPT = """
 import sys
 import torch
@@ -60,6 +62,14 @@ def test_two_processes_give_the_plan_and_the_weights_of_one(name: str, memory: i
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-5)
+
+
+def test_a_group_of_processes_that_nobody_joined_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may let its first process compress while the others wait elsewhere."""
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert (processes.rank(), processes.world(), processes.own_share("ab")) == (0, 1, [(0, "a"), (1, "b")])
+    assert processes.summed(torch.ones(2)).tolist() == [1, 1]
 
 
 @pytest.mark.slow

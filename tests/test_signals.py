@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import models
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import BertConfig, BertForSequenceClassification, T5Config, T5ForConditionalGeneration
 
 from dnge_compress import compress
 from dnge_compress.core import paging
@@ -141,6 +142,7 @@ def test_block_by_block_signals_are_those_of_the_model_run_whole(
     model, graph, batches, _ = gathered(name)
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
     monkeypatch.setattr(paging, "MEMORY_BYTES", memory)
+    monkeypatch.setattr(paging, "SMALL_BYTES", min(memory, paging.SMALL_BYTES))
     blocks = [model.get_submodule(path) for space in graph.of_kind("layer") for path in space.modules]
     order: list[nn.Module] = []
     handles = [b.register_forward_pre_hook(lambda m, args: order.append(m)) for b in blocks]
@@ -171,15 +173,16 @@ def test_blocks_that_hand_on_more_than_hidden_states_are_no_chain() -> None:
 
 
 class Hooked(nn.Module):
-    """Linear blocks of which the last two add what a hook of the first left on the model, past the hidden states."""
+    """Linear blocks of which the last two add a share of what a hook of the first left on the model, past the hidden
+    states."""
 
-    def __init__(self) -> None:
+    def __init__(self, share: float) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
         self.left: Tensor = torch.zeros(())
         self.layers[0].register_forward_hook(lambda m, args, out: setattr(self, "left", out))
         for layer in self.layers[1:]:
-            layer.register_forward_hook(lambda m, args, out: out + self.left)
+            layer.register_forward_hook(lambda m, args, out: out + share * self.left)
 
     def forward(self, hidden: Tensor) -> Tensor:
         for layer in self.layers:
@@ -187,11 +190,12 @@ class Hooked(nn.Module):
         return hidden
 
 
-def test_what_passes_beside_the_hidden_states_shows_in_the_gradient() -> None:
-    model, blocks = Hooked(), tuple(f"layers.{i}" for i in range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_passes_beside_the_hidden_states_shows_in_the_gradient(dtype: torch.dtype) -> None:
+    model, blocks = Hooked(0.02).to(dtype), tuple(f"layers.{i}" for i in range(3))
     space = Space(name="layers", units=3, kind="layer", modules=blocks)
     graph = ModelGraph(family="", spaces=(space,), slots=(), steps=())
-    batch = (torch.randn(2, 6),)
+    batch = (torch.randn(2, 6).to(dtype),)
     with inference_mode_of(model):
         assert chain.chain_of(model, graph, batch, lambda output: output.square().sum()) is None
         for layer in model.layers:
@@ -213,6 +217,29 @@ def test_a_large_batch_goes_through_in_pieces(name: str, monkeypatch: pytest.Mon
     for space in expected:
         for a, b in zip(expected[space], found[space], strict=True):
             torch.testing.assert_close(a.covariance, b.covariance, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_whose_loss_is_about_all_of_it_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A regression's loss is measured against the variance of its answers, which one example doesn't have."""
+    config = BertConfig(**models.ENCODER, num_labels=1)
+    model = BertForSequenceClassification(config).eval()
+    graph, batches = build_graph(model), [{"input_ids": torch.randint(3, 40, (8, 9))}]
+    expected = gather_signals(model, graph, batches)
+    monkeypatch.setattr(moments, "GRAPH_NUMBERS", 1)
+    found = gather_signals(model, graph, batches)
+    for space in expected:
+        for a, b in zip(expected[space], found[space], strict=True):
+            assert torch.isfinite(a.fisher).all()
+            assert_same(a, b)
+
+
+def test_paged_tensors_hold_no_descriptors_and_keep_their_values() -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    values = [torch.randn(3, 5), torch.arange(7), torch.randn(2, 2, 2).bfloat16(), torch.zeros(0, 4)]
+    kept = [paging.paged(v, "values") for v in values]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    for value, other in zip(values, kept, strict=True):
+        assert other.dtype == value.dtype and torch.equal(other, value)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.folders import whole_folder
-from dnge_compress.core.processes import one_process_writes
+from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
@@ -162,6 +163,8 @@ def _is_about_tokens(path: Path) -> bool:
 
 
 def _open(options: Namespace, progress: Progress) -> nn.Module:
+    if options.device == "cuda" and world() > 1:  # a card for each process of this machine
+        options.device = f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
     if options.device:
         try:
             torch.empty(0, device=options.device)

@@ -13,6 +13,7 @@ from torch import Tensor
 from dnge_compress.core.errors import DngeError
 
 MEMORY_BYTES = 256 << 20  # of one shelf
+SMALL_BYTES = 1 << 20  # of a tensor that isn't worth a file
 
 
 class Shelf:
@@ -23,16 +24,21 @@ class Shelf:
 
     def keep(self, values: Tensor) -> Tensor:
         """The same values, to be held for long. Raises DngeError where the disk has no room."""
+        if values.nbytes < SMALL_BYTES:
+            return values
         self._left -= values.nbytes
-        return values if self._left >= 0 or not values.numel() else paged(values, self._what)
+        return values if self._left >= 0 else paged(values, self._what)
 
 
 def paged(values: Tensor, what: str) -> Tensor:
-    """The same values in a file of their own, which vanishes with its last use. `what` they are is named where the disk
-    has no room. Raises DngeError."""
-    with tempfile.TemporaryFile() as file:  # what is mapped into memory outlives its file
+    """The same values in a file of their own, which vanishes with its last use; those on a card stay there. `what` they
+    are is named where the disk has no room. Raises DngeError."""
+    if values.device.type != "cpu" or not values.numel():
+        return values
+    # What is mapped into memory outlives its file, and holds no descriptor: there may be thousands.
+    with tempfile.NamedTemporaryFile() as file:
         written(file, values, what)
-        return mapped(file, 0, tuple(values.shape), values.dtype)
+        return torch.from_file(file.name, shared=False, size=values.numel(), dtype=values.dtype).view(values.shape)
 
 
 def written(file: IO[bytes], values: Tensor, what: str) -> None:

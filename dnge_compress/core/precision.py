@@ -60,7 +60,7 @@ class _Widened(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func not in _PRODUCTS:
+        if func not in _PRODUCTS or kwargs.get("out") is not None:
             return func(*args, **kwargs)
         found = [a for a in (*args, *kwargs.values()) if self._is_slow(a)]
         if not found:

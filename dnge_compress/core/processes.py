@@ -1,11 +1,12 @@
 """Several processes that work on one model: started by `torchrun` or `accelerate launch`, each takes a share of the
-inputs, and sums are taken over all of them. One process alone is all of them."""
+inputs, and sums are taken over all of them, within `joined_processes`. One process alone is all of them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from dnge_compress.core.errors import DngeError
 
 T = TypeVar("T")
+_JOINED: ContextVar[bool] = ContextVar("joined", default=False)
 
 
 def rank() -> int:
@@ -35,22 +37,31 @@ def own_share(things: Sequence[T]) -> list[tuple[int, T]]:
 def summed(values: Tensor) -> Tensor:
     """The sum over all processes, in place where there are several."""
     if _are_several():
+        if values.device.type == "cpu" and dist.get_backend() == "nccl":  # which knows cards only
+            on_card = values.cuda()
+            dist.all_reduce(on_card)
+            return values.copy_(on_card)
         dist.all_reduce(values)
     return values
 
 
 @contextmanager
 def joined_processes() -> Iterator[None]:
-    """While entered, the processes that a launcher has started belong together; nothing happens in a single one, and
-    where the program has seen to it itself."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available() or dist.is_initialized():
+    """While entered, the processes that a launcher has started work on one model: all of them must make the same calls.
+    Nothing happens in a single process."""
+    is_ours = dist.is_available() and not dist.is_initialized()
+    if is_ours and (int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ):
         yield
         return
-    dist.init_process_group()  # gloo for what lies on CPUs, nccl for what lies on cards
+    if is_ours:
+        dist.init_process_group()  # gloo for what lies on CPUs, nccl for what lies on cards
+    token = _JOINED.set(True)
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        _JOINED.reset(token)
+        if is_ours:
+            dist.destroy_process_group()
 
 
 @contextmanager
@@ -68,4 +79,5 @@ def one_process_writes() -> Iterator[bool]:
 
 
 def _are_several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    """Not every group of processes is one for us: a program may let the first one alone compress."""
+    return _JOINED.get() and dist.is_initialized() and dist.get_world_size() > 1

@@ -33,17 +33,20 @@ class MaskedModel(nn.Module):
         self._routers: list[tuple[Tensor, Tensor]] = []
         overrides: dict[str, Tensor] = {}
         given, shelf = dict(repaired or {}), Shelf("masked weights")
+        masks: dict[str, list[tuple[Slot, Tensor]]] = {}
         weights = model.state_dict(keep_vars=True)
         for cut in applied.cuts:
             gone = cut.gone(applied.graph.space(cut.space).units)
             if applied.graph.space(cut.space).kind == "expert":
                 self._mask_experts(applied.graph, cut.space, weights, gone, overrides)
             for slot in applied.graph.consumers(cut.space):
-                if slot.param in given:
-                    continue
-                if slot.param not in overrides:
-                    overrides[slot.param] = shelf.keep(weights[slot.param].detach().clone())
-                zero_(overrides[slot.param], slot, gone)
+                if slot.param not in given:
+                    masks.setdefault(slot.param, []).append((slot, gone))
+        for param, removed in masks.items():
+            masked = overrides.pop(param, weights[param].detach()).clone()
+            for slot, gone in removed:
+                zero_(masked, slot, gone)
+            overrides[param] = shelf.keep(masked)
         self._overrides = overrides | given
         self.config = getattr(model, "config", None)
 

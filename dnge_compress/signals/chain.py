@@ -6,7 +6,8 @@ block is computed once more, and nothing is alive but the graph of one block (ch
 in front of the blocks and behind them is the model's own forward, with the blocks left out.
 
 Whether a model is such a chain is seen by running it: each block once, reading just what the one before returned. That
-nothing else passes between blocks is proved by the gradient of one example, which must be that of the model run whole.
+nothing else passes between blocks is proved by the gradient of one example, which must be that of the model run whole:
+for that the graph of one example has to fit into memory.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from dnge_compress.graph.tracing.running import tensors_in
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.inference import Inputs, call, first_examples
 
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 0.15}  # of gradients
+# Both ways run the same operations: on a CPU in the same order, while cards sum up as they like.
+TOLERANCE = 1e-6
+ON_CARDS = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 Loss = Callable[[Tensor], Tensor]  # of the model's main output
 
@@ -223,7 +226,7 @@ def _agrees(chain: Chain, few: Inputs, loss: Loss, wanted: Tensor | None) -> boo
         for i in reversed(range(len(calls))):
             gradient = chain.back(i, calls[i], states[i], gradient)
     off = (gradient.float() - wanted.float()).norm() / wanted.float().norm().clamp_min(1e-30)
-    return bool(off <= TOLERANCES.get(wanted.dtype, 0.0))
+    return bool(off <= (TOLERANCE if wanted.device.type == "cpu" else ON_CARDS.get(wanted.dtype, 0.0)))
 
 
 def gradient_behind(chain: Chain, batch: Inputs, hidden: Tensor, loss: Loss) -> tuple[Tensor, Tensor]:

@@ -26,12 +26,11 @@ def call(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def outputs(model: nn.Module, inputs: Inputs) -> Any:
     """All that the model returns."""
+    has_cache = getattr(getattr(model, "config", None), "use_cache", None) is not None
+    without: dict[str, Any] = {"use_cache": False} if has_cache else {}
     if isinstance(inputs, Mapping):
-        arguments: dict[str, Any] = {k: v for k, v in inputs.items() if k != "labels"}
-        if getattr(getattr(model, "config", None), "use_cache", None) is not None:
-            arguments["use_cache"] = False
-        return model(**arguments)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        return model(**{k: v for k, v in inputs.items() if k != "labels"}, **without)
+    return model(*inputs, **without) if isinstance(inputs, tuple) else model(inputs, **without)
 
 
 def main_output(output: Any) -> Tensor:

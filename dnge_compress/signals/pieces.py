@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.derivation.pictures import GRID
+from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import (
     Inputs,
     call,
     examples_in,
     first_examples,
+    has_logits,
     inference_mode_of,
     pictured_part,
     pictured_patches,
@@ -24,7 +26,8 @@ OUTPUT_WEIGHT = 4  # copies of the main output that a loss makes: logarithms, pr
 
 def numbers_per_position(model: nn.Module, batch: Inputs) -> tuple[float, float]:
     """How many numbers the model's innermost modules write for each position of a batch, and how many its loss takes;
-    measured on one example."""
+    measured on one example. 0 where the answers are no class scores: the loss takes their variance over a batch, which
+    must stay whole."""
     few = first_examples([batch], 1)[0]
     found = 0
 
@@ -35,12 +38,14 @@ def numbers_per_position(model: nn.Module, batch: Inputs) -> tuple[float, float]
     hooks = [m.register_forward_hook(count) for m in model.modules() if not any(m.children())]
     try:
         with torch.no_grad(), inference_mode_of(model):
-            answered = call(model, few).numel()
+            answer = call(model, few)
     finally:
         for hook in hooks:
             hook.remove()
+    if not are_scores(answer, has_logits(model)):
+        return 0.0, 0.0
     positions = max(1, positions_in(few))
-    return found / positions, OUTPUT_WEIGHT * answered / positions
+    return found / positions, OUTPUT_WEIGHT * answer.numel() / positions
 
 
 def in_pieces(batches: Sequence[Inputs], per_position: float, limit: int) -> list[Inputs]:

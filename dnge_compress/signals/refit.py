@@ -7,6 +7,7 @@ Solved in float64 whatever the model's dtype, but for layers so wide that this w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -28,7 +29,7 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
     values: dict[str, Tensor] = {}
-    shelf = Shelf("repaired weights")
+    shelf, open_parts = Shelf("repaired weights"), Counter(s.slot.param for own in signals.values() for s in own)
     done: set[tuple[str, int | None, int | None]] = set()
     weights = model.state_dict(keep_vars=True)
     for cut in applied.cuts:
@@ -47,7 +48,10 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
                 found = {param: stack}
             elif signal.rows is not None:
                 found = {n: _with_rows(values.get(n, weights[n]), signal.rows, own) for n, own in found.items()}
-            values |= {name: shelf.keep(value) for name, value in found.items()}
+            values |= found
+            open_parts[param] -= 1
+            if not open_parts[param] or (part is None and signal.rows is None):  # no other part is to come
+                values[param] = shelf.keep(values[param])
     return values
 
 

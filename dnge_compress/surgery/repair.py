@@ -17,5 +17,6 @@ def apply_repair(model: nn.Module, applied: AppliedCuts, values: Mapping[str, Te
         for name, value in values.items():
             target = tensors[str(applied.path_after(name))]
             left = applied.remaining(name, value).to(target.dtype)
+            left = left.clone() if left is value else left  # which may lie in a file
             # Not written into its memory, which an untouched tensor may share with the dense model's.
             target.data = left.to(target.device).reshape(target.shape).contiguous()
