@@ -99,7 +99,7 @@ def test_a_part_that_holds_nothing_to_cut_is_refused_before_anything_is_scored()
     options = QUICK | {"scorer": "obs", "progress": lambda stage, *_: stages.append(stage)}
     with pytest.raises(BudgetError, match=r"nothing of the kinds .* can be removed within 'text_projection'"):
         plan(model, within="text_projection", **options)
-    assert not stages
+    assert set(stages) <= {"open", "read"}
     plan(model, within="text_model", **options)
     assert stages
 

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+WIDE = 6144  # features; in float64 their moments and factors take more than a gigabyte
 ROUNDS = 64  # units leave in about this many rounds; between rounds H⁻¹ and W are updated
 
 
@@ -58,9 +59,10 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Fl
 def refit(
     weight: Float[Tensor, "D F"], moments: Float[Tensor, "F F"], keep: Int[Tensor, " K"], ridge: float
 ) -> Float[Tensor, "D K"]:
-    """The consumer restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in the
-    precision that is given."""
-    w, c = weight, moments
+    """The consumer restricted to the features `keep`, refitted: W_K + W_P C_PK (C_KK + λI)⁻¹, `[D, K]`, in float64, of
+    WIDE consumers in float32."""
+    exact = torch.float64 if weight.shape[1] <= WIDE else torch.float32
+    w, c = weight.to(exact), moments.to(exact)
     gone = torch.ones(w.shape[1], dtype=torch.bool, device=w.device)
     gone[keep] = False
     gone = gone.nonzero().squeeze(1)

@@ -17,10 +17,8 @@ from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.signals.consumers import from_matrix, shift_of
-from dnge_compress.signals.obs import features_of, refit
+from dnge_compress.signals.obs import WIDE, features_of, refit
 from dnge_compress.signals.signal import Signal, Signals
-
-WIDE = 6144  # features; in float64 their moments and factors take more than a gigabyte
 
 
 def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
@@ -78,7 +76,7 @@ def _refit_consumer(
     mean = signal.mean.to(exact)
     shift = shift_of(applied.graph, signal.slot)
     if repair.compensate == "lstsq":
-        kept = refit(dense, signal.second_moments(shift is not None).to(exact), keep, repair.ridge)
+        kept = refit(dense, signal.second_moments(shift is not None), keep, repair.ridge)
     else:
         kept = dense[:, keep]
     new = torch.zeros_like(dense)
