@@ -33,7 +33,7 @@ def main() -> None:
     text = sample((BOOKWORM / "heldout.txt").read_text(encoding="utf-8"))
     model = AutoModelForCausalLM.from_pretrained(BOOKWORM, dtype=torch.float32).eval()
 
-    print(f"Compressing bookworm by {args.ratio:.0%}, without data; about a minute …", flush=True)
+    print(f"Compressing bookworm by {args.ratio:.0%}, without data; two minutes or so …", flush=True)
     started = time.perf_counter()
     small = compress(model, ratio=args.ratio, scorer=args.scorer)
     seconds = time.perf_counter() - started
