@@ -10,12 +10,12 @@ from rich.console import Console
 
 from dnge_compress.cli.output import print_json
 from dnge_compress.core.document import Cell, Column, Document, Facts, Section, Table
+from dnge_compress.core.launcher import is_rank0
 from dnge_compress.core.progress_bars import bars
 from dnge_compress.core.terminal import Drawn
 from dnge_compress.jobs.checking import is_finished, job_of
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.outline import estimate, planned
-from dnge_compress.jobs.world import is_rank0
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import assignments
 

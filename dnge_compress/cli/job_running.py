@@ -6,8 +6,8 @@ from argparse import Namespace
 
 from dnge_compress.cli.commands import print_report
 from dnge_compress.cli.progress_bars import session
+from dnge_compress.core.launcher import is_rank0
 from dnge_compress.jobs.running import run
-from dnge_compress.jobs.world import is_rank0
 from dnge_compress.recipes.job_schema import Job
 
 

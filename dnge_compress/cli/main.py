@@ -73,9 +73,6 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
 @contextmanager
 def _of_all_processes() -> Iterator[None]:
     """Under torchrun, the processes work together and the first one speaks."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        yield
-        return
     from dnge_compress.core.processes import joined_processes, rank
 
     with joined_processes(), ExitStack() as silence:

@@ -3,7 +3,6 @@ inputs, and sums are taken over all of them, within `joined_processes`. One proc
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dnge_compress.core.errors import DngeError
+from dnge_compress.core.launcher import launcher_world
 
 T = TypeVar("T")
 _JOINED: ContextVar[bool] = ContextVar("joined", default=False)
@@ -50,7 +50,7 @@ def joined_processes() -> Iterator[None]:
     """While entered, the processes that a launcher has started work on one model: all of them must make the same calls.
     Nothing happens in a single process."""
     is_ours = dist.is_available() and not dist.is_initialized()
-    if is_ours and (int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ):
+    if is_ours and launcher_world() is None:
         yield
         return
     if is_ours:

@@ -23,13 +23,13 @@ from accelerate import PartialState
 from dnge_compress.core.errors import DivergedError, DngeError, LaunchError
 from dnge_compress.core.files import disk_errors, write_whole
 from dnge_compress.core.folders import is_alive
+from dnge_compress.core.launcher import is_rank0, launcher_world
 from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.rates import Trial
 from dnge_compress.jobs.training import train
-from dnge_compress.jobs.world import is_rank0, launcher_world
 from dnge_compress.recipes.job_schema import Job
 
 Order: TypeAlias = tuple[str, Trial | None]  # a variant, and how it is tried if it is no training to the end

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from dnge_compress.core.files import disk_errors
+from dnge_compress.core.launcher import is_rank0
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.core.verbs import verb
@@ -23,7 +24,6 @@ from dnge_compress.jobs.refusals import refuse_hopeless
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
-from dnge_compress.jobs.world import is_rank0
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job

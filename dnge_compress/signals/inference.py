@@ -127,18 +127,24 @@ def first_examples(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
     for batch in batches:
         if rows <= 0:
             break
-        if isinstance(batch, Mapping):
-            has_patches = GRID in batch
-            taken.append(pictured_part(batch, 0, rows) if has_patches else {k: v[:rows] for k, v in batch.items()})
-        elif isinstance(batch, tuple):
-            taken.append(tuple(t[:rows] for t in batch))
-        else:
-            taken.append(batch[:rows])
+        taken.append(part_of(batch, 0, rows))
         rows -= examples_in(batch)
     return taken
 
 
-def pictured_part(batch: Mapping[str, Tensor], first: int, rows: int) -> dict[str, Tensor]:
+def part_of(batch: Inputs, first: int, rows: int) -> Inputs:
+    """Some examples of a batch; a tensor that has none, such as position ids for all of them, goes with each part."""
+    examples = examples_in(batch)
+
+    def part(t: Tensor) -> Tensor:
+        return t[first : first + rows] if t.dim() > 0 and len(t) == examples else t
+
+    if isinstance(batch, Mapping):
+        return _pictured_part(batch, first, rows) if GRID in batch else {k: part(t) for k, t in batch.items()}
+    return tuple(part(t) for t in batch) if isinstance(batch, tuple) else part(batch)
+
+
+def _pictured_part(batch: Mapping[str, Tensor], first: int, rows: int) -> dict[str, Tensor]:
     """Some examples of a batch whose pictures are a list of patches; all, where nothing tells whose they are."""
     patches = pictured_patches(dict(batch))
     if patches is None:

@@ -101,10 +101,8 @@ class _Task:
 
     def whole(self, places: Sequence[_Place], batches: Numbered) -> dict[_Place, Signal]:
         """Send every batch through the whole model and back."""
-        for copies in (
-            False,
-            True,
-        ):  # of activations; needed, as the first batch tells, where the model overwrites them
+        # Copies of activations are needed, as the first batch tells, where the model overwrites them.
+        for copies in (False, True):
             recorders = self._recorders(places, MomentStore(), copies)
             if self._run_whole(list(recorders.values()), batches):
                 break
@@ -153,7 +151,7 @@ class _Task:
                 labels.append(_labels_in(attended_outputs(output, attended(batch))))
             for i in reversed(range(len(chain.paths))):
                 states.pop()
-                here = [p for p in places if p.slot.param.startswith(f"{chain.paths[i]}.")]
+                here = [p for p in places if p.slot.param.startswith(chain.prefixes[i])]
                 recorders = self._recorders(here, store, copies=True)
                 with torch.enable_grad(), self._recorded(list(recorders.values())):
                     for b, (number, batch) in enumerate(batches):

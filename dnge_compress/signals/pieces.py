@@ -16,7 +16,7 @@ from dnge_compress.signals.inference import (
     first_examples,
     has_logits,
     inference_mode_of,
-    pictured_part,
+    part_of,
     pictured_patches,
 )
 from dnge_compress.signals.joined import positions_in
@@ -61,17 +61,7 @@ def in_pieces(batches: Sequence[Inputs], per_position: float, limit: int) -> lis
 
 
 def _split(batch: Inputs, examples: int, rows: int) -> list[Inputs]:
-    """Pieces of so many examples; a tensor that has none, such as position ids for all of them, goes with each."""
-
-    def part(t: Tensor, first: int) -> Tensor:
-        return t[first : first + rows] if t.dim() > 0 and len(t) == examples else t
-
-    starts = range(0, examples, rows)
-    if isinstance(batch, Mapping) and GRID in batch:
-        is_told = pictured_patches(batch) is not None
-        return [pictured_part(batch, first, rows) for first in starts] if is_told else [batch]
-    if isinstance(batch, Mapping):
-        return [{k: part(t, first) for k, t in batch.items()} for first in starts]
-    if isinstance(batch, tuple):
-        return [tuple(part(t, first) for t in batch) for first in starts]
-    return [part(batch, first) for first in starts]
+    """Pieces of so many examples; the batch whole, where nothing tells whose its patches of pictures are."""
+    if isinstance(batch, Mapping) and GRID in batch and pictured_patches(batch) is None:
+        return [batch]
+    return [part_of(batch, first, rows) for first in range(0, examples, rows)]
