@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import Any
 
 from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.output import print_json
@@ -29,7 +30,8 @@ def completion(options: Namespace) -> None:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar == "RECIPE":
             action.complete = {"bash": "_dnge_recipes", "zsh": f"({recipes})"}  # type: ignore[attr-defined]
-    preamble = {"bash": f"_dnge_recipes() {{ compgen -W '{recipes}' -- $1; compgen -f -- $1; }}"}
+    preamble: Any = {"bash": f"_dnge_recipes() {{ compgen -W '{recipes}' -- $1; compgen -f -- $1; }}"}
+    # Typed as a dict by some versions, as a string by others; all take a dict of shells.
     script = shtab.complete(root, options.shell, preamble=preamble)
     if options.json:
         print_json({"script": script})
