@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ WIDE = 64  # widths above are divided
 MOST_BLOCKS = 5
 TOKEN = re.compile("(token_id|token_index|_token)$")
 MOST_NUMBERS = 100_000_000  # of parameters that a copy may have
+MANY_NUMBERS = 4_000_000  # from here on, widths that stand alone are divided further
 SECTIONS = "mrope_section"  # parts of a head's rotary channels
 POSITIONS = re.compile("^max_(source|target)_positions$")
 FEW_POSITIONS = 60
@@ -58,8 +60,25 @@ def small_copy(architecture: Architecture, config: Mapping[str, Any]) -> SmallCo
     for divisor in DIVISORS:
         found = _copy_divided(architecture, shallow, divisor, dims)
         if found is not None:
-            return found
+            return _narrowed(architecture, found, dims)
     return None
+
+
+def _narrowed(architecture: Architecture, found: SmallCopy, dims: Mapping[str, int]) -> SmallCopy:
+    """A large copy with the widths divided further that nothing else in the config equals, if it takes the same."""
+    if sum(p.numel() for p in found.model.parameters()) < MANY_NUMBERS:
+        return found
+    every = {key: value_at(found.config, key) for key in number_keys(found.config)}
+    counts = Counter(every.values())
+    alone = {key: v for key, v in every.items() if counts[v] == 1 and type(v) is int and v >= WIDE * DIVISORS[0]}
+    values = {key: v // _largest_divisor(v) for key, v in alone.items() if not COUNTS.search(str(key[-1]))}
+    narrow = _copy_of(architecture, changed(found.config, values), dims) if values else None
+    return found if narrow is None or narrow.inputs.keys() != found.inputs.keys() else narrow
+
+
+def _largest_divisor(width: int) -> int:
+    """The most that a width can be divided by so that it stays even."""
+    return max(n for n in range(1, DIVISORS[0] + 1) if width % (2 * n) == 0 or n == 1)
 
 
 def _copy_divided(
