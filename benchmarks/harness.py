@@ -57,7 +57,7 @@ def plain_inputs(model: Any, settings: Calibration, example: Inputs | None) -> l
     generator = torch.Generator().manual_seed(settings.seed)
     rows = settings.tokens // settings.length
     with inference_mode_of(model):
-        texts = sample_batches(model, [[start]] * rows, settings.length, 64, generator)
+        texts = sample_batches(model, [[start]] * rows, settings.length, generator)
         return [{"input_ids": part} for ids in texts for part in ids.split(32)]
 
 

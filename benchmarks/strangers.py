@@ -95,7 +95,7 @@ def stories() -> Stranger:
 
     def written(rows: int, seed: int) -> list[Inputs]:
         generator = torch.Generator().manual_seed(900_000 + seed)
-        return [{"input_ids": ids} for ids in sample_batches(model, [[1]] * rows, 128, AT_ONCE, generator)]
+        return [{"input_ids": ids} for ids in sample_batches(model, [[1]] * rows, 128, generator)]
 
     return Stranger(model, lambda seed: written(REAL, 1 + seed), written(JUDGED, 0))
 

@@ -109,7 +109,9 @@ def score(
 
         scores = score(model, scorer="obs")
     """
-    return _Job(model, recipe, overrides, data, example_inputs, progress).scores()
+    job = _Job(model, recipe, overrides, data, example_inputs, progress)
+    job.kinds |= {"layer"}  # the scores may be planned from with another recipe
+    return job.scores()
 
 
 @verb
@@ -247,6 +249,7 @@ class _Job:
         if self.data is not None:
             refuse_without_pictures(self.data, self.model, self.graph, part)
         self.notes = given.notes if given is not None else self._calibration_notes()
+        self.kinds = frozenset(self.recipe.prune.kinds)
         self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
 
     def _during(self, stage: str, work: Callable[..., T], *arguments: Any) -> T:
@@ -261,7 +264,7 @@ class _Job:
             graph=self.graph,
             model=self.model,
             calibration=self.recipe.calibration,
-            with_experts="expert" in self.recipe.prune.kinds,
+            kinds=self.kinds,
             data=self.data,
             example_inputs=self.example_inputs,
             repair=self.recipe.repair,
@@ -271,8 +274,9 @@ class _Job:
     @cached_property
     def few_inputs(self) -> Inputs:
         """A couple of examples for the exactness check, without making all the calibration inputs for it."""
-        if self.data is not None:
-            return first_examples(self.data, CHECK_ROWS)[0]
+        made = self.data if self.data is not None else self.context.__dict__.get("batches")
+        if made is not None:
+            return first_examples(made, CHECK_ROWS)[0]
         calibration = self.recipe.calibration
         few = calibration.model_copy(update={"tokens": 2 * CHECK_ROWS * calibration.length})
         return first_examples(synthesize(self.model, few, self.example_inputs), CHECK_ROWS)[0]

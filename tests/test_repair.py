@@ -390,7 +390,7 @@ def test_a_repair_does_no_harm_where_activations_hardly_vary(given: bool) -> Non
         whole, repaired, bare = (torch.cat([outputs_of(way, batch) for batch in context.batches]) for way in ways)
     assert torch.isfinite(repaired).all()
     assert all(torch.isfinite(t).all() for t in small.state_dict().values())
-    assert float((repaired - whole).norm()) <= float((bare - whole).norm())
+    assert float((repaired - whole).norm()) <= (1 + 1e-6) * float((bare - whole).norm())
 
 
 HARM: dict[str, Callable[[Tensor], Tensor]] = {

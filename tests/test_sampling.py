@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,12 +12,12 @@ from models import VOCABULARY, make
 from transformers import BertConfig, BertLMHeadModel
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.sampling import ROWS_AT_ONCE, sample_rows
+from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.masked_text import fill_batches
-from dnge_compress.signals.sampled_text import sample_batches, text_length
+from dnge_compress.signals.sampled_text import cache_name, continued, drawn, sample_batches, text_length
 from dnge_compress.signals.vocabulary import Vocabulary
 
 MASK = 3
@@ -56,12 +57,33 @@ def test_the_seed_decides_what_is_written() -> None:
 @torch.no_grad()
 def test_the_cache_of_keys_and_values_changes_nothing() -> None:
     model = make("llama").double()  # in double precision no rounding decides between two tokens
-    (cached,) = sample_batches(model, 3 * [[model.config.bos_token_id]], 10, 3, torch.Generator().manual_seed(5))
+    (cached,) = sample_batches(model, 3 * [[model.config.bos_token_id]], 10, torch.Generator().manual_seed(5))
     generator, ids = torch.Generator().manual_seed(5), torch.full((3, 1), model.config.bos_token_id)
     for _ in range(9):
-        p = model(input_ids=ids).logits[:, -1].float().softmax(-1)
-        ids = torch.cat([ids, torch.multinomial(p, 1, generator=generator)], 1)
+        ids = torch.cat([ids, drawn(model(input_ids=ids).logits[:, -1], generator)[0]], 1)
     assert torch.equal(cached, ids)
+
+
+def test_classes_are_drawn_as_often_as_the_logits_say() -> None:
+    logits = torch.tensor([0.0, 1.0, -torch.inf, 2.0]) + 300
+    found, nats = drawn(logits.expand(20_000, -1), torch.Generator().manual_seed(0))
+    wanted = logits.softmax(0)
+    assert (found.flatten().bincount(minlength=4) / len(found) - wanted).abs().max() < 0.01
+    assert torch.allclose(nats, -wanted.log()[found])
+
+
+def test_a_model_without_memory_writes_what_it_would_with_one() -> None:
+    model = make("llama").double()
+    start = torch.full((3, 1), model.config.bos_token_id)
+    with_memory, _ = continued(model, start, 10, torch.Generator().manual_seed(5))
+    forward = model.forward
+
+    def forgetful(**inputs: Any) -> Any:
+        return forward(**{k: v for k, v in inputs.items() if k != cache_name(model)} | {"use_cache": False})
+
+    with patch.object(model, "forward", forgetful), patch("dnge_compress.signals.sampled_text.READ_TOKENS", 8):
+        without, _ = continued(model, start, 10, torch.Generator().manual_seed(5))
+    assert torch.equal(with_memory, without)
 
 
 def test_calibration_texts_are_twice_as_long_as_the_recipe_says() -> None:
@@ -222,11 +244,11 @@ def test_prompts_without_a_tokenizer_are_refused() -> None:
         synthesize(make("llama"), Calibration(tokens=64, length=8, prompts=("Once",)))
 
 
-def test_progress_counts_rows_up_to_all() -> None:
+def test_progress_counts_tokens_up_to_all() -> None:
     seen: list[tuple[str, int, int]] = []
-    _, most = ROWS_AT_ONCE
-    sample_rows(make("llama"), 4 * (most + 3), 4, seed=0, progress=lambda *step: seen.append(step))
-    assert seen == [("write", most, most + 3), ("write", most + 3, most + 3)]
+    with patch("dnge_compress.signals.sampled_text.ROWS_AT_ONCE", (1, 3)):
+        sample_rows(make("llama"), 16, 4, seed=0, progress=lambda *step: seen.append(step))
+    assert seen == [("write", done, 12) for done in (2, 4, 6, 8, 10, 12)]
 
 
 def test_writing_leaves_the_model_and_the_global_generator_as_they_were() -> None:

@@ -53,7 +53,9 @@ class LatentHead(nn.Module):
 
     def forward(self, latents: Float[Tensor, "N C L L"]) -> Float[Tensor, "N classes"]:
         """Logits `[N, classes]`."""
-        found = self.convs(latents.contiguous(memory_format=torch.channels_last))
+        found = latents.contiguous(memory_format=torch.channels_last)
+        for conv in self.convs:
+            found = _of_one_pixel(conv, found) if found.shape[2:].numel() == 1 else conv(found)
         return self.perceptron(found.mean((2, 3)))
 
     def missed(self, latents: Float[Tensor, "N C L L"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
@@ -64,3 +66,10 @@ class LatentHead(nn.Module):
             order = torch.randperm(len(latents))
             latents, wanted = (torch.lerp(x[order], x, share) for x in (latents, wanted))
         return nnf.cross_entropy(self(latents).float(), wanted, label_smoothing=SMOOTHING)
+
+
+def _of_one_pixel(conv: nn.Module, pixel: Float[Tensor, "N C 1 1"]) -> Float[Tensor, "N D 1 1"]:
+    """In float32: in bfloat16 oneDNN leaves gradients of kernel places that see padding alone as memory held them."""
+    with torch.autocast("cpu", enabled=False):
+        found: Tensor = conv(pixel.float())
+        return found

@@ -41,7 +41,7 @@ class ScoringContext:
     data: tuple[Inputs, ...] | None = None
     example_inputs: Inputs | None = None
     repair: Repair = field(default_factory=Repair)
-    with_experts: bool = False  # whether whole experts may go, so that their costs are worth a pass
+    kinds: frozenset[str] = frozenset({"layer"})  # that may go; costs of whole blocks and experts are measured if so
     progress: Progress = field(default=silent, compare=False)
 
     @property
@@ -67,19 +67,16 @@ class ScoringContext:
         return own_statistics(self.model, self.batches if self.data is None else None)
 
     @cached_property
-    def layer_costs(self) -> dict[str, Tensor]:
-        """Measured costs of skipping blocks in nats per label, `[layers]` per layer space, on first use."""
-        spaces = self.graph.of_kind("layer")
-        if not any(len(s.protected) < s.units for s in spaces):
-            return {s.name: torch.ones(s.units) for s in spaces}  # nothing is run where no block can go
-        return layer_costs(self.model, self.graph, self.batches, self.progress)
-
-    @cached_property
     def measured_costs(self) -> dict[str, Tensor]:
-        """What no closed form gives, in nats per label: costs of blocks and of whole experts, `[units]` per space."""
-        if not self.with_experts:
-            return self.layer_costs | {s.name: torch.ones(s.units) for s in self.graph.of_kind("expert")}
-        return self.layer_costs | expert_costs(self.model, self.graph, self.batches, self.seed)
+        """What no closed form gives, in nats per label: costs of blocks and of whole experts, `[units]` per space; ones
+        where none of them may go, since nothing is run for those."""
+        graph, spaces = self.graph, (*self.graph.of_kind("layer"), *self.graph.of_kind("expert"))
+        costs = {s.name: torch.ones(s.units) for s in spaces}
+        if "layer" in self.kinds and any(len(s.protected) < s.units for s in graph.of_kind("layer")):
+            costs |= layer_costs(self.model, graph, self.batches, self.progress)
+        if "expert" in self.kinds:
+            costs |= expert_costs(self.model, graph, self.batches, self.seed)
+        return costs
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:

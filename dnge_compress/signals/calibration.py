@@ -9,6 +9,7 @@ text have one in each. Everything is seeded and the model is left as it was.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -156,12 +157,7 @@ def _sampled_text(model: Any, settings: Calibration, generator: torch.Generator,
     rows = max(1, round(settings.tokens / length))
     begun = in_turn(starts, rows)
     step = max(1, BATCH_TOKENS // length)
-    progress(MAKE, 0, rows)
-    parts: list[Tensor] = []
-    for part in sample_batches(model, begun, length, 2 * step, generator):
-        parts.append(part)
-        progress(MAKE, sum(map(len, parts)), rows)
-    ids = torch.cat(parts)
+    ids = torch.cat(list(sample_batches(model, begun, length, generator, partial(progress, MAKE))))
     mask = _until(ids, ends(model), torch.tensor(sorted(map(len, begun)), device=ids.device))
     order = torch.randperm(len(ids), generator=generator).to(ids.device)
     ids, mask = ids[order], mask[order]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dnge_compress.graph.derivation.example_inputs import special_tokens
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.inference import Inputs, device_of
+from dnge_compress.signals.sampled_text import drawn
 from dnge_compress.signals.synthetic_images import random_images
 
 MIN_ROWS = 64
@@ -104,7 +105,7 @@ def decoded_by(model: Any, batch: Mapping[Any, Tensor], length: int, generator: 
         if logits is None or logits.dim() != 3:  # a decoder without a vocabulary
             tokens = torch.randint(config.vocab_size, (rows, 1), generator=generator).to(ids.device)
         else:
-            tokens = torch.multinomial(logits[:, -1].float().softmax(-1).cpu(), 1, generator=generator).to(ids.device)
+            tokens, _ = drawn(logits[:, -1], generator)
         ids = torch.cat([ids, tokens], 1)
     return ids
 

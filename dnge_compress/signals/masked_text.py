@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dnge_compress.signals.inference import device_of
+from dnge_compress.signals.sampled_text import drawn
 
 ROUNDS = 16
 
@@ -37,5 +38,5 @@ def fill_batches(
             with torch.no_grad():
                 logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[turn == r].float()
             logits[:, mask] = -torch.inf
-            ids[turn == r] = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(device)
+            ids[turn == r] = drawn(logits, generator)[0][:, 0]
         yield ids

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.signals.inference import device_of
 from dnge_compress.signals.positions import positions_of
+
+# Rows written side by side: a small model takes little longer for many, a large one's memory has to fit. Decided by
+# the model alone, so that the rows don't depend on the machine.
+CACHE_NUMBERS = 1 << 28
+ROWS_AT_ONCE = (8, 256)  # at least and at most
+READ_TOKENS = 4096  # at once, by a model without memory, which reads all again for each token
 
 
 def text_length(model: Any, length: int) -> int:
@@ -20,31 +28,77 @@ def text_length(model: Any, length: int) -> int:
 
 
 def sample_batches(
-    model: Any, starts: Sequence[Sequence[int]], length: int, rows_at_once: int, generator: torch.Generator
+    model: Any,
+    starts: Sequence[Sequence[int]],
+    length: int,
+    generator: torch.Generator,
+    report: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """Batches of token ids `[rows, length]` sampled from the model itself at temperature 1, one row after each of
-    `starts`; starts of equal length share a batch. The model should be in inference mode."""
+    `starts`; starts of equal length share batches. `report` hears of the tokens written and to write. The model should
+    be in inference mode."""
+    at_once, total, done = rows_at_once(model, length), sum(length - len(start) for start in starts), 0
+
+    def wrote(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        if report is not None:
+            report(done, total)
+
     for size in sorted({len(start) for start in starts}):
         given = torch.tensor([start for start in starts if len(start) == size])
-        for part in given.split(rows_at_once):
-            yield continued(model, part.to(device_of(model)), length, generator)[0]
+        for part in given.chunk(math.ceil(len(given) / at_once)):
+            yield continued(model, part.to(device_of(model)), length, generator, wrote)[0]
 
 
-def continued(model: Any, ids: Tensor, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Token ids `[N, length]` that go on after `ids`, and what each sampled one cost in nats `[N, sampled]`."""
+def rows_at_once(model: Any, length: int) -> int:
+    """As many rows as have room, by the keys and values that every layer remembers."""
+    config = model.config.get_text_config()
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)  # GPT-2 answers to these names too
+    heads = int(config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or width // heads
+    remembered = size * (getattr(config, "num_key_value_heads", None) or heads)
+    least, most = ROWS_AT_ONCE
+    return max(least, min(most, CACHE_NUMBERS // (2 * remembered * layers * length)))
+
+
+def continued(
+    model: Any, ids: Tensor, length: int, generator: torch.Generator, wrote: Callable[[int], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Token ids `[N, length]` that go on after `ids`, and what each sampled one cost in nats `[N, sampled]`; `wrote`
+    hears of each step's tokens."""
     name = cache_name(model)
-    ids, cache, token, costs = ids[:, :length], None, ids[:, :length], [torch.zeros(len(ids), 0)]
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    ids, cache, remembers = ids[:, :length], None, True
+    token, costs = ids, [torch.zeros(len(ids), 0)]
     with torch.no_grad():
         while ids.shape[1] < length:
-            out = model(input_ids=token, use_cache=True, **{name: cache})
-            cache = getattr(out, name, None)
-            logs = out.logits[:, -1].float().log_softmax(-1).cpu()
-            token = torch.multinomial(logs.exp(), 1, generator=generator)
-            costs.append(-logs.gather(1, token))
-            token = token.to(ids.device)
+            if remembers:
+                out = model(input_ids=token, use_cache=True, **{name: cache}, **last)
+                cache, logits = getattr(out, name, None), out.logits[:, -1]
+                remembers = cache is not None
+            else:
+                parts = ids.split(max(1, READ_TOKENS // ids.shape[1]))
+                logits = torch.cat([model(input_ids=part, **last).logits[:, -1] for part in parts])
+            token, nats = drawn(logits, generator)
+            costs.append(nats.cpu())
             ids = torch.cat([ids, token], 1)
-            token = token if cache is not None else ids  # a model without memory reads it all again
+            if wrote is not None:
+                wrote(len(ids))
     return ids, torch.cat(costs, 1)
+
+
+def drawn(logits: Float[Tensor, "N C"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """One class of each row `[N, 1]`, as likely as the logits say, and what it costs in nats `[N, 1]`.
+
+    It is the class where the sum of the probabilities first exceeds a random share of them all; `torch.multinomial`
+    would draw a number for each class, which takes longer than many a model.
+    """
+    most = logits.amax(-1, keepdim=True)
+    sums = (logits - most).float().exp().cumsum(-1, dtype=torch.float64)
+    share = torch.rand(len(logits), 1, generator=generator, dtype=sums.dtype).to(sums.device)
+    found = torch.searchsorted(sums, share * sums[:, -1:], right=True).clamp_max(logits.shape[1] - 1)
+    return found, (sums[:, -1:].log() - (logits.gather(1, found) - most)).float()
 
 
 def cache_name(model: Any) -> str:

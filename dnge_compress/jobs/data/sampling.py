@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,17 +15,12 @@ from dnge_compress.signals.beginnings import beginnings, in_turn
 from dnge_compress.signals.inference import device_of, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import cache_name, sample_batches, text_length
 
-# Rows sampled side by side: a small model takes little longer for many, a large one's cache has to fit. Decided by
-# the model alone, so that the rows don't depend on the machine.
-CACHE_NUMBERS = 1 << 28
-ROWS_AT_ONCE = (8, 256)  # at least and at most
-
 
 def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress: Progress = silent) -> list[list[int]]:
     """At least `tokens` tokens in rows of `length` (or as many as the model has positions for), sampled at temperature
     1 after what its texts begin with. The same seed gives the same rows; the model is left as it was.
 
-    `progress` gets ("write", rows done, rows in all). Raises DataError for a model that can't write.
+    `progress` gets ("write", tokens done, tokens in all). Raises DataError for a model that can't write.
 
         rows = sample_rows(model, tokens=65_536, length=512, seed=42)
     """
@@ -35,18 +31,10 @@ def sample_rows(model: nn.Module, tokens: int, length: int, seed: int, progress:
         generator = torch.Generator().manual_seed(seed)
         rows: list[list[int]] = []
         starts = [start for start in beginnings(model, generator) if len(start) < length] or [(0,)]
-        for ids in sample_batches(model, in_turn(starts, total), length, _rows_at_once(model, length), generator):
+        begun = in_turn(starts, total)
+        for ids in sample_batches(model, begun, length, generator, partial(progress, "write")):
             rows += ids.tolist()
-            progress("write", len(rows), total)
     return rows
-
-
-def _rows_at_once(model: Any, length: int) -> int:
-    """As many rows as have room, keys and values of every layer counted at the width of the residual stream."""
-    config = model.config
-    width, layers = int(config.hidden_size), int(config.num_hidden_layers)  # GPT-2 answers to these names too
-    least, most = ROWS_AT_ONCE
-    return max(least, min(most, CACHE_NUMBERS // (2 * width * layers * length)))
 
 
 def _check_writes(model: Any) -> None:
