@@ -80,7 +80,10 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -
     bias = repair.model_copy(update={"compensate": "bias"})
     steps = 2 if repair.compensate == "bias" else 4
     context.progress("repair", 0, steps)
-    ways: dict[str, dict[str, Tensor]] = {"none": {}, "bias": repair_values(context, applied, bias)}
+    ways: dict[str, dict[str, Tensor]] = {"none": {}}
+    moved = repair_values(context, applied, bias)
+    if moved:  # there is something that takes up a mean
+        ways["bias"] = moved
     context.progress("repair", 1, steps)
     if repair.compensate == "lstsq":
         ways["least squares"] = repair_values(context, applied, repair)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 WIDE = 6144  # features; in float64 their moments and factors take more than a gigabyte
 ROUNDS = 64  # units leave in about this many rounds; between rounds H⁻¹ and W are updated
+HELD = 0.75  # of the units that a state holds; with fewer alive, the removed ones are forgotten, which copies matrices
 
 
 @dataclass(frozen=True)
@@ -37,22 +38,26 @@ def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Fl
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
     """
     states = [_State(consumer, units, ridge) for consumer in consumers]
-    alive = torch.arange(units, device=consumers[0].weight.device)
+    frame = torch.arange(units, device=consumers[0].weight.device)  # the units that the states still hold
+    live = torch.arange(units, device=frame.device)  # places in the frame of those that aren't removed
     costs = torch.zeros(units, dtype=torch.float64)
     floor = 0.0
-    while len(alive) > 1:
-        single = sum((s.unit_costs() for s in states), torch.zeros(()))
-        count = max(1, min(len(alive) - 1, round(units / ROUNDS), len(alive) // 4 or 1))
+    while len(live) > 1:
+        single = sum((s.unit_costs(live) for s in states), torch.zeros(()))
+        count = max(1, min(len(live) - 1, round(units / ROUNDS), len(live) // 4 or 1))
         order = single.argsort()
-        gone, stay = order[:count], order[count:].sort().values
-        joint = sum((s.remove(gone, stay) for s in states), torch.zeros(()))
-        share = single[gone] / single[gone].sum().clamp_min(1e-30)
+        gone, live = live[order[:count]], live[order[count:].sort().values]
+        joint = sum((s.remove(gone) for s in states), torch.zeros(()))
+        share = single[order[:count]] / single[order[:count]].sum().clamp_min(1e-30)
         paid = (share * joint).clamp_min(floor).double().cpu()
         paid = torch.cummax(paid, 0).values
-        costs[alive[gone].cpu()] = paid
+        costs[frame[gone].cpu()] = paid
         floor = float(paid[-1])
-        alive = alive[stay]
-    costs[alive.cpu()] = max(floor, float(sum((s.unit_costs() for s in states), torch.zeros(())).sum()))
+        if len(live) < HELD * len(frame):
+            for state in states:
+                state.hold(live)
+            frame, live = frame[live], torch.arange(len(live), device=frame.device)
+    costs[frame[live].cpu()] = max(floor, float(sum((s.unit_costs(live) for s in states), torch.zeros(())).sum()))
     return costs.float()
 
 
@@ -110,22 +115,28 @@ class _State:
         self.inverse = torch.cholesky_inverse(moments)
         self.weight = consumer.weight.float() * (0.5 * consumer.importance.float()).sqrt()[:, None]
 
-    def unit_costs(self) -> Tensor:
-        """½ tr(S W_u (H⁻¹_uu)⁻¹ W_uᵀ) for every unit alive `[U]`."""
+    def unit_costs(self, units: Tensor) -> Tensor:
+        """½ tr(S W_u (H⁻¹_uu)⁻¹ W_uᵀ) for some of the units `[U]`."""
         if self.width == 1:
-            return self.weight.square().sum(0) / self.inverse.diagonal()
-        alive = self.weight.shape[1] // self.width
-        own = self.inverse.view(alive, self.width, alive, self.width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        columns = self.weight.view(-1, alive, self.width).permute(1, 2, 0)  # [U, W, D]
+            return self.weight[:, units].square().sum(0) / self.inverse.diagonal()[units]
+        held = self.weight.shape[1] // self.width
+        own = self.inverse.view(held, self.width, held, self.width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)[units]
+        columns = self.weight.view(-1, held, self.width).permute(1, 2, 0)[units]  # [U, W, D]
         return torch.linalg.solve_triangular(factor(own), columns, upper=False).square().sum((1, 2))
 
-    def remove(self, gone: Tensor, stay: Tensor) -> Tensor:
-        """Drop the units, refit the others, and return the joint cost."""
-        g, k = features_of(gone, self.width), features_of(stay, self.width)
-        lower, columns = factor(self.inverse[g[:, None], g]), self.weight[:, g]
-        solved = torch.cholesky_solve(self.inverse[g[:, None], k], lower)  # [G, K]
+    def remove(self, units: Tensor) -> Tensor:
+        """Take the units out of the elimination, refit the others, and return the joint cost. What is held of the
+        units means nothing from then on."""
+        gone = features_of(units, self.width)
+        rows, columns = self.inverse[gone], self.weight[:, gone]
+        lower = factor(rows[:, gone])
+        solved = torch.cholesky_solve(rows, lower)  # [G, F]
         joint = torch.linalg.solve_triangular(lower, columns.T, upper=False).square().sum()
-        self.weight = self.weight[:, k] - columns @ solved
-        crossed = self.inverse[k[:, None], g]
-        self.inverse = self.inverse[k[:, None], k].addmm_(crossed, solved, alpha=-1)
+        self.weight.addmm_(columns, solved, alpha=-1)
+        self.inverse.addmm_(rows.T, solved, alpha=-1)
         return joint
+
+    def hold(self, units: Tensor) -> None:
+        """Forget all but some units."""
+        kept = features_of(units, self.width)
+        self.inverse, self.weight = self.inverse[kept[:, None], kept], self.weight[:, kept]
