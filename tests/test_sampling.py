@@ -16,8 +16,9 @@ from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.draws import drawn
 from dnge_compress.signals.masked_text import fill_batches
-from dnge_compress.signals.sampled_text import cache_name, continued, drawn, sample_batches, text_length
+from dnge_compress.signals.sampled_text import cache_name, continued, sample_batches, text_length
 from dnge_compress.signals.vocabulary import Vocabulary
 
 MASK = 3

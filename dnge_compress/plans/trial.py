@@ -9,6 +9,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from dnge_compress.core.memory import give_back
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.recipes.schema import Repair
@@ -89,6 +90,7 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -
         ways["least squares"] = repair_values(context, applied, repair)
         context.progress("repair", 2, steps)
         ways["side by side"] = _side_by_side(context, applied, ways["least squares"])
+        give_back()
         context.progress("repair", 3, steps)
     trial = Trial(context)
     damages = {way: trial.damage(applied, values) for way, values in ways.items()}

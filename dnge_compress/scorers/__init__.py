@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.memory import give_back
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.recipes.methods import SCORERS
@@ -54,13 +55,17 @@ class ScoringContext:
         """`data`, or synthetic inputs."""
         if self.data is not None:
             return self.data
-        return tuple(calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress))
+        made = tuple(calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress))
+        give_back()
+        return made
 
     @cached_property
     def signals(self) -> Signals:
         """Activation and gradient statistics, gathered on first use."""
         with self.calibrated():
-            return gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
+            found = gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
+        give_back()
+        return found
 
     def calibrated(self) -> AbstractContextManager[None]:
         """While entered, batch norms make up for what synthetic inputs lack; nothing is changed for real data."""
@@ -88,4 +93,6 @@ def score(scorer: str, context: ScoringContext) -> Scores:
     """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
     module = SCORERS.usable(scorer, context.data is not None)
     with torch.no_grad():
-        return module.score(context)
+        found: Scores = module.score(context)
+    give_back()
+    return found

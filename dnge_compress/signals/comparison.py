@@ -14,7 +14,7 @@ from dnge_compress.signals.divergence import mean_divergence, outputs_of
 from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of
 from dnge_compress.signals.pieces import in_pieces, numbers_per_position
 
-ANSWER_NUMBERS = 1 << 26  # of one piece of a batch, with the copies that a divergence makes of them
+ANSWER_NUMBERS = 1 << 25  # of one piece of a batch, with the copies that a divergence makes of them
 
 
 class Comparison:

@@ -9,7 +9,10 @@ import torch.nn.functional as nnf
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from dnge_compress.signals.draws import drawn
 from dnge_compress.signals.inference import Inputs, call
+
+AT_ONCE = 1 << 21  # numbers of class scores, of which a divergence makes some copies
 
 
 def attended(batch: Inputs) -> Bool[Tensor, "N T"] | None:
@@ -55,12 +58,19 @@ def divergence(
     output: Float[Tensor, "*rows C"], reference: Float[Tensor, "*rows C"], logits: bool
 ) -> Float[Tensor, ""]:
     """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
-    output, reference = output.float(), reference.float()
     if are_scores(reference, logits):
-        p = reference.log_softmax(-1)
-        return (p.exp() * (p - output.log_softmax(-1))).sum(-1).mean()
+        classes = reference.shape[-1]
+        rows = max(1, AT_ONCE // classes)
+        pairs = zip(reference.reshape(-1, classes).split(rows), output.reshape(-1, classes).split(rows), strict=True)
+        return torch.stack([_kl_sum(*pair) for pair in pairs]).sum() * (classes / reference.numel())
+    output, reference = output.float(), reference.float()
     # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
     return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
+
+
+def _kl_sum(reference: Float[Tensor, "rows C"], output: Float[Tensor, "rows C"]) -> Float[Tensor, ""]:
+    p = reference.float().log_softmax(-1)
+    return (p.exp() * (p - output.float().log_softmax(-1))).sum()
 
 
 def label_loss(output: Float[Tensor, "*rows C"], logits: bool, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -68,10 +78,7 @@ def label_loss(output: Float[Tensor, "*rows C"], logits: bool, generator: torch.
     output = output.float()
     if are_scores(output, logits):
         flat = output.reshape(-1, output.shape[-1])
-        with torch.no_grad():
-            # Gumbel-max sampling: one label per position from the model's own distribution.
-            uniform = torch.rand(flat.shape, generator=generator).to(flat.device)
-            labels = (flat - (-(uniform.clamp_min(1e-20)).log()).log()).argmax(-1)
+        labels = drawn(flat.detach(), generator)[0][:, 0]  # one per position, from the model's own distribution
         return nnf.cross_entropy(flat, labels, reduction="sum")
     direction = torch.randn(output.shape, generator=generator).to(output.device)
     return (output * direction).sum() / output.detach().var().clamp_min(1e-12).sqrt()

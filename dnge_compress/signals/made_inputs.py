@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dnge_compress.graph.derivation.example_inputs import special_tokens
 from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.draws import drawn
 from dnge_compress.signals.inference import Inputs, device_of
-from dnge_compress.signals.sampled_text import drawn
 from dnge_compress.signals.synthetic_images import random_images
 
 MIN_ROWS = 64

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnge_compress.signals.draws import drawn
 from dnge_compress.signals.inference import device_of
-from dnge_compress.signals.sampled_text import drawn
 
 ROUNDS = 16
 

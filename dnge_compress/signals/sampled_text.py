@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from dnge_compress.signals.draws import drawn
 from dnge_compress.signals.inference import device_of
 from dnge_compress.signals.positions import positions_of
 
 # Rows written side by side: a small model takes little longer for many, a large one's memory has to fit. Decided by
 # the model alone, so that the rows don't depend on the machine.
-CACHE_NUMBERS = 1 << 28
+CACHE_NUMBERS = 1 << 27
 ROWS_AT_ONCE = (8, 256)  # at least and at most
 READ_TOKENS = 4096  # at once, by a model without memory, which reads all again for each token
 
@@ -86,19 +86,6 @@ def continued(
             if wrote is not None:
                 wrote(len(ids))
     return ids, torch.cat(costs, 1)
-
-
-def drawn(logits: Float[Tensor, "N C"], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """One class of each row `[N, 1]`, as likely as the logits say, and what it costs in nats `[N, 1]`.
-
-    It is the class where the sum of the probabilities first exceeds a random share of them all; `torch.multinomial`
-    would draw a number for each class, which takes longer than many a model.
-    """
-    most = logits.amax(-1, keepdim=True)
-    sums = (logits - most).float().exp().cumsum(-1, dtype=torch.float64)
-    share = torch.rand(len(logits), 1, generator=generator, dtype=sums.dtype).to(sums.device)
-    found = torch.searchsorted(sums, share * sums[:, -1:], right=True).clamp_max(logits.shape[1] - 1)
-    return found, (sums[:, -1:].log() - (logits.gather(1, found) - most)).float()
 
 
 def cache_name(model: Any) -> str:
