@@ -22,7 +22,7 @@ def refuse_early(options: Namespace) -> None:
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
     refuse_missing(options.model)
-    if options.data and options.function != "vocabulary":  # which reads any text
+    if options.data:
         source_of(Path(options.data))
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):

@@ -1,9 +1,9 @@
-"""A user's texts to calibrate on: rows as jobs read them, cut to what a model is calibrated with."""
+"""A user's texts outside jobs, read as jobs read rows: to calibrate on, or to see which tokens are used."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from dnge_compress.signals.inference import Inputs, device_of
 from dnge_compress.signals.sampled_text import text_length
 from dnge_compress.signals.tokenizer import needed_tokenizer
 from dnge_compress.signals.user_data import UserData
+
+PIECE = 100_000  # characters of a .txt file that are cut up as one text, at least
 
 
 def read_texts(path: Path, model: nn.Module, length: int) -> UserData:
@@ -51,6 +53,40 @@ def read_texts(path: Path, model: nn.Module, length: int) -> UserData:
     empty = f"; {several(counts['empty'], 'row')} without text left out" if counts["empty"] else ""
     note = f"calibrated on {several(len(rows), 'row')} of '{path.name}' with {tokens:,} tokens{cut}{empty}"
     return UserData(tuple(_batches(rows, tokenizer, model, length)), (note,))
+
+
+def texts_in(path: Path, model: nn.Module) -> Iterator[str]:
+    """The texts of a file of rows, as the model will meet them: whole, and prompts alone; of a .txt file its lines, and
+    long pieces of the whole, so that the tokens of line ends and indents count as used. Raises DataError."""
+    source = source_of(path)
+    tokenizer: Any = None
+    if source.type == "messages":
+        tokenizer = _tokenizer_of(model)
+        check_template(tokenizer)
+    table = RowFile(path, source)
+    if table.suffix == ".txt":
+        yield from _lines_and_pieces(row["text"] for _, row in table)
+        return
+    for place, row in table:
+        ours = fields(row, source, place)
+        if ours is not None and source.type == "messages":
+            yield rendered(ours["messages"], tokenizer, place)
+        elif ours is not None:
+            yield from dict.fromkeys(("".join(ours.values()), "".join(ours.values()).strip(), *ours.values()))
+
+
+def _lines_and_pieces(lines: Iterable[str]) -> Iterator[str]:
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        if line.strip():
+            yield line.strip()
+        block.append(line)
+        size += len(line)
+        if size >= PIECE:
+            yield "".join(block)
+            block, size = [], 0
+    yield "".join(block)
 
 
 def _texts(source: Dataset, tokenizer: Any, counts: Counter[str]) -> Iterator[tuple[str, dict[str, bool]]]:
