@@ -18,11 +18,22 @@ import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
-from dnge_compress.jobs import measuring, stages, training
+from dnge_compress.jobs import comparing, measuring, stages, training
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
@@ -169,6 +180,29 @@ def test_a_training_that_only_harms_leaves_the_pruned_model_and_says_so(
     ours, theirs = (load_file(out / name / "model.safetensors") for name in ("model", "pruned"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert "so the result is the pruned model" in report.to_markdown()
+
+
+def without_stages(out: Path, *stages: str) -> None:
+    """Take stages of a job for not done."""
+    record = json.loads((out / "job.json").read_text())
+    record["stages"] = {name: facts for name, facts in record["stages"].items() if name not in stages}
+    (out / "job.json").write_text(json.dumps(record))
+
+
+def test_a_trained_model_that_is_put_aside_writes_nothing_either(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    without_stages(out, "measure", "save")
+    monkeypatch.setattr(comparing, "_is_below", lambda loss, start: False)
+    put_aside = run(job_of(recipe(model, rows, out)))
+    kept = JobReport.from_dict(json.loads((finished / "report.json").read_text()))
+    assert put_aside is not None
+    written = [
+        [[s.continuations[name] for s in r.samples] for name in ("pruned", "trained")] for r in (kept, put_aside)
+    ]
+    assert written[0][0] != written[0][1] and written[1][0] == written[1][1]
 
 
 @pytest.mark.parametrize("lora", [None, {"lora_dropout": 0.0}], ids=["whole", "lora"])
@@ -384,6 +418,63 @@ def test_without_lora_all_parameters_are_trained(model: Path, rows: Path, tmp_pa
     start = AutoModelForCausalLM.from_pretrained(model)
     assert not torch.equal(trained.model.norm.weight, start.model.norm.weight)
     assert trained.lm_head.weight is trained.model.embed_tokens.weight
+
+
+EXPERTS: dict[str, Any] = {
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 3}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM,
+                  {"num_experts": 3, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(EXPERTS))
+def test_a_mixture_of_experts_is_trained_whole_and_goes_on_after_a_stop(
+    kind: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts have other names in a checkpoint than in the module."""
+    config, cls, more = EXPERTS[kind]
+    torch.manual_seed(0)
+    folder, told = tmp_path / "model", {"lora": None, "prune": None, "train": {"learning_rate": 0.01}}
+    cls(config(vocab_size=4096, hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=4,
+               num_key_value_heads=2, num_experts_per_tok=2, max_position_embeddings=128, initializer_range=0.2,
+               bos_token_id=0, eos_token_id=0, **more)).save_pretrained(folder)  # fmt: skip
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder)
+    whole = run(job_of(recipe(folder, rows, tmp_path / "whole", **told)))
+    assert whole is not None and whole.milestones[-1].loss < whole.milestones[0].loss  # type: ignore[operator]
+    start, trained = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "whole" / "model"))
+    assert start.keys() == trained.keys()
+    assert not any(torch.equal(start[name], trained[name]) for name in start if ".experts." in name)
+    job = job_of(recipe(folder, rows, tmp_path / "out", **told))
+    real = JobTrainer._save_checkpoint
+
+    def killed(self: Any, *arguments: Any) -> None:
+        if self.state.global_step > 4:
+            raise KeyboardInterrupt
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobTrainer, "_save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    run(job)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
+def test_samples_fit_into_the_models_positions(rows: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder, pairs = tmp_path / "model", tmp_path / "pairs.jsonl"
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=4096, n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder)
+    texts = [json.loads(line)["text"].split() for line in rows.read_text().splitlines()]
+    told = [{"prompt": " ".join(words[:36]), "completion": " ".join(words[36:40])} for words in texts]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in told))
+    train = {"max_length": 64, "max_steps": 1}
+    sources = [{"path": str(pairs), "type": "prompt_completion"}]
+    report = run(job_of(recipe(folder, pairs, tmp_path / "out", prune=None, train=train, datasets=sources)))
+    assert report is not None and len(report.samples) == 2
+    assert all(text for sample in report.samples for text in sample.continuations.values())
 
 
 def test_compared_placements_are_trained_at_the_same_budget(model: Path, rows: Path, tmp_path: Path) -> None:

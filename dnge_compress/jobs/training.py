@@ -51,8 +51,12 @@ def train(
     model: Any = quick(base(folder, job))
     refuse_other_tasks(type(model).__name__, job.model_name_or_path)
     model.config.use_cache = False
-    # A whole model trains in float32: bfloat16 would round steps as small as the learning rate's away.
-    model = model.float() if job.lora is None else attach(model, folder.read_lora_plan(variant), seed=job.seed)
+    if job.lora is None:
+        # A whole model trains in float32: bfloat16 would round steps as small as the learning rate's away.
+        model = model.float()
+        model._weight_conversions = []  # checkpoints then keep the module's own names, by which they are read back
+    else:
+        model = attach(model, folder.read_lora_plan(variant), seed=job.seed)
     held_out = Examples.load(folder.held_out_rows)
     lessons = Lessons(
         rows=Examples.load(folder.train_rows),
