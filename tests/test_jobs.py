@@ -670,6 +670,16 @@ def test_an_empty_section_is_refused_and_not_taken_for_an_absent_one(model: Path
         other = tmp_path / f"{section}.yaml"
         other.write_text(f"{section}:\n{text}")
         assert f"{other}:1: '{section}' is empty; write `{section}: {{}}`" in refusal(other)
+        flowing = yaml.safe_dump(yaml.safe_load(text), default_flow_style=True, width=10**6).strip()
+        for written in (f"{{{section}: , {flowing[1:]}", f"{section}: !!null\n{text}"):
+            other.write_text(written)
+            assert f"'{section}' is empty" in refusal(other)
+        assert f"'{section}=': nothing stands behind '='; write {section}=null or ~{section}" in refusal(
+            path, f"{section}="
+        )
+        if section != "train":  # which datasets need
+            other.write_text(f"{section}: null\n{text}")
+            assert getattr(job_of(other), section) is None
 
 
 def test_a_teacher_of_a_model_that_nothing_prunes_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
