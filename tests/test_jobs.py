@@ -33,7 +33,7 @@ from transformers import (
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
-from dnge_compress.jobs import comparing, measuring, stages, training
+from dnge_compress.jobs import comparing, measuring, rates, stages, training
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
@@ -243,6 +243,91 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     assert any(
         note.startswith(f"learning rate {found['learning_rate']:g}, of held-out losses") for note in report.notes
     )
+
+
+def test_the_rate_that_was_found_is_the_one_that_trains(model: Path, rows: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"prune": None, "lora": {"lora_dropout": 0.0}}
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    run(job_of(recipe(model, rows, out, **told, train={"learning_rate": "auto"})))
+    found = (JobFolder(out).done("rate") or {})["learning_rate"]
+    run(job_of(recipe(model, rows, plain, **told, train={"learning_rate": found})))
+    ours, theirs = adapter(out), adapter(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_placement_that_is_compared_has_a_rate_of_its_own(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def found(loss_at: Any, first: float) -> Any:
+        given.append(first)
+        return (1e-3, 1e-4)[len(given) - 1], {first: loss_at(first)}
+
+    monkeypatch.setattr(rates, "find_rate", found)
+    out = tmp_path / "out"
+    train = {"learning_rate": "auto", "max_steps": 2}
+    report = run(job_of(recipe(model, rows, out, prune=None, compare=["uniform"], train=train)))
+    assert report is not None
+    assert any(note.startswith("learning rate of the compared placement uniform: 0.0001,") for note in report.notes)
+    taken = {name: torch.load(out / name / "checkpoint-2" / "training_args.bin", weights_only=False).learning_rate
+             for name in ("training", "training-uniform")}  # fmt: skip
+    assert taken == {"training": 1e-3, "training-uniform": 1e-4} and given == [rates.FIRST_LORA, 1e-3]
+
+
+def test_trials_leave_nothing_and_evaluate_once(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, judged = [], []
+    real_save, real_evaluate = JobTrainer._save_checkpoint, JobTrainer.evaluate
+
+    def save(self: Any, *arguments: Any) -> None:
+        saved.append(Path(self.args.output_dir).parent.name)
+        real_save(self, *arguments)
+
+    def evaluate(self: Any, *arguments: Any, **named: Any) -> Any:
+        judged.append((Path(self.args.output_dir).parent.name, self.args.learning_rate))
+        return real_evaluate(self, *arguments, **named)
+
+    monkeypatch.setattr(JobTrainer, "_save_checkpoint", save)
+    monkeypatch.setattr(JobTrainer, "evaluate", evaluate)
+    run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train={"learning_rate": "auto"})))
+    tried = [rate for place, rate in judged if place == "trials"]
+    assert len(tried) == len(set(tried)) >= 3 and "trials" not in saved and "out" in saved
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(0.1, 0.1), (0, 0), (100, 0.1), (1, 0.001), (2000, 80)])
+def test_a_trial_warms_up_for_the_share_of_its_steps_that_the_training_does(warmup: float, expected: float) -> None:
+    assert rates.trial_warmup(warmup, steps=1000, trial=40) == pytest.approx(expected)
+
+
+def test_a_warm_up_that_is_counted_lets_trials_reach_their_rate(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    highest: dict[float, float] = {}
+    real = JobTrainer.training_step
+
+    def step(self: Any, *arguments: Any, **named: Any) -> Any:
+        if Path(self.args.output_dir).parent.name == "trials":
+            rate = self.args.learning_rate
+            highest[rate] = max(highest.get(rate, 0.0), self.lr_scheduler.get_last_lr()[0])
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(JobTrainer, "training_step", step)
+    train = {"learning_rate": "auto", "warmup_steps": 5, "max_steps": 20, "lr_scheduler_type": "constant_with_warmup"}
+    run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train=train)))
+    assert highest and all(found == pytest.approx(rate) for rate, found in highest.items())
+
+
+def test_a_rate_that_was_found_and_diverges_later_names_the_next_lower_one(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "find_rate", lambda loss_at, first: (1e30, {1e30: loss_at(1e-3)}))
+    train = {"learning_rate": "auto", "warmup_steps": 0}
+    with pytest.raises(DivergedError, match=r"write train.learning_rate: 0.03 instead of auto, which found 1e\+30"):
+        run(job_of(recipe(model, rows, tmp_path / "out", train=train)))
+    assert rates.next_lower(3e-3) == 1e-3 and rates.next_lower(1e-5) == pytest.approx(1e-5 / 3)
 
 
 def test_a_rate_is_looked_for_until_both_neighbours_are_worse() -> None:

@@ -41,7 +41,8 @@ def planned(job: Job) -> list[Planned]:
         found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))
     if job.train is not None:
         if job.train.learning_rate == "auto":
-            found.append(Planned("rate", "a learning rate, by a few short trainings"))
+            each = " for each placement" if job.compare else ""
+            found.append(Planned("rate", f"a learning rate{each}, by a few short trainings"))
         for variant in ("", *job.compare):
             found.append(Planned(f"train {variant}".strip(), _train_about(job, variant)))
     found.append(Planned("measure", "size" if job.train is None else "held-out loss, size and speed"))

@@ -18,8 +18,8 @@ DEEPEST = 32  # recipes need five; PyYAML takes minutes over thousands
 
 
 def read(path: Path) -> tuple[dict[str, Any], Lines, set[Place]]:
-    """Values and lines of a recipe file, and the keys behind which nothing stands. Raises RecipeError that names the file
-    and, where known, the line."""
+    """Values and lines of a recipe file, and the keys behind which nothing stands. Raises RecipeError that names the
+    file and, where known, the line."""
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:

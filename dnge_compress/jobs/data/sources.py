@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dnge_compress.core.errors import DataError, first_line, nearest
+from dnge_compress.core.errors import DataError, first_line
 from dnge_compress.jobs.data.fields import check_columns, fields
 from dnge_compress.jobs.data.formats import Placed, RowFile, quiet_datasets
-from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, locate
+from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, wanted
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 
@@ -57,13 +57,7 @@ def source_of(path: Path) -> Dataset:
 
 
 def _wanted(source: Dataset, folder: Path) -> dict[str, list[RowFile]]:
-    """The files of the splits that the source names: "train" and "test" of "train[:90%]+test"."""
-    known = locate(source, folder)
-    names = [part.split("[")[0].split("(")[0].strip() for part in source.split.split("+")]
-    for name in names:
-        if name not in known:
-            raise DataError(f"'{source.path}' has no split '{name}'; {nearest(name, known)}")
-    return {name: [RowFile(file, source) for file in known[name]] for name in names}
+    return {name: [RowFile(file, source) for file in files] for name, files in wanted(source, folder).items()}
 
 
 def _sliced(files: dict[str, list[RowFile]], source: Dataset) -> list[RowFile]:
