@@ -401,11 +401,22 @@ def test_report_shows_a_job_again(finished: Path, capsys: Any) -> None:
     assert "trained" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stage", ["data", "prune", "place", "train", "save", "measure"])
+@pytest.fixture(scope="module")
+def finished_at_a_found_rate(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished job that found its learning rate."""
+    out = tmp_path_factory.mktemp("runs") / "found"
+    run(job_of(recipe(model, rows, out, train={"learning_rate": "auto"})))
+    return out
+
+
+@pytest.mark.parametrize("stage", ["data", "prune", "place", "rate", "train", "save", "measure"])
 def test_a_job_that_stops_in_any_stage_goes_on_to_the_same_result(
-    stage: str, model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, model: Path, rows: Path, tmp_path: Path, request: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dnge_compress.jobs import running
+
+    rate: Any = "auto" if stage == "rate" else 0.05
+    finished = request.getfixturevalue("finished_at_a_found_rate" if stage == "rate" else "finished")
 
     def torn(some: Any, work: Any) -> Any:
         facts = running_timed(some, work)
@@ -414,7 +425,7 @@ def test_a_job_that_stops_in_any_stage_goes_on_to_the_same_result(
         return facts
 
     running_timed = running.timed
-    job = job_of(recipe(model, rows, tmp_path / "out"))
+    job = job_of(recipe(model, rows, tmp_path / "out", train={"learning_rate": rate}))
     with monkeypatch.context() as patch:
         patch.setattr(running, "timed", torn)
         with pytest.raises(KeyboardInterrupt):
@@ -841,6 +852,24 @@ def test_data_that_changed_since_a_stop_are_read_again_and_the_rest_stands(
     assert losses(tmp_path / "out") == losses_of_a_fresh_run(model, own, tmp_path / "fresh")
 
 
+def test_a_kill_while_stages_are_forgotten_begins_them_again_and_spares_the_users_files(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "out", JobFolder(tmp_path / "out")
+    shutil.copytree(finished, out)
+    for name in ("training.txt", "training-notes/a"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    monkeypatch.setattr(shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        folder.forget(["data", "train", "measure", "save"], [""])
+    assert set(folder.read()["stages"]) == {"data", "prune", "place"} and (out / "training").is_dir()
+    monkeypatch.undo()
+    folder.forget(["data", "train", "measure", "save"], [""])
+    assert set(folder.read()["stages"]) == {"prune", "place"} and not (out / "training").exists()
+    assert (out / "training.txt").read_text() == (out / "training-notes" / "a").read_text() == "mine"
+
+
 def stopped(work: Any) -> Any:
     """A stage that never comes to its end."""
     raise KeyboardInterrupt
@@ -921,6 +950,52 @@ def test_a_result_that_was_taken_away_is_made_again(model: Path, rows: Path, fin
     shutil.rmtree(out / "model")
     run(job_of(recipe(model, rows, out)))
     assert (out / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [("training", "model"), ("adapter", "model"), ("training", "report.json"), ("adapter",), ("lora_plan.json",),
+     ("data", "training", "model"), ("pruned", "flat_adapter")],
+    ids=" ".join,
+)  # fmt: skip
+def test_whatever_was_taken_away_of_a_finished_job_is_made_again(
+    gone: tuple[str, ...], model: Path, rows: Path, finished_flat: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished_flat, out)
+    for name in gone:
+        (shutil.rmtree if (out / name).is_dir() else os.remove)(out / name)
+    run(job_of(recipe(model, rows, out, save={"flat_adapter": True})))
+    assert {p.name for p in finished_flat.iterdir()} == {p.name for p in out.iterdir()}
+    for name in ("model/model.safetensors", "flat_adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(out / name), load_file(finished_flat / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert losses(out) == losses(finished_flat)
+
+
+@pytest.fixture(scope="module")
+def finished_flat(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished job that left everything it can."""
+    out = tmp_path_factory.mktemp("runs") / "flat"
+    run(job_of(recipe(model, rows, out, save={"flat_adapter": True})))
+    return out
+
+
+def test_a_whole_model_whose_checkpoints_were_taken_away_is_trained_again_only_if_it_is_needed(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    job = job_of(recipe(model, rows, out, lora=None, prune=None))
+    run(job)
+    shutil.rmtree(out / "training")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train", stopped)
+        assert run(job) is not None  # room was made, and nothing is missing
+    weights = load_file(out / "model" / "model.safetensors")
+    shutil.rmtree(out / "model")
+    run(job)
+    again = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_folder_that_is_no_job_of_ours_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
