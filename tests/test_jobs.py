@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import yaml
@@ -33,7 +34,7 @@ from transformers import (
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
-from dnge_compress.jobs import comparing, measuring, rates, stages, training
+from dnge_compress.jobs import comparing, measuring, rates, refusals, stages, training
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
@@ -913,6 +914,18 @@ def test_what_would_fail_after_minutes_is_refused_before_a_stage_begins(
         run(job_of(path, assignments([told])))
     assert words in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_optimizer_is_looked_up_without_setting_a_device_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun that would open the process group, for CPUs."""
+
+    def opened(self: Any, *_: Any, **__: Any) -> None:
+        raise AssertionError("the process group is opened")
+
+    monkeypatch.setattr(accelerate.PartialState, "__init__", opened)
+    refusals._refuse_optimizer("adamw_torch")
+    with pytest.raises(DngeError, match="can't be used here"):
+        refusals._refuse_optimizer("adamw_bnb_8bit")
 
 
 def test_a_job_without_room_for_its_results_says_how_much_is_missing(

@@ -51,7 +51,7 @@ from dnge_compress.core.errors import BudgetError, DataError, ExactnessError, Pl
 from dnge_compress.graph.tracing.running import copied
 from dnge_compress.graph.vocabulary import rows_of, vocabulary_graph
 from dnge_compress.jobs.data.texts import texts_in
-from dnge_compress.surgery.token_ids import named_ids, renumbered_inputs
+from dnge_compress.surgery.token_ids import named_ids, renumber, renumbered_inputs
 from dnge_compress.surgery.vocabulary import check_tokens, cut_vocabulary, new_ids
 from dnge_compress.vocabulary.merges import Merges
 
@@ -294,6 +294,15 @@ def test_forbidden_tokens_that_went_are_forgotten_and_others_stay_forbidden(tmp_
     keep = small.dnge.vocabulary.keep
     assert [keep[i] for i in small.generation_config.suppress_tokens] == [40]
     assert [[keep[i] for i in word] for word in small.generation_config.bad_words_ids] == [[40, 41]]
+
+
+def test_places_that_force_no_token_yet_force_none(tmp_path: Path) -> None:
+    model: Any = ARCHITECTURES["whisper"].build()
+    before = named_ids(model)
+    model.generation_config.forced_decoder_ids = [[1, None], [2, 5]]
+    assert named_ids(model) == before | {5}
+    renumber(model, {5: 4})
+    assert model.generation_config.forced_decoder_ids == [[1, None], [2, 4]]
 
 
 def test_scripts_keep_every_token_written_in_them_so_that_any_such_text_is_cut_up_as_before(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@ tokenizers, chat templates, and modules of a model without values."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +49,11 @@ def _refuse_unknown(what: str, name: str, known: list[str]) -> None:
 
 def _refuse_optimizer(name: str) -> None:
     _refuse_unknown("optimizer", name, [str(known.value) for known in OptimizerNames])
+    arguments = object.__new__(TrainingArguments)  # whose own way to be made opens a launcher's process group
+    arguments.optim = OptimizerNames(name)
     try:
-        with quiet(), tempfile.TemporaryDirectory() as out:
-            Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(out, optim=name, report_to="none", use_cpu=True))
+        with quiet():
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError, RuntimeError) as e:
         raise RecipeError(f"train.optim '{name}' can't be used here ({first_line(e)}); write adamw_torch") from None
 
