@@ -182,7 +182,7 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:
-    return read_texts(Path(options.data), model, recipe.calibration.length) if options.data else None
+    return read_texts(Path(options.data), model, recipe.calibration) if options.data else None
 
 
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:

@@ -222,13 +222,15 @@ def _keep_model(model: Any, work: Work) -> None:
 
 
 def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
-    """As many of the job's rows as there would be synthetic inputs, for scorers and placers that need data."""
+    """As many of the job's rows as there would be synthetic inputs, evenly spread, for scorers and placers that need
+    data."""
     settings = work.job.train
     assert settings is not None
     rows = Examples.load(work.folder.train_rows)
     count = max(1, work.job.calibration.tokens // settings.max_length)
     collate = Collator.of(models.tokenizer_of(work.job))
-    few = rows.take(range(min(count, len(rows))))
+    count = min(count, len(rows))
+    few = rows.take([i * len(rows) // count for i in range(count)])
     batches = batches_of(few, collate, settings.per_device_eval_batch_size)
     return [{k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches]
 
