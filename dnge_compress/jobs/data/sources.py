@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dnge_compress.core.errors import DataError, first_line
 from dnge_compress.jobs.data.fields import check_columns, fields
@@ -56,6 +57,16 @@ def source_of(path: Path) -> Dataset:
     raise DataError(f"data file '{path}' has {there}; its rows need text, or prompt and completion, or messages")
 
 
+def spans(source: Dataset, lengths: Mapping[str, int]) -> list[Any]:
+    """The slices of a source's splits of so many rows, each with `splitname`, `from_` and `to`. Raises DataError."""
+    try:
+        with quiet_datasets() as datasets:
+            return list(datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths))
+    except (ValueError, AssertionError) as e:
+        reason = first_line(e)
+        raise DataError(f"'{source.path}': split '{source.split}' can't be read ({reason}); e.g. train[:90%]") from None
+
+
 def _wanted(source: Dataset, folder: Path) -> dict[str, list[RowFile]]:
     return {name: [RowFile(file, source) for file in files] for name, files in wanted(source, folder).items()}
 
@@ -64,14 +75,8 @@ def _sliced(files: dict[str, list[RowFile]], source: Dataset) -> list[RowFile]:
     """The files that `split` asks for, each cut to its part of a slice such as "train[:90%]"."""
     rows = {file.path: len(file) for parts in files.values() for file in parts}
     lengths = {split: sum(rows[file.path] for file in parts) for split, parts in files.items()}
-    try:
-        with quiet_datasets() as datasets:
-            spans = datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths)
-    except (ValueError, AssertionError) as e:
-        reason = first_line(e)
-        raise DataError(f"'{source.path}': split '{source.split}' can't be read ({reason}); e.g. train[:90%]") from None
     taken = []
-    for span in spans:
+    for span in spans(source, lengths):
         before = 0
         for file in files[span.splitname]:
             low, high = max(span.from_ - before, 0), min(span.to - before, rows[file.path])
