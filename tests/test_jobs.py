@@ -155,8 +155,19 @@ def test_the_result_is_the_lowest_point_of_a_curve_that_begins_before_the_first_
     assert found[0] == pytest.approx(pruned.loss, abs=1e-4) and min(found) == pytest.approx(trained.loss, abs=1e-4)
 
 
-def test_the_best_evaluation_is_kept_and_not_the_last(model: Path, rows: Path, tmp_path: Path) -> None:
-    train = {"max_steps": 6, "eval_steps": 2, "lr_scheduler_type": "constant", "learning_rate": 0.5, "warmup_steps": 0}
+def test_the_best_evaluation_is_kept_and_not_the_last(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = JobTrainer.training_step
+
+    def spoiled(self: Any, trained: Any, *arguments: Any, **named: Any) -> Any:
+        if self.state.global_step == 4:
+            norm = next(p for name, p in trained.named_parameters() if name.endswith("model.norm.weight"))
+            norm.data *= 30  # what the model is wrong about, it is sure about
+        return real(self, trained, *arguments, **named)
+
+    monkeypatch.setattr(JobTrainer, "training_step", spoiled)
+    train = {"max_steps": 6, "eval_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0}
     report = run(job_of(recipe(model, rows, tmp_path / "out", train=train, lora={"lora_dropout": 0.0})))
     assert report is not None
     found = dict(report.curves[0].held_out)
