@@ -19,8 +19,8 @@ from minilm import split
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, logging
 
-from dnge_compress import save, trim_vocabulary
-from dnge_compress.vocabulary.coverage import texts_in
+from dnge_compress import open_model, save, trim_vocabulary
+from dnge_compress.jobs.data.texts import texts_in
 
 LENGTH = 128
 EVERY = 10  # lines, one is run through both models
@@ -53,7 +53,8 @@ def main() -> None:
 def measure(folder: Path, corpus: tuple[str, ...], unseen: tuple[str, ...]) -> dict[str, Any]:
     """One model cut to a corpus, read back plainly, beside the whole one."""
     with TemporaryDirectory() as place:
-        small = trim_vocabulary(folder, (text for part in corpus for text in texts_in(DATA / part)))
+        dense = open_model(folder)
+        small = trim_vocabulary(dense, (text for part in corpus for text in texts_in(DATA / part, dense)))
         plan = small.dnge.vocabulary
         out = save(small, Path(place) / "out")
         tokenizers = [AutoTokenizer.from_pretrained(f) for f in (folder, out)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +14,18 @@ from models import make
 from safetensors.torch import load_file, save_file
 
 from dnge_compress import compress, load, open_model, place_lora, plan, save
+from dnge_compress.checkpoint.model_files import least_bytes
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError, UnknownNameError, first_line
 from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.plugins import Registry
+from dnge_compress.jobs.data import formats
+from dnge_compress.jobs.outline import estimate
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.methods import PLACERS, SCORERS
+from dnge_compress.recipes.schema import Prune
 
 ROOT = Path(__file__).resolve().parents[1]
 CHEAP = ("--scorer", "magnitude", "--set", "compensate=none", "--set", "kinds=[neuron]")
@@ -211,6 +218,74 @@ def test_a_dry_run_shows_stages_and_an_estimate_without_torch(llama: Path, tmp_p
     assert "prune" in alone and "train" not in alone and "disk" in alone
     assert json.loads(done.stdout)["datasets"][0]["path"] == str(rows)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["rows.jsonl"]
+
+
+def estimated(folder: Path, rows: Path, **told: Any) -> dict[str, str]:
+    """The estimate of a job on rows."""
+    train = {"max_length": 16, "learning_rate": 1e-3, **told.pop("train", {})}
+    raw = {"model_name_or_path": str(folder), "output_dir": "out", "train": train} | told
+    return estimate(validate({"datasets": [{"path": str(rows)}], "recipe": "job", **raw}, kind=Job))
+
+
+def number_in(text: str) -> float:
+    """The first number of an estimate."""
+    amount, unit = re.search(r"([\d.,]+) ?([kMG]?)", text).groups()  # type: ignore[union-attr]
+    return float(amount.replace(",", "")) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[unit]
+
+
+def test_an_estimate_counts_the_rows_that_are_read(llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "word " * 40}) + "\n" for _ in range(1000)), encoding="utf-8")
+    whole = number_in(estimated(llama, rows)["rows"])
+    for source, share in (
+        ({"split": "train[:10%]"}, 0.1),
+        ({"split": "train[100:300]+train[90%:]"}, 0.3),
+        ({"max_rows": 50}, 0.05),
+        ({"split": "train[:10%]", "max_rows": 50}, 0.05),
+    ):
+        found = number_in(estimated(llama, rows, datasets=[{"path": str(rows), **source}])["rows"])
+        assert found == pytest.approx(share * whole, rel=0.02), source
+
+
+def test_the_rows_of_a_large_file_are_told_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "word " * (30 + i % 7)}) + "\n" for i in range(5000)), encoding="utf-8")
+    monkeypatch.setattr(formats, "SAMPLE", 100_000)
+    monkeypatch.setattr(formats.RowFile, "__len__", None)
+    assert formats.RowFile(rows, Dataset(path=str(rows))).about_rows() == pytest.approx(5000, rel=0.02)
+
+
+def test_an_estimate_counts_trials_the_teacher_and_the_best_and_says_what_is_only_a_bound(
+    llama: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "word " * 40}) + "\n" for _ in range(1000)), encoding="utf-8")
+
+    def of(**told: Any) -> tuple[float, float]:
+        found = estimated(llama, rows, **told)
+        return number_in(found["work"]), number_in(found["disk"])
+
+    half = {"ratio": 0.5}
+    work, disk = of(prune=half)
+    assert of(prune=half, distill={})[0] == pytest.approx(work * (3 * 0.5 + 1) / (3 * 0.5), rel=0.01)
+    steps = number_in(estimated(llama, rows)["training"])
+    assert of(prune=half, train={"learning_rate": "auto"})[0] == pytest.approx(work * (1 + 3 * 40 / steps), rel=0.01)
+    params = sum(p.numel() for p in open_model(llama).parameters())
+    assert disk == pytest.approx(params * 0.5 * (2 * 4 + 2 * 12 + 4), rel=0.02)
+    for what, *words in (
+        ("units", "at most", "at most"),
+        ("macs", "at most", "about"),
+        ("parameters", "about", "about"),
+    ):
+        found = estimated(llama, rows, prune={"ratio": 0.5, "of": what})
+        assert found["disk"].startswith(words[0]) and found["work"].startswith(words[1])
+
+
+@pytest.mark.parametrize(("of", "least"), [("parameters", 0.5), ("units", 0.125), ("macs", 0.0)])
+def test_what_is_left_at_least_depends_on_what_the_ratio_counts(of: Any, least: float, llama: Path) -> None:
+    size = (llama / "model.safetensors").stat().st_size
+    assert least_bytes(llama, Prune(ratio=0.5, of=of)) == pytest.approx(least * size)
+    assert least_bytes(llama, None) == size
 
 
 @pytest.mark.parametrize("registry", [SCORERS, PLACERS], ids=lambda r: r.what)

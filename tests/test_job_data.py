@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.jobs.data.changes import changed, marks_of
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.rows import Collator, Rows, split_rows
 from dnge_compress.jobs.data.sources import check_sources
@@ -168,6 +169,26 @@ def test_a_txt_file_of_many_blocks_is_still_one_text(
     assert (flat == spaced.bos_token_id).sum() == (flat == spaced.eos_token_id).sum() == 1
     assert flat[0] == spaced.bos_token_id and flat[-1] == spaced.eos_token_id
     assert "".join(spaced.decode(flat[1:-1]).split()) == "".join(said.split())
+
+
+def test_only_files_that_are_read_count_as_changed_new_or_gone(tmp_path: Path) -> None:
+    for name in ("train-1.jsonl", "train-2.jsonl", "test.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n', encoding="utf-8")
+    sources = [Dataset(path=str(tmp_path), split="train[:50%]")]
+    before = marks_of(sources, tmp_path)
+    assert {Path(file).name for file in before} == {"train-1.jsonl", "train-2.jsonl"}
+    (tmp_path / "test.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
+    (tmp_path / "validation.jsonl").write_text('{"text": "c"}\n', encoding="utf-8")
+    assert changed(sources, tmp_path, before) is None
+    assert changed([Dataset(path=str(tmp_path), split="train+test")], tmp_path, before) == str(tmp_path / "test.jsonl")
+    (tmp_path / "train-3.jsonl").write_text('{"text": "d"}\n', encoding="utf-8")
+    assert changed(sources, tmp_path, before) == str(tmp_path / "train-3.jsonl")
+    (tmp_path / "train-3.jsonl").unlink()
+    (tmp_path / "train-2.jsonl").unlink()
+    assert changed(sources, tmp_path, before) == str(tmp_path / "train-2.jsonl")
+    (tmp_path / "train-2.jsonl").write_text('{"text": "b"}\n', encoding="utf-8")
+    assert changed(sources, tmp_path, before) == str(tmp_path / "train-2.jsonl")
+    assert changed([Dataset(type="sampled")], tmp_path, {}) is None
 
 
 def test_texts_in_many_batches_are_all_read(tmp_path: Path, books: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,9 @@ def error_of(recipe: Any, *told: str) -> str:
         ("datasets:\n  - path: a.txt\n  - path: b.txt\n    typ: text\n", ":7: unknown key 'datasets.1.typ'; did you"),
         ("datasets:\n  - type: sampled\n    path: a.txt\n", ":5: 'datasets.0' should have a path, unless type is"),
         ("datasets: [{path: a.jsonl, columns: {txt: body}}]\n", "columns: 'txt' is no column of type 'text' (known: t"),
-        ("train: {learning_rate: fast}\n", ":4: 'train.learning_rate' should be a valid number"),
+        ("train: {learning_rate: fast}\n", ":4: 'train.learning_rate' should be a number or auto, not 'fast'"),
+        ("train: {learning_rate: Auto}\n", "should be a number or auto, not 'Auto'; did you mean 'auto'?"),
+        ("lora: {init_lora_weights: Pissa}\n", "should be true, false or gaussian, olora, pissa or orthogonal, not 'P"),
         ("train: {bf16: true, fp16: true}\n", "'train' bf16 and fp16 exclude each other"),
         ("train: {save_total_limit: 1}\n", "'train.save_total_limit' should be greater than or equal to 2, not 1"),
         ("prune: {ratio: 2}\n", ":4: ratio must be at least 0 and below 1, not 2"),
@@ -170,6 +172,7 @@ def test_text_that_looks_like_something_else_stays_text_where_text_is_wanted(
         ("010", "8 or 10"),
         ("-017", "-15 or -17"),
         ("08", "text or 8"),
+        ("0__10", "8 or 10"),
         ("1:30", "90 or as text"),
         ("0b11", "3 or as text"),
     ],
@@ -180,6 +183,14 @@ def test_a_number_that_programs_read_differently_is_refused(tmp_path: Path, text
     assert f"mine.yaml:{line}: 'seed' is {text}, which is read as {readings}; write it plainly" in error_of(path)
     override = error_of(write(tmp_path, JOB + "lora: {}\n"), f"calibration.seed={text}")
     assert override.startswith(f"override: 'calibration.seed' is {text}, which is read as {readings}")
+
+
+@pytest.mark.parametrize(("text", "value"), [("00", 0), ("07", 7), ("0__7", 7), ("0_0", 0)])
+def test_a_number_with_zeros_in_front_that_everybody_reads_alike_is_taken(
+    tmp_path: Path, text: str, value: int
+) -> None:
+    job = load(write(tmp_path, JOB + f"lora: {{}}\nseed: {text}\n"), assignments([f"calibration.seed={text}"]))
+    assert isinstance(job, Job) and job.seed == value == job.calibration.seed
 
 
 @pytest.mark.parametrize("word", ["yes", "on", "true"])

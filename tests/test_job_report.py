@@ -20,11 +20,25 @@ from dnge_compress.core.terminal import plain, show
 from dnge_compress.core.wording import duration
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import MEASURES, Milestone, Sample
+from dnge_compress.jobs.report.verdict import verdict
 from dnge_compress.lora.rank_grid import Rank, grid
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.axes import decimals, layer_ticks, thinned, ticks
 from dnge_compress.report.plots import Curve
 
+VERDICTS = {
+    "half is taken back": (2.0, 2.5, 2.25, "Training took back 50.0 % of the loss."),
+    "more than all": (2.0, 2.0001, 1.5, "all of the loss and more: the result is better than the original"),
+    "all": (2.0, 2.5, 2.0, "Training took back 100.0 % of the loss."),
+    "nothing": (2.0, 2.5, 2.5, "Training made nothing better on the held-out rows (lowest loss 2.600, at step 4"),
+    "nothing lost": (2.0, 2.5, 1.9, "perplexity 7.389 → 6.686, nothing is lost"),
+    "next to nothing lost": (2.0, 2.5, 2.005, "next to nothing is lost"),
+    "a little lost": (2.0, 2.5, 2.04, "a little is lost"),
+    "something lost": (2.0, 2.5, 2.1, "clearly something is lost"),
+    "much lost": (2.0, 2.5, 2.4, "much is lost: remove less, or train longer"),
+    "what is kept": (2.0, 2.5, 2.4, "Kept is what training had at step 0, the lowest held-out loss (2.500) of 3 eval"),
+    "smaller and faster": (2.0, 2.5, 2.4, "20.0 % smaller; speed +30.0 %;"),
+}
 ORIGINAL = Milestone(name="original", params=1000, bytes=4000, loss=2.0, tokens_per_second=500.0)
 PRUNED = Milestone(name="pruned", params=800, bytes=3200, loss=2.5)
 TRAINED = Milestone(name="trained", params=800, bytes=3200, loss=2.25, tokens_per_second=650.0)
@@ -44,6 +58,24 @@ SECTIONS = (
     "Notes",
 )
 VOID = {"meta", "link"}
+
+
+@pytest.mark.parametrize("case", list(VERDICTS))
+def test_the_verdict_says_in_words_what_came_of_it(case: str) -> None:
+    before, cut, after, words = VERDICTS[case]
+    milestones = [replace(m, loss=x) for m, x in zip((ORIGINAL, PRUNED, TRAINED), (before, cut, after), strict=True)]
+    curve = Curve("trained", (), ((0, 2.5), (4, 2.6), (8, 2.7)))
+    assert any(words in sentence for sentence in verdict(milestones, [curve]))
+
+
+def test_the_verdict_without_pruning_speaks_of_the_model_it_began_with_and_of_nothing_where_nothing_was_done() -> None:
+    still = replace(ORIGINAL, name="trained")
+    assert verdict([ORIGINAL, still], [])[-1].endswith("so the result is the model it began with.")
+    assert verdict([ORIGINAL], []) == () == verdict([PRUNED], [])
+    unmeasured = verdict([ORIGINAL, replace(PRUNED, loss=None)], [])
+    assert unmeasured == ("Against the original: 20.0 % smaller.",)
+    broken = replace(TRAINED, loss=math.inf)
+    assert not any("Training" in sentence for sentence in verdict([ORIGINAL, PRUNED, broken], []))
 
 
 def full(layers: int = 3) -> JobReport:

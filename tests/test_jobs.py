@@ -13,16 +13,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
-from dnge_compress.jobs import measuring, stages, training
+from dnge_compress.jobs import comparing, measuring, rates, refusals, stages, training
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
@@ -143,8 +155,19 @@ def test_the_result_is_the_lowest_point_of_a_curve_that_begins_before_the_first_
     assert found[0] == pytest.approx(pruned.loss, abs=1e-4) and min(found) == pytest.approx(trained.loss, abs=1e-4)
 
 
-def test_the_best_evaluation_is_kept_and_not_the_last(model: Path, rows: Path, tmp_path: Path) -> None:
-    train = {"max_steps": 6, "eval_steps": 2, "lr_scheduler_type": "constant", "learning_rate": 0.5, "warmup_steps": 0}
+def test_the_best_evaluation_is_kept_and_not_the_last(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = JobTrainer.training_step
+
+    def spoiled(self: Any, trained: Any, *arguments: Any, **named: Any) -> Any:
+        if self.state.global_step == 4:
+            norm = next(p for name, p in trained.named_parameters() if name.endswith("model.norm.weight"))
+            norm.data *= 30  # what the model is wrong about, it is sure about
+        return real(self, trained, *arguments, **named)
+
+    monkeypatch.setattr(JobTrainer, "training_step", spoiled)
+    train = {"max_steps": 6, "eval_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0}
     report = run(job_of(recipe(model, rows, tmp_path / "out", train=train, lora={"lora_dropout": 0.0})))
     assert report is not None
     found = dict(report.curves[0].held_out)
@@ -169,6 +192,29 @@ def test_a_training_that_only_harms_leaves_the_pruned_model_and_says_so(
     ours, theirs = (load_file(out / name / "model.safetensors") for name in ("model", "pruned"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert "so the result is the pruned model" in report.to_markdown()
+
+
+def without_stages(out: Path, *stages: str) -> None:
+    """Take stages of a job for not done."""
+    record = json.loads((out / "job.json").read_text())
+    record["stages"] = {name: facts for name, facts in record["stages"].items() if name not in stages}
+    (out / "job.json").write_text(json.dumps(record))
+
+
+def test_a_trained_model_that_is_put_aside_writes_nothing_either(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    without_stages(out, "measure", "save")
+    monkeypatch.setattr(comparing, "_is_below", lambda loss, start: False)
+    put_aside = run(job_of(recipe(model, rows, out)))
+    kept = JobReport.from_dict(json.loads((finished / "report.json").read_text()))
+    assert put_aside is not None
+    written = [
+        [[s.continuations[name] for s in r.samples] for name in ("pruned", "trained")] for r in (kept, put_aside)
+    ]
+    assert written[0][0] != written[0][1] and written[1][0] == written[1][1]
 
 
 @pytest.mark.parametrize("lora", [None, {"lora_dropout": 0.0}], ids=["whole", "lora"])
@@ -209,6 +255,91 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     assert any(
         note.startswith(f"learning rate {found['learning_rate']:g}, of held-out losses") for note in report.notes
     )
+
+
+def test_the_rate_that_was_found_is_the_one_that_trains(model: Path, rows: Path, tmp_path: Path) -> None:
+    told: dict[str, Any] = {"prune": None, "lora": {"lora_dropout": 0.0}}
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    run(job_of(recipe(model, rows, out, **told, train={"learning_rate": "auto"})))
+    found = (JobFolder(out).done("rate") or {})["learning_rate"]
+    run(job_of(recipe(model, rows, plain, **told, train={"learning_rate": found})))
+    ours, theirs = adapter(out), adapter(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_placement_that_is_compared_has_a_rate_of_its_own(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def found(loss_at: Any, first: float) -> Any:
+        given.append(first)
+        return (1e-3, 1e-4)[len(given) - 1], {first: loss_at(first)}
+
+    monkeypatch.setattr(rates, "find_rate", found)
+    out = tmp_path / "out"
+    train = {"learning_rate": "auto", "max_steps": 2}
+    report = run(job_of(recipe(model, rows, out, prune=None, compare=["uniform"], train=train)))
+    assert report is not None
+    assert any(note.startswith("learning rate of the compared placement uniform: 0.0001,") for note in report.notes)
+    taken = {name: torch.load(out / name / "checkpoint-2" / "training_args.bin", weights_only=False).learning_rate
+             for name in ("training", "training-uniform")}  # fmt: skip
+    assert taken == {"training": 1e-3, "training-uniform": 1e-4} and given == [rates.FIRST_LORA, 1e-3]
+
+
+def test_trials_leave_nothing_and_evaluate_once(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved, judged = [], []
+    real_save, real_evaluate = JobTrainer._save_checkpoint, JobTrainer.evaluate
+
+    def save(self: Any, *arguments: Any) -> None:
+        saved.append(Path(self.args.output_dir).parent.name)
+        real_save(self, *arguments)
+
+    def evaluate(self: Any, *arguments: Any, **named: Any) -> Any:
+        judged.append((Path(self.args.output_dir).parent.name, self.args.learning_rate))
+        return real_evaluate(self, *arguments, **named)
+
+    monkeypatch.setattr(JobTrainer, "_save_checkpoint", save)
+    monkeypatch.setattr(JobTrainer, "evaluate", evaluate)
+    run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train={"learning_rate": "auto"})))
+    tried = [rate for place, rate in judged if place == "trials"]
+    assert len(tried) == len(set(tried)) >= 3 and "trials" not in saved and "out" in saved
+    assert not (tmp_path / "out" / "trials").exists()
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(0.1, 0.1), (0, 0), (100, 0.1), (1, 0.001), (2000, 80)])
+def test_a_trial_warms_up_for_the_share_of_its_steps_that_the_training_does(warmup: float, expected: float) -> None:
+    assert rates.trial_warmup(warmup, steps=1000, trial=40) == pytest.approx(expected)
+
+
+def test_a_warm_up_that_is_counted_lets_trials_reach_their_rate(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    highest: dict[float, float] = {}
+    real = JobTrainer.training_step
+
+    def step(self: Any, *arguments: Any, **named: Any) -> Any:
+        if Path(self.args.output_dir).parent.name == "trials":
+            rate = self.args.learning_rate
+            highest[rate] = max(highest.get(rate, 0.0), self.lr_scheduler.get_last_lr()[0])
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(JobTrainer, "training_step", step)
+    train = {"learning_rate": "auto", "warmup_steps": 5, "max_steps": 20, "lr_scheduler_type": "constant_with_warmup"}
+    run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train=train)))
+    assert highest and all(found == pytest.approx(rate) for rate, found in highest.items())
+
+
+def test_a_rate_that_was_found_and_diverges_later_names_the_next_lower_one(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rates, "find_rate", lambda loss_at, first: (1e30, {1e30: loss_at(1e-3)}))
+    train = {"learning_rate": "auto", "warmup_steps": 0}
+    with pytest.raises(DivergedError, match=r"write train.learning_rate: 0.03 instead of auto, which found 1e\+30"):
+        run(job_of(recipe(model, rows, tmp_path / "out", train=train)))
+    assert rates.next_lower(3e-3) == 1e-3 and rates.next_lower(1e-5) == pytest.approx(1e-5 / 3)
 
 
 def test_a_rate_is_looked_for_until_both_neighbours_are_worse() -> None:
@@ -282,11 +413,22 @@ def test_report_shows_a_job_again(finished: Path, capsys: Any) -> None:
     assert "trained" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("stage", ["data", "prune", "place", "train", "save", "measure"])
+@pytest.fixture(scope="module")
+def finished_at_a_found_rate(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished job that found its learning rate."""
+    out = tmp_path_factory.mktemp("runs") / "found"
+    run(job_of(recipe(model, rows, out, train={"learning_rate": "auto"})))
+    return out
+
+
+@pytest.mark.parametrize("stage", ["data", "prune", "place", "rate", "train", "save", "measure"])
 def test_a_job_that_stops_in_any_stage_goes_on_to_the_same_result(
-    stage: str, model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, model: Path, rows: Path, tmp_path: Path, request: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dnge_compress.jobs import running
+
+    rate: Any = "auto" if stage == "rate" else 0.05
+    finished = request.getfixturevalue("finished_at_a_found_rate" if stage == "rate" else "finished")
 
     def torn(some: Any, work: Any) -> Any:
         facts = running_timed(some, work)
@@ -295,7 +437,7 @@ def test_a_job_that_stops_in_any_stage_goes_on_to_the_same_result(
         return facts
 
     running_timed = running.timed
-    job = job_of(recipe(model, rows, tmp_path / "out"))
+    job = job_of(recipe(model, rows, tmp_path / "out", train={"learning_rate": rate}))
     with monkeypatch.context() as patch:
         patch.setattr(running, "timed", torn)
         with pytest.raises(KeyboardInterrupt):
@@ -384,6 +526,63 @@ def test_without_lora_all_parameters_are_trained(model: Path, rows: Path, tmp_pa
     start = AutoModelForCausalLM.from_pretrained(model)
     assert not torch.equal(trained.model.norm.weight, start.model.norm.weight)
     assert trained.lm_head.weight is trained.model.embed_tokens.weight
+
+
+EXPERTS: dict[str, Any] = {
+    "mixtral": (MixtralConfig, MixtralForCausalLM, {"num_local_experts": 3}),
+    "qwen2_moe": (Qwen2MoeConfig, Qwen2MoeForCausalLM,
+                  {"num_experts": 3, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", list(EXPERTS))
+def test_a_mixture_of_experts_is_trained_whole_and_goes_on_after_a_stop(
+    kind: str, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Experts have other names in a checkpoint than in the module."""
+    config, cls, more = EXPERTS[kind]
+    torch.manual_seed(0)
+    folder, told = tmp_path / "model", {"lora": None, "prune": None, "train": {"learning_rate": 0.01}}
+    cls(config(vocab_size=4096, hidden_size=16, intermediate_size=20, num_hidden_layers=1, num_attention_heads=4,
+               num_key_value_heads=2, num_experts_per_tok=2, max_position_embeddings=128, initializer_range=0.2,
+               bos_token_id=0, eos_token_id=0, **more)).save_pretrained(folder)  # fmt: skip
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder)
+    whole = run(job_of(recipe(folder, rows, tmp_path / "whole", **told)))
+    assert whole is not None and whole.milestones[-1].loss < whole.milestones[0].loss  # type: ignore[operator]
+    start, trained = (load_file(place / "model.safetensors") for place in (folder, tmp_path / "whole" / "model"))
+    assert start.keys() == trained.keys()
+    assert not any(torch.equal(start[name], trained[name]) for name in start if ".experts." in name)
+    job = job_of(recipe(folder, rows, tmp_path / "out", **told))
+    real = JobTrainer._save_checkpoint
+
+    def killed(self: Any, *arguments: Any) -> None:
+        if self.state.global_step > 4:
+            raise KeyboardInterrupt
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobTrainer, "_save_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(job)
+    run(job)
+    assert losses(tmp_path / "out") == losses(tmp_path / "whole")
+
+
+def test_samples_fit_into_the_models_positions(rows: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    folder, pairs = tmp_path / "model", tmp_path / "pairs.jsonl"
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=4096, n_embd=16, n_layer=1, n_head=2, n_positions=64, bos_token_id=0, eos_token_id=0)
+    ).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder)
+    texts = [json.loads(line)["text"].split() for line in rows.read_text().splitlines()]
+    told = [{"prompt": " ".join(words[:36]), "completion": " ".join(words[36:40])} for words in texts]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in told))
+    train = {"max_length": 64, "max_steps": 1}
+    sources = [{"path": str(pairs), "type": "prompt_completion"}]
+    report = run(job_of(recipe(folder, pairs, tmp_path / "out", prune=None, train=train, datasets=sources)))
+    assert report is not None and len(report.samples) == 2
+    assert all(text for sample in report.samples for text in sample.continuations.values())
 
 
 def test_compared_placements_are_trained_at_the_same_budget(model: Path, rows: Path, tmp_path: Path) -> None:
@@ -579,6 +778,16 @@ def test_an_empty_section_is_refused_and_not_taken_for_an_absent_one(model: Path
         other = tmp_path / f"{section}.yaml"
         other.write_text(f"{section}:\n{text}")
         assert f"{other}:1: '{section}' is empty; write `{section}: {{}}`" in refusal(other)
+        flowing = yaml.safe_dump(yaml.safe_load(text), default_flow_style=True, width=10**6).strip()
+        for written in (f"{{{section}: , {flowing[1:]}", f"{section}: !!null\n{text}"):
+            other.write_text(written)
+            assert f"'{section}' is empty" in refusal(other)
+        assert f"'{section}=': nothing stands behind '='; write {section}=null or ~{section}" in refusal(
+            path, f"{section}="
+        )
+        if section != "train":  # which datasets need
+            other.write_text(f"{section}: null\n{text}")
+            assert getattr(job_of(other), section) is None
 
 
 def test_a_teacher_of_a_model_that_nothing_prunes_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
@@ -655,6 +864,24 @@ def test_data_that_changed_since_a_stop_are_read_again_and_the_rest_stands(
     assert losses(tmp_path / "out") == losses_of_a_fresh_run(model, own, tmp_path / "fresh")
 
 
+def test_a_kill_while_stages_are_forgotten_begins_them_again_and_spares_the_users_files(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, folder = tmp_path / "out", JobFolder(tmp_path / "out")
+    shutil.copytree(finished, out)
+    for name in ("training.txt", "training-notes/a"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    monkeypatch.setattr(shutil, "rmtree", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        folder.forget(["data", "train", "measure", "save"], [""])
+    assert set(folder.read()["stages"]) == {"data", "prune", "place"} and (out / "training").is_dir()
+    monkeypatch.undo()
+    folder.forget(["data", "train", "measure", "save"], [""])
+    assert set(folder.read()["stages"]) == {"prune", "place"} and not (out / "training").exists()
+    assert (out / "training.txt").read_text() == (out / "training-notes" / "a").read_text() == "mine"
+
+
 def stopped(work: Any) -> Any:
     """A stage that never comes to its end."""
     raise KeyboardInterrupt
@@ -700,6 +927,18 @@ def test_what_would_fail_after_minutes_is_refused_before_a_stage_begins(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_optimizer_is_looked_up_without_setting_a_device_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun that would open the process group, for CPUs."""
+
+    def opened(self: Any, *_: Any, **__: Any) -> None:
+        raise AssertionError("the process group is opened")
+
+    monkeypatch.setattr(accelerate.PartialState, "__init__", opened)
+    refusals._refuse_optimizer("adamw_torch")
+    with pytest.raises(DngeError, match="can't be used here"):
+        refusals._refuse_optimizer("adamw_bnb_8bit")
+
+
 def test_a_job_without_room_for_its_results_says_how_much_is_missing(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -735,6 +974,52 @@ def test_a_result_that_was_taken_away_is_made_again(model: Path, rows: Path, fin
     shutil.rmtree(out / "model")
     run(job_of(recipe(model, rows, out)))
     assert (out / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [("training", "model"), ("adapter", "model"), ("training", "report.json"), ("adapter",), ("lora_plan.json",),
+     ("data", "training", "model"), ("pruned", "flat_adapter")],
+    ids=" ".join,
+)  # fmt: skip
+def test_whatever_was_taken_away_of_a_finished_job_is_made_again(
+    gone: tuple[str, ...], model: Path, rows: Path, finished_flat: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished_flat, out)
+    for name in gone:
+        (shutil.rmtree if (out / name).is_dir() else os.remove)(out / name)
+    run(job_of(recipe(model, rows, out, save={"flat_adapter": True})))
+    assert {p.name for p in finished_flat.iterdir()} == {p.name for p in out.iterdir()}
+    for name in ("model/model.safetensors", "flat_adapter/adapter_model.safetensors"):
+        ours, theirs = load_file(out / name), load_file(finished_flat / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert losses(out) == losses(finished_flat)
+
+
+@pytest.fixture(scope="module")
+def finished_flat(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Output folder of a finished job that left everything it can."""
+    out = tmp_path_factory.mktemp("runs") / "flat"
+    run(job_of(recipe(model, rows, out, save={"flat_adapter": True})))
+    return out
+
+
+def test_a_whole_model_whose_checkpoints_were_taken_away_is_trained_again_only_if_it_is_needed(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    job = job_of(recipe(model, rows, out, lora=None, prune=None))
+    run(job)
+    shutil.rmtree(out / "training")
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "train", stopped)
+        assert run(job) is not None  # room was made, and nothing is missing
+    weights = load_file(out / "model" / "model.safetensors")
+    shutil.rmtree(out / "model")
+    run(job)
+    again = load_file(out / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_a_folder_that_is_no_job_of_ours_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:

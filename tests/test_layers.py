@@ -49,7 +49,8 @@ HOMES = {
         f"{home}.py"
         for home in ("encoder/hub", "encoder/hub_encoder", "checkpoint/model_files", "checkpoint/aux_files")
     },
-    "tokenizers": {"zoo/corpora.py", "vocabulary/coverage.py"},
+    "tokenizers": {"zoo/corpora.py"},
+    "regex": {"vocabulary/coverage.py"},
     "shtab": {"cli/completion.py"},
 }
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py"))

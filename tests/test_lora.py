@@ -167,6 +167,11 @@ def test_a_budget_above_every_matrix_says_how_much_is_used(budget: dict[str, int
     assert not any("match_uniform_r" in note or "unused" in note for note in plan.notes)
 
 
+def test_a_rank_above_that_of_some_matrices_says_how_much_those_have() -> None:
+    _, plan = placed("llama_mqa", budget={"match_uniform_r": 20})
+    assert "match_uniform_r 20 is above the rank of 6 of 21 matrices (at most 8)" in plan.notes[0]
+
+
 def test_an_impossible_budget_says_the_smallest_possible() -> None:
     with pytest.raises(BudgetError, match="smallest possible here is 64"):
         placed(budget={"trainable_params": 63})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,20 +71,24 @@ def tokens_in(data: Any) -> set[tuple[int, ...]]:
 def test_rows_of_every_kind_are_read_as_the_text_that_they_hold(model: Any, tmp_path: Path) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_text("\n".join(f"{i} {TEXT}" for i in range(3)), encoding="utf-8")
-    wanted = tokens_in(read_texts(plain, model, 64))
+    wanted = tokens_in(read_texts(plain, model, Calibration(length=64)))
     halves = [(f"{i} {TEXT}"[:20], f"{i} {TEXT}"[20:]) for i in range(3)]
     for name, rows in {
         "text.jsonl": [{"text": a + b, "more": 3} for a, b in halves],
         "answers.jsonl": [{"prompt": a, "completion": b} for a, b in halves],
     }.items():
-        assert tokens_in(read_texts(write(tmp_path / name, rows), model, 64)) == wanted
+        assert tokens_in(read_texts(write(tmp_path / name, rows), model, Calibration(length=64))) == wanted
     listed = tmp_path / "list.json"
     listed.write_text(json.dumps([{"text": a + b} for a, b in halves]), encoding="utf-8")
-    assert tokens_in(read_texts(listed, model, 64)) == wanted
+    assert tokens_in(read_texts(listed, model, Calibration(length=64))) == wanted
 
 
 def test_cut_and_empty_rows_are_counted(model: Any, tmp_path: Path) -> None:
-    data = read_texts(write(tmp_path / "a.jsonl", [{"text": TEXT}, {"text": "short"}, {"text": " "}] * 6), model, 16)
+    data = read_texts(
+        write(tmp_path / "a.jsonl", [{"text": TEXT}, {"text": "short"}, {"text": " "}] * 6),
+        model,
+        Calibration(length=16),
+    )
     assert max(batch["input_ids"].shape[1] for batch in data) == 16
     assert "12 rows of 'a.jsonl' with " in data.notes[0]
     assert ", 6 of them cut at 16 tokens; 6 rows without text left out" in data.notes[0]
@@ -105,7 +110,7 @@ def test_data_that_are_none_are_refused_in_one_line(
 ) -> None:
     (tmp_path / name).write_text(content, encoding="utf-8")
     with pytest.raises(DataError) as caught:
-        read_texts(tmp_path / name, model, 64)
+        read_texts(tmp_path / name, model, Calibration(length=64))
     assert words in str(caught.value) and name in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -219,6 +224,22 @@ def test_a_broken_tokenizer_beside_good_weights_is_warned_of(tmp_path: Path, con
     assert reason in str(caught.value)
 
 
+def test_of_a_large_file_as_much_is_taken_as_synthetic_inputs_would_be_spread_over_all(
+    model: Any, tmp_path: Path
+) -> None:
+    rows = [{"text": f"{i} old men looked at the sea"} for i in range(2000)]
+    data = read_texts(write(tmp_path / "a.jsonl", rows), model, Calibration(tokens=1024, length=64))
+    tokenizer = needed_tokenizer(str(BOOKWORM), "")
+    found = [row[mask.bool()] for b in data for row, mask in zip(b["input_ids"], b["attention_mask"], strict=True)]
+    taken = sorted(int(tokenizer.decode(row).split()[0]) for row in found)
+    gaps = [later - one for one, later in pairwise(taken)]
+    tokens = sum(map(len, found))
+    assert 1024 <= tokens < 1100 and taken[0] == 0 and taken[-1] > 1950 and max(gaps) <= 2 * min(gaps)
+    assert data.notes[0].startswith(f"calibrated on {len(taken)} of 2,000 rows, spread evenly (calibration.tokens asks")
+    few = read_texts(write(tmp_path / "b.jsonl", rows[:40]), model, Calibration(tokens=1024, length=64))
+    assert few.notes[0].startswith("calibrated on 40 rows of 'b.jsonl' with ")
+
+
 def test_a_tokenizer_that_is_missing_says_where_and_not_that_the_hub_is_out_of_reach(tmp_path: Path) -> None:
     make("llama").save_pretrained(tmp_path / "bare")  # type: ignore[operator]
     for path, reason in (
@@ -232,7 +253,7 @@ def test_a_tokenizer_that_is_missing_says_where_and_not_that_the_hub_is_out_of_r
     moved = LlamaForCausalLM.from_pretrained(tmp_path / "bare")
     moved.name_or_path = str(tmp_path / "gone")
     with pytest.raises(DataError, match="isn't there"):
-        read_texts(write(tmp_path / "a.jsonl", [{"text": TEXT}]), moved, 64)
+        read_texts(write(tmp_path / "a.jsonl", [{"text": TEXT}]), moved, Calibration())
 
 
 def test_conversations_are_read_as_the_template_writes_them(model: Any, tmp_path: Path) -> None:
@@ -244,6 +265,6 @@ def test_conversations_are_read_as_the_template_writes_them(model: Any, tmp_path
     rows = [{"messages": [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "Yes."}]}] * 2
     chats = write(tmp_path / "chats.jsonl", rows)
     wanted = tuple(tokenizer(f"user: {TEXT}\nassistant: Yes.\n", add_special_tokens=False).input_ids)
-    assert tokens_in(read_texts(chats, open_model(place), 512)) == {wanted}
+    assert tokens_in(read_texts(chats, open_model(place), Calibration(length=512))) == {wanted}
     with pytest.raises(DataError, match="chat template"):
-        read_texts(chats, model, 64)
+        read_texts(chats, model, Calibration(length=64))

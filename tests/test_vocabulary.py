@@ -50,9 +50,9 @@ from dnge_compress.cli.main import main
 from dnge_compress.core.errors import BudgetError, DataError, ExactnessError, PlanError, UnsupportedModelError
 from dnge_compress.graph.tracing.running import copied
 from dnge_compress.graph.vocabulary import rows_of, vocabulary_graph
-from dnge_compress.surgery.token_ids import named_ids, renumbered_inputs
+from dnge_compress.jobs.data.texts import texts_in
+from dnge_compress.surgery.token_ids import named_ids, renumber, renumbered_inputs
 from dnge_compress.surgery.vocabulary import check_tokens, cut_vocabulary, new_ids
-from dnge_compress.vocabulary.coverage import texts_in
 from dnge_compress.vocabulary.merges import Merges
 
 BOOKS = Path(__file__).resolve().parents[1] / "examples" / "bookworm" / "heldout.txt"
@@ -296,6 +296,15 @@ def test_forbidden_tokens_that_went_are_forgotten_and_others_stay_forbidden(tmp_
     assert [[keep[i] for i in word] for word in small.generation_config.bad_words_ids] == [[40, 41]]
 
 
+def test_places_that_force_no_token_yet_force_none(tmp_path: Path) -> None:
+    model: Any = ARCHITECTURES["whisper"].build()
+    before = named_ids(model)
+    model.generation_config.forced_decoder_ids = [[1, None], [2, 5]]
+    assert named_ids(model) == before | {5}
+    renumber(model, {5: 4})
+    assert model.generation_config.forced_decoder_ids == [[1, None], [2, 4]]
+
+
 def test_scripts_keep_every_token_written_in_them_so_that_any_such_text_is_cut_up_as_before(tmp_path: Path) -> None:
     texts = ["ελληνικά γράμματα και λέξεις", "русские слова и буквы", "latin words and letters, 1234!"]
     made = Tokenizer(kinds.BPE())
@@ -313,6 +322,8 @@ def test_scripts_keep_every_token_written_in_them_so_that_any_such_text_is_cut_u
     )
     assert len(new.tokenize(texts[0])) > len(tokenizer.tokenize(texts[0]))
     assert new.decode(new(texts[0]).input_ids) == texts[0]
+    with pytest.raises(DataError, match="a list of names"):
+        plan_vocabulary(model, scripts="Latin", tokenizer=tokenizer)
     with pytest.raises(DataError, match="'Elvish' is no script"):
         plan_vocabulary(model, scripts=["Latin", "Elvish"], tokenizer=tokenizer)
 
@@ -459,11 +470,68 @@ def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([], "pass texts (--data) or scripts (--scripts)"),
         (["--data", str(tmp_path / "no.txt")], "can't be read"),
         (["--scripts", "Klingon"], "'Klingon' is no script"),
+        (["--scripts", "Latin,Lu"], "'Lu' is no script"),  # a property of letters
+        (["--scripts", "Alphabetic"], "'Alphabetic' is no script"),
         (["--scripts", "Latin", "-o", str(folder)], "which dnge did not write"),
     ):
         assert main(["vocabulary", str(folder), *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert error.startswith("dnge: error:") and message in error
+
+
+@pytest.mark.parametrize("left", ["nothing", "settings", "an unknown kind"])
+def test_no_token_goes_where_no_tokenizer_can_be_read(left: str, tmp_path: Path, capsys: Any) -> None:
+    """transformers makes an empty one of a config, or of a tokenizer's settings."""
+    folder, texts = base("llama, BPE that falls back to bytes", tmp_path / "base"), tmp_path / "texts.txt"
+    texts.write_text("\n".join(CORPUS), encoding="utf-8")
+    if left == "an unknown kind":
+        (folder / "tokenizer.json").write_text('{"model": {"type": "None"}}')
+    else:
+        (folder / "tokenizer.json").unlink()
+        settings = folder / "tokenizer_config.json"
+        settings.write_text(json.dumps(json.loads(settings.read_text()) | {"tokenizer_class": "LlamaTokenizer"}))
+        if left == "nothing":
+            settings.unlink()
+    assert main(["vocabulary", str(folder), "--data", str(texts), "-o", str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "there is no tokenizer to cut" in said and str(folder) in said
+
+
+def test_rows_are_read_as_jobs_read_them_and_not_as_json(tmp_path: Path) -> None:
+    folder = base("gpt2, bytes", tmp_path / "base")
+    model: Any = open_model(folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    turns = [{"role": "user", "content": "naïve"}, {"role": "assistant", "content": "да"}]
+    for name, row, expected in (
+        ("text", {"text": "привет"}, {"привет"}),
+        ("answers", {"prompt": "кто ", "completion": "он"}, {"кто он", "кто ", "он"}),
+        ("chats", {"messages": turns}, {"<user>naïve<assistant>да"}),
+    ):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        assert set(texts_in(path, model)) == expected
+    whole = "  first\n\nsecond\n"
+    (tmp_path / "plain.txt").write_text(whole, encoding="utf-8")
+    assert list(texts_in(tmp_path / "plain.txt", model)) == ["first", "second", whole]
+
+
+TOOLS_ONLY = "{% if not tools %}{{ raise_exception('no') }}{% endif %}Watson {{ tools[0].function.name }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "stays", "note"),
+    [("{% for m in messages %} Sherlock{% endfor %}", " Sherlock", ""), (TOOLS_ONLY, "Watson", ""),
+     ("{{ raise_exception('never') }}", "", "renders no conversation")],
+)  # fmt: skip
+def test_what_the_chat_template_writes_stays_tools_included_and_a_broken_one_is_told(
+    template: str, stays: str, note: str, tmp_path: Path
+) -> None:
+    folder = base("gpt2, bytes", tmp_path / "base")
+    (folder / "chat_template.jinja").write_text(template)
+    plan = plan_vocabulary(folder, ["x"])
+    assert set(AutoTokenizer.from_pretrained(folder)(stays).input_ids) <= set(plan.keep)
+    assert [note in found for found in plan.notes] == [True] * bool(note)
 
 
 @pytest.mark.parametrize(
@@ -482,7 +550,7 @@ def test_what_cant_be_cut_says_why(tmp_path: Path) -> None:
         plan_vocabulary(llama(20), ["a"], tokenizer=whole_words)
     with pytest.raises(UnsupportedModelError, match="written in Python"):
         plan_vocabulary(llama(20), ["a"], tokenizer=object())
-    with pytest.raises(UnsupportedModelError, match="comes from no folder"):
+    with pytest.raises(DataError, match="made from a config, not loaded from a folder"):
         plan_vocabulary(llama(20), ["a"])
     tokenizer = AutoTokenizer.from_pretrained(base("gpt2, bytes", tmp_path / "base"))
     with pytest.raises(UnsupportedModelError, match="the model only 20 rows"):
@@ -554,7 +622,8 @@ def test_minilm_cut_to_wikitext_gives_the_same_embeddings(tmp_path: Path) -> Non
     if not texts.is_file():
         pytest.skip(f"{texts} is missing; set DNGE_DATA to the folder with the data sets")
     folder = Path(package.__file__).parent / "model"
-    out = save(trim_vocabulary(folder, texts_in(texts)), tmp_path / "out")
+    dense = open_model(folder)
+    out = save(trim_vocabulary(dense, texts_in(texts, dense)), tmp_path / "out")
     models = [BertModel.from_pretrained(f).eval() for f in (folder, out)]
     old, new = (AutoTokenizer.from_pretrained(f) for f in (folder, out))
     plan = VocabularyPlan.from_json((out / "dnge_vocabulary.json").read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from dnge_compress.core.errors import CheckpointError, WeightError, first_line
 from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.strict_json import read_json
+from dnge_compress.recipes.schema import Prune
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -63,6 +64,11 @@ def weight_files(folder: Path) -> list[Path]:
         if not shard.is_file():
             raise CheckpointError(f"'{folder / INDEX}' names '{shard.name}', which is missing; fetch it again")
     return shards
+
+
+def least_bytes(base: Path, prune: Prune | None) -> float:
+    """What the model in a folder takes at least once it is pruned; 0 where its weights are no safetensors."""
+    return sum(file.stat().st_size for file in weight_files(base)) * (prune.left("parameters")[0] if prune else 1)
 
 
 def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:

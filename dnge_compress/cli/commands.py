@@ -26,7 +26,7 @@ from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
-from dnge_compress.jobs.data.texts import read_texts
+from dnge_compress.jobs.data.texts import read_texts, texts_in
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora
@@ -40,7 +40,6 @@ from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.report import Report
 from dnge_compress.signals.user_data import UserData
-from dnge_compress.vocabulary.coverage import texts_in
 from dnge_compress.vocabulary.trim import plan_vocabulary
 
 P = TypeVar("P", bound=PrunePlan | LoraPlan | VocabularyPlan)
@@ -100,9 +99,9 @@ def place(options: Namespace) -> None:
 def vocabulary(options: Namespace) -> None:
     """`dnge vocabulary MODEL --data texts.txt -o OUT`"""
     scripts = [script.strip() for script in options.scripts.split(",") if script.strip()]
-    texts = texts_in(Path(options.data)) if options.data else None
     with session() as progress:
         model = _open(options, progress)
+        texts = texts_in(Path(options.data), model) if options.data else None
         made = plan_vocabulary(model, texts, scripts=scripts, round_to=options.round_to, progress=progress)
     if options.output:
         _apply_vocabulary(made, options, model)
@@ -183,7 +182,7 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:
-    return read_texts(Path(options.data), model, recipe.calibration.length) if options.data else None
+    return read_texts(Path(options.data), model, recipe.calibration) if options.data else None
 
 
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from dnge_compress.checkpoint.model_files import read_config, refuse_missing, weight_files
+from dnge_compress.checkpoint.model_files import least_bytes, read_config, refuse_missing
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.jobs.data.sources import source_of
@@ -22,7 +22,7 @@ def refuse_early(options: Namespace) -> None:
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
     refuse_missing(options.model)
-    if options.data and options.function != "vocabulary":  # which reads any text
+    if options.data:
         source_of(Path(options.data))
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):
@@ -43,9 +43,9 @@ def lora_recipe(options: Namespace) -> LoraRecipe:
 
 
 def _least_bytes(options: Namespace, recipe: Recipe | None) -> float:
-    """What the smaller model takes at least: nobody removes more than the ratio of all its parameters."""
+    """What the smaller model takes at least, as far as that is known."""
     folder = whole_folder(Path(options.model))
     if recipe is None or options.dtype or not folder.is_dir():
         return 0
     read_config(folder)
-    return (1 - recipe.prune.ratio) * sum(file.stat().st_size for file in weight_files(folder))
+    return least_bytes(folder, recipe.prune)

@@ -44,18 +44,49 @@ def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None)
 
 
 def is_finished(folder: JobFolder, job: Job) -> bool:
-    """Whether every stage is done and the report is written."""
+    """Whether every stage is done and the report is written, and every result is still there."""
     if not (folder.root / REPORT).is_file():
         return False
     done = folder.read()["stages"]
-    return all(stage.name in done and stands(folder, job, stage.name) for stage in planned(job))
+    return all(stage.name in done and _has_result(folder, job, stage.name) for stage in planned(job))
 
 
-def stands(folder: JobFolder, job: Job, stage: str) -> bool:
-    """Whether what a finished stage left is still there; somebody may have moved it away."""
+def due(folder: JobFolder, job: Job) -> set[str]:
+    """The stages that are still to run: those not done, and those of which something is gone that is needed."""
+    done = folder.read()["stages"]
+    stages = [stage.name for stage in planned(job)]
+    found = {name for name in stages if name not in done or not _stands(folder, job, name)}
+    has_rows = folder.train_rows.is_file() and folder.held_out_rows.is_file()
+    if "data" in stages and found - {"save"} and not has_rows:
+        found.add("data")
+    return found
+
+
+def _has_result(folder: JobFolder, job: Job, stage: str) -> bool:
+    """Whether what a stage leaves for the user is there; somebody may have moved it away."""
     if stage == "prune":
         return folder.pruned.is_dir()
-    return stage != "save" or folder.model.is_dir() or (job.lora is not None and not job.save.merge_adapter)
+    if stage == "place":
+        return all(folder.lora_plan(variant).is_file() for variant in ("", *job.compare))
+    if stage.startswith("train") and job.lora is not None:
+        return folder.adapter(_variant(stage)).is_dir()
+    if stage == "save":
+        has_flat = job.lora is None or not job.save.flat_adapter or folder.flat_adapter.is_dir()
+        return has_flat and (folder.model.is_dir() or (job.lora is not None and not job.save.merge_adapter))
+    return True
+
+
+def _stands(folder: JobFolder, job: Job, stage: str) -> bool:
+    """Whether what a stage leaves for the user and for later stages is there."""
+    if stage.startswith("train"):
+        variant = _variant(stage)
+        is_trained = job.lora is not None or folder.best(variant).is_dir()
+        return is_trained and folder.curve(variant).is_file() and _has_result(folder, job, stage)
+    return _has_result(folder, job, stage)
+
+
+def _variant(stage: str) -> str:
+    return stage.removeprefix("train").strip()
 
 
 def refuse_other_tasks(architecture: str, path: str | Path) -> None:

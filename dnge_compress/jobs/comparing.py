@@ -17,8 +17,9 @@ from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import Batch, Shape, batches_of, shape_of, speeds_of, summed_loss
 from dnge_compress.jobs.report.measures import ORIGINAL, PRUNED, TRAINED, Milestone, Sample
-from dnge_compress.jobs.samples import beginnings_of, continued
+from dnge_compress.jobs.samples import beginnings_of, continuation_of, continued
 from dnge_compress.recipes.job_schema import Job
+from dnge_compress.signals.positions import positions_of
 
 
 def compare(folder: JobFolder, job: Job, progress: Progress) -> Mapping[str, Any]:
@@ -53,6 +54,8 @@ def compare(folder: JobFolder, job: Job, progress: Progress) -> Mapping[str, Any
         facts = {"trained_loss": trained.loss, "is_better": _is_below(trained.loss, start.loss)}
         if not facts["is_better"]:
             found[TRAINED] = replace(start, name=TRAINED)
+            if texts is not None:
+                texts.replace(TRAINED, by=start.name)
     samples = texts.samples() if texts is not None else ()
     return {**facts, "milestones": [json_values(m) for m in found.values()], "samples": [asdict(s) for s in samples]}
 
@@ -82,11 +85,19 @@ class _Texts:
 
     def __init__(self, folder: JobFolder, job: Job) -> None:
         self.tokenizer = models.tokenizer_of(job)
-        self.beginnings = beginnings_of(Examples.load(folder.held_out_rows))
+        self.rows = Examples.load(folder.held_out_rows)
+        self.beginnings: list[list[int]] = []
         self.by_model: dict[str, list[str]] = {}
 
     def add(self, name: str, model: nn.Module) -> None:
-        self.by_model[name] = [continued(model, ids, self.tokenizer) for ids in self.beginnings]
+        positions = positions_of(model)  # the same for all models of a job
+        self.beginnings = self.beginnings or beginnings_of(self.rows, positions)
+        tokens = continuation_of(positions)
+        self.by_model[name] = [continued(model, ids, self.tokenizer, tokens) for ids in self.beginnings]
+
+    def replace(self, name: str, by: str) -> None:
+        """Take what one model wrote for what another did."""
+        self.by_model[name] = self.by_model[by]
 
     def samples(self) -> list[Sample]:
         return [

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +39,7 @@ class JobFolder:
         self.recipe, self.state = root / RECIPE, root / STATE  # the resolved recipe, and the record of stages done
         self.pruned = root / "pruned"  # the model before training
         self.model = root / "model"  # the job's result, an ordinary checkpoint
+        self.trials = root / "trials"  # while a learning rate is looked for
         self.train_rows = root / "data" / "train.safetensors"
         self.held_out_rows = root / "data" / "held_out.safetensors"
         self.flat_adapter = root / "flat_adapter"  # zero-padded to one rank
@@ -66,21 +67,21 @@ class JobFolder:
         """What did best on the held-out rows so far, that before the first step included."""
         return self.training(variant) / "best"
 
-    def trial(self, rate: float) -> Path:
-        """Folder of a short training at a learning rate."""
-        return self.root / "trials" / f"{rate:g}"
+    def trial(self, rate: float, variant: str = "") -> Path:
+        """Folder of a short training of a variant at a learning rate."""
+        return self.trials / f"{rate:g}{_suffix(variant)}"
 
-    def trial_loss(self, rate: float) -> Path:
+    def trial_loss(self, rate: float, variant: str = "") -> Path:
         """The held-out loss that a short training ended with."""
-        return self.trial(rate) / "loss.json"
+        return self.trial(rate, variant) / "loss.json"
 
-    def read_rate(self, settings: Train) -> float:
-        """The learning rate that the recipe says, or that was found."""
+    def read_rate(self, settings: Train, variant: str = "") -> float:
+        """The learning rate that the recipe says, or that was found for a variant."""
         if settings.learning_rate != "auto":
             return settings.learning_rate
         found = self.done("rate")
         assert found is not None
-        return float(found["learning_rate"])
+        return float((found["compared"][variant] if variant else found)["learning_rate"])
 
     def failure(self, variant: str = "") -> Path:
         """What the processes of a training failed with."""
@@ -113,12 +114,20 @@ class JobFolder:
         record["stages"][stage] = dict(facts)
         write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
-    def forget(self, stages: Iterable[str]) -> None:
-        """Take stages for not done, and away what trainings left; survives a kill at any moment."""
-        for path in (*self.root.glob("training*"), *self.root.glob("trials")):
-            shutil.rmtree(path)
+    def forget(self, stages: Sequence[str], variants: Sequence[str]) -> None:
+        """Take stages for not done, the first of them last, and away what trainings of variants left in between.
+
+        Killed at any moment, it is begun again as long as the first stage, whose facts tell why, is recorded as done.
+        """
+        self._drop(stages[1:])
+        for path in (*map(self.training, variants), self.trials):
+            if path.is_dir():
+                shutil.rmtree(path)
+        self._drop(stages)
+
+    def _drop(self, stages: Sequence[str]) -> None:
         record = self.read()
-        record["stages"] = {name: facts for name, facts in record["stages"].items() if name not in {*stages}}
+        record["stages"] = {name: facts for name, facts in record["stages"].items() if name not in stages}
         write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
     @property

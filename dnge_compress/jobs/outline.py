@@ -5,18 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from safetensors import safe_open
 
 from dnge_compress.checkpoint.model_files import weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count
-from dnge_compress.jobs.data.row_files import is_on_hub, locate
+from dnge_compress.jobs.data.formats import RowFile
+from dnge_compress.jobs.data.row_files import is_on_hub, wanted
+from dnge_compress.jobs.data.sources import spans
+from dnge_compress.jobs.rates import trial_steps
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import LoraBudget
 
 BYTES_PER_TOKEN = 4  # of English, about
 PASSES = 3  # forward, and twice as much backward
+TRIALS = 3  # of a learning rate, at least: one and both beside it
+TRAINED = 4  # bytes per parameter of the best so far
 OPTIMIZED = 12  # bytes on disk per trained parameter in a checkpoint: float32 weights, and two moments of Adam's
 
 
@@ -41,7 +47,8 @@ def planned(job: Job) -> list[Planned]:
         found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))
     if job.train is not None:
         if job.train.learning_rate == "auto":
-            found.append(Planned("rate", "a learning rate, by a few short trainings"))
+            each = " for each placement" if job.compare else ""
+            found.append(Planned("rate", f"a learning rate{each}, by a few short trainings"))
         for variant in ("", *job.compare):
             found.append(Planned(f"train {variant}".strip(), _train_about(job, variant)))
     found.append(Planned("measure", "size" if job.train is None else "held-out loss, size and speed"))
@@ -55,7 +62,6 @@ def estimate(job: Job) -> dict[str, str]:
     known before a model or rows are fetched is left out."""
     base = whole_folder(Path(job.model_name_or_path))
     params, whole = _size_of(base) if base.is_dir() else (0, 0)
-    left = 1 - (job.prune.ratio if job.prune is not None else 0)
     found = {"model": f"{count(params)} parameters, {count(whole, 'B')}"} if params else {}
     tokens = _tokens(job)
     if job.train is not None and tokens is not None:
@@ -66,11 +72,29 @@ def estimate(job: Job) -> dict[str, str]:
         found["rows"] = f"about {count(tokens)} tokens"
         found["training"] = f"about {steps:,} steps of {each:,} tokens"
         if params:
-            work = PASSES * params * left * steps * each * (1 + len(job.compare))
-            found["work"] = f"about {count(work)} multiply-accumulates of training"
+            found["work"] = f"{_work(job, params, steps, each)} of training"
     if params:
-        found["disk"] = f"about {count(_disk(job, params, whole, left), 'B')}"
+        least, most = _left(job, "parameters")
+        word = "about" if least == most else "at most"
+        found["disk"] = f"{word} {count(_disk(job, params, whole, most), 'B')}"
     return found
+
+
+def _left(job: Job, what: Literal["parameters", "macs"]) -> tuple[float, float]:
+    """The least and the most that pruning leaves of the whole."""
+    return (1.0, 1.0) if job.prune is None else job.prune.left(what)
+
+
+def _work(job: Job, params: int, steps: int, each: int) -> str:
+    """Multiply-accumulates of trainings, of the trials that find their rates, and of the teacher."""
+    assert job.train is not None
+    least, most = _left(job, "macs")
+    if job.prune is not None and job.prune.of == "parameters":  # of which every token takes as many
+        least, most = _left(job, "parameters")
+    trials = TRIALS * trial_steps(steps) if job.train.learning_rate == "auto" else 0
+    taught = params if job.distill is not None else 0
+    work = (PASSES * params * most + taught) * (steps + trials) * each * (1 + len(job.compare))
+    return f"{'about' if least == most else 'at most'} {count(work)} multiply-accumulates"
 
 
 def _size_of(folder: Path) -> tuple[int, int]:
@@ -96,16 +120,29 @@ def _tokens(job: Job) -> int | None:
 def _tokens_in(source: Dataset) -> int | None:
     if is_on_hub(source, Path.cwd()):
         return None
-    files = [file for split, found in locate(source, Path.cwd()).items() if split in source.split for file in found]
-    return sum(file.stat().st_size for file in files) // BYTES_PER_TOKEN
+    splits = {split: [RowFile(f, source) for f in files] for split, files in wanted(source, Path.cwd()).items()}
+    sizes = {split: sum(file.path.stat().st_size for file in files) for split, files in splits.items()}
+    total = sum(sizes.values())
+    if "[" in source.split or source.max_rows is not None:
+        rows = {split: sum(file.about_rows() for file in files) for split, files in splits.items()}
+        taken = rows
+        if "[" in source.split:
+            taken = dict.fromkeys(rows, 0)
+            for span in spans(source, rows):
+                taken[span.splitname] += span.to - span.from_
+        total = sum(sizes[split] * taken[split] // max(1, rows[split]) for split in rows)
+        if source.max_rows is not None:
+            total = total * min(source.max_rows, sum(taken.values())) // max(1, sum(taken.values()))
+    return total // BYTES_PER_TOKEN
 
 
 def _disk(job: Job, params: int, whole: int, left: float) -> float:
-    """Models and, where all parameters are trained, checkpoints; adapters are small."""
+    """Models and, where all parameters are trained, checkpoints and the best of them; adapters are small."""
     is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter)
     models = whole * left * ((job.prune is not None) + is_saved)
-    is_large = job.train is not None and job.lora is None
-    return models + (OPTIMIZED * params * left * job.train.save_total_limit if is_large and job.train else 0)
+    if job.train is None or job.lora is not None:
+        return models
+    return models + params * left * (OPTIMIZED * job.train.save_total_limit + TRAINED)
 
 
 def _data_about(job: Job) -> str:

@@ -58,6 +58,20 @@ def find_rate(loss_at: Callable[[float], float], first: float) -> tuple[float, d
     return RUNGS[best], tried
 
 
+def next_lower(rate: float) -> float:
+    """The rung below a rate; a third of it where there is none."""
+    return max((rung for rung in RUNGS if rung < 0.99 * rate), default=rate / 3)
+
+
+def trial_warmup(warmup: float, steps: int, trial: int) -> float:
+    """The `warmup_steps` of a trial: the same share of its steps as of the training's `steps`.
+
+    As for transformers, that is a share below 1, and a number of steps from there on.
+    """
+    share = warmup / steps if warmup >= 1 else warmup
+    return share if share < 1 else share * trial
+
+
 def trial_steps(steps: int) -> int:
     """How long a trial is, for a training of so many steps."""
     least, most = TRIAL_STEPS

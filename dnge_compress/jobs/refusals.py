@@ -3,7 +3,6 @@ tokenizers, chat templates, and modules of a model without values."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.training_args import OptimizerNames
 
-from dnge_compress.checkpoint.model_files import read_config, weight_files
+from dnge_compress.checkpoint.model_files import least_bytes, read_config
 from dnge_compress.checkpoint.strict_loading import class_of, quiet
 from dnge_compress.checkpoint.targets import refuse_closed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
@@ -50,9 +49,11 @@ def _refuse_unknown(what: str, name: str, known: list[str]) -> None:
 
 def _refuse_optimizer(name: str) -> None:
     _refuse_unknown("optimizer", name, [str(known.value) for known in OptimizerNames])
+    arguments = object.__new__(TrainingArguments)  # whose own way to be made opens a launcher's process group
+    arguments.optim = OptimizerNames(name)
     try:
-        with quiet(), tempfile.TemporaryDirectory() as out:
-            Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(out, optim=name, report_to="none", use_cpu=True))
+        with quiet():
+            Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError, RuntimeError) as e:
         raise RecipeError(f"train.optim '{name}' can't be used here ({first_line(e)}); write adamw_torch") from None
 
@@ -94,7 +95,5 @@ def _least_bytes(folder: JobFolder, job: Job, base: Path) -> float:
     """What is still to be written at least: the pruned model and the one that is saved, at the size that is left."""
     if job.dtype != "auto" or not base.is_dir():
         return 0
-    left = 1 - (job.prune.ratio if job.prune is not None else 0)
-    whole = sum(file.stat().st_size for file in weight_files(base))
     is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter) and not folder.done("save")
-    return whole * left * ((job.prune is not None and not folder.done("prune")) + is_saved)
+    return least_bytes(base, job.prune) * ((job.prune is not None and not folder.done("prune")) + is_saved)

@@ -16,7 +16,7 @@ from dnge_compress.core.launcher import is_rank0
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.core.verbs import verb
-from dnge_compress.jobs.checking import is_finished, stands
+from dnge_compress.jobs.checking import due, is_finished
 from dnge_compress.jobs.data.changes import changed
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
@@ -54,9 +54,9 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
         _forget_changed(folder, job)
         workers = workers_of(folder, job, progress)
         work = Work(job=job, folder=folder, workers=workers, progress=progress)
-        stages = stages_of(job)
+        stages, wanted = stages_of(job), due(folder, job)
         for stage in stages:
-            if folder.done(stage.name) is None or not stands(folder, job, stage.name):
+            if stage.name in wanted:
                 folder.finish(stage.name, timed(stage, work))
         workers.shutdown()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
         report = _report(folder, job, stages)
@@ -72,7 +72,7 @@ def _forget_changed(folder: JobFolder, job: Job) -> None:
         return
     again = stages_that_saw_data(job)
     print(f"dnge: '{file}' changed since this job was stopped; {', '.join(again)} start over", file=sys.stderr)
-    folder.forget(again)
+    folder.forget(again, ("", *job.compare))
 
 
 def versions() -> dict[str, str]:
@@ -113,11 +113,14 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
 def _notes(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
     """How the learning rate was found, and what the held-out rows can't say."""
     if job.train is not None and job.train.learning_rate == "auto":
-        found = done["rate"]
-        tried = ", ".join(
-            f"{rate:g} ({loss if isinstance(loss, str) else f'{loss:.3f}'})" for rate, loss in found["tried"]
-        )
-        yield f"learning rate {found['learning_rate']:g}, of held-out losses after {found['steps']} steps: {tried}"
+        rate = done["rate"]
+        for variant, found in {"": rate, **rate["compared"]}.items():
+            tried = ", ".join(
+                f"{x:g} ({loss if isinstance(loss, str) else f'{loss:.3f}'})" for x, loss in found["tried"]
+            )
+            whose = f" of the compared placement {variant}:" if variant else ""
+            chosen = f"learning rate{whose} {found['learning_rate']:g}"
+            yield f"{chosen}, of held-out losses after {rate['steps']} steps: {tried}"
     if job.datasets and not job.eval_datasets and all(source.type == "sampled" for source in job.datasets):
         yield "the held-out rows are the model's own text, too; give eval_datasets to see the loss on yours"
 

@@ -3,6 +3,7 @@ record; a stage that was cut short is simply run again."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -159,17 +160,22 @@ def place(work: Work) -> Facts:
 
 
 def rate(work: Work) -> Facts:
-    """Find a learning rate for this model, these rows and this kind of training."""
+    """Find a learning rate for this model, these rows and this kind of training, for each placement its own."""
     job, folder = work.job, work.folder
     steps = rates.trial_steps(steps_of(job, len(Examples.load(folder.train_rows))))
 
-    def loss_at(rate: float) -> float:
-        work.workers.train("", rates.Trial(rate, steps))
-        return float(read_json(folder.trial_loss(rate)))
+    def found(variant: str, first: float) -> dict[str, Any]:
+        def loss_at(rate: float) -> float:
+            work.workers.train(variant, rates.Trial(rate, steps))
+            return float(read_json(folder.trial_loss(rate, variant)))
 
-    chosen, losses = rates.find_rate(loss_at, rates.FIRST_WHOLE if job.lora is None else rates.FIRST_LORA)
-    tried = [[rate, json_values(loss)] for rate, loss in losses.items()]
-    return {"learning_rate": chosen, "tried": tried, "steps": steps}
+        chosen, losses = rates.find_rate(loss_at, first)
+        return {"learning_rate": chosen, "tried": [[rate, json_values(loss)] for rate, loss in losses.items()]}
+
+    own = found("", rates.FIRST_WHOLE if job.lora is None else rates.FIRST_LORA)
+    compared = {variant: found(variant, own["learning_rate"]) for variant in job.compare}
+    shutil.rmtree(folder.trials)
+    return {**own, "compared": compared, "steps": steps}
 
 
 def train(work: Work, variant: str) -> Facts:
@@ -216,13 +222,15 @@ def _keep_model(model: Any, work: Work) -> None:
 
 
 def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
-    """As many of the job's rows as there would be synthetic inputs, for scorers and placers that need data."""
+    """As many of the job's rows as there would be synthetic inputs, evenly spread, for scorers and placers that need
+    data."""
     settings = work.job.train
     assert settings is not None
     rows = Examples.load(work.folder.train_rows)
     count = max(1, work.job.calibration.tokens // settings.max_length)
     collate = Collator.of(models.tokenizer_of(work.job))
-    few = rows.take(range(min(count, len(rows))))
+    count = min(count, len(rows))
+    few = rows.take([i * len(rows) // count for i in range(count)])
     batches = batches_of(few, collate, settings.per_device_eval_batch_size)
     return [{k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches]
 

@@ -4,6 +4,7 @@ first number that isn't finite."""
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,6 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from dnge_compress.core.errors import DivergedError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
-from dnge_compress.core.progress import Progress
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.recipes.job_schema import Distill
@@ -54,7 +54,8 @@ class Lessons:
 
 class JobTrainer(Trainer):
     """Losses are means over tokens, not batches. Whatever evaluation is the best so far, that before the first step
-    included, lies in the folder `best`, if one is given. Raises DivergedError."""
+    included, lies in the folder `best`; without one nothing is kept, and no checkpoint either. `tell` hears of the
+    steps done and to do. Raises DivergedError, which ends in the `way_out`."""
 
     loss_is_scaled_for_ga = True  # sums are divided by the tokens of the whole step
 
@@ -65,13 +66,13 @@ class JobTrainer(Trainer):
         *,
         lessons: Lessons,
         best: Path | None,
-        progress: Progress,
-        stage: str,
+        tell: Callable[[int, int, str], None],
+        way_out: str,
     ) -> None:
-        callbacks = [_Marking(), _ProgressCallback(progress, stage)]
+        callbacks = [*([_Marking()] if best is not None else ()), _ProgressCallback(tell)]
         super().__init__(model, arguments, lessons.collator, lessons.rows, lessons.held_out, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the report
-        self.held_out, self.teaching, self.best = lessons.held_out, lessons.teaching, best
+        self.held_out, self.teaching, self.best, self.way_out = lessons.held_out, lessons.teaching, best, way_out
         self.model_accepts_loss_kwargs = True  # so that the tokens of a step are counted over all processes
 
     def compute_loss(
@@ -141,8 +142,8 @@ class JobTrainer(Trainer):
         if self.state.global_step == 0 and what == "held-out loss":
             return DivergedError("the held-out loss is not a finite number before the first step; the model is broken")
         return DivergedError(
-            f"the {what} is not a finite number at step {self.state.global_step + (what != 'held-out loss')}; lower "
-            f"train.learning_rate, now {self.args.learning_rate:g}, or write auto, and name another output_dir"
+            f"the {what} is not a finite number at step {self.state.global_step + (what != 'held-out loss')}; "
+            f"{self.way_out}, and name another output_dir"
         )
 
 
@@ -176,8 +177,8 @@ class _Marking(TrainerCallback):
 class _ProgressCallback(TrainerCallback):
     """Steps and the loss as they come."""
 
-    def __init__(self, progress: Progress, stage: str) -> None:
-        self.progress, self.stage, self.note = progress, stage, ""
+    def __init__(self, tell: Callable[[int, int, str], None]) -> None:
+        self.tell, self.note = tell, ""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._say(state)
@@ -193,4 +194,4 @@ class _ProgressCallback(TrainerCallback):
 
     def _say(self, state: Any) -> None:
         if state.is_world_process_zero:
-            self.progress(self.stage, state.global_step, state.max_steps, self.note)
+            self.tell(state.global_step, state.max_steps, self.note)

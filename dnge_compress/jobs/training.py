@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import base, original, quick, tokenizer_of, uses_cpu
-from dnge_compress.jobs.rates import TRIAL_ROWS, Trial
+from dnge_compress.jobs.rates import TRIAL_ROWS, Trial, next_lower, trial_warmup
 from dnge_compress.jobs.trainer import WHOLE, JobTrainer, Lessons, Teaching, is_sharded
 from dnge_compress.lora.attach import attach
 from dnge_compress.recipes.job_schema import Job, Launch, Train
@@ -43,33 +44,40 @@ def train(
     """
     settings = job.train
     assert settings is not None
-    out = folder.training(variant) if trial is None else folder.trial(trial.rate)
+    out = folder.training(variant) if trial is None else folder.trial(trial.rate, variant)
     last = last_whole(out)
-    rate = folder.read_rate(settings) if trial is None else trial.rate
-    arguments = _arguments(job, settings, out, learning_rate=rate, **(_trying(trial) if trial else _saving(last)))
+    rate = folder.read_rate(settings, variant) if trial is None else trial.rate
+    rows = Examples.load(folder.train_rows)
+    particular = _saving(last) if trial is None else _trying(trial, settings, steps_of(job, len(rows)))
+    arguments = _arguments(job, settings, out, learning_rate=rate, **particular)
     set_seed(job.seed)
     model: Any = quick(base(folder, job))
     refuse_other_tasks(type(model).__name__, job.model_name_or_path)
     model.config.use_cache = False
-    # A whole model trains in float32: bfloat16 would round steps as small as the learning rate's away.
-    model = model.float() if job.lora is None else attach(model, folder.read_lora_plan(variant), seed=job.seed)
+    if job.lora is None:
+        # A whole model trains in float32: bfloat16 would round steps as small as the learning rate's away.
+        model = model.float()
+        model._weight_conversions = []  # checkpoints then keep the module's own names, by which they are read back
+    else:
+        model = attach(model, folder.read_lora_plan(variant), seed=job.seed)
     held_out = Examples.load(folder.held_out_rows)
     lessons = Lessons(
-        rows=Examples.load(folder.train_rows),
+        rows=rows,
         held_out=held_out if trial is None else held_out.take(range(min(len(held_out), TRIAL_ROWS))),
         collator=Collator.of(tokenizer_of(job)),
         teaching=Teaching(quick(original(job)), job.distill) if job.distill else None,
     )
-    stage = f"train {variant}".strip() if trial is None else f"rate {trial.rate:g}"
+    stage = f"{'train' if trial is None else 'rate'} {variant}".strip() + (f" {trial.rate:g}" if trial else "")
     best = folder.best(variant) if trial is None else None
+    tell = partial(progress, stage)
     try:
-        trainer = JobTrainer(model, arguments, lessons=lessons, best=best, progress=progress, stage=stage)
+        trainer = JobTrainer(model, arguments, lessons=lessons, best=best, tell=tell, way_out=_way_out(settings, rate))
     except (ValueError, RuntimeError) as e:
         raise LaunchError(f"the training can't start as asked: {first_line(e)}") from e
     obtained = check_launch(trainer, job.launch)
     with quiet():
         if trial is not None:
-            _try(trainer, folder.trial_loss(trial.rate))
+            _try(trainer, folder.trial_loss(trial.rate, variant))
         elif last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trial is None and trainer.is_world_process_zero():
@@ -104,8 +112,17 @@ def _saving(last: Path | None) -> dict[str, Any]:
     return {"save_strategy": "steps", "eval_strategy": "steps", "eval_on_start": last is None}
 
 
-def _trying(trial: Trial) -> dict[str, Any]:
-    return {"save_strategy": "no", "eval_strategy": "no", "max_steps": trial.steps}
+def _trying(trial: Trial, settings: Train, steps: int) -> dict[str, Any]:
+    """A trial for a training of so many steps."""
+    warmup = trial_warmup(settings.warmup_steps, steps, trial.steps)
+    return {"save_strategy": "no", "eval_strategy": "no", "max_steps": trial.steps, "warmup_steps": warmup}
+
+
+def _way_out(settings: Train, rate: float) -> str:
+    """What to write where a training at a rate diverges."""
+    if settings.learning_rate == "auto":
+        return f"write train.learning_rate: {next_lower(rate):g} instead of auto, which found {rate:g}"
+    return f"lower train.learning_rate, now {rate:g}, or write auto"
 
 
 def _try(trainer: JobTrainer, result: Path) -> None:

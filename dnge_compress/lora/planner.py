@@ -91,7 +91,7 @@ def _notes(
     wanted = lora.budget.match_uniform_r
     small = [s for s in sites if wanted is not None and s.size < wanted]
     if small:
-        most = max(s.size for s in sites)
+        most = max(s.size for s in small)
         which = "every matrix" if len(small) == len(sites) else f"{len(small)} of {len(sites)} matrices"
         yield (
             f"match_uniform_r {wanted} is above the rank of {which} (at most {most}): counted with their own, it is "

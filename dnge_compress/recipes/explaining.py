@@ -17,6 +17,8 @@ from dnge_compress.recipes.keys import RENAMED, RENAMED_KINDS, Keys, keys_at, le
 from dnge_compress.recipes.schema import RecipeSection
 from dnge_compress.recipes.yaml_lines import Lines, Place
 
+BESIDE_WORDS = {"float": "a number", "int": "a whole number", "bool": "true, false"}  # by pydantic's kinds of errors
+
 
 def explain(
     error: ValidationError, section: type[RecipeSection], origin: str, lines: Lines, overridden: Collection[Place] = ()
@@ -43,6 +45,14 @@ def explain(
         return RecipeError(f"{where}: '{key}' must hold keys ({known}), not {value!r}")
     if kind == "value_error":
         message = str(problem["ctx"]["error"])
+    choice = _choice_beside(problem, error)
+    if choice is not None:
+        others = str(choice["ctx"]["expected"]).replace("'", "")
+        problem, kind, message = (
+            choice,
+            "literal_error",
+            f"should be {BESIDE_WORDS[kind.partition('_')[0]]} or {others}",
+        )
     what = re.sub(r"^(Input|Value|String|Tuple) should", "should", message).replace("valid tuple", "valid list")
     shown = f", not {value!r}" if not isinstance(value, Mapping | RecipeSection) and "not" not in what else ""
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
@@ -60,6 +70,14 @@ def _first(error: ValidationError) -> Mapping[str, Any]:
     first = problems[0]
     unknown = [p for p in problems if p["type"] == "extra_forbidden"]
     return unknown[0] if unknown and not first["loc"] else first
+
+
+def _choice_beside(first: Mapping[str, Any], error: ValidationError) -> Mapping[str, Any] | None:
+    """The words that may stand where a number, or true or false, may as well, if what stands there is neither."""
+    if first["type"].partition("_")[0] not in BESIDE_WORDS or not first["type"].endswith(("_parsing", "_type")):
+        return None
+    beside = (p for p in error.errors(include_url=False) if p["loc"][:-1] == first["loc"][:-1])
+    return next((p for p in beside if p["type"] == "literal_error"), None)
 
 
 def _steps(loc: tuple[int | str, ...], section: type[RecipeSection]) -> list[int | str]:

@@ -151,8 +151,8 @@ def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
         )
     is_file = isinstance(recipe, Path) or Path(recipe).suffix in SUFFIXES
     path = Path(recipe) if is_file else find(str(recipe))
-    raw, lines = read(path)
-    _refuse_empty(raw, path, lines)
+    raw, lines, empty = read(path)
+    _refuse_empty(raw, path, lines, empty)
     kind = _kind_of(raw, str(path), lines)
 
     def line(place: Place) -> str:
@@ -164,19 +164,16 @@ def _open(recipe: Any) -> tuple[dict[str, Any], str, Lines]:
     return raw, str(path), lines
 
 
-def _refuse_empty(raw: Mapping[str, Any], path: Path, lines: Lines) -> None:
+def _refuse_empty(raw: Mapping[str, Any], path: Path, lines: Lines, empty: Collection[Place]) -> None:
     """A section that may be absent would count as that if nothing stood in it: an empty `lora` would train everything.
     One that says null is absent. Raises RecipeError."""
     kind = KINDS.get(str(raw.get("recipe", "prune")), Recipe)
-    written = path.read_text(encoding="utf-8").splitlines()
-    for key, value in raw.items():
+    for key in raw:
         may_be_absent = section_of(kind, key) is not None and kind.model_fields[key].default is None
-        if value is None and may_be_absent:
-            line = lines[(key,)]
-            if not written[line - 1].partition(":")[2].split("#")[0].strip():
-                raise RecipeError(
-                    f"{path}:{line}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out"
-                )
+        if (key,) in empty and may_be_absent:
+            raise RecipeError(
+                f"{path}:{lines[(key,)]}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out"
+            )
 
 
 def anchor(raw: dict[str, Any], beside: Path) -> None:

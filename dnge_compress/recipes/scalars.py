@@ -74,8 +74,10 @@ def two_readings(number: PlainInt | PlainFloat) -> str:
     if BINARY.fullmatch(text):
         return f"{number} or as text"
     if LEADING_ZERO.fullmatch(text):
-        octal = int(text, 8) if not re.search("[89]", text) else "text"
-        return f"{octal} or {int(text.replace('_', ''))}"
+        digits = text.replace("_", "")
+        octal = str(int(digits, 8)) if not re.search("[89]", digits) else "text"
+        decimal = str(int(digits))
+        return f"{octal} or {decimal}" if octal != decimal else ""
     return ""
 
 

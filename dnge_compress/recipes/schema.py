@@ -98,6 +98,14 @@ class Prune(RecipeSection):
     protected: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     uneven: bool = False
 
+    def left(self, what: Literal["parameters", "macs"]) -> tuple[float, float]:
+        """The least and the most that can be left of all parameters or multiply-accumulates, as shares (0..1).
+
+        A weight lies in one row, one column and one layer; how many of them go with other things isn't known before.
+        """
+        least = 1 - self.ratio if self.of == what else (1 - self.ratio) ** 3 if self.of == "units" else 0.0
+        return least, 1 - self.ratio if self.of == what and not self.within else 1.0
+
     @property
     def width_multiple(self) -> int:
         """What widths of neurons and channels are multiples of."""

@@ -17,8 +17,9 @@ Lines = Mapping[Place, int]
 DEEPEST = 32  # recipes need five; PyYAML takes minutes over thousands
 
 
-def read(path: Path) -> tuple[dict[str, Any], Lines]:
-    """Values and lines of a recipe file. Raises RecipeError that names the file and, where known, the line."""
+def read(path: Path) -> tuple[dict[str, Any], Lines, set[Place]]:
+    """Values and lines of a recipe file, and the keys behind which nothing stands. Raises RecipeError that names the
+    file and, where known, the line."""
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -28,14 +29,15 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
     return parse(source, str(path))
 
 
-def parse(source: str, origin: str) -> tuple[dict[str, Any], Lines]:
-    """Values and lines of YAML text. Aliases are refused: they could grow without end."""
+def parse(source: str, origin: str) -> tuple[dict[str, Any], Lines, set[Place]]:
+    """Values and lines of YAML text, and its empty keys. Aliases are refused: they could grow without end."""
     lines: dict[Place, int] = {}
+    empty: set[Place] = set()
     try:
         loader, root = _root(source, origin)
         if not isinstance(root, yaml.MappingNode):
             raise RecipeError(f"{origin}: a recipe is a mapping of keys to values")
-        return _value(loader, root, (), lines, origin), lines
+        return _value(loader, root, (), lines, origin, empty), lines, empty
     except yaml.MarkedYAMLError as e:
         line = f":{e.problem_mark.line + 1}" if e.problem_mark else ""
         raise RecipeError(f"{origin}{line}: not valid YAML: {e.problem or e.context}") from None
@@ -49,7 +51,9 @@ def parse_value(source: str, key: str, origin: str) -> Any:
     """One YAML value, e.g. behind the equals sign of an override of `key`; null is REMOVED. Raises RecipeError."""
     try:
         loader, root = _root(source, origin)
-        value = None if root is None else _value(loader, root, tuple(key.split(".")), {}, origin, has_lines=False)
+        if root is None or _is_empty(root):
+            raise RecipeError(f"{origin}: nothing stands behind '='; write {key}=null or ~{key} to take the key away")
+        value = _value(loader, root, tuple(key.split(".")), {}, origin, set(), has_lines=False)
     except (yaml.YAMLError, ValueError) as e:
         if isinstance(e, DngeError):
             raise
@@ -69,8 +73,19 @@ def _root(source: str, origin: str) -> tuple[Loader, yaml.Node | None]:
     return loader, loader.get_single_node()
 
 
+def _is_empty(node: yaml.Node) -> bool:
+    """Whether nothing stands there, not even quotes or null."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value == ""
+
+
 def _value(
-    loader: Loader, node: yaml.Node, place: Place, lines: dict[Place, int], origin: str, has_lines: bool = True
+    loader: Loader,
+    node: yaml.Node,
+    place: Place,
+    lines: dict[Place, int],
+    origin: str,
+    empty: set[Place],
+    has_lines: bool = True,
 ) -> Any:
     if isinstance(node, yaml.MappingNode) and node.tag == loader.DEFAULT_MAPPING_TAG:
         values: dict[str, Any] = {}
@@ -83,10 +98,13 @@ def _value(
             if key in values:
                 raise RecipeError(f"{here}: key '{'.'.join((*place, key))}' stands twice")
             lines[(*place, key)] = line
-            values[key] = _value(loader, value_node, (*place, key), lines, origin, has_lines)
+            if _is_empty(value_node):
+                empty.add((*place, key))
+            values[key] = _value(loader, value_node, (*place, key), lines, origin, empty, has_lines)
         return values
     if isinstance(node, yaml.SequenceNode) and node.tag == loader.DEFAULT_SEQUENCE_TAG:
         for i, item in enumerate(node.value):
             lines[(*place, str(i))] = item.start_mark.line + 1
-        return [_value(loader, item, (*place, str(i)), lines, origin, has_lines) for i, item in enumerate(node.value)]
+        items = enumerate(node.value)
+        return [_value(loader, item, (*place, str(i)), lines, origin, empty, has_lines) for i, item in items]
     return scalar(loader, node)

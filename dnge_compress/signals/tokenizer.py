@@ -12,6 +12,7 @@ from dnge_compress.core.errors import CheckpointError, DataError, first_line
 from dnge_compress.core.strict_json import read_json
 
 FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tik*")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # without any vocabulary
 
 
 @lru_cache(maxsize=8)
@@ -45,9 +46,13 @@ def _read(path: str, is_local: bool = True) -> tuple[Any | None, str]:
     if not folder.is_dir() and (folder.is_absolute() or path.startswith((".", "~")) or len(folder.parts) > 2):
         return None, f"the model's folder '{folder}' isn't there; put it back, or correct the name"
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=is_local), ""
+        found = AutoTokenizer.from_pretrained(path, local_files_only=is_local)
     except Exception as e:  # transformers and tokenizers raise a dozen kinds, a bare Exception among them
         return None, _broken(folder) or f"that of '{path}' can't be read ({first_line(e)})"
+    # transformers makes an empty one of settings alone; only those that know characters or bytes need no more.
+    if folder.is_dir() and found.vocab_files_names and all(file.name in SETTINGS for file in _files(folder)):
+        return None, f"'{folder}' holds its settings alone (no tokenizer.json); copy that of the base model into it"
+    return found, ""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -30,7 +30,8 @@ def named_ids(model: Any) -> set[int]:
         if NAMED.search(name) or name in (*BY_NAME, *WANTED)
         for token in _whole_numbers(value)
     }
-    found |= {pair[1] for name, value in values if name in FORCED for pair in value or ()}
+    forced = {pair[1] for name, value in values if name in FORCED for pair in value or ()}
+    found |= {token for token in forced if token is not None}  # Whisper's place for a language that isn't known yet
     return {token for token in found if 0 <= token < rows}
 
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, normalizers
+import regex
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.vocabulary.tokenizer import whole_texts
 
 TEXTS = 1000  # that are cut up at a time
-BLOCK = 100_000  # characters of a file that are cut up as one text, at least
 SHARED = ("Common", "Inherited")  # digits, marks, spaces: no script's own
-TALK = (
-    ({"role": "user", "content": "a"},),
-    ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}),
-    ({"role": "system", "content": "c"}, {"role": "user", "content": "a"}),
-)
+NAME = re.compile("[A-Za-z_ ]+")
+ASKED, ANSWERED = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
+TOOL = {
+    "name": "f",
+    "description": "a",
+    "parameters": {"type": "object", "properties": {"x": {"type": "string", "description": "a"}}, "required": ["x"]},
+}
+TOOLS = [{"type": "function", "function": TOOL}]
+TALK = ([ASKED], [ASKED, ANSWERED], [{"role": "system", "content": "c"}, ASKED, ANSWERED, ASKED])
 
 
 def used_ids(tokenizer: Any, texts: Iterable[str]) -> set[int]:
-    """The ids that texts are cut into, with those that a chat template writes. Raises DataError."""
+    """The ids that texts are cut into. Raises DataError."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise DataError("texts must be an iterable of texts, not one text; wrap it in a list")
     found: set[int] = set()
@@ -33,31 +36,16 @@ def used_ids(tokenizer: Any, texts: Iterable[str]) -> set[int]:
         found |= _ids_of(backend, batch)
     if not size:
         raise DataError("texts is empty; pass those that the model will read and write")
-    return found | _ids_of(backend, list(_templates(tokenizer)))
+    return found
 
 
-def texts_in(path: Path) -> Iterator[str]:
-    """The texts of a file: every line alone, without its spaces around, and long pieces of the whole. Raises DataError.
-
-    So the tokens of line ends and indents count as used.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"data file '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
-    if not text.strip():
-        raise DataError(f"data file '{path}' holds no text")
-    block: list[str] = []
-    size = 0
-    for line in text.splitlines(keepends=True):
-        if line.strip():
-            yield line.strip()
-        block.append(line)
-        size += len(line)
-        if size >= BLOCK:
-            yield "".join(block)
-            block, size = [], 0
-    yield "".join(block)
+def template_ids(tokenizer: Any) -> set[int] | None:
+    """The ids of what the chat template sets around turns and tools, empty without a template; None if it refuses every
+    conversation that is tried."""
+    if not getattr(tokenizer, "chat_template", None):
+        return set()
+    written = list(_conversations(tokenizer))
+    return _ids_of(whole_texts(tokenizer), written) if written else None
 
 
 def written_in(tokenizer: Any, ids: Iterable[int], scripts: Sequence[str]) -> set[int]:
@@ -65,21 +53,23 @@ def written_in(tokenizer: Any, ids: Iterable[int], scripts: Sequence[str]) -> se
 
     Parts of characters count as shared. Raises DataError for a script that Unicode doesn't know.
     """
+    if isinstance(scripts, str):
+        raise DataError(f"scripts must be a list of names, not one text; write ['{scripts}']")
     for script in scripts:
-        _pattern((script,))
-    letters = normalizers.Replace(_pattern((*scripts, *SHARED)), "")
+        _refuse_unknown(script)
+    letters = regex.compile("[" + "".join(rf"\p{{Script={script}}}" for script in (*scripts, *SHARED)) + "]*")
     decode = whole_texts(tokenizer).decode
-    return {i for i in ids if not letters.normalize_str(decode([i], skip_special_tokens=False))}
+    return {i for i in ids if letters.fullmatch(decode([i], skip_special_tokens=False))}
 
 
-def _pattern(scripts: Sequence[str]) -> Any:
+def _refuse_unknown(script: str) -> None:
     try:
-        if not all(script.replace("_", "").isalpha() for script in scripts):
+        if not NAME.fullmatch(script):
             raise ValueError
-        return Regex("[" + "".join(rf"\p{{{script}}}" for script in scripts) + "]+")
-    except Exception:  # tokenizers raises bare exceptions
+        regex.compile(rf"\p{{Script={script}}}")
+    except (regex.error, ValueError, TypeError):
         raise DataError(
-            f"'{scripts[0]}' is no script that Unicode knows; write its name, such as Latin, Cyrillic, Han or Arabic"
+            f"'{script}' is no script that Unicode knows; write its name, such as Latin, Cyrillic, Han or Arabic"
         ) from None
 
 
@@ -95,12 +85,22 @@ def _checked(texts: Iterable[str]) -> Iterator[str]:
         yield text
 
 
-def _templates(tokenizer: Any) -> Iterator[str]:
-    """What a chat template sets around turns; it may refuse some."""
-    if not getattr(tokenizer, "chat_template", None):
-        return
-    for turns in TALK:
-        try:
-            yield tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
-        except Exception:  # templates raise what they like
-            continue
+def _conversations(tokenizer: Any) -> Iterator[str]:
+    """Short conversations as the chat template writes them; it may refuse some, such as those with tools."""
+    tried: list[tuple[list[dict[str, Any]], Any]] = [(turns, tools) for turns in TALK for tools in (None, TOOLS)]
+    tried += [
+        (_called(arguments), TOOLS) for arguments in ({"x": "d"}, '{"x": "d"}')
+    ]  # an object for some, text for others
+    for turns, tools in tried:
+        for is_asked in (False, True):
+            try:
+                yield tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=is_asked)
+            except Exception:  # templates raise what they like
+                continue
+
+
+def _called(arguments: Any) -> list[dict[str, Any]]:
+    """A question for which a tool is called."""
+    call = {"type": "function", "id": "a1b2c3d4e", "function": {"name": "f", "arguments": arguments}}
+    answer = {"role": "tool", "tool_call_id": "a1b2c3d4e", "name": "f", "content": "e"}
+    return [ASKED, {"role": "assistant", "content": "", "tool_calls": [call]}, answer, ANSWERED]

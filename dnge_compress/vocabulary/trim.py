@@ -23,14 +23,17 @@ from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.surgery.token_ids import named_ids, renumbered_inputs
 from dnge_compress.surgery.vocabulary import check_tokens, cut_vocabulary, new_ids
-from dnge_compress.vocabulary.coverage import used_ids, written_in
+from dnge_compress.vocabulary.coverage import template_ids, used_ids, written_in
 from dnge_compress.vocabulary.planning import kept_tokens, refuse_incomplete
 from dnge_compress.vocabulary.tokenizer import pieces_of, tokenizer_beside, trimmed
 
 __all__ = ["apply_vocabulary", "plan_vocabulary", "trim_vocabulary"]
 
 Model: TypeAlias = nn.Module | str | Path
-TEXTS, SCRIPTS = "in the texts", "of the scripts"
+TEXTS, SCRIPTS, TEMPLATE = "in the texts", "of the scripts", "in the chat template"
+UNTRIED = (
+    "the chat template renders no conversation that was tried, so the tokens it writes may go; give rendered chats"
+)
 ROWS, LENGTH = 2, 16  # of the inputs that the cut is proved on
 
 
@@ -88,6 +91,8 @@ def plan_vocabulary(
     used = dict.fromkeys(written_in(tokenizer, pieces.own.values(), scripts), SCRIPTS) if scripts else {}
     if texts is not None:
         used |= dict.fromkeys(used_ids(tokenizer, texts), TEXTS)
+    template = template_ids(tokenizer)
+    used |= dict.fromkeys((template or set()) - used.keys(), TEMPLATE)
     kept = kept_tokens(pieces, used, named=named_ids(found), rows=rows, round_to=round_to)
     report("vocabulary", 1, 1)
     named = {i: piece for piece, i in pieces.ids.items()}
@@ -100,6 +105,7 @@ def plan_vocabulary(
         params_before=sum(p.numel() for p in found.parameters()),
         params_per_token=params_per_token(found, graph),
         reasons={reason: reasons.count(reason) for reason in dict.fromkeys(reasons)},
+        notes=(UNTRIED,) if template is None else (),
     )
 
 

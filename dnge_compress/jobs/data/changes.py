@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.jobs.data.row_files import is_on_hub, locate
+from dnge_compress.jobs.data.row_files import is_on_hub, wanted
 from dnge_compress.recipes.job_schema import Dataset
 
 
 def marks_of(sources: Iterable[Dataset], folder: Path) -> dict[str, dict[str, Any]]:
-    """Path → size, time and hash of every local file of the sources."""
+    """Path → size, time and hash of every local file that the sources read."""
     return {str(file): {**_stamp(file), "sha256": _hash(file)} for file in _files(sources, folder)}
 
 
@@ -35,7 +35,7 @@ def changed(sources: Iterable[Dataset], folder: Path, before: Mapping[str, Mappi
 
 def _files(sources: Iterable[Dataset], folder: Path) -> list[Path]:
     local = [s for s in sources if s.type != "sampled" and not is_on_hub(s, folder)]
-    return [file for source in local for files in locate(source, folder).values() for file in files]
+    return [file for source in local for files in wanted(source, folder).values() for file in files]
 
 
 def _stamp(file: Path) -> dict[str, int]:

@@ -49,6 +49,16 @@ def locate(source: Dataset, folder: Path) -> dict[str, list[Path]]:
     return {"train": [path]}
 
 
+def wanted(source: Dataset, folder: Path) -> dict[str, list[Path]]:
+    """The files of the splits that a source names: "train" and "test" of "train[:90%]+test". Raises DataError."""
+    known = locate(source, folder)
+    names = [part.split("[")[0].split("(")[0].strip() for part in source.split.split("+")]
+    for name in names:
+        if name not in known:
+            raise DataError(f"'{source.path}' has no split '{name}'; {nearest(name, known)}")
+    return {name: known[name] for name in names}
+
+
 def _in_folder(path: Path, data_files: str | tuple[str, ...] | None) -> list[Path]:
     patterns = (data_files,) if isinstance(data_files, str) else data_files or ("**/*",)
     found: list[Path] = []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from dnge_compress.core.errors import DataError, first_line, nearest
+from dnge_compress.core.errors import DataError, first_line
 from dnge_compress.jobs.data.fields import check_columns, fields
 from dnge_compress.jobs.data.formats import Placed, RowFile, quiet_datasets
-from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, locate
+from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, wanted
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 
@@ -56,28 +57,26 @@ def source_of(path: Path) -> Dataset:
     raise DataError(f"data file '{path}' has {there}; its rows need text, or prompt and completion, or messages")
 
 
+def spans(source: Dataset, lengths: Mapping[str, int]) -> list[Any]:
+    """The slices of a source's splits of so many rows, each with `splitname`, `from_` and `to`. Raises DataError."""
+    try:
+        with quiet_datasets() as datasets:
+            return list(datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths))
+    except (ValueError, AssertionError) as e:
+        reason = first_line(e)
+        raise DataError(f"'{source.path}': split '{source.split}' can't be read ({reason}); e.g. train[:90%]") from None
+
+
 def _wanted(source: Dataset, folder: Path) -> dict[str, list[RowFile]]:
-    """The files of the splits that the source names: "train" and "test" of "train[:90%]+test"."""
-    known = locate(source, folder)
-    names = [part.split("[")[0].split("(")[0].strip() for part in source.split.split("+")]
-    for name in names:
-        if name not in known:
-            raise DataError(f"'{source.path}' has no split '{name}'; {nearest(name, known)}")
-    return {name: [RowFile(file, source) for file in known[name]] for name in names}
+    return {name: [RowFile(file, source) for file in files] for name, files in wanted(source, folder).items()}
 
 
 def _sliced(files: dict[str, list[RowFile]], source: Dataset) -> list[RowFile]:
     """The files that `split` asks for, each cut to its part of a slice such as "train[:90%]"."""
     rows = {file.path: len(file) for parts in files.values() for file in parts}
     lengths = {split: sum(rows[file.path] for file in parts) for split, parts in files.items()}
-    try:
-        with quiet_datasets() as datasets:
-            spans = datasets.ReadInstruction.from_spec(source.split).to_absolute(lengths)
-    except (ValueError, AssertionError) as e:
-        reason = first_line(e)
-        raise DataError(f"'{source.path}': split '{source.split}' can't be read ({reason}); e.g. train[:90%]") from None
     taken = []
-    for span in spans:
+    for span in spans(source, lengths):
         before = 0
         for file in files[span.splitname]:
             low, high = max(span.from_ - before, 0), min(span.to - before, rows[file.path])

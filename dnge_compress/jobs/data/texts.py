@@ -1,9 +1,11 @@
-"""A user's texts to calibrate on: rows as jobs read them, cut to what a model is calibrated with."""
+"""A user's texts outside jobs, read as jobs read rows: to calibrate on, or to see which tokens are used."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +18,113 @@ from dnge_compress.jobs.data.fields import fields
 from dnge_compress.jobs.data.formats import RowFile
 from dnge_compress.jobs.data.sources import source_of
 from dnge_compress.recipes.job_schema import Dataset
-from dnge_compress.recipes.schema import LEAST_TOKENS
+from dnge_compress.recipes.schema import LEAST_TOKENS, Calibration
 from dnge_compress.signals.calibration import BATCH_TOKENS
 from dnge_compress.signals.inference import Inputs, device_of
 from dnge_compress.signals.sampled_text import text_length
 from dnge_compress.signals.tokenizer import needed_tokenizer
 from dnge_compress.signals.user_data import UserData
 
+PIECE = 100_000  # characters of a .txt file that are cut up as one text, at least
 
-def read_texts(path: Path, model: nn.Module, length: int) -> UserData:
-    """Batches of the texts in a file of rows, cut at `length` tokens, on the model's device, and what was cut.
+
+def read_texts(path: Path, model: nn.Module, calibration: Calibration) -> UserData:
+    """Batches of the texts in a file of rows, each cut at the calibration's length, on the model's device, and what was
+    cut. Of more tokens than it asks for, as many are taken, of rows spread evenly over the file.
 
     Rows hold text, or prompt and completion, or messages; a .txt file has a text on every line. Texts of similar length
     share a batch, so that little is padded. Raises DataError for a file that can't be read or holds too little.
     """
     source = source_of(path)
     tokenizer = _tokenizer_of(model)
-    length, counts = text_length(model, length), Counter[str]()
-    rows: list[list[int]] = []
+    length, counts = text_length(model, calibration.length), Counter[str]()
+    spread = _Spread(calibration.tokens)
     for text, options in _texts(source, tokenizer, counts):
-        ids = tokenizer(text, verbose=False, **options)["input_ids"]
-        if len(ids) > length:
-            counts["cut"] += 1
-            ids = tokenizer(text, truncation=True, max_length=length, **options)["input_ids"]
-        if ids:
-            rows.append(ids)
-    tokens = sum(map(len, rows))
+        spread.add(partial(_tokenised, tokenizer, text, length, options))
+    taken = spread.rows()
+    rows = [row for row in taken if row[0]]
+    tokens = sum(len(ids) for ids, _ in rows)
     if tokens < LEAST_TOKENS:
         raise DataError(
             f"data file '{path}' holds {several(tokens, 'token')} in {several(len(rows), 'row')}, "
             f"and calibration needs at least {LEAST_TOKENS}; give more text, or leave --data out"
         )
-    cut = f", {counts['cut']} of them cut at {length} tokens" if counts["cut"] else ""
+    number = sum(is_cut for _, is_cut in rows)
+    cut = f", {number} of them cut at {length} tokens" if number else ""
     empty = f"; {several(counts['empty'], 'row')} without text left out" if counts["empty"] else ""
-    note = f"calibrated on {several(len(rows), 'row')} of '{path.name}' with {tokens:,} tokens{cut}{empty}"
-    return UserData(tuple(_batches(rows, tokenizer, model, length)), (note,))
+    which = several(len(rows), "row")
+    if len(taken) < spread.seen:
+        which = f"{len(rows):,} of {spread.seen:,} rows, spread evenly (calibration.tokens asks for as many),"
+    note = f"calibrated on {which} of '{path.name}' with {tokens:,} tokens{cut}{empty}"
+    return UserData(tuple(_batches([ids for ids, _ in rows], tokenizer, model, length)), (note,))
+
+
+def texts_in(path: Path, model: nn.Module) -> Iterator[str]:
+    """The texts of a file of rows, as the model will meet them: whole, and prompts alone; of a .txt file its lines, and
+    long pieces of the whole, so that the tokens of line ends and indents count as used. Raises DataError."""
+    source = source_of(path)
+    tokenizer: Any = None
+    if source.type == "messages":
+        tokenizer = _tokenizer_of(model)
+        check_template(tokenizer)
+    table = RowFile(path, source)
+    if table.suffix == ".txt":
+        yield from _lines_and_pieces(row["text"] for _, row in table)
+        return
+    for place, row in table:
+        ours = fields(row, source, place)
+        if ours is not None and source.type == "messages":
+            yield rendered(ours["messages"], tokenizer, place)
+        elif ours is not None:
+            yield from dict.fromkeys(("".join(ours.values()), "".join(ours.values()).strip(), *ours.values()))
+
+
+def _lines_and_pieces(lines: Iterable[str]) -> Iterator[str]:
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        if line.strip():
+            yield line.strip()
+        block.append(line)
+        size += len(line)
+        if size >= PIECE:
+            yield "".join(block)
+            block, size = [], 0
+    yield "".join(block)
+
+
+class _Spread:
+    """Rows of about so many tokens, evenly spread over those that are added, however many those are.
+
+    Every row is tokenised until there are twice as many tokens as wanted, then every second, and so on.
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.wanted, self.every, self.seen, self.tokens = tokens, 1, 0, 0
+        self.kept: list[tuple[list[int], bool]] = []
+
+    def add(self, tokenised: Callable[[], tuple[list[int], bool]]) -> None:
+        """A row, as what gives its tokens and whether they were cut."""
+        if self.seen % self.every == 0:
+            self.kept.append(tokenised())
+            self.tokens += len(self.kept[-1][0])
+            if self.tokens >= 2 * self.wanted and len(self.kept) > 1:
+                self.kept, self.every = self.kept[::2], 2 * self.every
+                self.tokens = sum(len(ids) for ids, _ in self.kept)
+        self.seen += 1
+
+    def rows(self) -> list[tuple[list[int], bool]]:
+        """Those that are taken, in their order."""
+        enough = math.ceil(len(self.kept) * min(1.0, self.wanted / max(1, self.tokens)))
+        return [self.kept[i * len(self.kept) // enough] for i in range(enough)]
+
+
+def _tokenised(tokenizer: Any, text: str, length: int, options: Mapping[str, bool]) -> tuple[list[int], bool]:
+    """The tokens of a text, cut at `length`, and whether that cut any."""
+    ids = tokenizer(text, verbose=False, **options)["input_ids"]
+    if len(ids) <= length:
+        return ids, False
+    return tokenizer(text, truncation=True, max_length=length, **options)["input_ids"], True
 
 
 def _texts(source: Dataset, tokenizer: Any, counts: Counter[str]) -> Iterator[tuple[str, dict[str, bool]]]:

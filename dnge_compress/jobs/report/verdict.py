@@ -60,7 +60,11 @@ def _training(start: Milestone, original: Milestone, trained: Milestone, curves:
         yield f"Training made nothing better on the held-out rows{found}, so the result is the {what}."
         return
     if start is not original and original.loss is not None and start.loss > original.loss:
-        yield f"Training took back {percent((start.loss - trained.loss) / (start.loss - original.loss))} of the loss."
+        share = (start.loss - trained.loss) / (start.loss - original.loss)
+        if share > 1:
+            yield "Training took back all of the loss and more: the result is better than the original on these rows."
+        else:
+            yield f"Training took back {percent(share)} of the loss."
     if points:
         step, loss = min(points, key=lambda point: point[1])
         several_found = several(len(points), "evaluation")
