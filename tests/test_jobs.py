@@ -479,7 +479,7 @@ def test_a_job_whose_folder_records_no_threads_has_one(tmp_path: Path) -> None:
     assert folder.threads == 1
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_training_killed_between_checkpoints_ends_bit_equal(
     threads: int, model: Path, rows: Path, finished: Path, tmp_path: Path, capsys: Any
 ) -> None:

@@ -207,7 +207,10 @@ print(small[0].out_features)
 """
 
 
-@pytest.mark.parametrize(("program", "kept"), [(LARGE_HEADS, "2"), (WIDE_LAYERS, "350")], ids=["heads", "layers"])
+@pytest.mark.parametrize(
+    ("program", "kept"),
+    [pytest.param(LARGE_HEADS, "2", id="heads"), pytest.param(WIDE_LAYERS, "350", id="layers", marks=pytest.mark.slow)],
+)
 def test_large_networks_are_scored_and_repaired_with_two_threads(program: str, kept: str) -> None:
     """Blocks of 192 features: batched LU solves of such never return with two threads in torch 2.13."""
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)

@@ -18,7 +18,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX isn't checked: ins
 
 # torch's exporter asks for its own trees in a way that it deprecated.
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
-@pytest.mark.parametrize("name", ["bert", "vit", "resnet_bottleneck", "llama"])
+@pytest.mark.parametrize(
+    "name", ["llama", *(pytest.param(n, marks=pytest.mark.slow) for n in ("bert", "vit", "resnet_bottleneck"))]
+)
 def test_a_pruned_model_answers_in_onnxruntime_as_in_torch(name: str, tmp_path: Path) -> None:
     model = models.make(name)
     small: Any = compress(model, ratio=0.34, of="units", scorer="obs", tokens=256, length=16)
