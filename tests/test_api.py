@@ -129,7 +129,7 @@ def test_compress_leaves_the_global_random_state() -> None:
 
 
 def test_data_take_the_place_of_synthetic_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.api.synthesize", lambda *a: pytest.fail("synthetic inputs were made"))
+    monkeypatch.setattr("dnge_compress.tasks.task.synthesize", lambda *a: pytest.fail("synthetic inputs were made"))
     for scorer in ("obs", "fisher", "flap"):
         small = compress(models.make("llama"), ratio=0.2, scorer=scorer, data=batches())
         assert torch.isfinite(answer(small, "llama")).all()
@@ -384,17 +384,17 @@ def test_progress_reports_stages_that_end() -> None:
 
 
 def test_applying_without_repair_makes_only_a_couple_of_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dnge_compress import api
+    from dnge_compress.tasks import task
 
     asked: list[int] = []
-    original = api.synthesize
+    original = task.synthesize
 
     def watched(model: nn.Module, settings: Any, example: Any) -> Any:
         asked.append(settings.tokens)
         return original(model, settings, example)
 
     found = plan(models.make("llama"), ratio=0.2, tokens=4096, length=16, scorer="magnitude", compensate="none")
-    monkeypatch.setattr(api, "synthesize", watched)
+    monkeypatch.setattr(task, "synthesize", watched)
     apply(found, models.make("llama"))
     apply(replace(found, cuts=()), models.make("llama"))
     assert asked and max(asked) <= 64  # two texts, twice as long as the recipe says

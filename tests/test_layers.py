@@ -23,6 +23,7 @@ LINE = (
     "checkpoint",
     "vocabulary",
     "lora",
+    "tasks",
     "api",
     "zoo",
     "inr",

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,6 +54,13 @@ def score(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         scores = api.score(model, recipe, data=_data(options, model, recipe), progress=progress)
+        if options.output:
+            progress("save", 0, 1)
+            scores.save(options.output)
+            progress("save", 1, 1)
+    if options.output and not options.json:
+        print(f"saved to   {options.output}", file=sys.stderr)
+        print(f"next       dnge plan MODEL --scores {shlex.quote(options.output)} --ratio 0.3", file=sys.stderr)
     if options.json:
         print_json(scores.to_dict())
     else:
@@ -60,7 +70,7 @@ def score(options: Namespace) -> None:
 
 def plan(options: Namespace) -> None:
     """`dnge plan MODEL -o plan.json`"""
-    _make_plan(options, prune_recipe(options), PrunePlan, api.plan)
+    _make_plan(options, prune_recipe(options), PrunePlan, partial(api.plan, scores=options.scores))
 
 
 def apply(options: Namespace) -> None:
@@ -73,7 +83,8 @@ def apply(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         data, anyway = _data(options, model, recipe), options.any_weights
-        small: Any = api.apply(made, model, data=data, inplace=True, any_weights=anyway, progress=progress)
+        how = {"scores": options.scores, "data": data, "any_weights": anyway}
+        small: Any = api.apply(made, model, **how, inplace=True, progress=progress)
         _save(small, options, progress)
     print_report(small.dnge.report, options)
     say_what_now(small, options)
@@ -85,7 +96,8 @@ def compress(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         data = _data(options, model, recipe)
-        small: Any = api.compress(model, recipe, data=data, inplace=True, progress=progress)
+        scores = options.scores
+        small: Any = api.compress(model, recipe, scores=scores, data=data, inplace=True, progress=progress)
         _save(small, options, progress)
     print_report(small.dnge.report, options)
     say_what_now(small, options)

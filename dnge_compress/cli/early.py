@@ -9,6 +9,7 @@ from dnge_compress.checkpoint.model_files import least_bytes, read_config, refus
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
@@ -22,12 +23,16 @@ def refuse_early(options: Namespace) -> None:
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
     refuse_missing(options.model)
+    if getattr(options, "scores", None) and recipe is not None:
+        refuse_scores(Path(options.scores), recipe)
     if options.data:
         source_of(Path(options.data))
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):
         refuse_target(Path(output), options.force, _least_bytes(options, recipe))
     elif output:
+        if options.function == "score":
+            refuse_other_content(Path(output))
         refuse_closed(Path(output))
 
 

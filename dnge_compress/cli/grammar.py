@@ -38,6 +38,7 @@ def parser() -> Parser:
     json_flag = _flag("--json", "print exactly one JSON document")
     force = _flag("--force", "replace what dnge did not write, if it is of the same name")
     opening, choosing = _opening_flags("rows of real text to calibrate on: .jsonl, .txt, …"), _choosing_flags()
+    scored = _scores_flag()
 
     def command(name: str, *parents: Parser, about: str, module: str = "commands") -> Parser:
         found = _added(commands, name, parents, about)
@@ -46,15 +47,17 @@ def parser() -> Parser:
 
     score = command("score", opening, choosing, json_flag, about="predict what removing each unit costs")
     _model(score)
-    plan = command("plan", opening, choosing, force, json_flag, about="decide what to remove; changes nothing")
+    score.add_argument("-o", "--output", metavar="SCORES", help="folder for the scores, from which plans are made")
+    plan = command("plan", opening, choosing, scored, force, json_flag, about="decide what to remove; changes nothing")
     _model(plan)
     _plan_file(plan)
-    apply = command("apply", opening, force, json_flag, about="carry out a plan on a copy of its base model")
+    apply = command("apply", opening, scored, force, json_flag, about="carry out a plan on a copy of its base model")
     apply.add_argument("plan", metavar="PLAN.json")
     _model(apply)
     _output(apply)
     apply.add_argument("--any-weights", action="store_true", help="accept other weights of the same architecture")
-    compress = command("compress", opening, choosing, force, json_flag, about="score, plan, cut, repair and save")
+    about = "score, plan, cut, repair and save"
+    compress = command("compress", opening, choosing, scored, force, json_flag, about=about)
     _model(compress)
     _output(compress)
     about = "decide where LoRA goes and with what rank; changes nothing"
@@ -159,6 +162,12 @@ def _output(command: Parser) -> None:
 
 def _plan_file(command: Parser) -> None:
     command.add_argument("-o", "--output", metavar="PLAN.json", help="file for the plan (default: stdout)")
+
+
+def _scores_flag() -> Parser:
+    flags = Parser(add_help=False)
+    flags.add_argument("--scores", metavar="SCORES", help="folder of `dnge score`: go on from there, in seconds")
+    return flags
 
 
 def _flag(name: str, about: str) -> Parser:

@@ -25,7 +25,7 @@ the options of a command, each with an example.
 """
 
 EXAMPLES = {
-    "score": "dnge score MODEL --scorer obs",
+    "score": "dnge score MODEL -o SCORES",
     "plan": "dnge plan MODEL -o plan.json --recipe prune/neurons --ratio 0.3",
     "apply": "dnge apply plan.json MODEL -o OUT",
     "compress": "dnge compress MODEL -o OUT --ratio 0.3",

@@ -20,7 +20,7 @@ from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
-from dnge_compress.plans.trial import Trial, repair_values
+from dnge_compress.plans.trial import Trial
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import are_scores
@@ -30,11 +30,12 @@ from dnge_compress.signals.work import macs_per_element
 WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
 
 
-def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PrunePlan:
+def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe, trial: Trial | None = None) -> PrunePlan:
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
-    repaired, on a part of the calibration inputs, and the one whose output moves least is taken.
+    repaired, on a part of the calibration inputs, and the one whose output moves least is taken. `trial` remembers what
+    was measured.
     """
     graph, model = context.graph, context.model
     is_by_macs = recipe.prune.of == "macs"
@@ -45,7 +46,7 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe) -> PruneP
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
     uneven = uneven_candidate(graph, scores, recipe.prune, budget) if len(found) > 1 else None
-    chosen, measured = _best(context, found, uneven, recipe)
+    chosen, measured = _best(trial or Trial(context), found, uneven, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
         notes.append(
             f"ratio {recipe.prune.ratio:g} is rounded to {chosen.removed:.3f} of the {recipe.prune.of} by coarse units"
@@ -95,16 +96,16 @@ def _is_uneven(applied: AppliedCuts, model: nn.Module) -> bool:
 
 
 def _best(
-    context: ScoringContext, found: Sequence[Candidate], uneven: Candidate | None, recipe: Recipe
+    trial: Trial, found: Sequence[Candidate], uneven: Candidate | None, recipe: Recipe
 ) -> tuple[Candidate, list[str]]:
     """The candidate whose output moves least, and what was measured; `uneven` is not to be had, but worth knowing."""
     if len(found) == 1:
         return found[0], []
-    measured = [*found, uneven] if uneven else found
+    measured, context = [*found, uneven] if uneven else found, trial.context
     context.progress("compare plans", 0, len(measured))
-    trial, costs = Trial(context), list[float]()
+    costs = list[float]()
     for i, candidate in enumerate(measured):
-        costs.append(trial.damage(candidate.applied, repair_values(context, candidate.applied, recipe.repair)))
+        costs.append(trial.one_shot(candidate.applied, recipe.repair))
         context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
     rows = [f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False)]

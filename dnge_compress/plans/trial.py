@@ -4,7 +4,7 @@ whole one on some inputs."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from dnge_compress.core.memory import give_back
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.graph.types import Cut
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.comparison import Comparison
@@ -37,9 +38,11 @@ def measured_divergence(
 
 @dataclass(frozen=True)
 class Trial:
-    """A context's model, and its answers on a part of the calibration inputs."""
+    """A context's model, its answers on a part of the calibration inputs, and the damage that was measured against
+    them: whoever tries several plans keeps one."""
 
     context: ScoringContext
+    _known: dict[tuple[tuple[Cut, ...], Repair], float] = field(default_factory=dict)
 
     @cached_property
     def _whole(self) -> Comparison:
@@ -50,6 +53,14 @@ class Trial:
         The model is left as it is."""
         with inference_mode_of(self.context.model):
             return self._whole.damage(MaskedModel(self.context.model, applied, values))
+
+    def one_shot(self, applied: AppliedCuts, repair: Repair, values: Mapping[str, Tensor] | None = None) -> float:
+        """The damage under cuts and the repair that the signals alone give (`values`, if known); measured once."""
+        key = applied.cuts, repair
+        if key not in self._known:
+            found = repair_values(self.context, applied, repair) if values is None else values
+            self._known[key] = self.damage(applied, found)
+        return self._known[key]
 
 
 @dataclass(frozen=True)
@@ -71,10 +82,10 @@ class Repaired:
         return f"repair by {_least(self.damages)}: it leaves least damage on calibration inputs, in nats: {ways}"
 
 
-def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> Repaired:
+def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, trial: Trial | None = None) -> Repaired:
     """The repair that the recipe asks for, unless a lesser one leaves less damage on the calibration inputs.
 
-    The model is left as it is.
+    The model is left as it is. `trial` may know some of the damage already.
     """
     if not applied.cuts or repair.compensate == "none":
         return Repaired({}, {})
@@ -92,8 +103,12 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair) -
         ways["side by side"] = _side_by_side(context, applied, ways["least squares"])
         give_back()
         context.progress("repair", 3, steps)
-    trial = Trial(context)
-    damages = {way: trial.damage(applied, values) for way, values in ways.items()}
+    trial = trial or Trial(context)
+    asked = {"lstsq": "least squares", "bias": "bias"}[repair.compensate]
+    damages = {
+        way: trial.one_shot(applied, repair, values) if way == asked else trial.damage(applied, values)
+        for way, values in ways.items()
+    }
     context.progress("repair", steps, steps)
     return Repaired(ways[_least(damages)], damages)
 

@@ -34,6 +34,7 @@ class ScoringContext:
     `data` holds others, such as the user's own.
 
     Nothing is run before somebody asks for `batches` or `signals`, so a scorer that reads weights alone costs little.
+    `made` are synthetic inputs, and `gathered` signals, that are known from an earlier run.
     """
 
     graph: ModelGraph
@@ -44,6 +45,8 @@ class ScoringContext:
     repair: Repair = field(default_factory=Repair)
     kinds: frozenset[str] = frozenset({"layer"})  # that may go; costs of whole blocks and experts are measured if so
     progress: Progress = field(default=silent, compare=False)
+    made: tuple[Inputs, ...] | None = None
+    gathered: Signals | None = None
 
     @property
     def seed(self) -> int:
@@ -55,6 +58,8 @@ class ScoringContext:
         """`data`, or synthetic inputs."""
         if self.data is not None:
             return self.data
+        if self.made is not None:
+            return self.made
         made = tuple(calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress))
         give_back()
         return made
@@ -62,6 +67,8 @@ class ScoringContext:
     @cached_property
     def signals(self) -> Signals:
         """Activation and gradient statistics, gathered on first use."""
+        if self.gathered is not None:
+            return self.gathered
         with self.calibrated():
             found = gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
         give_back()

@@ -6,11 +6,58 @@ channel and kernel position, a column for every input channel.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
+
+
+@dataclass(frozen=True)
+class Place:
+    """A consumer of a space, or one group of a grouped conv: where signals are gathered."""
+
+    space: str
+    units: int
+    slot: Slot
+    share: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The matrix `[D, F]` at a place, the features that are the space's `own`, and of a grouped conv the `rows` of
+    outputs and the `inputs` (channels) that are the group's."""
+
+    matrix: Float[Tensor, "D F"]
+    own: slice
+    rows: slice | None
+    inputs: slice | None
+
+
+def places_of(model: nn.Module, graph: ModelGraph) -> list[Place]:
+    """All places of a model, space by space."""
+    return [
+        Place(space.name, space.units, slot, share)
+        for space in graph.of_kind("neuron", "head", "channel")
+        for slot in graph.consumers(space.name)
+        for share in range(shares_of(model, slot))
+    ]
+
+
+def reading_at(model: nn.Module, graph: ModelGraph, place: Place) -> Reading:
+    """What is read at a place of a model."""
+    slot, weight = place.slot, model.get_parameter(place.slot.param).detach()
+    matrix, shares = as_matrix(weight, graph, slot), shares_of(model, slot)
+    rows = inputs = None
+    if shares > 1:
+        size, channels = len(matrix) // shares, weight.shape[slot.axis]
+        rows, inputs = (slice(place.share * n, (place.share + 1) * n) for n in (size, channels))
+    matrix = matrix if rows is None else matrix[rows]
+    per_row = matrix.shape[1] // weight.shape[slot.axis]  # kernel positions of a conv
+    own = slice(slot.offset * per_row, (slot.offset + place.units * slot.width) * per_row)
+    return Reading(matrix, own, rows, inputs)
 
 
 def as_matrix(weight: Float[Tensor, "..."], graph: ModelGraph, slot: Slot) -> Float[Tensor, "D F"]:

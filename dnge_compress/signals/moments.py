@@ -20,10 +20,10 @@ from dnge_compress.core.paging import Shelf
 from dnge_compress.core.processes import own_share
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
-from dnge_compress.graph.types import ModelGraph, Slot
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals import second_moments
 from dnge_compress.signals.chain import Call, Chain, chain_of, gradient_behind
-from dnge_compress.signals.consumers import as_matrix, shares_of
+from dnge_compress.signals.consumers import Place, as_matrix, places_of
 from dnge_compress.signals.divergence import attended, attended_outputs, label_loss
 from dnge_compress.signals.inference import Inputs, call, has_logits, inference_mode_of, pictured_patches
 from dnge_compress.signals.joined import positions_in
@@ -45,7 +45,7 @@ def gather_signals(
     """Space name → signals at each of its consumers, all gathered in one pass over the inputs, of which each process
     takes its share."""
     task = _Task(model, graph, seed, progress)
-    places = task.places()
+    places = places_of(model, graph)
     inside, answered = numbers_per_position(model, batches[0])
     pieces = in_pieces(batches, inside + answered, GRAPH_NUMBERS)
     is_large = (inside + answered) * positions_in(pieces[0]) > 2 * GRAPH_NUMBERS
@@ -61,16 +61,6 @@ def gather_signals(
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A consumer of a space, or one group of a grouped conv."""
-
-    space: str
-    units: int
-    slot: Slot
-    share: int
-
-
-@dataclass(frozen=True)
 class _Task:
     """Signals of one model."""
 
@@ -79,27 +69,18 @@ class _Task:
     seed: int
     progress: Progress
 
-    def places(self) -> list[_Place]:
-        """Where something is recorded."""
-        return [
-            _Place(space.name, space.units, slot, share)
-            for space in self.graph.of_kind("neuron", "head", "channel")
-            for slot in self.graph.consumers(space.name)
-            for share in range(shares_of(self.model, slot))
-        ]
-
-    def moment_bytes(self, places: Sequence[_Place]) -> int:
+    def moment_bytes(self, places: Sequence[Place]) -> int:
         """What all second moments take together."""
         weights = {p.slot: self.model.get_parameter(p.slot.param).detach() for p in places}
         return 4 * sum(as_matrix(weights[p.slot], self.graph, p.slot).shape[1] ** 2 for p in places)
 
-    def chain(self, places: Sequence[_Place], batch: Inputs) -> Chain | None:
+    def chain(self, places: Sequence[Place], batch: Inputs) -> Chain | None:
         """The model as a chain of blocks in which all places are; None if it is none."""
         with inference_mode_of(self.model):
             found = chain_of(self.model, self.graph, batch, lambda output: self._loss(output, self._draws(0)))
         return found if found and all(p.slot.param.startswith(found.prefixes) for p in places) else None
 
-    def whole(self, places: Sequence[_Place], batches: Numbered) -> dict[_Place, Signal]:
+    def whole(self, places: Sequence[Place], batches: Numbered) -> dict[Place, Signal]:
         """Send every batch through the whole model and back."""
         # Copies of activations are needed, as the first batch tells, where the model overwrites them.
         for copies in (False, True):
@@ -127,10 +108,10 @@ class _Task:
                 self.progress("calibrate", done, len(batches))
         return True
 
-    def in_turn(self, places: Sequence[_Place], chain: Chain, batches: Numbered) -> dict[_Place, Signal]:
+    def in_turn(self, places: Sequence[Place], chain: Chain, batches: Numbered) -> dict[Place, Signal]:
         """Send all batches through one block after the other, and back."""
         store, done = MomentStore(in_turn=True), 0
-        found: dict[_Place, Signal] = {}
+        found: dict[Place, Signal] = {}
         with inference_mode_of(self.model):
             with torch.no_grad():
                 keep = Shelf("states between blocks").keep
@@ -179,8 +160,8 @@ class _Task:
     def _attended_loss(self, mask: Tensor | None, number: int, output: Tensor) -> Tensor:
         return self._loss(attended_outputs(output, mask), self._draws(number))
 
-    def _recorders(self, places: Sequence[_Place], store: MomentStore, copies: bool) -> dict[_Place, Recorder]:
-        return {p: Recorder(self.model, self.graph, p.slot, p.units, store, copies, p.share) for p in places}
+    def _recorders(self, places: Sequence[Place], store: MomentStore, copies: bool) -> dict[Place, Recorder]:
+        return {p: Recorder(self.model, self.graph, p, store, copies) for p in places}
 
     @contextmanager
     def _recorded(self, recorders: Sequence[Recorder]) -> Iterator[None]:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dnge_compress.core.processes import summed
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
-from dnge_compress.graph.types import ModelGraph, Slot
+from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.activations import rows_at, windows
-from dnge_compress.signals.consumers import as_matrix, feature_axis, shares_of
+from dnge_compress.signals.consumers import Place, feature_axis, reading_at
 from dnge_compress.signals.divergence import attended_outputs
 from dnge_compress.signals.second_moments import MomentStore
 from dnge_compress.signals.signal import Signal
@@ -30,22 +30,14 @@ class Recorder:
     recorders with `copies` keep activations of their own.
     """
 
-    def __init__(
-        self, model: nn.Module, graph: ModelGraph, slot: Slot, units: int, store: MomentStore, copies: bool, share: int
-    ) -> None:
+    def __init__(self, model: nn.Module, graph: ModelGraph, place: Place, store: MomentStore, copies: bool) -> None:
+        slot, units = place.slot, place.units
         self.slot, self.units, self.copies, self.overwritten = slot, units, copies, False
         self.generator = torch.Generator()  # its own, so that the sample doesn't depend on who else records
         self.module = model.get_submodule(slot.param.rpartition(".")[0])
-        weight = model.get_parameter(slot.param).detach()
-        whole, shares = as_matrix(weight, graph, slot), shares_of(model, slot)
-        self.rows = self.inputs = None
-        if shares > 1:
-            size, channels = len(whole) // shares, weight.shape[slot.axis]
-            self.rows, self.inputs = (slice(share * n, (share + 1) * n) for n in (size, channels))
-        self.weight = whole if self.rows is None else whole[self.rows]
+        reading = reading_at(model, graph, place)
+        self.weight, self.own, self.rows, self.inputs = reading.matrix, reading.own, reading.rows, reading.inputs
         outputs, self.features = self.weight.shape
-        per_row = self.features // weight.shape[slot.axis]  # kernel positions of a conv
-        self.own = slice(slot.offset * per_row, (slot.offset + units * slot.width) * per_row)
         self.own_rows = slice(slot.offset, slot.offset + units * slot.width)
         device = self.weight.device
         self.labels = 0

@@ -1,0 +1,242 @@
+"""One model under one recipe, from its scores to its plans and results."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import nn
+
+from dnge_compress.checkpoint import Compression, check_weights, opened
+from dnge_compress.checkpoint.carried import attach, own_config
+from dnge_compress.core.errors import PlanError, RecipeError
+from dnge_compress.core.progress import Progress, reporter
+from dnge_compress.core.wording import kind
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.tracing.running import copied, trainable
+from dnge_compress.graph.types import Cut, Scores
+from dnge_compress.plans.basis import Header, named
+from dnge_compress.plans.expected import expected
+from dnge_compress.plans.held import full_path
+from dnge_compress.plans.legal_widths import refuse_all_fixed
+from dnge_compress.plans.planner import make_plan
+from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.scoring import Scoring, carried_on, read_scoring, scoring_of
+from dnge_compress.plans.trial import Repaired, Trial, best_repair
+from dnge_compress.recipes.library import resolve
+from dnge_compress.recipes.methods import SCORERS
+from dnge_compress.recipes.schema import Recipe
+from dnge_compress.report.report import build_report
+from dnge_compress.scorers import ScoringContext
+from dnge_compress.scorers import score as run_scorer
+from dnge_compress.signals.calibration import length_note, synthesize
+from dnge_compress.signals.doubts import doubts, kind_of_inputs
+from dnge_compress.signals.inference import Inputs, first_examples
+from dnge_compress.signals.tokenizer import tokenizer_fault
+from dnge_compress.signals.user_data import checked_data, refuse_without_pictures
+from dnge_compress.surgery.cut import cut
+from dnge_compress.surgery.exactness import check
+from dnge_compress.surgery.repair import apply_repair
+
+Model: TypeAlias = nn.Module | str | Path
+AnyRecipe: TypeAlias = str | Path | Mapping[str, Any] | Recipe | float
+AnyScores: TypeAlias = Scores | str | Path
+T = TypeVar("T")
+DEFAULT = "prune/default"
+CHECK_ROWS = 2  # examples for the exactness check
+
+
+class Task:
+    """One model under one recipe: opened, checked, read as a graph, with calibration inputs, signals and scores made on
+    first use, or taken from `scores`."""
+
+    def __init__(
+        self,
+        model: Model,
+        recipe: AnyRecipe,
+        overrides: dict[str, Any],
+        *,
+        data: Iterable[Any] | None = None,
+        example_inputs: Inputs | None = None,
+        scores: AnyScores | None = None,
+        progress: Progress | bool = False,
+    ) -> None:
+        self.example_inputs, self.progress = example_inputs, reporter(progress)
+        found = resolve(*_with_ratio(recipe, overrides))
+        SCORERS.usable(found.scorer, data is not None or _have_data(scores, found))
+        self.is_own = isinstance(model, str | Path)  # nobody else has the model
+        self.given = self._during("open", opened, model) if self.is_own else opened(model)
+        self.model = trainable(self.given)
+        check_weights(self.model)
+        part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
+        self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
+        self.graph = self._during("read", build_graph, self.model, self.example_inputs)
+        given = None if data is None else checked_data(data, self.model)
+        if given is not None:
+            refuse_without_pictures(given.batches, self.model, self.graph, part)
+        self.context = ScoringContext(
+            graph=self.graph,
+            model=self.model,
+            calibration=self.recipe.calibration,
+            kinds=frozenset(self.recipe.prune.kinds),
+            data=None if given is None else given.batches,
+            example_inputs=example_inputs,
+            repair=self.recipe.repair,
+            progress=self.progress,
+        )
+        self.notes = given.notes if given is not None else self._calibration_notes()
+        if scores is not None:
+            self._take(scores)
+        self.trial = Trial(self.context)
+        self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
+
+    def _during(self, stage: str, work: Callable[..., T], *arguments: Any) -> T:
+        self.progress(stage, 0, 1)
+        found = work(*arguments)
+        self.progress(stage, 1, 1)
+        return found
+
+    def _take(self, scores: AnyScores) -> None:
+        """Go on from scores that were made before, and from their inputs and signals, if they have them."""
+        if isinstance(scores, str | Path):
+            scores = read_scoring(Path(scores), self.context, self.recipe)
+            self.context = replace(scores.context, progress=self.progress)
+        elif isinstance(scores, Scoring):
+            self.context = carried_on(scores, self.context, self.recipe, "the scores")
+        elif not isinstance(scores, Scores):
+            raise PlanError(f"scores are what score(model) returns, or the folder of saved ones, not a {kind(scores)}")
+        elif scores.fingerprint != self.graph.fingerprint:
+            raise PlanError("the scores were made for another model; score this one")
+        if isinstance(scores, Scoring) and self.context.data is not None:
+            self.notes = scores.data_notes
+        self.scores = scores
+
+    @cached_property
+    def scores(self) -> Scores:
+        """What every removal costs."""
+        return run_scorer(self.recipe.scorer, self.context)
+
+    def scoring(self) -> Scoring:
+        """The scores with what they rest on; blocks are tried as well, for recipes that let them go."""
+        self.context = replace(self.context, kinds=self.context.kinds | {"layer"})
+        self.trial = Trial(self.context)
+        return scoring_of(self.scores, self.context, self.recipe, () if self.context.data is None else self.notes)
+
+    @cached_property
+    def few_inputs(self) -> Inputs:
+        """A couple of examples for the exactness check, without making all the calibration inputs for it."""
+        known = self.context.data or self.context.made or vars(self.context).get("batches")
+        if known is not None:
+            return first_examples(known, CHECK_ROWS)[0]
+        calibration = self.recipe.calibration
+        few = calibration.model_copy(update={"tokens": 2 * CHECK_ROWS * calibration.length})
+        return first_examples(synthesize(self.model, few, self.example_inputs), CHECK_ROWS)[0]
+
+    def at(self, ratio: float) -> Recipe:
+        """The recipe at another ratio. Raises BudgetError for one out of range."""
+        return resolve(self.recipe, {"prune.ratio": ratio})
+
+    def plan(self, recipe: Recipe | None = None) -> PrunePlan:
+        """What the recipe, or another one that differs only in what is removed, would keep and cut."""
+        found = self.unrepaired(recipe or self.recipe)
+        return self.noted(self._with_expected(found))
+
+    def unrepaired(self, recipe: Recipe) -> PrunePlan:
+        """The plan without what the repair will leave of its damage."""
+        scores: Scores | None = None
+        if recipe.prune.ratio == 0:
+            scores = Scores(units={}, scorer=recipe.scorer, fingerprint=self.graph.fingerprint)
+        else:
+            refuse_all_fixed(self.graph, recipe.prune)
+        return make_plan(self.context, scores or self.scores, recipe, self.trial)
+
+    def noted(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with what is to be known about this run's inputs and tokenizer."""
+        fault = tokenizer_fault(str(getattr(self.model, "name_or_path", "") or ""))
+        notes = (*self.notes, *([f"the tokenizer is copied as it is, but: {fault}"] if fault else []))
+        return replace(plan, notes=(*(note for note in notes if note not in plan.notes), *plan.notes))
+
+    def _calibration_notes(self) -> tuple[str, ...]:
+        note = length_note(self.model, self.recipe.calibration, self.example_inputs)
+        return (note,) if note else ()
+
+    def repaired(self, cuts: tuple[Cut, ...]) -> Repaired:
+        """The best repair under some cuts; made once."""
+        if self._repaired is None or self._repaired[0] != cuts:
+            found = best_repair(self.context, AppliedCuts(self.graph, cuts), self.recipe.repair, self.trial)
+            self._repaired = cuts, found
+        return self._repaired[1]
+
+    def _with_expected(self, plan: PrunePlan) -> PrunePlan:
+        """The plan with what it will cost, if it is repaired, and why that may be wrong."""
+        repaired = self.repaired(plan.cuts)
+        if not repaired.damages:
+            return plan
+        calibration, is_real = self.recipe.calibration, self.context.data is not None
+        inputs = kind_of_inputs(self.model, self.context.batches, calibration, self.example_inputs, is_real)
+        found = doubts(self.model, self.context.batches, calibration, inputs)
+        return replace(
+            plan, expected=expected(repaired.damage, inputs, found), notes=(*found, repaired.note, *plan.notes)
+        )
+
+    def apply(self, plan: PrunePlan, timings: dict[str, float], *, inplace: bool = False, shares: bool = False) -> Any:
+        """The smaller model: the one given, if it is changed `inplace`; else a copy, which `shares` memory with it
+        where it isn't cut."""
+        started = time.perf_counter()
+        dense = self.model
+        applied = AppliedCuts(self.graph, plan.cuts)
+        with torch.no_grad():
+            found = self.repaired(plan.cuts)
+            repaired = time.perf_counter()
+            inputs = self.few_inputs
+            self.progress("cut", 0, 1)
+            small: Any = copied(dense, shares=inplace or shares)
+            small.__dict__.pop("dnge", None)
+            cut(small, applied)
+            if self.recipe.check:
+                check(small, dense, applied, inputs)
+            apply_repair(small, applied, found.values)
+        timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
+        report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
+        self.progress("cut", 1, 1)
+        config = getattr(dense, "config", None)
+        attached = Compression(
+            plan=plan,
+            report=report,
+            base_config=own_config(config.to_dict()) if config is not None else None,
+            inputs=inputs,
+        )
+        if inplace:  # references to the model see the smaller network
+            self.given.__dict__.clear()
+            self.given.__dict__.update(small.__dict__)
+            small = self.given
+        attach(small, attached)
+        return small
+
+
+def _have_data(scores: Any, recipe: Recipe) -> bool:
+    """Whether scores were made on a user's data; saved ones that don't fit the recipe are refused."""
+    if scores is None:
+        return False
+    if isinstance(scores, str | Path):
+        basis = Header.read(Path(scores)).basis
+        basis.refuse_recipe(recipe, named(Path(scores)))
+        return bool(basis.data)
+    return not isinstance(scores, Scoring) or bool(scores.basis.data)
+
+
+def _with_ratio(recipe: Any, overrides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Recipe and overrides, of which the recipe may be a plain ratio."""
+    if isinstance(recipe, PrunePlan):
+        raise PlanError("a plan is carried out by apply(plan, model)")
+    if not isinstance(recipe, int | float) or isinstance(recipe, bool):
+        return recipe, overrides
+    if overrides.get("ratio") is not None:
+        raise RecipeError(f"the ratio is given twice, {recipe:g} and {overrides['ratio']}; leave one out")
+    return DEFAULT, overrides | {"ratio": recipe}
