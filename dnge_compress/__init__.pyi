@@ -1,8 +1,9 @@
-from .api import apply, compress, load, plan, preview, save, score
+from .api import apply, compress, curve, load, plan, preview, save, score
 from .checkpoint import open_model
 from .core.errors import DngeError
 from .graph.families import build_graph
 from .graph.types import Cut, ModelGraph, Scores
+from .jobs.compared import compare
 from .lora.place import flatten_adapter, place_lora
 from .lora.plan import LoraPlan
 from .plans.prune_plan import PrunePlan
@@ -23,7 +24,9 @@ __all__ = [
     "VocabularyPlan",
     "apply",
     "build_graph",
+    "compare",
     "compress",
+    "curve",
     "flatten_adapter",
     "load",
     "open_model",

@@ -26,11 +26,16 @@ from dnge_compress.plans.scoring import Scoring
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
+from dnge_compress.report.curve import RatioCurve
 from dnge_compress.signals.inference import Inputs
+from dnge_compress.signals.user_data import checked_data
+from dnge_compress.tasks.curve import curve_of
 from dnge_compress.tasks.task import DEFAULT, AnyRecipe, AnyScores, Model, Task
 from dnge_compress.vocabulary.trim import apply_vocabulary
 
-__all__ = ["apply", "build_graph", "compress", "load", "plan", "preview", "save", "score"]
+__all__ = ["apply", "build_graph", "compress", "curve", "load", "plan", "preview", "save", "score"]
+
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of a curve
 
 
 @overload
@@ -142,6 +147,33 @@ def plan(
     return Task(
         model, recipe, overrides, data=data, example_inputs=example_inputs, scores=scores, progress=progress
     ).plan()
+
+
+@verb
+def curve(
+    model: Model,
+    recipe: AnyRecipe = DEFAULT,
+    *,
+    ratios: Sequence[float] = RATIOS,
+    held_out: Iterable[Any] | None = None,
+    scores: AnyScores | None = None,
+    data: Iterable[Any] | None = None,
+    example_inputs: Inputs | None = None,
+    progress: Progress | bool = False,
+    **overrides: Any,
+) -> RatioCurve:
+    """How much of a model may go before it costs: plans at several ratios from one scoring, each with its size, its
+    expected and measured damage and its speed, and the knee behind which damage grows. The model is only read.
+
+    `held_out`, an iterable of inputs as `data` is one, judges the smaller models as well: by the perplexity of a causal
+    language model, the accuracy where inputs hold `labels`, else the divergence from the whole model's answers. The
+    other arguments are as in `compress`. Raises BudgetError for a ratio that can't be reached, and other DngeErrors.
+
+        print(curve(model, ratios=[0.1, 0.2, 0.3, 0.4]))
+    """
+    task = Task(model, recipe, overrides, data=data, example_inputs=example_inputs, scores=scores, progress=progress)
+    judged = () if held_out is None else checked_data(held_out, task.model).batches
+    return curve_of(task, ratios, judged)
 
 
 @verb

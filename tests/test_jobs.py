@@ -45,6 +45,7 @@ from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.jobs.running import run
 from dnge_compress.jobs.trainer import WHOLE, JobTrainer
 from dnge_compress.jobs.training import last_whole
+from dnge_compress.report import speeds
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKWORM = ROOT / "examples" / "bookworm"
@@ -374,7 +375,7 @@ def test_speeds_are_taken_in_turn_the_best_counts_and_their_spread_is_the_noise(
         asked.append(twins.index(which))
         return 1.0 + 0.1 * (len(asked) // 4 % 3)  # a machine that is slower for a while, and not for one model alone
 
-    monkeypatch.setattr(measuring, "_seconds", seconds)
+    monkeypatch.setattr(speeds, "_seconds", seconds)
     first, second = measuring.speeds_of(twins, {"input_ids": torch.zeros(4, 64)})
     assert first == second and first.tokens_per_second == 256 and first.speed_noise == pytest.approx(0.1)
     assert asked[:8] == [0, 1, 0, 1, 1, 0, 0, 1]

@@ -16,10 +16,10 @@ from pydantic import ValidationError
 from dnge_compress.core.errors import BudgetError, DngeError, RecipeError, UnknownNameError
 from dnge_compress.recipes import library
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.keys import leaves
+from dnge_compress.recipes.keys import leaves, section_of
 from dnge_compress.recipes.library import resolve, validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
-from dnge_compress.recipes.schema import Prune, Recipe
+from dnge_compress.recipes.schema import Prune, Recipe, RecipeSection
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,11 +68,12 @@ def test_single_kind_recipes_count_units() -> None:
 
 
 def test_leaf_names_are_unique_over_the_whole_recipe() -> None:
-    def count(section: Any) -> int:
-        return sum(count(v) if isinstance(v, dict) else 1 for v in section.values())
+    def count(section: type[RecipeSection]) -> int:
+        inner = (section_of(section, name) for name in section.model_fields)
+        return sum(1 if found is None else count(found) for found in inner)
 
     # All but the word at the top that tells which kind of recipe it is.
-    assert len(leaves(Recipe)) == count(Recipe().model_dump()) - 1
+    assert len(leaves(Recipe)) == count(Recipe) - 1
     assert all(len(places) == 1 for places in leaves(Recipe).values())
 
 

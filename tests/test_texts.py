@@ -34,7 +34,7 @@ from transformers import (
     XLNetLMHeadModel,
 )
 
-from dnge_compress import plan
+from dnge_compress import compress, plan
 from dnge_compress.checkpoint import open_model
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.texts import read_texts
@@ -268,3 +268,11 @@ def test_conversations_are_read_as_the_template_writes_them(model: Any, tmp_path
     assert tokens_in(read_texts(chats, open_model(place), Calibration(length=512))) == {wanted}
     with pytest.raises(DataError, match="chat template"):
         read_texts(chats, model, Calibration(length=64))
+
+
+def test_what_was_done_to_a_users_data_stands_in_plan_and_report(model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "plain.txt"
+    file.write_text("\n".join(f"{i} {TEXT}" for i in range(9)), encoding="utf-8")
+    data = read_texts(file, model, Calibration(length=8))
+    small: Any = compress(model, "prune/neurons", data=data, scorer="magnitude", compensate="none")
+    assert data.notes[0] in small.dnge.report.notes and "9 of them cut at 8 tokens" in data.notes[0]

@@ -29,7 +29,9 @@ from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.graph.families import build_graph
-from dnge_compress.jobs.data.texts import read_texts, texts_in
+from dnge_compress.jobs.compared import Compared
+from dnge_compress.jobs.compared import compare as compare_models
+from dnge_compress.jobs.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora
@@ -41,6 +43,7 @@ from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
+from dnge_compress.report.curve import RatioCurve
 from dnge_compress.report.report import Report
 from dnge_compress.signals.user_data import UserData
 from dnge_compress.vocabulary.trim import plan_vocabulary
@@ -101,6 +104,30 @@ def compress(options: Namespace) -> None:
         _save(small, options, progress)
     print_report(small.dnge.report, options)
     say_what_now(small, options)
+
+
+def curve(options: Namespace) -> None:
+    """`dnge curve MODEL`"""
+    recipe = prune_recipe(options)
+    with session() as progress:
+        model = _open(options, progress)
+        data, scores = _data(options, model, recipe), options.scores
+        judged = read_windows(Path(options.held_out), model) if options.held_out else None
+        made = api.curve(
+            model, recipe, ratios=options.ratios, held_out=judged, scores=scores, data=data, progress=progress
+        )
+    _write_page(made, options)
+    print_report(made, options)
+
+
+def compare(options: Namespace) -> None:
+    """`dnge compare MODEL OTHER --data texts.txt`"""
+    with session() as progress:
+        first, second = _open(options, progress), _open(options, progress, options.other)
+        data = read_windows(Path(options.data), first)
+        made = compare_models(first, second, data=data, progress=progress)
+    _write_page(made, options)
+    print_report(made, options)
 
 
 def place(options: Namespace) -> None:
@@ -173,7 +200,14 @@ def _is_about_tokens(path: Path) -> bool:
     return isinstance(raw, dict) and VocabularyPlan.FORMAT.key in raw
 
 
-def _open(options: Namespace, progress: Progress) -> nn.Module:
+def _write_page(made: RatioCurve | Compared, options: Namespace) -> None:
+    if options.output:
+        with one_process_writes() as is_mine:
+            if is_mine:
+                write_whole(Path(options.output), made.to_html())
+
+
+def _open(options: Namespace, progress: Progress, source: str = "") -> nn.Module:
     if options.device == "cuda" and world() > 1:  # a card for each process of this machine
         options.device = f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
     if options.device:
@@ -183,7 +217,7 @@ def _open(options: Namespace, progress: Progress) -> nn.Module:
             raise DngeError(f"device '{options.device}' can't be used: {first_line(e)}; name another") from None
     progress("open", 0, 1)
     model = open_model(
-        options.model,
+        source or options.model,
         trust_remote_code=options.trust_remote_code,
         allow_pickle=options.allow_pickle,
         dtype=options.dtype,
@@ -221,7 +255,7 @@ def _save(model: nn.Module, options: Namespace, progress: Progress) -> None:
     progress("save", 1, 1)
 
 
-def print_report(made: Report | JobReport | VocabularyPlan, options: Namespace) -> None:
+def print_report(made: Report | JobReport | VocabularyPlan | RatioCurve | Compared, options: Namespace) -> None:
     """Tables, or JSON if it is asked for."""
     if options.json:
         print_json(made.to_dict())

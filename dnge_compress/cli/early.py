@@ -7,19 +7,26 @@ from pathlib import Path
 
 from dnge_compress.checkpoint.model_files import least_bytes, read_config, refuse_missing
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
+from dnge_compress.core.errors import CheckpointError, DataError
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.jobs.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
 from dnge_compress.recipes.lora_schema import LoraRecipe
-from dnge_compress.recipes.schema import Recipe
+from dnge_compress.recipes.schema import Prune, Recipe
 
 
 def refuse_early(options: Namespace) -> None:
     """Raise a DngeError where a command on a model can't go well."""
     recipe = None
+    for ratio in getattr(options, "ratios", ()):
+        resolve(prune_recipe(options), {"ratio": ratio})
     if options.function == "place":
         lora_recipe(options)
+    elif options.function == "compare":
+        if not options.data:
+            raise DataError("compare needs text that neither model was made with; give it (--data FILE)")
+        refuse_missing(options.other)
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
     refuse_missing(options.model)
@@ -27,18 +34,23 @@ def refuse_early(options: Namespace) -> None:
         refuse_scores(Path(options.scores), recipe)
     if options.data:
         source_of(Path(options.data))
+    if getattr(options, "held_out", None):
+        source_of(Path(options.held_out))
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):
         refuse_target(Path(output), options.force, _least_bytes(options, recipe))
     elif output:
         if options.function == "score":
             refuse_other_content(Path(output))
+        if options.function in ("curve", "compare") and Path(output).exists() and not options.force:
+            raise CheckpointError(f"'{output}' exists; name another file, or pass --force to replace it")
         refuse_closed(Path(output))
 
 
 def prune_recipe(options: Namespace) -> Recipe:
     """The recipe that a command asks for, its flags and settings on top."""
-    flags = {"ratio": options.ratio, "scorer": options.scorer, "seed": options.seed}
+    flags = {name: getattr(options, name, None) for name in Prune.RIVALS}
+    flags |= {"scorer": options.scorer, "seed": options.seed}
     return resolve(options.recipe, assignments(options.set, flags))
 
 

@@ -10,6 +10,15 @@ from dnge_compress import __version__
 from dnge_compress.cli.help_texts import EPILOG, EXAMPLES
 from dnge_compress.core.errors import DngeError
 
+TARGETS = (  # in the place of a ratio: option, example, meaning
+    ("params", "4.2B", "parameters that may be left"),
+    ("bytes", "8GB", "bytes of tensors that may be left"),
+    ("memory", "12GB", "these and the key/value cache (--set cache_length=4096 --set cache_batch=1)"),
+    ("active-params", "1.3B", "parameters that a token meets in a mixture of experts"),
+    ("latency", "0.8x", "time of a forward pass here, as a share of the original's"),
+)
+MOST_RATIOS = 50  # of a curve
+
 
 class UsageError(DngeError):
     """A command line that doesn't fit the grammar."""
@@ -60,6 +69,21 @@ def parser() -> Parser:
     compress = command("compress", opening, choosing, scored, force, json_flag, about=about)
     _model(compress)
     _output(compress)
+    about = "show what each ratio costs: size, quality and speed; changes nothing"
+    curve = command("curve", opening, _choosing_flags(with_ratio=False), scored, force, json_flag, about=about)
+    _model(curve)
+    curve.add_argument(
+        "--ratios", type=ratios, default=ratios(".1:.6:.1"), metavar="FIRST:LAST:STEP", help="or .1,.2,.5 (.1:.6:.1)"
+    )
+    curve.add_argument("--held-out", metavar="FILE", help="rows of real text that judge every plan")
+    curve.add_argument("-o", "--output", metavar="CURVE.html", help="a page with table and plot")
+    about = "compare two models on held-out text: quality, agreement, size, speed, samples"
+    compare = command(
+        "compare", _opening_flags("rows of text that neither was made with"), force, json_flag, about=about
+    )
+    _model(compare)
+    compare.add_argument("other", metavar="OTHER", help="folder or Hugging Face id of the second model")
+    compare.add_argument("-o", "--output", metavar="COMPARED.html", help="a page with the same")
     about = "decide where LoRA goes and with what rank; changes nothing"
     place = command("place", opening, force, json_flag, about=about)
     _model(place)
@@ -187,13 +211,16 @@ def _opening_flags(about_data: str) -> Parser:
     return flags
 
 
-def _choosing_flags() -> Parser:
+def _choosing_flags(with_ratio: bool = True) -> Parser:
     flags = Parser(add_help=False)
     group = flags.add_argument_group("recipe")
     group.add_argument(
         "--recipe", default="prune/default", metavar="RECIPE", help="name or path (default: %(default)s)"
     )
-    group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1")
+    if with_ratio:
+        group.add_argument("--ratio", type=float, help="fraction to remove, 0 <= ratio < 1; or one of these:")
+        for name, example, what in TARGETS:
+            group.add_argument(f"--{name}", metavar=example, help=what)
     group.add_argument(
         "--scorer", help="the method that scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda"
     )
@@ -217,6 +244,22 @@ def _making_flags(command: Parser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
     command.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
+
+
+def ratios(text: str) -> tuple[float, ...]:
+    """Several ratios: "FIRST:LAST:STEP", both ends included, or some with commas between."""
+    try:
+        if ":" not in text:
+            return tuple(map(float, text.split(",")))
+        first, last, step = map(float, text.split(":"))
+        found = tuple(
+            round(first + i * step, 9) for i in range(MOST_RATIOS + 1) if first + i * step <= last + step / 1e6
+        )
+    except ValueError:
+        found = ()
+    if not found or len(found) > MOST_RATIOS:
+        raise argparse.ArgumentTypeError(f"'{text}' is no FIRST:LAST:STEP, e.g. .1:.6:.1, of {MOST_RATIOS} at most")
+    return found
 
 
 def positive(text: str) -> int:

@@ -28,6 +28,8 @@ EXAMPLES = {
     "score": "dnge score MODEL -o SCORES",
     "plan": "dnge plan MODEL -o plan.json --recipe prune/neurons --ratio 0.3",
     "apply": "dnge apply plan.json MODEL -o OUT",
+    "compare": "dnge compare MODEL OUT --data heldout.txt",
+    "curve": "dnge curve MODEL --ratios .1:.6:.1 -o curve.html",
     "compress": "dnge compress MODEL -o OUT --ratio 0.3",
     "place": "dnge place MODEL -o lora.json --set trainable_params=4000000",
     "run": "dnge run jobs/prune-recover model_name_or_path=MODEL output_dir=RUN --dry-run",

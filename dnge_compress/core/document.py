@@ -82,9 +82,10 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Figure:
-    """Markup that only pages show."""
+    """Markup that pages show, and lines of text for it in terminals."""
 
     markup: str
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

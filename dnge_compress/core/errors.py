@@ -55,7 +55,11 @@ class DataError(DngeError, ValueError):
 
 
 class BudgetError(DngeError, ValueError):
-    """A budget that is out of range or can't be reached under the constraints."""
+    """A budget that is out of range or can't be reached under the constraints; `most` is the largest ratio that can."""
+
+    def __init__(self, message: str, most: float | None = None) -> None:
+        self.most = most
+        super().__init__(message)
 
 
 class PlanError(DngeError, ValueError):

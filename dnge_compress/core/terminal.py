@@ -13,15 +13,15 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from dnge_compress.core.document import Block, Cell, Column, Document, Facts, Notes, Paragraph, Table
-from dnge_compress.core.wording import clean
+from dnge_compress.core.document import Block, Cell, Column, Document, Facts, Figure, Notes, Paragraph, Table
+from dnge_compress.core.wording import clean, safe
 
 MAX_NOTES = 6
 WIDTHS = {"bar": (12, 6, 0), "strip": (32, 16, 0)}  # of drawings, in characters; the widest that fits
 HEIGHTS = "▁▂▃▄▅▆▇█"
 STYLES = {"": "", "quiet": "dim", "accent": "cyan", "strong": "bold cyan"}
 QUIET, ACCENT = STYLES["quiet"], STYLES["accent"]
-ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█", ">--|x=-._.,:-=+#")
+ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█●◆│└", ">--|x=-._.,:-=+#o#||")
 
 
 class Printable:
@@ -107,6 +107,8 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
                 shown.append(f"and {len(block.texts) - MAX_NOTES} more notes in {block.rest}")
             rows = [(Text("·", QUIET), Text(clean(note), QUIET)) for note in shown]
             return _grid(rows, gap=1)
+        case Figure(lines=lines) if lines:
+            return Text("\n".join(map(safe, lines)), ACCENT, no_wrap=True, overflow="ellipsis")
         case _:
             return None
 

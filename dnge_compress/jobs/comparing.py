@@ -15,10 +15,11 @@ from dnge_compress.core.strict_json import json_values
 from dnge_compress.jobs import models
 from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.measuring import Batch, Shape, batches_of, shape_of, speeds_of, summed_loss
+from dnge_compress.jobs.measuring import Batch, batches_of, speeds_of, summed_loss
 from dnge_compress.jobs.report.measures import ORIGINAL, PRUNED, TRAINED, Milestone, Sample
 from dnge_compress.jobs.samples import beginnings_of, continuation_of, continued
 from dnge_compress.recipes.job_schema import Job
+from dnge_compress.report.speeds import Shape, shape_of
 from dnge_compress.signals.positions import positions_of
 
 

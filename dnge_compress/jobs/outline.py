@@ -41,7 +41,12 @@ def planned(job: Job) -> list[Planned]:
         found.append(Planned("data", _data_about(job)))
     if job.prune is not None:
         where = f" of {job.prune.within}" if job.prune.within else ""
-        cut = f"{job.prune.ratio:.0%} of the {job.prune.of}{where}, {job.prune.allocation}, scorer {job.scorer}"
+        much = (
+            f"{job.prune.ratio:.0%} of the {job.prune.of}"
+            if not job.prune.target
+            else f"until {job.prune.target} is {getattr(job.prune, job.prune.target):,}"
+        )
+        cut = f"{much}{where}, {job.prune.allocation}, scorer {job.scorer}"
         found.append(Planned("prune", cut))
     if job.lora is not None:
         found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))

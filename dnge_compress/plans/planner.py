@@ -21,7 +21,7 @@ from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import Trial
-from dnge_compress.recipes.schema import Recipe
+from dnge_compress.recipes.schema import Prune, Recipe
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import device_of, has_logits, inference_mode_of, main_output, outputs, to_device
@@ -30,22 +30,20 @@ from dnge_compress.signals.work import macs_per_element
 WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
 
 
-def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe, trial: Trial | None = None) -> PrunePlan:
+def make_plan(
+    context: ScoringContext, scores: Scores, recipe: Recipe, trial: Trial | None = None, *, tries_uneven: bool = True
+) -> PrunePlan:
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
     repaired, on a part of the calibration inputs, and the one whose output moves least is taken. `trial` remembers what
-    was measured.
+    was measured. With `tries_uneven` a note tells what widths that differ between layers would be worth.
     """
-    graph, model = context.graph, context.model
-    is_by_macs = recipe.prune.of == "macs"
-    prices = macs_per_element(model, graph, context.batches[0]) if is_by_macs else non_embedding_prices(model, graph)
-    inside = inside_of(recipe.prune.within)  # a part that is pruned alone is what the ratio counts
-    budget = Budget.of(model, {name: price for name, price in prices.items() if name.startswith(inside)})
+    graph, inside, budget = context.graph, inside_of(recipe.prune.within), budget_of(context, recipe.prune)
     found, notes = candidates(graph, scores, recipe.prune, budget)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
-    uneven = uneven_candidate(graph, scores, recipe.prune, budget) if len(found) > 1 else None
+    uneven = uneven_candidate(graph, scores, recipe.prune, budget) if tries_uneven and len(found) > 1 else None
     chosen, measured = _best(trial or Trial(context), found, uneven, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
         notes.append(
@@ -64,6 +62,15 @@ def make_plan(context: ScoringContext, scores: Scores, recipe: Recipe, trial: Tr
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
     return counted(plan, chosen.applied, context.model)
+
+
+def budget_of(context: ScoringContext, prune: Prune) -> Budget:
+    """What a ratio counts: of a part that is pruned alone, that part."""
+    graph, model = context.graph, context.model
+    is_by_macs = prune.of == "macs"
+    prices = macs_per_element(model, graph, context.batches[0]) if is_by_macs else non_embedding_prices(model, graph)
+    inside = inside_of(prune.within)
+    return Budget.of(model, {name: price for name, price in prices.items() if name.startswith(inside)})
 
 
 def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePlan:

@@ -113,7 +113,8 @@ class Problem:
         where = f" of '{prune.within}'" if prune.within else ""
         return BudgetError(
             f"ratio {prune.ratio:g} can't be reached: at most {most:.3f} of the {prune.of}{where} can go with kinds "
-            f"{', '.join(prune.kinds)}{align} and min_keep {prune.min_keep:g}; lower the ratio or min_keep"
+            f"{', '.join(prune.kinds)}{align} and min_keep {prune.min_keep:g}; lower the ratio or min_keep",
+            most,
         )
 
     def candidate(self, cuts: tuple[Cut, ...]) -> Candidate:

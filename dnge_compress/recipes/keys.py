@@ -63,13 +63,20 @@ def put(raw: dict[str, Any], section: type[RecipeSection], key: str, value: Any)
             raise RecipeError(f"override '{key}': '{name}' holds no keys")
     last: Any = _index(here, path[-1], key) if isinstance(here, list) else path[-1]
     holder = _section_at(section, tuple(p for p in path[:-1] if not p.isdigit()))
-    if value is not REMOVED and isinstance(here, dict) and holder is not None and holder.IS_CHOICE:
-        here.clear()
+    if value is not REMOVED and isinstance(here, dict) and holder is not None and path[-1] in holder.RIVALS:
+        for rival in holder.RIVALS:
+            here.pop(rival, None)
     if value is REMOVED:
         here.pop(last) if isinstance(here, list) else here.pop(last, None)
     else:
         here[last] = value
     return path
+
+
+def are_rivals(section: type[RecipeSection], one: Keys, other: Keys) -> bool:
+    """Whether one key takes the place of the other, so that only one of both can be meant."""
+    holder = _section_at(section, tuple(p for p in one[:-1] if not p.isdigit()))
+    return one[:-1] == other[:-1] and holder is not None and {one[-1], other[-1]} <= set(holder.RIVALS)
 
 
 def settled(value: Any, section: type[RecipeSection], path: Keys, where: Callable[[Keys], str]) -> Any:

@@ -13,7 +13,7 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.wording import kind as kind_word
 from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.keys import REMOVED, put, section_of, settled
+from dnge_compress.recipes.keys import REMOVED, are_rivals, put, section_of, settled
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.recipes.yaml_lines import Lines, Place, parse_value, read
@@ -66,6 +66,11 @@ def load(recipe: str | Path | Mapping[str, Any] | AnyRecipe, overrides: Mapping[
         place = put(raw, kind, key, value)
         if place in overridden:
             raise RecipeError(f"override '{key}' stands twice: '{overridden[place]}' is the same key")
+        for other, said in overridden.items():
+            if are_rivals(kind, place, other):
+                raise RecipeError(
+                    f"'{said}' and '{key}' are both given, and one takes the place of the other; give one"
+                )
         overridden[place] = key
     return _checked(raw, kind, origin, lines, overridden)
 

@@ -18,7 +18,7 @@ class LoraBudget(RecipeSection):
     `trainable_fraction`: a share of the model's parameters, 0 < fraction <= 1.
     """
 
-    IS_CHOICE: ClassVar[bool] = True  # an override of one key takes the place of the others
+    RIVALS: ClassVar[tuple[str, ...]] = ("match_uniform_r", "trainable_params", "trainable_fraction")
 
     match_uniform_r: Whole | None = Field(default=None, ge=1)
     trainable_params: Whole | None = Field(default=None, ge=1)

@@ -7,10 +7,19 @@ such as `ratio=0.3` needs no section.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_serializer, model_validator
 
+SIZE = re.compile(r"(?P<number>\d+(\.\d*)?|\.\d+)\s*(?P<prefix>[kmgbt]?)(?P<binary>i?)b?", re.IGNORECASE)
+PREFIXES = {"": 1.0, "i": 1.0} | {
+    name + ending: base**power
+    for power, names in enumerate(("k", "m", "gb", "t"), 1)
+    for name in names
+    for ending, base in (("", 1e3), ("i", 1024.0))
+}
 LEAST_TOKENS = 64  # that a model is calibrated on
 CutKind = Literal["neuron", "head", "channel", "layer", "expert"]
 
@@ -33,15 +42,38 @@ def _one_or_several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)
 
 
+def _as_size(value: Any) -> Any:
+    """ "4.2B", "8 GB", "512MiB" or a number as a whole number; anything else is left for pydantic to judge."""
+    found = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is not None:
+        value = float(found["number"]) * PREFIXES[found["prefix"].lower() + ("i" if found["binary"] else "")]
+    return round(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _as_share(value: Any) -> Any:
+    """ "0.8x" or "80%" as a share; anything else is left for pydantic to judge."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    is_percent = text.endswith("%")
+    try:
+        number = float(text.rstrip("x×%").strip())
+    except ValueError:
+        return value
+    return number / 100 if is_percent else number
+
+
 Whole = Annotated[int, BeforeValidator(_reject_bool)]
 Real = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
+Size = Annotated[Whole, BeforeValidator(_as_size), Field(ge=1), WithJsonSchema({"type": ["integer", "string"]})]
+Share = Annotated[Real, BeforeValidator(_as_share), Field(gt=0, lt=1), WithJsonSchema({"type": ["number", "string"]})]
 
 
 class RecipeSection(BaseModel):
     """A frozen part of a recipe; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-    IS_CHOICE: ClassVar[bool] = False  # whether only one of its keys is given at a time
+    RIVALS: ClassVar[tuple[str, ...]] = ()  # keys of which an override takes the place of the others
 
 
 class Calibration(RecipeSection):
@@ -71,7 +103,11 @@ class Prune(RecipeSection):
     """How much goes, and from where.
 
     `ratio` is the fraction removed, 0 <= ratio < 1, of the non-embedding `parameters`, of the `units` of every space
-    of the chosen `kinds`, or of the `macs`. `allocation` "uniform" takes the same fraction everywhere, "global"
+    of the chosen `kinds`, or of the `macs`. In its place one of these says what may be left, and the smallest ratio
+    that gets there is looked for: `params` of the whole model ("4.2B"), `bytes` of its tensors ("8GB"), `memory`, which
+    is these and the key/value cache of `cache_batch` texts of `cache_length` tokens, `active_params`, those that a
+    token meets in a mixture of experts, or `latency`, the time of a forward pass as a share of the original's ("0.8x"),
+    measured on this machine. `allocation` "uniform" takes the same fraction everywhere, "global"
     (needs `uneven`) lets kinds and layers compete by predicted cost, "auto" measures both where no config has to say
     the widths (`uneven`, traced modules) and is uniform elsewhere. Widths of neurons and channels are rounded to
     multiples of `round_to`, and to what another program wants by `align`: 256 for "gguf" (blocks of K-quants), 128 for
@@ -82,7 +118,16 @@ class Prune(RecipeSection):
     spaces stay whole. `uneven` allows widths that differ between layers, which plain transformers can't reload.
     """
 
+    RIVALS: ClassVar[tuple[str, ...]] = ("ratio", "params", "bytes", "memory", "active_params", "latency")
+
     ratio: Real = Field(default=0.2, ge=0, lt=1)
+    params: Size | None = None
+    bytes: Size | None = None
+    memory: Size | None = None
+    active_params: Size | None = None
+    latency: Share | None = None
+    cache_length: Whole = Field(default=4096, ge=1)
+    cache_batch: Whole = Field(default=1, ge=1)
     of: Literal["parameters", "units", "macs"] = "parameters"
     within: str = ""
     kinds: Annotated[tuple[CutKind, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
@@ -103,8 +148,35 @@ class Prune(RecipeSection):
 
         A weight lies in one row, one column and one layer; how many of them go with other things isn't known before.
         """
+        if self.target:
+            return 0.0, 1.0
         least = 1 - self.ratio if self.of == what else (1 - self.ratio) ** 3 if self.of == "units" else 0.0
         return least, 1 - self.ratio if self.of == what and not self.within else 1.0
+
+    @property
+    def target(self) -> str:
+        """Which key says what may be left; "" where `ratio` says what goes."""
+        return next((name for name in self.RIVALS[1:] if getattr(self, name) is not None), "")
+
+    def at(self, ratio: float) -> Prune:
+        """The same with a ratio in the place of a target."""
+        return self.model_copy(update={**dict.fromkeys(self.RIVALS), "ratio": ratio})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_it_once(cls, raw: Any) -> Any:
+        given = [name for name in cls.RIVALS if isinstance(raw, Mapping) and raw.get(name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"should name one of {', '.join(cls.RIVALS)}, not {' and '.join(given)}")
+        return raw
+
+    @model_serializer(mode="wrap")
+    def _what_was_said(self, values: Callable[[Prune], dict[str, Any]]) -> dict[str, Any]:
+        """Without the keys that didn't decide anything."""
+        silent = {name for name in self.RIVALS if name != (self.target or "ratio")}
+        if self.target != "memory":
+            silent |= {"cache_length", "cache_batch"}
+        return {name: value for name, value in values(self).items() if name not in silent}
 
     @property
     def width_multiple(self) -> int:

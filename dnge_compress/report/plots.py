@@ -99,6 +99,30 @@ def curves(found: Sequence[Curve]) -> Markup:
     )
 
 
+def tradeoff(points: Sequence[tuple[float, float]], marked: float | None, across: str, up: str) -> Markup:
+    """A line through points (x ≥ 0, y ≥ 0) in order of x, both axes from zero; an upright line marks one x. `across`
+    and `up` say what the axes are."""
+    xs, ys = ticks(0, points[-1][0]), ticks(0, max(y for _, y in points))
+    right, top = max(points[-1][0], xs[-1]), ys[-1]
+    places = [(x / right * SIDE, (1 - y / top) * SIDE) for x, y in points]
+    rules = [_line("rule", (0, SIDE * i / (len(ys) - 1)), (SIDE, SIDE * i / (len(ys) - 1))) for i in range(len(ys))]
+    dots = [
+        tag("g", tag("title", f"{x:g}: {y:.3g}"), _line("point series-0", place, place))
+        for (x, y), place in zip(points, places, strict=True)
+    ]
+    shapes = [*rules, _tick(None if marked is None else marked / right)]
+    shapes += [tag("path", d=_through(places), class_="held-out series-0 dash-0"), *dots]
+    said = "" if marked is None else f"; the upright line marks {marked:g}"
+    below, beside = decimals(xs), decimals(ys)
+    return _plot(
+        [shape for shape in shapes if shape is not None],
+        (f"{up} over {across}", f"{'; '.join(f'{x:g}: {y:.3g}' for x, y in points)}{said}."),
+        left=[(y / top, f"{y:.{beside}f}") for y in ys],
+        below=[(x / right, f"{x:.{below}f}") for x in xs],
+        kind="curves",
+    )
+
+
 def swatch(number: int) -> Markup:
     """The line of a series, for the legend."""
     return _inline(

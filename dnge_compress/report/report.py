@@ -109,7 +109,7 @@ def build_report(
         notes=plan.notes,
         scorer=str(plan.recipe.get("scorer", "")),
         recipe_name=str(plan.recipe.get("name", "")),
-        model_name=_name_of(before),
+        model_name=name_of(before),
         predicted_cost=plan.predicted_cost,
         expected=plan.expected,
     )
@@ -136,6 +136,7 @@ def _totals(totals: Totals) -> Table:
     return Table(columns=columns, rows=rows)
 
 
-def _name_of(model: nn.Module) -> str:
+def name_of(model: nn.Module) -> str:
+    """What a model is called: the last part of where it came from, or its class."""
     path = str(getattr(getattr(model, "config", None), "_name_or_path", "") or "")
     return path.rstrip("/").rsplit("/", 1)[-1] or type(model).__name__

@@ -19,14 +19,17 @@ from dnge_compress.signals.positions import positions_of
 
 
 @dataclass(frozen=True)
-class UserData:
-    """Batches, which iterating gives, and `notes` on what was left out of them."""
+class UserData(Sequence[Inputs]):
+    """Batches, which it is a sequence of, and `notes` on what was left out of them."""
 
     batches: tuple[Inputs, ...]
     notes: tuple[str, ...] = ()
 
-    def __iter__(self) -> Iterator[Inputs]:
-        return iter(self.batches)
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.batches[index]
 
 
 def checked_data(data: Any, model: nn.Module) -> UserData:

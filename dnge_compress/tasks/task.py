@@ -25,9 +25,10 @@ from dnge_compress.plans.basis import Header, named
 from dnge_compress.plans.expected import expected
 from dnge_compress.plans.held import full_path
 from dnge_compress.plans.legal_widths import refuse_all_fixed
-from dnge_compress.plans.planner import make_plan
+from dnge_compress.plans.planner import budget_of, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.scoring import Scoring, carried_on, read_scoring, scoring_of
+from dnge_compress.plans.targets import ratio_for, shown
 from dnge_compress.plans.trial import Repaired, Trial, best_repair
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.methods import SCORERS
@@ -43,6 +44,7 @@ from dnge_compress.signals.user_data import checked_data, refuse_without_picture
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
+from dnge_compress.tasks.latency import TIMED_ROWS, ratio_for_latency
 
 Model: TypeAlias = nn.Module | str | Path
 AnyRecipe: TypeAlias = str | Path | Mapping[str, Any] | Recipe | float
@@ -147,14 +149,33 @@ class Task:
         found = self.unrepaired(recipe or self.recipe)
         return self.noted(self._with_expected(found))
 
-    def unrepaired(self, recipe: Recipe) -> PrunePlan:
-        """The plan without what the repair will leave of its damage."""
+    def unrepaired(self, recipe: Recipe, tries_uneven: bool = True) -> PrunePlan:
+        """The plan without what the repair will leave of its damage; see `make_plan`."""
+        recipe, notes = self._with_ratio(recipe)
         scores: Scores | None = None
         if recipe.prune.ratio == 0:
             scores = Scores(units={}, scorer=recipe.scorer, fingerprint=self.graph.fingerprint)
         else:
             refuse_all_fixed(self.graph, recipe.prune)
-        return make_plan(self.context, scores or self.scores, recipe, self.trial)
+        plan = make_plan(self.context, scores or self.scores, recipe, self.trial, tries_uneven=tries_uneven)
+        return replace(plan, notes=(*notes, *plan.notes))
+
+    def _with_ratio(self, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+        """The recipe with the ratio that reaches its target, if it has one, and how that was found."""
+        prune, target = recipe.prune, recipe.prune.target
+        if not target:
+            return recipe, ()
+        refuse_all_fixed(self.graph, prune)
+        if target == "latency":
+            found = ratio_for_latency(self.context, self.scores, recipe, self.trial)
+            steps = ", ".join(f"{ratio:.2f}: {shown(target, left)}" for ratio, left in sorted(found.tried.items()))
+            what = f"measured here on {TIMED_ROWS} calibration examples, time over the original's by ratio: {steps}"
+        else:
+            budget = budget_of(self.context, prune)
+            found = ratio_for(self.model, self.graph, lambda: self.scores, prune, budget)
+            what = f"of {shown(target, found.whole)}, reached at ratio {found.ratio:.4f}"
+        recipe = recipe.model_copy(update={"prune": prune.at(found.ratio)})
+        return recipe, (f"{target} {shown(target, getattr(prune, target))}: {what}",)
 
     def noted(self, plan: PrunePlan) -> PrunePlan:
         """The plan with what is to be known about this run's inputs and tokenizer."""

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from dnge_compress.core.errors import DataError
@@ -20,12 +21,14 @@ from dnge_compress.jobs.data.sources import source_of
 from dnge_compress.recipes.job_schema import Dataset
 from dnge_compress.recipes.schema import LEAST_TOKENS, Calibration
 from dnge_compress.signals.calibration import BATCH_TOKENS
-from dnge_compress.signals.inference import Inputs, device_of
+from dnge_compress.signals.inference import Inputs, device_of, writes_text
 from dnge_compress.signals.sampled_text import text_length
 from dnge_compress.signals.tokenizer import needed_tokenizer
 from dnge_compress.signals.user_data import UserData
 
 PIECE = 100_000  # characters of a .txt file that are cut up as one text, at least
+WINDOW = 256  # tokens of a text that is judged
+JUDGED_TOKENS = 16384  # of a file, at most
 
 
 def read_texts(path: Path, model: nn.Module, calibration: Calibration) -> UserData:
@@ -125,6 +128,33 @@ def _tokenised(tokenizer: Any, text: str, length: int, options: Mapping[str, boo
     if len(ids) <= length:
         return ids, False
     return tokenizer(text, truncation=True, max_length=length, **options)["input_ids"], True
+
+
+def read_windows(path: Path, model: nn.Module) -> UserData:
+    """Batches of held-out text in a file of rows, on the model's device, to judge a model by, and how much was taken.
+
+    For a causal language model all texts are joined by empty lines and cut into windows of WINDOW tokens, without
+    special ones (or of as many as it has positions for); other models read each row. Of a long file JUDGED_TOKENS are
+    taken, in windows or rows that lie evenly spread over it. Raises DataError.
+    """
+    length = text_length(model, WINDOW)
+    if not writes_text(model):
+        return read_texts(path, model, Calibration(tokens=JUDGED_TOKENS, length=length))
+    tokenizer, counts = _tokenizer_of(model), Counter[str]()
+    text = "\n\n".join(text for text, _ in _texts(source_of(path), tokenizer, counts))
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if len(ids) < LEAST_TOKENS:
+        raise DataError(f"'{path}' holds {several(len(ids), 'token')}; at least {LEAST_TOKENS} are needed to judge by")
+    length = min(length, len(ids))
+    windows = ids[: len(ids) // length * length].view(-1, length)
+    taken = windows[_evenly(len(windows), JUDGED_TOKENS // length)].to(device_of(model))
+    note = f"judged on {taken.numel():,} of {len(ids):,} tokens of '{path.name}'"
+    return UserData(tuple({"input_ids": part} for part in taken.split(max(1, BATCH_TOKENS // length))), (note,))
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    """At most so many of the first `count` numbers, evenly spread."""
+    return sorted({i * count // min(count, most) for i in range(min(count, most))})
 
 
 def _texts(source: Dataset, tokenizer: Any, counts: Counter[str]) -> Iterator[tuple[str, dict[str, bool]]]:
