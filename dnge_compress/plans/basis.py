@@ -21,7 +21,8 @@ AGAIN = "score again (dnge score MODEL -o SCORES)"
 @dataclass(frozen=True, kw_only=True)
 class Basis:
     """A model, by fingerprints of its shapes and of a sample of its values, and all settings that scores depend on.
-    `measured` are the kinds, of blocks and whole experts, whose costs were measured since they might go; `data` fingerprints the user's inputs, "" where they were synthetic."""
+    `measured` are the kinds, of blocks and whole experts, whose costs were measured since they might go; `data`
+    fingerprints the user's inputs, "" where they were synthetic."""
 
     base: str
     weights: str
