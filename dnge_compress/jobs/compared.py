@@ -72,7 +72,8 @@ class Compared(Printable):
         for name, accuracy in zip((first, second), self.accuracies, strict=False):
             answers[f"accuracy of {name}"] = percent(accuracy)
         is_same = abs(self.speedup - 1) <= self.speed_noise
-        answers["speed"] = "the same" if is_same else f"{self.speedup:.2f}× (± {percent(self.speed_noise)})"
+        noise = f"± {percent(self.speed_noise)}"
+        answers["speed"] = f"the same within {noise}" if is_same else f"{self.speedup:.2f}× ({noise})"
         sections = (
             content.comparison(self.milestones),
             content.facts("Answers", answers),

@@ -6,6 +6,7 @@ then as many neurons or channels as it takes); whoever has the model measures th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from dnge_compress.core.errors import BudgetError
@@ -18,13 +19,17 @@ from dnge_compress.plans.problem import Budget, Candidate, Problem
 from dnge_compress.plans.uniform import of_units, uniform
 from dnge_compress.recipes.schema import Prune
 
+Fits = Callable[[AppliedCuts], bool]
 OFFERED, UNIFORM_OFFERED = 4, 2  # uniform candidates worth measuring: by themselves, and beside global ones
 # Global plans differ in how far the level of each space's costs is shrunk towards the mean level.
 LEVEL_SHRINKAGE = (0.0, 0.5, 1.0)
 
 
-def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> tuple[list[Candidate], list[str]]:
-    """Plans that reach the recipe's ratio, a few of the most promising, and notes on rounding.
+def candidates(
+    graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget, fits: Fits | None = None
+) -> tuple[list[Candidate], list[str]]:
+    """Plans that reach the recipe's ratio, a few of the most promising of those that `fits` lets through, and notes on
+    rounding.
 
     Under a global allocation the plan that takes the scores as they are comes first, and the best uniform ones come
     last. Corrected scores offer the plan of the uncorrected ones as well: the correction may be wrong.
@@ -37,6 +42,7 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
     if not problem.groups and not problem.layers:
         raise all_fixed(prune, notes)
     is_free = prune.uneven or graph.family == TRACED  # no config has to say the widths
+    most = None
     if prune.of == "units":
         chosen, rounded = of_units(problem, prune)
         found, notes = [chosen], notes + rounded
@@ -44,8 +50,8 @@ def candidates(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) 
         found = [cheapest_first(problem, prune, shrinkage) for shrinkage in LEVEL_SHRINKAGE]
         found += _uncorrected(problem, prune) + _uniform(problem, prune)
     else:
-        found = uniform(problem, prune)[:OFFERED]
-    return found, notes
+        found, most = uniform(problem, prune), OFFERED
+    return [c for c in found if fits is None or fits(c.applied)][:most], notes
 
 
 def uneven_candidate(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> Candidate | None:

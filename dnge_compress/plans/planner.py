@@ -15,7 +15,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import TRACED
 from dnge_compress.graph.types import Scores
-from dnge_compress.plans.candidates import candidates, uneven_candidate
+from dnge_compress.plans.candidates import Fits, candidates, uneven_candidate
 from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
@@ -31,16 +31,23 @@ WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
 
 
 def make_plan(
-    context: ScoringContext, scores: Scores, recipe: Recipe, trial: Trial | None = None, *, tries_uneven: bool = True
+    context: ScoringContext,
+    scores: Scores,
+    recipe: Recipe,
+    trial: Trial | None = None,
+    *,
+    tries_uneven: bool = True,
+    fits: Fits | None = None,
 ) -> PrunePlan:
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
     repaired, on a part of the calibration inputs, and the one whose output moves least is taken. `trial` remembers what
-    was measured. With `tries_uneven` a note tells what widths that differ between layers would be worth.
+    was measured. With `tries_uneven` a note tells what widths that differ between layers would be worth; `fits`
+    says which candidates count.
     """
     graph, inside, budget = context.graph, inside_of(recipe.prune.within), budget_of(context, recipe.prune)
-    found, notes = candidates(graph, scores, recipe.prune, budget)
+    found, notes = candidates(graph, scores, recipe.prune, budget, fits)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
     uneven = uneven_candidate(graph, scores, recipe.prune, budget) if tries_uneven and len(found) > 1 else None

@@ -16,13 +16,15 @@ from dnge_compress.graph.counting import Prices, parameter_prices
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.small_copy import PER_TOKEN
 from dnge_compress.graph.types import ModelGraph, Scores, Space
-from dnge_compress.plans.candidates import candidates
-from dnge_compress.plans.problem import Budget
+from dnge_compress.plans.candidates import Fits, candidates
+from dnge_compress.plans.problem import Budget, Candidate
 from dnge_compress.recipes.schema import Prune
 from dnge_compress.signals.inference import device_of, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import cache_name
 
 PRECISION = 1e-4  # of a ratio that is found
+NEAR = 0.02  # between ratios at which hardly other plans compete
+STEPS = 5  # between the smallest ratio at which some plan fits and that at which all do
 ALL = 1 - 1e-9  # a ratio that nothing reaches
 FEW_TOKENS = 4  # that a cache is measured with
 
@@ -31,24 +33,27 @@ Counter = Callable[[AppliedCuts], float]  # what is left under some cuts
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """The smallest ratio that reaches a target, what was left at each that was tried, and the original's value."""
+    """The smallest ratio that reaches a target, and what was left at each that was tried."""
 
     ratio: float
     tried: Mapping[float, float]
-    whole: float
 
 
 def smallest_ratio(
-    left: Callable[[float], float], goal: float, most: float, precision: float, refusal: Callable[[float], BudgetError]
+    left: Callable[[float], float],
+    goal: float,
+    bounds: tuple[float, float],
+    precision: float,
+    refusal: Callable[[float], BudgetError],
 ) -> Found:
-    """Bisect for the smallest ratio with `left(ratio)` ≤ `goal`; `left` falls with the ratio, whose largest is `most`.
+    """Bisect between two ratios for the smallest with `left(ratio)` ≤ `goal`; `left` falls with the ratio.
 
     Raises what `refusal` makes of the smallest value, if that is above the goal.
     """
-    tried = {0.0: left(0.0)}
-    if tried[0.0] <= goal:
-        return Found(ratio=0.0, tried=tried, whole=tried[0.0])
-    low, high = 0.0, most
+    low, high = bounds
+    tried = {low: left(low)}
+    if tried[low] <= goal:
+        return Found(ratio=low, tried=tried)
     tried[high] = left(high)
     if tried[high] > goal:
         raise refusal(min(tried.values()))
@@ -56,30 +61,58 @@ def smallest_ratio(
         middle = (low + high) / 2
         tried[middle] = left(middle)
         low, high = (low, middle) if tried[middle] <= goal else (middle, high)
-    return Found(ratio=high, tried=tried, whole=tried[0.0])
+    return Found(ratio=high, tried=tried)
 
 
-def ratio_for(model: nn.Module, graph: ModelGraph, scores: Callable[[], Scores], prune: Prune, budget: Budget) -> Found:
-    """The smallest ratio at which every plan that competes leaves no more than the target says. Scores are asked for
-    only if something has to go.
+@dataclass(frozen=True, kw_only=True)
+class Reach:
+    """Ratios at which plans that `fits` lets through reach a target: the smallest, and where kinds of units free unlike
+    shares (heads and the cache) larger ones, at which more plans compete. `whole` is the original's value."""
+
+    ratios: tuple[float, ...]
+    fits: Fits
+    whole: float
+
+
+def reach(model: nn.Module, graph: ModelGraph, scores: Callable[[], Scores], prune: Prune, budget: Budget) -> Reach:
+    """Where a target other than latency is reached. Scores are asked for only if something has to go.
 
     Raises BudgetError with the smallest value that can be had, DataError where the model has no such thing.
     """
     counted, goal = counter_of(model, graph, prune), getattr(prune, prune.target)
     whole = counted(AppliedCuts(graph))
+
+    def fits(applied: AppliedCuts) -> bool:
+        return counted(applied) <= goal
+
     if whole <= goal:
-        return Found(ratio=0.0, tried={0.0: whole}, whole=whole)
+        return Reach(ratios=(0.0,), fits=fits, whole=whole)
     known = scores()
-
-    def left(ratio: float) -> float:
-        try:
-            found, _ = candidates(graph, known, prune.at(ratio), budget)
-        except BudgetError:  # no unit is so small; too large a ratio isn't asked for
-            return whole
-        return max(counted(candidate.applied) for candidate in found)
-
     most = most_of(graph, known, prune, budget)
-    return smallest_ratio(left, goal, most, PRECISION, lambda least: unreachable(prune, least))
+
+    def competing(ratio: float, fits: Fits | None = None) -> list[Candidate]:
+        try:
+            return candidates(graph, known, prune.at(ratio), budget, fits)[0]
+        except BudgetError:  # no unit is so small, or not so much can go
+            return []
+
+    def least_left(ratio: float) -> float:
+        return min((counted(c.applied) for c in competing(ratio, fits) or competing(ratio)), default=whole)
+
+    def most_left(ratio: float) -> float:
+        return max((counted(c.applied) for c in competing(ratio)), default=whole)
+
+    def refusal(least: float) -> BudgetError:
+        return unreachable(prune, least)
+
+    first = smallest_ratio(least_left, goal, (0.0, most), PRECISION, refusal).ratio
+    try:
+        last = smallest_ratio(most_left, goal, (first, most), PRECISION, refusal).ratio
+    except BudgetError:  # some that compete never fit
+        last = most
+    step = (last - first) / STEPS
+    ratios = [last] if last <= first + NEAR else [first + step * i for i in range(STEPS + 1)]
+    return Reach(ratios=tuple(r for r in ratios if competing(r, fits)), fits=fits, whole=whole)
 
 
 def most_of(graph: ModelGraph, scores: Scores, prune: Prune, budget: Budget) -> float:

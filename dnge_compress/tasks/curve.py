@@ -47,7 +47,7 @@ def curve_of(task: Task, ratios: Sequence[float], held_out: Sequence[Inputs] = (
     points = []
     for i, (ratio, plan) in enumerate(sorted(plans.items())):
         task.progress("measure", i, len(plans))
-        damage = task.trial.one_shot(AppliedCuts(task.graph, plan.cuts), task.recipe.repair)
+        damage = task.one_shot(plan)
         guess = expected(damage, kind, found_doubts)
         points.append(RatioPoint(ratio=ratio, **judge.measured(plan), damage=damage, expected=guess))
     task.progress("measure", len(plans), len(plans))

@@ -44,7 +44,7 @@ def ratio_for_latency(context: ScoringContext, scores: Scores, recipe: Recipe, t
     prune = recipe.prune
     assert prune.latency is not None
     most = most_of(context.graph, scores, prune, budget_of(context, prune))
-    return smallest_ratio(left, prune.latency, most, PRECISION, lambda least: unreachable(prune, least))
+    return smallest_ratio(left, prune.latency, (0.0, most), PRECISION, lambda least: unreachable(prune, least))
 
 
 def timed_inputs(context: ScoringContext) -> Inputs:

@@ -28,7 +28,7 @@ from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import budget_of, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.scoring import Scoring, carried_on, read_scoring, scoring_of
-from dnge_compress.plans.targets import ratio_for, shown
+from dnge_compress.plans.targets import reach, shown
 from dnge_compress.plans.trial import Repaired, Trial, best_repair
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.methods import SCORERS
@@ -151,31 +151,45 @@ class Task:
 
     def unrepaired(self, recipe: Recipe, tries_uneven: bool = True) -> PrunePlan:
         """The plan without what the repair will leave of its damage; see `make_plan`."""
-        recipe, notes = self._with_ratio(recipe)
+        if recipe.prune.target:
+            return self._reaching(recipe, tries_uneven)
         scores: Scores | None = None
         if recipe.prune.ratio == 0:
             scores = Scores(units={}, scorer=recipe.scorer, fingerprint=self.graph.fingerprint)
         else:
             refuse_all_fixed(self.graph, recipe.prune)
-        plan = make_plan(self.context, scores or self.scores, recipe, self.trial, tries_uneven=tries_uneven)
-        return replace(plan, notes=(*notes, *plan.notes))
+        return make_plan(self.context, scores or self.scores, recipe, self.trial, tries_uneven=tries_uneven)
 
-    def _with_ratio(self, recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
-        """The recipe with the ratio that reaches its target, if it has one, and how that was found."""
+    def _reaching(self, recipe: Recipe, tries_uneven: bool) -> PrunePlan:
+        """The plan that reaches the recipe's target, with a note on how that was found; of several, the one whose
+        output moves least."""
         prune, target = recipe.prune, recipe.prune.target
-        if not target:
-            return recipe, ()
+        asked, fits = shown(target, getattr(prune, target)), None
         refuse_all_fixed(self.graph, prune)
         if target == "latency":
             found = ratio_for_latency(self.context, self.scores, recipe, self.trial)
             steps = ", ".join(f"{ratio:.2f}: {shown(target, left)}" for ratio, left in sorted(found.tried.items()))
-            what = f"measured here on {TIMED_ROWS} calibration examples, time over the original's by ratio: {steps}"
+            how = f"measured here on {TIMED_ROWS} calibration examples, time over the original's by ratio: {steps}"
+            ratios: tuple[float, ...] = (found.ratio,)
         else:
-            budget = budget_of(self.context, prune)
-            found = ratio_for(self.model, self.graph, lambda: self.scores, prune, budget)
-            what = f"of {shown(target, found.whole)}, reached at ratio {found.ratio:.4f}"
-        recipe = recipe.model_copy(update={"prune": prune.at(found.ratio)})
-        return recipe, (f"{target} {shown(target, getattr(prune, target))}: {what}",)
+            reached = reach(self.model, self.graph, lambda: self.scores, prune, budget_of(self.context, prune))
+            how, ratios, fits = f"of {shown(target, reached.whole)}", reached.ratios, reached.fits
+        tries_uneven &= target in ("params", "bytes")  # what it would leave of other things, the ratio doesn't say
+        plans: dict[float, PrunePlan] = {}
+        for ratio in ratios:
+            at = recipe.model_copy(update={"prune": prune.at(ratio)})
+            if ratio == 0:
+                plan = self.unrepaired(at)
+                return replace(plan, notes=(f"{target} {asked}: {how}, so nothing is removed", *plan.notes))
+            plans[ratio] = make_plan(self.context, self.scores, at, self.trial, tries_uneven=tries_uneven, fits=fits)
+        damages = {ratio: self.one_shot(plan) if len(plans) > 1 else 0.0 for ratio, plan in plans.items()}
+        best = min(plans, key=damages.__getitem__)
+        note = f"{target} {asked}: {how}, reached at ratio {best:.4f}"
+        return replace(plans[best], notes=(note, *plans[best].notes))
+
+    def one_shot(self, plan: PrunePlan) -> float:
+        """The damage under a plan and the one-shot repair, in nats per label on calibration inputs."""
+        return self.trial.one_shot(AppliedCuts(self.graph, plan.cuts), self.recipe.repair)
 
     def noted(self, plan: PrunePlan) -> PrunePlan:
         """The plan with what is to be known about this run's inputs and tokenizer."""
