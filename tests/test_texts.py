@@ -21,6 +21,8 @@ from transformers import (
     LlamaForCausalLM,
     LongformerConfig,
     LongformerModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     MPNetConfig,
     MPNetModel,
     OPTConfig,
@@ -276,3 +278,9 @@ def test_what_was_done_to_a_users_data_stands_in_plan_and_report(model: Any, tmp
     data = read_texts(file, model, Calibration(length=8))
     small: Any = compress(model, "prune/neurons", data=data, scorer="magnitude", compensate="none")
     assert data.notes[0] in small.dnge.report.notes and "9 of them cut at 8 tokens" in data.notes[0]
+
+
+def test_states_that_experts_pick_rows_of_are_no_table_of_positions() -> None:
+    """In one call of seven they lay where those of the shorter text had lain."""
+    model = MixtralForCausalLM(MixtralConfig(**DECODER, num_local_experts=4, num_experts_per_tok=2)).eval()
+    assert {positions_of(model) for _ in range(100)} == {DECODER["max_position_embeddings"]}

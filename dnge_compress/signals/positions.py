@@ -31,7 +31,8 @@ def positions_of(model: Any) -> int | None:
     limits = [declared] if isinstance(declared, int) and declared > 0 else []
     tables, later = (_looked_up(model, length) for length in (SHORT, LONGER))
     for table, (rows, highest) in tables.items():
-        if table in later and later[table][1] - highest == LONGER - SHORT:
+        # States that grow with the text may lie in the same place, but have other numbers of rows.
+        if table in later and later[table] == (rows, highest + LONGER - SHORT):
             limits.append(rows - (highest + 1 - SHORT))
     return min(limits, default=None)
 
