@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -236,13 +238,15 @@ def test_what_we_wrote_is_replaced_and_what_was_put_beside_it_stays(tmp_path: Pa
         CheckpointError, match=r"holds LICENSE, which dnge did not write; .* pass force=True \(--force\)"
     ):
         save(small, out)
-    with pytest.raises(CheckpointError, match="holds LICENSE, which dnge did not write and never deletes"):
-        save(small, out, force=True)  # none is written in its place
-    (out / "LICENSE").unlink()
     (out / ".git").mkdir()
     (out / ".git" / "HEAD").touch()
     with pytest.raises(CheckpointError, match=r"holds \.git/HEAD"):
         save(small, out, force=True)
+    (out / ".git" / "HEAD").unlink()
+    with pytest.raises(CheckpointError, match=r"holds \.git/, which dnge did not write and never deletes"):
+        save(small, out, force=True)
+    (out / ".git").rmdir()
+    save(small, out, force=True)  # says nothing after the work that wasn't said before it
     assert load(out).dnge.plan == small.dnge.plan and names_in(tmp_path) == ["out"]
 
 
@@ -252,9 +256,66 @@ def test_another_programs_checkpoint_is_replaced_with_force_only(tmp_path: Path)
         save(compressed("bert"), tmp_path / "out")
     save(compressed("bert"), tmp_path / "out", force=True)
     save(compressed("bert"), tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "dnge_files.json").read_text()) == sorted(
-        set(names_in(tmp_path / "out")) - {"dnge_files.json"}
-    )
+    listed = json.loads((tmp_path / "out" / "dnge_files.json").read_text())
+    found = files_of(tmp_path / "out")
+    del found["dnge_files.json"]
+    assert listed == {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+
+
+def test_what_was_trained_in_a_folder_of_ours_is_kept(tmp_path: Path) -> None:
+    out = save(compressed("bert"), tmp_path / "out")
+    trained: Any = load(out)
+    with torch.no_grad():
+        next(trained.parameters()).add_(1)
+    trained.save_pretrained(out)
+    before = files_of(out)
+    with pytest.raises(CheckpointError, match=r"holds model.safetensors, which changed since dnge wrote it; .*--force"):
+        save(compressed("bert"), out)
+    assert files_of(out) == before
+    save(compressed("bert"), out, force=True)
+    shutil.copytree(out, tmp_path / "copy")  # with other times
+    save(compressed("bert"), tmp_path / "copy")
+
+
+def test_what_is_put_into_a_folder_while_it_is_replaced_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, out = compressed("bert"), save(compressed("bert"), tmp_path / "out")
+    rename = Path.rename
+    for name in ("thesis.txt", "model.safetensors"):
+
+        def late(self: Path, target: Path, name: str = name) -> Path:
+            if self == out:
+                (out / name).write_text("precious")
+            return rename(self, target)
+
+        monkeypatch.setattr(Path, "rename", late)
+        with pytest.raises(CheckpointError, match="changed while it was being replaced"):
+            save(small, out, force=True)
+        monkeypatch.undo()
+        assert (out / name).read_text() == "precious" and names_in(tmp_path) == ["out"]
+        (out / name).unlink()
+
+
+def test_a_star_stands_for_no_slash(tmp_path: Path) -> None:
+    (tmp_path / "LICENSES").mkdir()
+    (tmp_path / "LICENSES" / "mine.txt").touch()
+    with pytest.raises(CheckpointError, match="holds LICENSES/mine.txt, which dnge did not write and never"):
+        refuse_target(tmp_path, force=True)
+
+
+def test_a_place_that_no_move_can_replace_is_refused_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here" / "below")
+    for place in (tmp_path / "here", tmp_path / "here" / "below"):
+        with pytest.raises(CheckpointError, match="work in"):
+            refuse_target(place, force=True)
+    with pytest.raises(CheckpointError, match="base model"):
+        refuse_target(tmp_path / "base", base=tmp_path / "base")
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path).name == "disk")
+    with pytest.raises(CheckpointError, match=r"disk' is a mount point, .*; name a folder in it"):
+        refuse_target(tmp_path / "disk")
 
 
 @pytest.mark.parametrize("listed", ["{", "[", "{}", '["../thesis.txt"]', "[1, null]"])
@@ -363,7 +424,7 @@ for moment in ("while writing", "before the swap", "between the renames", "befor
     target = out / moment.replace(" ", "_")
     save(small, target)
     (target / "old").touch()
-    (target / "dnge_files.json").write_text(json.dumps([f.name for f in target.iterdir()]))
+    folder._list(target)
     child = os.fork()
     if child == 0:
         def die(*_, **__): os.kill(os.getpid(), signal.SIGKILL)

@@ -13,22 +13,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
+from dnge_compress.checkpoint.file_names import MODULE_PATTERNS, MODULES, PATTERNS, TOKENIZER
 from dnge_compress.checkpoint.model_files import HUB_EXTRAS, HUB_ID
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.strict_json import read_json
 
-MODULES = "modules.json"
-TOKENIZER = (
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*.json", "vocab*.txt", "merges.txt"),
-    *("*.model", "*.tiktoken", "chat_template*.jinja", "chat_template*.json", "additional_chat_templates/*.jinja"),
-)
-PATTERNS = (
-    *TOKENIZER,
-    *("*processor_config.json", "feature_extractor*.json"),
-    *(MODULES, "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("LICENSE*", "NOTICE*"),
-)
-MODULE_PATTERNS = ("*.json", "*.txt", "*.safetensors")
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
 

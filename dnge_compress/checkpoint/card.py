@@ -9,8 +9,9 @@ import yaml
 from jinja2 import Environment
 from torch import nn
 
-from dnge_compress.checkpoint.aux_files import MODULES, Base
+from dnge_compress.checkpoint.aux_files import Base
 from dnge_compress.checkpoint.compression import PLAN, VOCABULARY, Compression
+from dnge_compress.checkpoint.file_names import MODULES
 from dnge_compress.plans.prune_plan import PrunePlan
 
 TEMPLATE = Path(__file__).with_name("card.md.j2")

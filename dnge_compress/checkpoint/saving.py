@@ -16,6 +16,7 @@ from dnge_compress.checkpoint.aux_files import Base, copy_aux_files, origin_of
 from dnge_compress.checkpoint.card import model_card
 from dnge_compress.checkpoint.carried import without_plan
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
+from dnge_compress.checkpoint.file_names import CHECKPOINT_FILES
 from dnge_compress.checkpoint.loading import load
 from dnge_compress.checkpoint.model_files import WEIGHTS
 from dnge_compress.checkpoint.outlines import outline
@@ -40,8 +41,9 @@ def save(model: nn.Module, path: str | Path, *, force: bool = False) -> Path:
 
     `torch.compile` and data parallelism around it are taken off. The checkpoint is read back and its outputs compared
     with the model's before it takes its place, in one move; until then whatever stood at `path` stays. Files that dnge
-    wrote are replaced, with `force` others of the same names too; a folder that holds anything else is refused, and so
-    is that of the base model. A module that is no Hugging Face model is saved as weights and plan.
+    wrote are replaced if nobody changed them, with `force` all that are named as a checkpoint's are; a folder that
+    holds anything else is refused, and so is that of the base model. A module that is no Hugging Face model is saved
+    as weights and plan.
 
     Raises CheckpointError for a folder that must not be replaced or can't be written, WeightError for weights that
     aren't finite, ExactnessError if the saved model isn't the one in memory; all leave nothing behind.
@@ -66,23 +68,14 @@ def _save(model: nn.Module, compression: Compression, path: Path, force: bool) -
     check_weights(model)
     refuse_unspeakable(path)
     target, base = path.expanduser().resolve(), origin_of(model)
-    _refuse_base(target, base)
-    refuse_target(target, force)
+    refuse_target(target, force, base=base.folder)
     try:
-        with atomic_folder(target, force) as stage:
+        with atomic_folder(target, CHECKPOINT_FILES if force else ()) as stage:
             _write(model, compression, base, stage)
             _verify(model, compression, stage)
     except (OSError, SafetensorError) as e:
         raise CheckpointError(f"'{target}' can't be written ({first_line(e)}); nothing was changed") from e
     return target
-
-
-def _refuse_base(target: Path, base: Base) -> None:
-    if base.folder is not None and base.folder.is_relative_to(target):
-        raise CheckpointError(f"'{target}' holds the base model itself; save somewhere else")
-    for place in (Path.home(), Path.cwd()):
-        if place.resolve().is_relative_to(target):
-            raise CheckpointError(f"'{target}' holds the folder you work in or your home; save into a folder below")
 
 
 def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) -> None:

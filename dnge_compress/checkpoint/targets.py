@@ -7,31 +7,36 @@ import shutil
 from pathlib import Path
 from uuid import uuid4
 
+from dnge_compress.checkpoint.file_names import CHECKPOINT_FILES
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.folders import refuse_foreign, refuse_unspeakable
 from dnge_compress.core.wording import count
 
-# What a checkpoint's files are called, ours and other people's; in a folder that is forced they may be replaced.
-CHECKPOINT_FILES = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", "README.md"),
-    *("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*.json", "vocab*.txt", "merges.txt"),
-    *("*.model", "*.tiktoken", "chat_template*", "additional_chat_templates/*.jinja", "*processor_config.json"),
-    *("feature_extractor*.json", "modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("[0-9]*_*/*", "LICENSE*", "NOTICE*", "dnge_*.json"),
-)
 
-
-def refuse_target(target: Path, force: bool = False, least_bytes: float = 0) -> None:
-    """Raise CheckpointError for a file, for a folder with content that dnge didn't write, and for one that can't be
-    written or hasn't room for `least_bytes`. `force` lets files of the names of a checkpoint's be replaced."""
+def refuse_target(target: Path, force: bool = False, least_bytes: float = 0, base: Path | None = None) -> None:
+    """Raise CheckpointError for a file, for a folder with content that dnge didn't write, for one that holds the `base`
+    model's, the home or the working folder, for a mount point, and for one that can't be written or hasn't room for
+    `least_bytes`. `force` lets files of the names of a checkpoint's be replaced."""
     target = target.expanduser()
     refuse_unspeakable(target)
     if target.exists() and not target.is_dir():
         raise CheckpointError(f"'{target}' is a file; name a folder")
+    _refuse_dear(target, base)
     refuse_foreign(target, CHECKPOINT_FILES)
     if not force:
         refuse_foreign(target, rather="pass force=True (--force) to replace it")
     refuse_closed(target, least_bytes)
+
+
+def _refuse_dear(target: Path, base: Path | None) -> None:
+    whole = target.resolve()
+    if base is not None and base.resolve().is_relative_to(whole):
+        raise CheckpointError(f"'{target}' holds the base model itself; save somewhere else")
+    for place in (Path.home(), Path.cwd()):
+        if place.resolve().is_relative_to(whole):
+            raise CheckpointError(f"'{target}' holds the folder you work in or your home; save into a folder below")
+    if os.path.ismount(whole):
+        raise CheckpointError(f"'{target}' is a mount point, which can't be replaced in one move; name a folder in it")
 
 
 def refuse_closed(target: Path, least_bytes: float = 0) -> None:

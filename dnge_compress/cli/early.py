@@ -13,22 +13,24 @@ from dnge_compress.jobs.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
 from dnge_compress.recipes.lora_schema import LoraRecipe
+from dnge_compress.recipes.methods import PLACERS, SCORERS
 from dnge_compress.recipes.schema import Prune, Recipe
 
 
 def refuse_early(options: Namespace) -> None:
     """Raise a DngeError where a command on a model can't go well."""
-    recipe = None
+    recipe, has_data = None, bool(options.data or getattr(options, "scores", None))
     for ratio in getattr(options, "ratios", ()):
         resolve(prune_recipe(options), {"ratio": ratio})
     if options.function == "place":
-        lora_recipe(options)
+        PLACERS.refuse_unusable(lora_recipe(options).lora.placer, has_data)
     elif options.function == "compare":
         if not options.data:
             raise DataError("compare needs text that neither model was made with; give it (--data FILE)")
         refuse_missing(options.other)
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
+        SCORERS.refuse_unusable(recipe.scorer, has_data)
     refuse_missing(options.model)
     if getattr(options, "scores", None) and recipe is not None:
         refuse_scores(Path(options.scores), recipe)
@@ -38,7 +40,8 @@ def refuse_early(options: Namespace) -> None:
         source_of(Path(options.held_out))
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):
-        refuse_target(Path(output), options.force, _least_bytes(options, recipe))
+        base = whole_folder(Path(options.model))
+        refuse_target(Path(output), options.force, _least_bytes(options, recipe), base if base.is_dir() else None)
     elif output:
         if options.function == "score":
             refuse_other_content(Path(output))

@@ -45,7 +45,7 @@ def parser() -> Parser:
     root.set_defaults(help_of=root)
     commands = root.add_subparsers(metavar="COMMAND")
     json_flag = _flag("--json", "print exactly one JSON document")
-    force = _flag("--force", "replace what dnge did not write, if it is of the same name")
+    force = _flag("--force", "replace what dnge did not write, if it is named as files of ours are")
     opening, choosing = _opening_flags("rows of real text to calibrate on: .jsonl, .txt, …"), _choosing_flags()
     scored = _scores_flag()
 

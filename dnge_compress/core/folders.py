@@ -1,35 +1,38 @@
 """Folders that are replaced in one move: written beside, then renamed, so that a reader finds the old or the new one
-whole. Each has a list of the files in it, by which those that somebody else put there are told, and never deleted."""
+whole. Each has a list of the files in it and their content, by which what somebody else put there or changed is told,
+and never deleted."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.wording import clean, kind
 
-FILES = "dnge_files.json"  # what we wrote into a folder
+FILES = "dnge_files.json"  # what we wrote into a folder, and the SHA-256 of each
 MOST_LISTED = 3
+PIECE = 1 << 20  # bytes that are read at a time
 _NEW, _OLD = "dnge-new", "dnge-old"
 
 
 @contextmanager
-def atomic_folder(target: Path, force: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, replaceable: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes if it raises.
 
-    Raises CheckpointError if `target` holds files that no earlier call wrote; with `force` it may hold others of the
-    names that the block writes.
+    Raises CheckpointError if `target` holds files that no earlier call wrote, or that changed since; those of the
+    `replaceable` names, which may be patterns, don't count.
 
     Killed at any moment, it leaves the old folder, under its own name or (between the two renames) under the hidden
     one where `whole_folder` finds it and the next `atomic_folder` puts it back.
@@ -40,11 +43,9 @@ def atomic_folder(target: Path, force: bool = False) -> Iterator[Path]:
     stage.mkdir()  # not mkdtemp: its folders are closed to everyone else
     try:
         yield stage
-        written = sorted(_names(stage))
-        refuse_foreign(target, written if force else ())
-        (stage / FILES).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _list(stage)
         _flush(stage)
-        _swap(stage, target)
+        _swap(stage, target, replaceable)
     except BaseException:
         shutil.rmtree(stage, ignore_errors=True)
         raise
@@ -82,39 +83,73 @@ def whole_folder(target: Path) -> Path:
 
 
 def refuse_foreign(target: Path, replaceable: Collection[str] = (), rather: str = "") -> None:
-    """Raise CheckpointError for a folder with files that we didn't write, naming them; files of the `replaceable`
-    names, which may be patterns, don't count. `rather` is another way out than to move them away."""
-    foreign = list(islice(_foreign(target, replaceable), MOST_LISTED + 1)) if target.exists() else []
+    """Raise CheckpointError for a folder with files or empty folders that aren't as we wrote them, naming them; those
+    of the `replaceable` names, which may be patterns, don't count. `rather` is another way out than to move them
+    away."""
+    listed = _listed(target) if target.exists() else {}
+    foreign = list(islice(_foreign(target, listed, replaceable), MOST_LISTED + 1))
     if foreign:
         more = ", …" if len(foreign) > MOST_LISTED else ""
+        what = "which changed since dnge wrote it" if listed.keys() >= set(foreign) else "which dnge did not write"
         raise CheckpointError(
-            f"'{target}' holds {', '.join(foreign[:MOST_LISTED])}{more}, which dnge did not write"
+            f"'{target}' holds {', '.join(foreign[:MOST_LISTED])}{more}, {what}"
             f"{'' if rather else ' and never deletes'}; choose another folder, or {rather or 'move it away'}"
         )
 
 
-def _foreign(target: Path, replaceable: Collection[str]) -> Iterator[str]:
-    ours = set(_listed(target))
+def _foreign(target: Path, listed: Mapping[str, str], replaceable: Collection[str]) -> Iterator[str]:
     for name in _names(target):
-        if name not in ours and not any(fnmatch(name, pattern) for pattern in replaceable):
+        if any(_is_named(name, pattern) for pattern in replaceable) or (name == FILES and listed):
+            continue
+        if name not in listed or listed[name] != _content(target / name):
             yield name
 
 
-def _listed(folder: Path) -> list[str]:
-    """What our list in a folder names; nothing where there is none."""
-    if not (folder / FILES).is_file():
-        return []
-    found = read_json(folder / FILES)
-    return [FILES, *map(str, found)] if isinstance(found, list) else []
+def _is_named(name: str, pattern: str) -> bool:
+    """Whether a path matches a pattern, part by part: no star stands for a slash."""
+    parts, wanted = PurePosixPath(name).parts, PurePosixPath(pattern).parts
+    return len(parts) == len(wanted) and all(map(fnmatch, parts, wanted)) and not name.endswith("/")
+
+
+def _list(folder: Path) -> None:
+    """Write down what is in a folder."""
+    found = {name: _content(folder / name) for name in sorted(_names(folder)) if name != FILES}
+    (folder / FILES).write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _listed(folder: Path) -> dict[str, str]:
+    """What our list in a folder names, with its content; nothing where there is none."""
+    found = read_json(folder / FILES) if (folder / FILES).is_file() else {}
+    return {str(name): str(content) for name, content in found.items()} if isinstance(found, dict) else {}
+
+
+def _content(path: Path) -> str:
+    """The SHA-256 of a file; "" for what is none, or can't be read. Times would do as well until a folder is copied."""
+    if path.is_symlink() or not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with suppress(OSError), path.open("rb") as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+        return digest.hexdigest()
+    return ""
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """The paths of all files below a folder, relative to it, links to folders included."""
+    """The paths of all files below a folder, relative to it, links to folders included; empty folders end in "/"."""
     for parent, folders, files in os.walk(folder):
         folders.sort()
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in sorted([*files, *links]):
             yield (Path(parent) / name).relative_to(folder).as_posix()
+        if not files and not folders and Path(parent) != folder:
+            yield f"{Path(parent).relative_to(folder).as_posix()}/"
+
+
+def _times(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of what is in a folder, by which a change within seconds is told."""
+    found = {name: (folder / name).lstat() for name in _names(folder)}
+    return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def is_alive(pid: int) -> bool:
@@ -132,11 +167,14 @@ def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{_OLD}")
 
 
-def _swap(stage: Path, target: Path) -> None:
-    aside = _aside(target)
+def _swap(stage: Path, target: Path, replaceable: Collection[str]) -> None:
+    aside, seen = _aside(target), _times(target)
+    refuse_foreign(target, replaceable)
     try:
         if target.exists():
             target.rename(aside)
+        if _times(aside) != seen:  # looked at again where nobody puts anything
+            raise CheckpointError(f"what '{target}' holds changed while it was being replaced; it stays as it is")
         stage.rename(target)
     except BaseException:
         if aside.exists() and not target.exists():

@@ -62,19 +62,23 @@ class Registry:
         """The module called `name`, whose `NEEDS_DATA` tells what it needs. Raises DataError if that isn't there."""
         module = self.load(name)
         if module.NEEDS_DATA and not has_data:
-            free = [other for other in self._ours() if not self.load(other).NEEDS_DATA]
-            raise DataError(
-                f"{self.what} '{name}' needs real data; pass data=… (--data FILE), or use one that needs none: "
-                f"{', '.join(free)}"
-            )
+            raise self._lack(name)
         return module
 
     def refuse_unusable(self, name: str, has_data: bool) -> None:
         """Raise what `usable` raises; modules of ours are read for it, not imported."""
-        if name in self._ours() and (has_data or not self._needs_data(name)):
-            self.names()  # nobody else may offer the same
+        if name not in self._ours():
+            self.usable(name, has_data)
             return
-        self.usable(name, has_data)
+        self.names()  # nobody else may offer the same
+        if self._needs_data(name) and not has_data:
+            raise self._lack(name)
+
+    def _lack(self, name: str) -> DataError:
+        free = ", ".join(other for other in self._ours() if not self._needs_data(other))
+        return DataError(
+            f"{self.what} '{name}' needs real data; pass data=… (--data FILE), or use one that needs none: {free}"
+        )
 
     def _needs_data(self, name: str) -> bool:
         text = (self._folder / f"{name}.py").read_text(encoding="utf-8")
