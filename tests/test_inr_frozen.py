@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import resource
 from dataclasses import replace
 
 import pytest
@@ -11,8 +12,9 @@ from inr_variants import Variant, VariantEncoder
 from renderings import Rendering, rendered
 from torch import Tensor
 
-from dnge_compress.core.errors import DataError
+from dnge_compress.core.errors import DataError, DngeError
 from dnge_compress.inr import INR2JLS, HeadConfig, InrEncoder, InrEncoderConfig, JlsConfig
+from dnge_compress.inr.classifier import SMOOTHING
 from dnge_compress.inr.head import LatentHead
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.readings import read_all
@@ -34,9 +36,9 @@ def a_set(count: int = 6) -> InrSet:
     )
 
 
-def a_jls(*, hidden: int = 16, skip: bool = True, mixup: float = 0.0, copies: int = 3) -> INR2JLS:
+def a_jls(*, hidden: int = 16, skip: bool = True, mixup: float = 0.0, copies: int = 3, seed: int = 0) -> INR2JLS:
     """Images of 8 × 8, latents of 2 × 2, states of 4 × 4 points."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     encoder = InrEncoder(InrEncoderConfig(outputs=3, hidden=hidden, output_hidden=16, embedding=12))
     head = HeadConfig(width=16, dropout=0.0, last_dropout=0.0, mixup=mixup)
     return INR2JLS(
@@ -123,10 +125,23 @@ def test_a_skip_that_does_not_fit_is_told(hidden: int, told: str) -> None:
     assert a_jls(hidden=hidden, skip=False).own is None
 
 
-def test_mixed_networks_are_learned_with_mixed_labels() -> None:
-    inrs, jls = a_set(), a_jls(mixup=0.4)
-    losses = jls.fit_classifier(inrs, TrainSettings(steps=150, batch=6, learning_rate=1e-2))
-    assert losses[-1] != losses[0] and jls.accuracy(inrs) == 1.0
+def test_mixed_networks_are_learned_with_mixed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = a_jls(mixup=0.4).recognise.train()
+    given, asked = torch.randn(6, 4, 2, 2), []
+    monkeypatch.setattr(head, "forward", lambda mixed: asked.append(mixed) or torch.eye(3).repeat(2, 1))
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    torch.manual_seed(0)
+    loss = head.missed(given, labels)
+    torch.manual_seed(0)
+    share = float(torch.distributions.Beta(0.4, 0.4).sample())
+    other = torch.randperm(6)
+    torch.testing.assert_close(asked[0], share * given + (1 - share) * given[other])
+    both = [
+        torch.nn.functional.cross_entropy(torch.eye(3).repeat(2, 1), which, label_smoothing=SMOOTHING)
+        for which in (labels, labels[other])
+    ]
+    torch.testing.assert_close(loss, share * both[0] + (1 - share) * both[1])
+    assert both[0] != both[1]
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 8])
@@ -168,3 +183,39 @@ def test_readings_and_fine_tuning_exclude_each_other() -> None:
     readings = read_all(jls.encoder, inrs)
     with pytest.raises(DataError, match="give one of the two"):
         jls.fit_classifier(inrs, TrainSettings(steps=1), fine_tune=True, readings=readings)
+
+
+def test_readings_of_other_networks_or_by_another_encoder_are_refused() -> None:
+    inrs, jls = a_set(), a_jls()
+    good = read_all(jls.encoder, inrs, jitter="cifar10", copies=2)
+    strangers = replace(inrs, stack=SIREN.initial(6, torch.Generator().manual_seed(2)))
+    kept = good.kept
+    wrong = {
+        "are of 6 networks, and the set has 5": (inrs.select(slice(5)), good),
+        "embeddings of 11 numbers, and the encoder's have 12": (
+            inrs,
+            replace(good, kept=replace(kept, embedding=kept.embedding[:, :11])),
+        ),
+        r"have pictures None, and a skip needs \[3, 4, 4\]": (inrs, replace(good, kept=replace(kept, picture=None))),
+        "are of other networks": (strangers, good),
+        "or by another encoder": (inrs, read_all(a_jls(seed=1).encoder, inrs)),
+    }
+    settings = TrainSettings(steps=1, batch=6)
+    for told, (networks, readings) in wrong.items():
+        with pytest.raises(DataError, match=told):
+            jls.fit(networks, small_pictures(), settings, readings=readings)
+        with pytest.raises(DataError, match=told):
+            jls.fit_classifier(networks, settings, readings=readings)
+    jls.fit(inrs, small_pictures(), settings, readings=good)
+    jls.fit_classifier(inrs, settings, readings=good)
+
+
+def test_a_disk_without_room_for_readings_is_told() -> None:
+    inrs, jls = a_set(), a_jls()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(DngeError, match="readings of networks need room in"):
+            read_all(jls.encoder, inrs)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dnge_compress.core.errors import CheckpointError, DataError, DngeError, UnsupportedModelError
+from dnge_compress.core.tensors import UnorderedTensors
 from dnge_compress.inr import Siren, gather
-from dnge_compress.inr.chain import read_chain
+from dnge_compress.inr.chain import layers_of, read_chain
 from dnge_compress.inr.siren import grid
 from dnge_compress.zoo.checkpoints import read_checkpoints
 
@@ -55,6 +56,57 @@ def test_numbers_order_layers_that_are_called_alike_otherwise() -> None:
     mixed = {name: weights[name] for name in sorted(weights)}  # net.10 first, as files sort it
     found = gather([mixed])
     torch.testing.assert_close(found.siren.render(found.stack, grid(4))[0], shown(weights, names))
+
+
+NUMBERED = tuple(f"hidden.{i}" for i in range(12))
+
+
+@pytest.mark.parametrize("names", [(*NUMBERED, "out"), ("net.0", *NUMBERED, "out"), ("inlet", *NUMBERED)])
+@pytest.mark.parametrize("has_biases", [True, False])
+def test_a_first_or_last_layer_of_another_name_leaves_the_others_their_numbers(
+    names: tuple[str, ...], has_biases: bool, tmp_path: Path
+) -> None:
+    ends = {names[0]: (8, 2), names[-1]: (1, 8)}
+    shapes = {name: ends.get(name, (8, 8)) for name in names}
+    weights = {f"{name}.weight": torch.randn(*shape) for name, shape in shapes.items()}
+    if has_biases:
+        weights |= {f"{name}.bias": torch.randn(shape[0]) for name, shape in shapes.items()}
+    save_file(weights, tmp_path / "a.safetensors")
+    assert layers_of(load_file(tmp_path / "a.safetensors")) == layers_of(weights) == names
+
+
+@pytest.mark.parametrize(
+    "names", [NAMES, ("a", "b"), (*(f"enc.{i}" for i in range(11)), *(f"dec.{i}" for i in range(11)))]
+)
+def test_an_order_that_a_file_lost_is_not_guessed_at(names: tuple[str, ...], tmp_path: Path) -> None:
+    weights = {
+        f"{name}.{kind}": torch.zeros(4, 4)[: 4 if kind == "weight" else 1].squeeze(0)
+        for name in names
+        for kind in ("weight", "bias")
+    }
+    save_file(weights, tmp_path / "a.safetensors")
+    read = load_file(tmp_path / "a.safetensors")
+    with pytest.raises(UnsupportedModelError, match=r"keeps no order.*layers="):
+        layers_of(read)
+    assert layers_of(weights) == layers_of(read, names) == names
+    bare = {name: value for name, value in read.items() if name.endswith("weight")}
+    if len(names) > 4:  # numbers disagree
+        with pytest.raises(UnsupportedModelError, match=r"keeps no order.*layers="):
+            layers_of(bare)
+
+
+def test_a_square_chain_of_unnumbered_ends_is_not_guessed_at() -> None:
+    weights = {f"{name}.weight": torch.zeros(8, 8) for name in (*NUMBERED, "out")}
+    with pytest.raises(UnsupportedModelError, match=r"keeps no order.*layers="):
+        layers_of(UnorderedTensors(weights))
+
+
+def test_weights_are_called_with_or_without_a_dot() -> None:
+    weights = {name.replace(".", "_"): value for name, value in named(("w0", "w1", "w2", "w3")).items()}
+    assert layers_of(weights) == ("w0", "w1", "w2", "w3")
+    assert read_chain(weights)["3.bias"] is weights["w3_bias"]
+    with pytest.raises(UnsupportedModelError, match=r"'w0_weight' and 'w0.weight' are weights of one layer"):
+        read_chain(weights | {"w0.weight": weights["w0_weight"]})
 
 
 def test_networks_of_one_set_have_their_layers_in_one_order() -> None:
@@ -122,6 +174,7 @@ def test_a_file_that_keeps_no_order_is_not_guessed_at(tmp_path: Path) -> None:
         ("file,accuracy\nb.pt,1\nb.pt,1\n", DataError, "line 3 .* 'b.pt' again"),
         ("file,accuracy\nb.pt,good\n", DataError, "line 2 .* 'good' under 'accuracy'"),
         ("file,accuracy\nb.pt,nan\n", DataError, "line 2 .* 'nan' under 'accuracy'"),
+        ("file,accuracy\nb.pt,1_000\n", DataError, "line 2 .* '1_000' under 'accuracy'"),
         ("file,accuracy\nb.pt\n", DataError, "line 2 .* 1 cell"),
         ("file,accuracy\n../b.pt,1\n", CheckpointError, "outside"),
         ("file,accuracy\ntable.csv,1\n", CheckpointError, "'table.csv' is no checkpoint"),
@@ -143,4 +196,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     a_folder(tmp_path)
     torch.save(nn.Linear(2, 3), tmp_path / "b.pt")
     with pytest.raises(CheckpointError, match=r"b\.pt' is no checkpoint .*state dict"):
+        read_checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello", b"", b"\x80\x02.", b"]\xff.", b"X\x01\x00\x00\x00\xff.", b"\x80\x02h\x05.", b"J\x01."]
+)
+def test_a_damaged_checkpoint_is_told(tmp_path: Path, content: bytes) -> None:
+    a_folder(tmp_path)
+    (tmp_path / "b.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"b\.pt' is no checkpoint that can be read safely"):
         read_checkpoints(tmp_path)

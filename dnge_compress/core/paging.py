@@ -3,6 +3,7 @@ as it is needed."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from typing import IO
 
@@ -43,13 +44,15 @@ def paged(values: Tensor, what: str) -> Tensor:
 
 def written(file: IO[bytes], values: Tensor, what: str) -> None:
     """Add values at the end of a file. Raises DngeError."""
+    left = memoryview(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     try:
-        values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tofile(file)
         file.flush()
+        while left:  # past Python's buffer, which would be written again when the file is closed
+            left = left[os.write(file.fileno(), left) :]
     except OSError as e:
         raise DngeError(
             f"{what} need room in '{tempfile.gettempdir()}' ({e.strerror or e}); set TMPDIR to a larger disk, or take "
-            "fewer calibration tokens"
+            "fewer (calibration.tokens, copies)"
         ) from e
 
 

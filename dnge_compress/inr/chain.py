@@ -15,6 +15,7 @@ from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.types import ModelGraph
 
 INPUT, OUTPUT = "input", "output"
+MOST_AROUND = 2  # layers without a number, before and behind numbered ones
 
 
 def chain(widths: Sequence[int], activation: str = "sine") -> ModelGraph:
@@ -35,8 +36,9 @@ def read_chain(weights: Mapping[str, Tensor], layers: Sequence[str] = ()) -> dic
     """A state dict of linear layers, each reading what the one before wrote, as `"0.weight"`, `"0.bias"`, ….
 
     Matrices are `[out, in]`, or `[N, out, in]` for N networks. The order is that of `layers` (names without
-    ".weight"), else that of numbers where names differ in nothing else, else the state dict's own; a missing bias is
-    zero. Raises UnsupportedModelError if it is no such chain, WeightError on values that aren't finite.
+    ".weight"), else that of numbers where names differ in nothing else, or all do but those of one or two layers before
+    or behind, else the state dict's own; a missing bias is zero. Raises UnsupportedModelError if it is no such chain,
+    or its order was lost in a file, WeightError on values that aren't finite.
     """
     matrices = [n for n, t in weights.items() if t.dim() in (2, 3) and n.endswith("weight")]
     biases = {n: n.removesuffix("weight") + "bias" for n in matrices}
@@ -47,7 +49,8 @@ def read_chain(weights: Mapping[str, Tensor], layers: Sequence[str] = ()) -> dic
             if others
             else "there is no linear layer; give a state dict of a chain of them"
         )
-    matrices = [_weight_of(name) for name in layers_of(weights, layers)]
+    keys = _keys(weights)
+    matrices = [keys[name] for name in layers_of(weights, layers)]
     found: dict[str, Tensor] = {}
     for i, name in enumerate(matrices):
         weight = weights[name]
@@ -78,16 +81,68 @@ def widths_of(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
 
 def layers_of(weights: Mapping[str, Tensor], layers: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the layers of a chain, without ".weight", in the order in which `read_chain` takes them."""
-    found = {name.removesuffix("weight").removesuffix("."): name for name in weights if name.endswith("weight")}
+    found = _keys(weights)
     if layers:
         return _checked(tuple(layers), tuple(found))
-    if len({re.sub(r"\d+", "", name) for name in found}) == 1:
-        return tuple(sorted(found, key=lambda name: [int(number) for number in re.findall(r"\d+", name)]))
-    if isinstance(weights, UnorderedTensors):
+    alike = {name: re.sub(r"\d+", "", name) for name in found}
+    most = max(alike.values(), key=list(alike.values()).count, default="")
+    many = tuple(sorted((name for name in found if alike[name] == most), key=_numbers))
+    rest = tuple(name for name in found if alike[name] != most)
+    if not rest:
+        return many
+    is_lost = isinstance(weights, UnorderedTensors) or _is_sorted(weights)
+    candidates = _around(many, rest) if len(many) > 1 and len(rest) <= MOST_AROUND else []
+    told = [order for order in candidates if (_fits(order, weights) if is_lost else _keeps_sides(order, rest, found))]
+    if len(told) == 1:
+        return told[0]
+    if is_lost:
         raise UnsupportedModelError(
             f"the file keeps no order of its layers, and the names {', '.join(found)} don't say it; tell it by layers="
         )
     return tuple(found)
+
+
+def _keys(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """The keys of the matrices by the names of their layers. Raises UnsupportedModelError where two have one name."""
+    found: dict[str, str] = {}
+    for key in weights:
+        if key.endswith("weight"):
+            name = re.sub(r"[._]?weight$", "", key)
+            if name in found:
+                raise UnsupportedModelError(f"'{found[name]}' and '{key}' are weights of one layer; rename one")
+            found[name] = key
+    return found
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", name)]
+
+
+def _is_sorted(weights: Mapping[str, Tensor]) -> bool:
+    """Whether tensors come as files sort them: no module has its bias first, nor its tenth layer before its second."""
+    if list(weights) != sorted(weights):
+        return False
+    names = [re.sub(r"\d+", "", key) for key in weights]
+    numbers = {name: [_numbers(key) for key, own in zip(weights, names, strict=True) if own == name] for name in names}
+    return any(key.endswith("bias") for key in weights) or any(of != sorted(of) for of in numbers.values())
+
+
+def _around(many: tuple[str, ...], rest: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Every order of some layers before and behind those that are numbered."""
+    orders = itertools.permutations(rest)
+    return [(*order[:at], *many, *order[at:]) for order in orders for at in range(len(order) + 1)]
+
+
+def _fits(order: Sequence[str], weights: Mapping[str, Tensor]) -> bool:
+    """Whether each layer reads as many units as the one before writes."""
+    keys = _keys(weights)
+    return all(weights[keys[a]].shape[-2] == weights[keys[b]].shape[-1] for a, b in itertools.pairwise(order))
+
+
+def _keeps_sides(order: Sequence[str], rest: Sequence[str], found: Mapping[str, str]) -> bool:
+    """Whether the layers that aren't numbered stand where they stand in the state dict."""
+    places = list(found)
+    return all(order.index(name) == places.index(name) for name in rest)
 
 
 def _checked(layers: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
@@ -101,7 +156,3 @@ def _checked(layers: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]
         if name not in layers:
             raise UnsupportedModelError(f"'{name}' isn't among the layers of layers=; name each of {told}")
     return layers
-
-
-def _weight_of(layer: str) -> str:
-    return f"{layer}.weight" if layer else "weight"

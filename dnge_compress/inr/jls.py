@@ -33,7 +33,7 @@ from dnge_compress.inr.learning import (
     shuffled,
     train,
 )
-from dnge_compress.inr.readings import Readings, read_all
+from dnge_compress.inr.readings import Readings, read_all, refuse_other_readings
 from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.views import VIEWS, Moves, in_views, six_views
@@ -117,8 +117,8 @@ class INR2JLS(nn.Module):
     ) -> list[float]:
         """Learn to draw the images `[M, C, S, S]` in −1 … 1, which `inrs.image` numbers, from their networks.
 
-        `readings` of a frozen encoder, where `read_all` made them before. Returns the mean squared error of every step.
-        Raises DataError.
+        `readings` of a frozen encoder, where `read_all` made them of this set before; they are moved as they were read,
+        and `settings.jitter` has no effect. Returns the mean squared error of every step. Raises DataError.
         """
         refuse_empty(inrs)
         shape, last = [self.encoder.outputs, self.config.side, self.config.side], int(inrs.image.max())
@@ -134,7 +134,7 @@ class INR2JLS(nn.Module):
             return nnf.mse_loss(self.decode(self.latents(reading, views)), wanted)
 
         if readings is not None or not any(p.requires_grad for p in self.encoder.parameters()):
-            found = readings or self._readings(inrs, settings, progress)
+            found = self._readings(inrs, settings, progress, readings)
 
             def loss_at(index: Tensor) -> Tensor:
                 return missed(found.select(index), found.moves.select(index), found.network[index])
@@ -156,7 +156,8 @@ class INR2JLS(nn.Module):
         progress: Progress = silent,
     ) -> list[float]:
         """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`. Without it, what
-        the encoder says is read once, or given as `readings` that `read_all` made before.
+        the encoder says is read once, or given as `readings` that `read_all` made of this set before; `settings.jitter`
+        has no effect on those.
 
         Returns the loss of every step. Raises DataError.
         """
@@ -171,7 +172,7 @@ class INR2JLS(nn.Module):
                 return self._missed(latents, inrs.labels[batch.index])
 
             return train(self, inrs, loss, settings, progress)
-        found = readings or self._readings(inrs, settings, progress)
+        found = self._readings(inrs, settings, progress, readings)
 
         def loss_at(index: Tensor) -> Tensor:
             views = torch.rand(len(index), VIEWS, generator=chance).argsort(1)[:, : self.config.views]
@@ -219,7 +220,10 @@ class INR2JLS(nn.Module):
         with fast_products(self.training):
             return self.encoder.read(stack, siren) if self.own else Reading(embedding=self.encoder(stack, siren))
 
-    def _readings(self, inrs: InrSet, settings: TrainSettings, progress: Progress) -> Readings:
+    def _readings(self, inrs: InrSet, settings: TrainSettings, progress: Progress, given: Readings | None) -> Readings:
+        if given is not None:
+            refuse_other_readings(given, self.encoder, inrs, self.own is not None)
+            return given
         return read_all(
             self.encoder, inrs, jitter=settings.jitter, copies=self.config.copies, seed=settings.seed, progress=progress
         )

@@ -12,10 +12,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, DataError, UnknownNameError, first_line
@@ -97,7 +95,7 @@ def _rows(source: Path) -> list[tuple[int, dict[str, str]]]:
 
 def _number(cell: str, told: str) -> float:
     try:
-        value = float(cell)
+        value = float(cell.replace("_", "?"))  # Python reads 1_000 as 1000, other programs don't
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -107,13 +105,13 @@ def _number(cell: str, told: str) -> float:
 
 def _read(file: Path, name: str) -> Mapping[str, Tensor]:
     told = f"'{name}' is no checkpoint that can be read safely"
+    if file.suffix not in (".safetensors", *PICKLED):
+        raise CheckpointError(f"'{name}' is no checkpoint; give .safetensors, {', '.join(PICKLED)}")
     try:
         if file.suffix == ".safetensors":
             return UnorderedTensors(read_tensors(file)[0])
-        if file.suffix not in PICKLED:
-            raise CheckpointError(f"'{name}' is no checkpoint; give .safetensors, {', '.join(PICKLED)}")
         found = torch.load(file, "cpu", weights_only=True)
-    except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError) as e:
+    except Exception as e:  # what torch raises depends on where a file is damaged: KeyError, struct.error, …
         raise CheckpointError(f"{told} ({first_line(e)}); give a state dict") from e
     if isinstance(found, Mapping):
         inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
