@@ -27,9 +27,11 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, SpeechT5
 
 import dnge_compress
 from dnge_compress.cli.grammar import parser
+from dnge_compress.cli.interruption import interruptible
 from dnge_compress.cli.main import main
 from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import BudgetError, ExactnessError
+from dnge_compress.core.launcher import ended_by_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--scorer", "obs", "--set", "tokens=256", "--set", "length=16")
@@ -420,6 +422,16 @@ def test_completion_without_its_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "shtab", None)
     code, message = failure(capsys, "completion", "bash")
     assert code == 2 and "pip install 'dnge-compress[completion]'" in message
+
+
+def test_signals_that_are_ignored_stay_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with interruptible(), ended_by_signals():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 SIGNALS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
+import socket
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import models
@@ -13,7 +17,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from dnge_compress.cli.main import main
 from dnge_compress.core import processes
+from dnge_compress.core.errors import DngeError, LaunchError
+from dnge_compress.core.launcher import launcher_world
 
 SCRIPT = """
 import sys
@@ -70,6 +77,92 @@ def test_a_group_of_processes_that_nobody_joined_is_none_of_ours(monkeypatch: py
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     assert (processes.rank(), processes.world(), processes.own_share("ab")) == (0, 1, [(0, "a"), (1, "b")])
     assert processes.summed(torch.ones(2)).tolist() == [1, 1]
+
+
+@pytest.fixture
+def one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment that Kubernetes gives a pod; the other one never comes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    setting = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(processes, "JOIN_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_processes_that_do_not_come_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models.make("llama").save_pretrained(tmp_path / "model")
+    command = ["score", str(tmp_path / "model"), "--scorer", "magnitude"]
+    told = []
+    for name in ("", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+        capsys.readouterr()
+        assert main(command) == 2
+        told.append(capsys.readouterr().err.splitlines()[-1])
+    assert all("process 0 of 2, and they did not come together" in line for line in told)
+    assert "MASTER_ADDR" in told[1]
+    assert main(["report", str(tmp_path / "model")]) == 2  # reads, and waits for nobody
+    assert "has no dnge_report.json" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_of_two")
+def test_a_process_that_waits_for_others_can_be_ended() -> None:
+    script = "from dnge_compress.core import processes; print(flush=True)\nwith processes.joined_processes(): pass"
+    waiting = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert waiting.stdout is not None and waiting.stdout.readline()
+    time.sleep(1)
+    waiting.terminate()
+    assert waiting.wait(20) == -signal.SIGTERM
+    waiting.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "found"),
+    [("2", "1", (1, 2)), ("", "0", None), ("1", "0", None), ("2", "", None), ("2", None, None)],
+)
+def test_a_launcher_is_known_by_its_environment(
+    size: str, rank: str | None, found: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    assert launcher_world() == found
+
+
+@pytest.mark.parametrize(("size", "rank", "told"), [("two", "0", "WORLD_SIZE is 'two'"), ("2", "2", "RANK is 2")])
+def test_an_environment_that_makes_no_sense_is_told(
+    size: str, rank: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(LaunchError, match=told):
+        launcher_world()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_process_writes_and_the_others_hear_whether_it_failed(
+    number: int, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[float] = []
+
+    def summed(own: torch.Tensor) -> torch.Tensor:
+        said.append(float(own))
+        return own + float(fails and number == 1)  # what the first process says
+
+    monkeypatch.setattr(processes, "rank", lambda: number)
+    monkeypatch.setattr(processes, "summed", summed)
+    raised = {(True, 0): OSError, (True, 1): DngeError}.get((fails, number))
+    with pytest.raises(raised) if raised else nullcontext(), processes.one_process_writes() as is_mine:
+        assert is_mine == (number == 0)
+        if fails and is_mine:
+            raise OSError("full")
+    assert said == [float(fails and number == 0)]
 
 
 @pytest.mark.slow

@@ -305,6 +305,45 @@ def test_places_that_force_no_token_yet_force_none(tmp_path: Path) -> None:
     assert model.generation_config.forced_decoder_ids == [[1, None], [2, 4]]
 
 
+def test_ids_under_other_names_move_with_their_tokens(tmp_path: Path) -> None:
+    class Mapping:
+        def __init__(self, vocab_map: dict[str, int]) -> None:
+            self.vocab_map = vocab_map
+
+    dense: Any = open_model(base("gpt2, bytes", tmp_path / "base"))
+    rare = [i for i in range(300, 900) if i not in plan_vocabulary(dense, CORPUS).keep]
+    single = ("im_start_id", "im_end_id", "im_newline_id", "image_patch_id", "image_token_offset")
+    for name, token in zip(single, [*rare[:4], dense.config.vocab_size - 5], strict=True):
+        setattr(dense.config, name, token)
+    dense.config.vocabulary_map = {"IMGIMG": rare[5]}
+    dense.vocabulary_mapping = Mapping(dense.config.vocabulary_map)
+    dense.generation_config.text_decoder_lang_to_code_id = {"deu": rare[6], "eng": 300}
+    dense.generation_config.t2u_lang_code_to_id = {"deu": 301}  # of other tokens
+    small: Any = trim_vocabulary(dense, CORPUS)
+    keep, rows = small.dnge.vocabulary.keep, dense.config.vocab_size
+    assert len(keep) < 0.8 * rows and keep[-5:] == tuple(range(rows - 5, rows))
+    for name in single:
+        assert keep[getattr(small.config, name)] == getattr(dense.config, name)
+    assert keep[small.vocabulary_mapping.vocab_map["IMGIMG"]] == rare[5]
+    codes = small.generation_config.text_decoder_lang_to_code_id
+    assert {code: keep[token] for code, token in codes.items()} == {"deu": rare[6], "eng": 300}
+    assert small.generation_config.t2u_lang_code_to_id == {"deu": 301}
+
+
+def test_names_that_may_be_of_tokens_are_refused_and_those_of_other_things_are_not(tmp_path: Path) -> None:
+    dense: Any = open_model(base("gpt2, bytes", tmp_path / "base"))
+    dense.config.target_layer_ids, dense.config.lang_id, dense.config.use_task_id = [1, 2], 0, True
+    dense.config.far_id = dense.config.vocab_size
+    plan_vocabulary(dense, CORPUS)
+    tower = BertConfig(vocab_size=128)
+    tower.vocab_offset = 400
+    for name, value in {"crop_ids": [-1, 7], "region_map": {"north": 9}, "picture_id": 3, "tower": tower}.items():
+        setattr(dense.config, name, value)
+        with pytest.raises(UnsupportedModelError, match=f"has '{name if name != 'tower' else 'vocab_offset'}', which"):
+            plan_vocabulary(dense, CORPUS)
+        delattr(dense.config, name)
+
+
 def test_scripts_keep_every_token_written_in_them_so_that_any_such_text_is_cut_up_as_before(tmp_path: Path) -> None:
     texts = ["ελληνικά γράμματα και λέξεις", "русские слова и буквы", "latin words and letters, 1234!"]
     made = Tokenizer(kinds.BPE())
@@ -472,7 +511,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--scripts", "Klingon"], "'Klingon' is no script"),
         (["--scripts", "Latin,Lu"], "'Lu' is no script"),  # a property of letters
         (["--scripts", "Alphabetic"], "'Alphabetic' is no script"),
-        (["--scripts", "Latin", "-o", str(folder)], "which dnge did not write"),
+        (["--scripts", "Latin", "-o", str(folder)], "holds the base model itself"),
     ):
         assert main(["vocabulary", str(folder), *arguments]) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]

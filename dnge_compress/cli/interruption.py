@@ -49,12 +49,14 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Take the signals of the process for a block; on other threads than the main one there are none to take."""
+    """Take the signals of the process for a block, but those that it ignores (`nohup`, `trap "" INT`); on other threads
+    than the main one there are none to take."""
     found = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-    before = {number: signal.signal(number, found) for number in NAMES}
+    taken = [number for number in NAMES if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, found) for number in taken}
     try:
         yield found
     finally:

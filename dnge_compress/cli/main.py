@@ -17,6 +17,7 @@ from pathlib import Path
 from dnge_compress.cli.interruption import Interruption, interruptible
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
+CALIBRATING = ("score", "plan", "apply", "compress", "place")  # several processes share their inputs
 LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
 
 
@@ -65,7 +66,7 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
             progress("load libraries", 0, 0)
             command = importlib.import_module(name)
     interruption.is_loading = False
-    with _of_all_processes() if options.module == "commands" else nullcontext():
+    with _of_all_processes() if options.function in CALIBRATING else nullcontext():
         getattr(command, options.function)(options)
     sys.stdout.flush()
 

@@ -3,15 +3,51 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from dnge_compress.core.errors import LaunchError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def launcher_world() -> tuple[int, int] | None:
-    """(rank, processes) if an outer launcher started this process as one of several, else None."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return (int(os.environ["RANK"]), processes) if processes > 1 and "RANK" in os.environ else None
+    """(rank, processes) if an outer launcher started this process as one of several, else None. Raises LaunchError."""
+    processes, rank = _number("WORLD_SIZE"), _number("RANK")
+    if processes is None or processes < 2 or rank is None:
+        return None
+    if not 0 <= rank < processes:
+        raise LaunchError(f"RANK is {rank}, and WORLD_SIZE {processes}; number the processes from 0, or unset both")
+    return rank, processes
 
 
 def is_rank0() -> bool:
     """Whether this process is the only one, or the first of several."""
     world = launcher_world()
     return world is None or world[0] == 0
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """While entered, signals end this process as they do by default: one that waits for others outside of Python hears
+    of no handler that is written in it. Signals that are ignored stay so."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _number(name: str) -> int | None:
+    text = os.environ.get(name, "").strip()
+    try:
+        return int(text) if text else None
+    except ValueError:
+        raise LaunchError(f"{name} is '{text}', which is no whole number; correct or unset it") from None

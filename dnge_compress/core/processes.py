@@ -6,16 +6,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dnge_compress.core.errors import DngeError
-from dnge_compress.core.launcher import launcher_world
+from dnge_compress.core.errors import DngeError, LaunchError, first_line
+from dnge_compress.core.launcher import ended_by_signals, launcher_world
 
 T = TypeVar("T")
+JOIN_SECONDS = 300.0  # that processes wait for each other
 _JOINED: ContextVar[bool] = ContextVar("joined", default=False)
 
 
@@ -48,13 +50,14 @@ def summed(values: Tensor) -> Tensor:
 @contextmanager
 def joined_processes() -> Iterator[None]:
     """While entered, the processes that a launcher has started work on one model: all of them must make the same calls.
-    Nothing happens in a single process."""
+    Nothing happens in a single process. Raises LaunchError where the others don't come."""
     is_ours = dist.is_available() and not dist.is_initialized()
-    if is_ours and launcher_world() is None:
+    world = launcher_world() if is_ours else None
+    if is_ours and world is None:
         yield
         return
-    if is_ours:
-        dist.init_process_group()  # gloo for what lies on CPUs, nccl for what lies on cards
+    if world is not None:
+        _join(*world)
     token = _JOINED.set(True)
     try:
         yield
@@ -76,6 +79,23 @@ def one_process_writes() -> Iterator[bool]:
         others_failed = bool(summed(failed))
         if others_failed and not is_mine:
             raise DngeError("the process that writes has failed; its own words say why")
+
+
+def _join(rank: int, processes: int) -> None:
+    from torch.distributed.rendezvous import rendezvous  # here, since some builds of torch have none
+
+    with ended_by_signals():
+        try:
+            store = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))[0]
+            store.set(f"dnge/{rank}", "here")
+            store.wait([f"dnge/{other}" for other in range(processes)], timedelta(seconds=JOIN_SECONDS))
+            # gloo for what lies on CPUs, nccl for what lies on cards
+            dist.init_process_group(store=store, rank=rank, world_size=processes)
+        except (ValueError, RuntimeError) as e:
+            raise LaunchError(
+                f"WORLD_SIZE and RANK say that this is process {rank} of {processes}, and they did not come together "
+                f"({first_line(e)}); start all of them by torchrun, or unset WORLD_SIZE"
+            ) from None
 
 
 def _are_several() -> bool:

@@ -23,7 +23,7 @@ from accelerate import PartialState
 from dnge_compress.core.errors import DivergedError, DngeError, LaunchError
 from dnge_compress.core.files import disk_errors, write_whole
 from dnge_compress.core.folders import is_alive
-from dnge_compress.core.launcher import is_rank0, launcher_world
+from dnge_compress.core.launcher import ended_by_signals, is_rank0, launcher_world
 from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
@@ -152,7 +152,8 @@ def _end_with(leader: int) -> None:
 
 
 def _join_group(job: Job) -> None:
-    PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
+    with ended_by_signals():
+        PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
 
 
 def _broadcast(order: Order | None) -> Order | None:
