@@ -23,7 +23,7 @@ from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.planner import counted
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.scoring import Scoring
-from dnge_compress.plans.vocabulary_plan import VocabularyPlan
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan, read_plan_of_cuts, refuse_beside_tokens
 from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.curve import RatioCurve
@@ -189,16 +189,20 @@ def apply(
     any_weights: bool = False,
     **overrides: Any,
 ) -> nn.Module:
-    """Carry out a plan, or the one in a file, on its base model, and repair as the plan's recipe says; a
-    `VocabularyPlan` needs no more. With `scores`, the repair takes their inputs and signals.
+    """Carry out a plan, or the one in a file, on its base model, and repair as the plan's recipe says; a plan of tokens
+    takes no further arguments but `inplace`. With `scores`, the repair takes their inputs and signals.
 
-    Raises PlanError if the model's names, shapes or (unless `any_weights`) values are not those the plan was made for.
+    Raises PlanError if the model's names, shapes or (unless `any_weights`) values are not those the plan was made for,
+    or an argument doesn't go with the plan.
 
         small = apply("plan.json", model)
     """
-    if isinstance(plan, VocabularyPlan):
-        return apply_vocabulary(plan, model, inplace=inplace)
     plan = _given(plan, model)
+    if isinstance(plan, VocabularyPlan):
+        given = {"data": data is not None, "example_inputs": example_inputs is not None}
+        given |= {"scores": scores is not None, "any_weights": any_weights}
+        refuse_beside_tokens(*(name for name, is_given in given.items() if is_given), *overrides)
+        return apply_vocabulary(plan, model, inplace=inplace)
     recipe: Recipe = validate_recipe(plan.recipe, "the plan's recipe")
     task = Task(model, recipe, overrides, data=data, example_inputs=example_inputs, scores=scores, progress=progress)
     if (task.recipe.prune, task.recipe.scorer) != (recipe.prune, recipe.scorer):
@@ -227,19 +231,21 @@ def preview(plan: PrunePlan | str | Path, model: Model, example_inputs: Inputs |
         damaged = preview(plan, model)(**inputs)
     """
     plan = _given(plan, model)
+    if isinstance(plan, VocabularyPlan):
+        raise PlanError("a plan of tokens can't be previewed; apply(plan, model) leaves the model as it is")
     model = opened(model)
     graph = build_graph(model, example_inputs)
     _refuse_other_base(plan, graph, model)
     return MaskedModel(model, AppliedCuts(graph, plan.cuts))
 
 
-def _given(plan: Any, model: Any) -> PrunePlan:
+def _given(plan: Any, model: Any) -> PrunePlan | VocabularyPlan:
     """The plan that was passed, or the one in a file."""
-    if isinstance(model, PrunePlan) or (isinstance(plan, nn.Module) and isinstance(model, str | Path)):
+    if isinstance(model, PrunePlan | VocabularyPlan) or (isinstance(plan, nn.Module) and isinstance(model, str | Path)):
         raise PlanError("plan and model change places: apply(plan, model)")
     if isinstance(plan, str | Path):
-        return PrunePlan.read(Path(plan))
-    if not isinstance(plan, PrunePlan):
+        return read_plan_of_cuts(Path(plan))
+    if not isinstance(plan, PrunePlan | VocabularyPlan):
         raise PlanError(
             f"a plan is what plan(model) returns, or the path of its file, not a {kind(plan)}: apply(plan, model)"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -465,3 +466,16 @@ def test_a_classifier_without_a_padding_token_is_compressed(family: str) -> None
     assert small.config.pad_token_id is None and model.config.pad_token_id is None
     ids = torch.randint(4, 60, (1, 9))
     assert small(ids).logits.shape == (1, 3)
+
+
+@pytest.mark.parametrize("progress", [1, "yes"])
+def test_a_progress_that_can_not_be_called_is_told(progress: Any) -> None:
+    with pytest.raises(DataError, match=f"progress is {progress!r}; pass True, False, or a function"):
+        compress(models.make("llama"), 0.3, scorer="magnitude", progress=progress)
+
+
+def test_numbers_of_numpy_are_ratios_and_no_progress_is_none() -> None:
+    quick = {"scorer": "magnitude", "compensate": "none", "progress": None}
+    wanted = compress(models.make("llama"), 0.25, **quick).dnge.plan.cuts
+    assert compress(models.make("llama"), np.float32(0.25), **quick).dnge.plan.cuts == wanted
+    assert compress(models.make("llama"), ratio=np.float32(0.25), **quick).dnge.plan.cuts == wanted

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import example_inputs, make, outputs, tokens
@@ -14,6 +16,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from dnge_compress import apply, build_graph, compress, load, open_model, place_lora, plan, save
 from dnge_compress.core.errors import CheckpointError, PlanError
+from dnge_compress.graph.types import Cut
 from dnge_compress.plans.prune_plan import PrunePlan
 
 QUICK = {"scorer": "magnitude", "compensate": "none", "kinds": ["neuron"], "ratio": 0.2}
@@ -81,6 +84,58 @@ def test_a_broken_plan_in_a_config_is_one_line(broken: Any, tmp_path: Path) -> N
     with pytest.raises((CheckpointError, PlanError), match="config.json") as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_widths_that_no_config_says_can_not_be_cut_again(name: str, tmp_path: Path) -> None:
+    small = uneven(name)
+    small.save_pretrained(tmp_path)
+    for model in (small, str(tmp_path)):
+        with pytest.raises(PlanError, match="was compressed before to widths that its config.*; compress the original"):
+            compress(model, **QUICK)
+
+
+def test_a_plain_module_is_compressed_again_and_loads_on_a_fresh_instance_by_one_plan(tmp_path: Path) -> None:
+    inputs = example_inputs("cnn")
+    first: Any = compress(make("cnn"), ratio=0.2, example_inputs=inputs)
+    second: Any = compress(first, ratio=0.2, example_inputs=inputs)
+    loaded = load(save(second, tmp_path / "out"), model=make("cnn"))
+    assert torch.equal(outputs(loaded, inputs), outputs(second, inputs))
+    made = second.dnge.plan
+    assert made.base == first.dnge.plan.base != build_graph(first, inputs).fingerprint and not made.is_edited
+    assert made.params_before == first.dnge.plan.params_before
+    assert made.params_after == sum(p.numel() for p in second.parameters()) < first.dnge.plan.params_after
+    assert {row.space: row.total for row in made.rows} == {row.space: row.total for row in first.dnge.plan.rows}
+    assert {row.space: row.kept for row in made.rows if made.keep(row.space)} == {
+        cut.space: len(cut.keep) for cut in made.cuts
+    }
+    third = apply(made, make("cnn"), example_inputs=inputs)
+    assert all(p.shape == q.shape for p, q in zip(third.parameters(), second.parameters(), strict=True))
+
+
+def test_a_second_compression_that_no_plan_can_tell_is_refused_at_once() -> None:
+    inputs = example_inputs("cnn")
+    first: Any = compress(make("cnn"), ratio=0.2, example_inputs=inputs)
+    cuts = tuple(Cut(space=f"{cut.space}.gone", keep=cut.keep) for cut in first.dnge.plan.cuts)
+    first.dnge = replace(first.dnge, plan=replace(first.dnge.plan, cuts=cuts))
+    with pytest.raises(PlanError, match=r"gone', which can't be told in one plan.*original once"):
+        plan(first, ratio=0.2, example_inputs=inputs)
+
+
+def test_a_config_that_can_not_be_written_is_told_before_the_model_changes() -> None:
+    model: Any = make("llama")
+    model.config.extra = np.int64(3)
+    before = outputs(model, tokens())
+    with pytest.raises(CheckpointError, match=r"config of this LlamaForCausalLM can't be saved \(.*int64"):
+        compress(model, **UNEVEN, inplace=True)
+    assert torch.equal(outputs(model, tokens()), before) and not hasattr(model, "dnge")
+
+
+def test_a_config_that_transformers_can_not_write_is_told(tmp_path: Path) -> None:
+    small: Any = compress(make("llama"), **QUICK)
+    small.config.extra = np.int64(3)
+    with pytest.raises(CheckpointError, match="can't save this LlamaForCausalLM: .*int64"):
+        save(small, tmp_path / "out")
 
 
 def test_an_even_model_carries_nothing(tmp_path: Path) -> None:

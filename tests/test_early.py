@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -140,6 +141,25 @@ def test_a_key_that_stands_twice_in_a_plan_is_refused() -> None:
         PrunePlan.from_json(twice)
     with pytest.raises(PlanError, match="nested too deeply"):
         PrunePlan.from_json("[" * 100_000)
+
+
+def test_a_plan_comes_through_a_pipe_and_a_strange_one_is_one_line(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = plan(str(llama), scorer="magnitude", compensate="none", kinds=["neuron"]).to_json()
+    strange = tmp_path / "strange.json"
+    strange.write_text("[" * 100_000)
+    assert "nested too deeply" in complaint(capsys, "apply", str(strange), str(llama), "-o", str(tmp_path / "out"))
+    assert len(made) < 65536  # the pipe holds it
+    for text in (made, made.replace("\n", "\r\n")):
+        reading, writing = os.pipe()
+        os.write(writing, text.encode())
+        os.close(writing)
+        try:
+            assert main(["apply", f"/dev/fd/{reading}", str(llama), "-o", str(tmp_path / "out")]) == 0
+        finally:
+            os.close(reading)
+        assert load(tmp_path / "out").dnge.plan.cuts == PrunePlan.from_json(made).cuts
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "dnge_plan.json"])

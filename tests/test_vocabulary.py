@@ -43,6 +43,7 @@ from dnge_compress import (
     open_model,
     place_lora,
     plan_vocabulary,
+    preview,
     save,
     trim_vocabulary,
 )
@@ -501,6 +502,25 @@ def test_the_command_writes_model_and_tokenizer_or_prints_the_plan(
     whole = "\n\n".join(CORPUS)
     old, new = (AutoTokenizer.from_pretrained(f) for f in (folder, tmp_path / "out"))
     assert new.tokenize(whole) == old.tokenize(whole)  # tokens of line ends count as used
+
+
+def test_a_plan_of_tokens_takes_nothing_that_does_not_apply(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = base("gpt2, bytes", tmp_path / "base")
+    made = plan_vocabulary(folder, CORPUS)
+    (tmp_path / "tokens.json").write_text(made.to_json(), encoding="utf-8")
+    (tmp_path / "rows.txt").write_text("some words", encoding="utf-8")
+    refused = {"data": [1], "any_weights": True, "example_inputs": torch.zeros(1), "ratio": 0.3, "scorer": "obs"}
+    for name, value in refused.items():
+        with pytest.raises(PlanError, match=f"a plan of which tokens stay needs no {name}; leave that out"):
+            apply(made, folder, **{name: value})
+    for options in (["--data", str(tmp_path / "rows.txt")], ["--any-weights"]):
+        command = ["apply", str(tmp_path / "tokens.json"), str(folder), "-o", str(tmp_path / "out"), *options]
+        assert main(command) == 2
+        assert f"needs no {options[0]}" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    small: Any = apply(tmp_path / "tokens.json", folder)
+    assert small.dnge.vocabulary.keep == made.keep
+    with pytest.raises(PlanError, match="can't be previewed"):
+        preview(made, open_model(folder))
 
 
 def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -34,8 +34,13 @@ def attach(model: nn.Module, compression: Compression) -> None:
             "inputs": json.loads(outline(compression.inputs)) if compression.inputs is not None else None,
         }
         found._weight_conversions = []  # transformers then keeps the model's own names, which the replay needs
-        # As it will be read: a config is copied, compared and written by transformers.
-        setattr(model.config, KEY, json.loads(json.dumps(content)))
+        try:
+            text = json.dumps(content)
+        except TypeError as e:
+            raise CheckpointError(
+                f"the config of this {type(model).__name__} can't be saved ({e}); make that a plain value"
+            ) from None
+        setattr(model.config, KEY, json.loads(text))  # as it will be read: transformers copies, compares and writes it
 
 
 def own_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def _write(model: nn.Module, compression: Compression, base: Base, stage: Path) 
             try:
                 # The names on the hub may differ from the model's own; a replayed plan needs the model's own.
                 model.save_pretrained(stage, save_original_format=not compression.is_uneven)
-            except (RuntimeError, ValueError) as e:
+            except (RuntimeError, ValueError, TypeError) as e:
                 raise CheckpointError(f"transformers can't save this {type(model).__name__}: {first_line(e)}") from e
     else:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

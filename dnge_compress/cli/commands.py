@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -39,7 +38,7 @@ from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.plans.plan_json import PLANS, plan_in
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.space_rows import PLURAL
-from dnge_compress.plans.vocabulary_plan import VocabularyPlan
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan, read_plan_of_cuts, refuse_beside_tokens
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.lora_schema import LoraRecipe
 from dnge_compress.recipes.schema import Recipe
@@ -78,10 +77,12 @@ def plan(options: Namespace) -> None:
 
 def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
-    if _is_about_tokens(Path(options.plan)):
-        _apply_vocabulary(VocabularyPlan.read(Path(options.plan)), options)
+    made = read_plan_of_cuts(Path(options.plan))
+    if isinstance(made, VocabularyPlan):
+        given = {"--data": options.data, "--any-weights": options.any_weights}
+        refuse_beside_tokens(*(name for name, value in given.items() if value))
+        _apply_vocabulary(made, options)
         return
-    made = PrunePlan.read(Path(options.plan))
     recipe: Recipe = validate(made.recipe, options.plan)
     with session() as progress:
         model = _open(options, progress)
@@ -189,15 +190,6 @@ def _apply_vocabulary(made: VocabularyPlan, options: Namespace, model: nn.Module
         small: Any = api.apply(made, opened, inplace=True)
         _save(small, options, progress)
     print_report(small.dnge.vocabulary, options)
-
-
-def _is_about_tokens(path: Path) -> bool:
-    """Whether a file holds a plan of `dnge vocabulary`; what can't be read is told by who reads it next."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(raw, dict) and VocabularyPlan.FORMAT.key in raw
 
 
 def _write_page(made: RatioCurve | Compared, options: Namespace) -> None:

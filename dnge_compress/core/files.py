@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -42,25 +43,29 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 def refuse_unreadable(file: Path) -> None:
     """Raise CheckpointError for a file that is missing, closed to us, or only a pointer to what git-lfs keeps."""
+    _bytes(file, len(LFS_POINTER))
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, which may be a pipe. Raises CheckpointError naming it."""
+    try:
+        return StringIO(_bytes(file).decode("utf-8"), newline=None).read()
+    except UnicodeDecodeError as e:
+        raise CheckpointError(f"'{file}' is no text in UTF-8 ({e.reason} at byte {e.start}); make it again") from None
+
+
+def _bytes(file: Path, most: int = -1) -> bytes:
     try:
         with file.open("rb") as opened:
-            start = opened.read(len(LFS_POINTER))
+            found = opened.read(most)
     except FileNotFoundError:
         raise CheckpointError(f"'{file}' is missing; make or fetch it again") from None
     except OSError as e:
         way_out = "allow it (chmod u+r), or ask its owner" if e.errno in (errno.EACCES, errno.EPERM) else "try again"
         raise CheckpointError(f"'{file}' can't be read ({e.strerror or e}); {way_out}") from None
-    if start == LFS_POINTER:
+    if found.startswith(LFS_POINTER):
         raise CheckpointError(f"'{file}' is only git-lfs's pointer to the file; run `git lfs pull` in its folder")
-
-
-def read_text(file: Path) -> str:
-    """The text of a file. Raises CheckpointError naming it."""
-    refuse_unreadable(file)
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise CheckpointError(f"'{file}' is no text in UTF-8 ({e.reason} at byte {e.start}); make it again") from None
+    return found
 
 
 def write_whole(path: Path, text: str) -> None:

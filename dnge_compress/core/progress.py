@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Protocol, runtime_checkable
 
+from dnge_compress.core.errors import DataError
+
 LINES = 20  # of a long stage, about
 
 
@@ -16,9 +18,13 @@ class Progress(Protocol):
         """Take note of where a stage is."""
 
 
-def reporter(progress: Progress | bool) -> Progress:
-    """What a verb reports to: `progress`, or nobody; True has been taken by then (core/verbs.py)."""
-    return silent if isinstance(progress, bool) else progress
+def reporter(progress: Progress | bool | None) -> Progress:
+    """What a verb reports to: `progress`, or nobody; True has been taken by then (core/verbs.py). Raises DataError."""
+    if progress is None or isinstance(progress, bool):
+        return silent
+    if not callable(progress):
+        raise DataError(f"progress is {progress!r:.80}; pass True, False, or a function of (stage, done, total, note)")
+    return progress
 
 
 def silent(stage: str, done: int, total: int, note: str = "") -> None:

@@ -13,7 +13,8 @@ from dnge_compress.core.errors import PlanError
 from dnge_compress.core.strict_json import json_values, read_strictly
 from dnge_compress.core.terminal import Printable
 from dnge_compress.core.wording import count, percent
-from dnge_compress.plans.plan_json import PlanFormat, Values, file_text, plan_text, read_plan
+from dnge_compress.plans.plan_json import PLANS, PlanFormat, Values, file_text, plan_in, plan_text, read_plan
+from dnge_compress.plans.prune_plan import PrunePlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,19 @@ class VocabularyPlan(Printable):
     def read(cls, file: Path) -> VocabularyPlan:
         """Read the plan in a file. Raises PlanError naming it."""
         return cls.from_json(file_text(file), f"'{file}'")
+
+
+def read_plan_of_cuts(file: Path) -> PrunePlan | VocabularyPlan:
+    """The plan in a file, which is read once, of what to prune or of which tokens stay. Raises PlanError naming it."""
+    text = file_text(file)
+    is_about_tokens = plan_in(text) == PLANS[VocabularyPlan.FORMAT.key]
+    return (VocabularyPlan if is_about_tokens else PrunePlan).from_json(text, f"'{file}'")
+
+
+def refuse_beside_tokens(*names: str) -> None:
+    """Raise PlanError for arguments that don't go with a plan of tokens."""
+    if names:
+        raise PlanError(f"a plan of which tokens stay needs no {', '.join(names)}; leave that out")
 
 
 def tokens_fingerprint(ids: Mapping[str, int]) -> str:

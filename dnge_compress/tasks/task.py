@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -13,12 +14,12 @@ import torch
 from torch import nn
 
 from dnge_compress.checkpoint import Compression, check_weights, opened
+from dnge_compress.checkpoint.again import again, graph_to_cut
 from dnge_compress.checkpoint.carried import attach, own_config
 from dnge_compress.core.errors import PlanError, RecipeError
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.wording import kind
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.families import build_graph
 from dnge_compress.graph.tracing.running import copied, trainable
 from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.basis import Header, named
@@ -78,7 +79,7 @@ class Task:
         check_weights(self.model)
         part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
-        self.graph = self._during("read", build_graph, self.model, self.example_inputs)
+        self.graph = self._during("read", graph_to_cut, self.model, self.example_inputs)
         given = None if data is None else checked_data(data, self.model)
         if given is not None:
             refuse_without_pictures(given.batches, self.model, self.graph, part)
@@ -247,11 +248,11 @@ class Task:
             base_config=own_config(config.to_dict()) if config is not None else None,
             inputs=inputs,
         )
+        attach(small, again(dense, self.graph, attached))
         if inplace:  # references to the model see the smaller network
             self.given.__dict__.clear()
             self.given.__dict__.update(small.__dict__)
             small = self.given
-        attach(small, attached)
         return small
 
 
@@ -270,8 +271,9 @@ def _with_ratio(recipe: Any, overrides: dict[str, Any]) -> tuple[Any, dict[str, 
     """Recipe and overrides, of which the recipe may be a plain ratio."""
     if isinstance(recipe, PrunePlan):
         raise PlanError("a plan is carried out by apply(plan, model)")
-    if not isinstance(recipe, int | float) or isinstance(recipe, bool):
+    if not isinstance(recipe, numbers.Real) or isinstance(recipe, bool):
         return recipe, overrides
+    recipe = float(recipe)
     if overrides.get("ratio") is not None:
         raise RecipeError(f"the ratio is given twice, {recipe:g} and {overrides['ratio']}; leave one out")
     return DEFAULT, overrides | {"ratio": recipe}

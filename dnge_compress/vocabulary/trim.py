@@ -142,11 +142,11 @@ def apply_vocabulary(plan: VocabularyPlan, model: Model, *, tokenizer: Any = Non
         tokenizer=cut_tokenizer.tokenizer,
         tokenizer_files=cut_tokenizer.files,
     )
+    attach(small, attached)
     if inplace:
         dense.__dict__.clear()
         dense.__dict__.update(small.__dict__)
         small = dense
-    attach(small, attached)
     return small
 
 
