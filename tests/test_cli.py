@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 import dnge_compress
+from dnge_compress.cli import completion as completing
 from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.interruption import interruptible
 from dnge_compress.cli.main import main
@@ -414,6 +415,18 @@ def test_shells_complete_commands_and_recipes(shell: str, capsys: pytest.Capture
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert "compress" in script and "--ratio" in script and "prune/neurons" in script
+
+
+def test_every_path_is_completed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("shtab")
+    root = parser()
+    monkeypatch.setattr(completing, "parser", lambda: root)
+    assert main(["completion", "bash"]) == 0
+    told = re.compile(r"\b(folder|file|path|rows|texts)\b")
+    for action in completing.actions(root):
+        about = action.help or ""
+        if action.nargs != 0 and (action.type is Path or told.search(about) or "." in str(action.metavar or "")):
+            assert hasattr(action, "complete"), (action.option_strings, action.dest)
 
 
 def test_completion_without_its_package_names_the_extra(

@@ -60,7 +60,13 @@ def test_a_product_is_written_where_it_is_asked_for() -> None:
     assert torch.equal(out, torch.full((2, 2), 3.0).bfloat16())
 
 
-def test_nothing_is_widened_where_it_is_fast() -> None:
-    layer = nn.Linear(3, 2)
-    with widened_products(layer) as mode:
+def test_nothing_is_widened_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    half, whole = nn.Linear(3, 2).bfloat16(), nn.Linear(3, 2)
+    monkeypatch.setattr(precision, "has_products_of", lambda dtype: True)
+    with widened_products(half) as mode:
         assert mode is None
+    monkeypatch.setattr(precision, "has_products_of", lambda dtype: False)
+    with widened_products(whole) as mode:  # asked of halves alone
+        assert mode is None
+    with widened_products(half) as mode:
+        assert mode is not None

@@ -12,7 +12,7 @@ from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import DngeError
 from dnge_compress.recipes.library import names
 
-FOLDERS, FILES = ("MODEL", "OUT"), ("PLAN.json", "FILE.txt", "FILE.yaml", "FILE.safetensors")  # metavars
+FOLDERS, FILES = ("MODEL", "OUT", "FOLDER"), ("FILE", "PLAN.json", "FILE.yaml", "FILE.safetensors")  # metavars
 
 
 def completion(options: Namespace) -> None:
@@ -23,7 +23,7 @@ def completion(options: Namespace) -> None:
         raise DngeError("shell completion needs shtab: pip install 'dnge-compress[completion]'") from e
     root = parser()
     recipes = " ".join(names())
-    for action in _actions(root):
+    for action in actions(root):
         if action.metavar in FOLDERS:
             action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab's way
         elif action.metavar in FILES:
@@ -39,9 +39,10 @@ def completion(options: Namespace) -> None:
         print(script)
 
 
-def _actions(of: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+def actions(of: argparse.ArgumentParser) -> Iterator[argparse.Action]:
+    """Every option and argument of a grammar and of the commands in it."""
     for action in of._actions:
         yield action
         if isinstance(action, argparse._SubParsersAction):
             for command in action.choices.values():
-                yield from _actions(command)
+                yield from actions(command)

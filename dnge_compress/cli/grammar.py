@@ -120,12 +120,13 @@ def parser() -> Parser:
 
     about = "train small networks for the encoder to learn from"
     zoo = command("zoo", json_flag, about=about, module="training_commands")
-    zoo.add_argument("-o", "--output", type=Path, default=Path("zoo"), help="folder of the networks")
+    zoo.add_argument("-o", "--output", type=Path, default=Path("zoo"), metavar="FOLDER", help="folder of the networks")
     _zoo_flags(zoo)
     about = "train the encoder that scores, and its zoo"
     pretrain = command("pretrain", json_flag, about=about, module="training_commands")
-    pretrain.add_argument("-o", "--output", type=Path, default=Path("base.safetensors"), help="the encoder's weights")
-    pretrain.add_argument("--zoo", type=Path, default=Path("zoo"), help="folder of the networks")
+    place, about = Path("base.safetensors"), "file for the encoder's weights"
+    pretrain.add_argument("-o", "--output", type=Path, default=place, metavar="FILE.safetensors", help=about)
+    pretrain.add_argument("--zoo", type=Path, default=Path("zoo"), metavar="FOLDER", help="folder of the networks")
     pretrain.add_argument("--steps", type=positive, help="examples that the encoder takes (default: 1600)")
     _zoo_flags(pretrain)
     about = "fit a small network (SIREN) to every image of a data set"
@@ -243,7 +244,8 @@ def _zoo_flags(command: Parser) -> None:
 def _making_flags(command: Parser) -> None:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
-    command.add_argument("--data-folder", type=Path, help="folder of the data sets (else DNGE_DATA, ../shared/data)")
+    about = "folder of the data sets (else DNGE_DATA, ../shared/data)"
+    command.add_argument("--data-folder", type=Path, metavar="FOLDER", help=about)
 
 
 def ratios(text: str) -> tuple[float, ...]:
