@@ -230,13 +230,13 @@ def preview(plan: PrunePlan | str | Path, model: Model, example_inputs: Inputs |
 
         damaged = preview(plan, model)(**inputs)
     """
-    plan = _given(plan, model)
-    if isinstance(plan, VocabularyPlan):
+    found = _given(plan, model)
+    if isinstance(found, VocabularyPlan):
         raise PlanError("a plan of tokens can't be previewed; apply(plan, model) leaves the model as it is")
     model = opened(model)
     graph = build_graph(model, example_inputs)
-    _refuse_other_base(plan, graph, model)
-    return MaskedModel(model, AppliedCuts(graph, plan.cuts))
+    _refuse_other_base(found, graph, model)
+    return MaskedModel(model, AppliedCuts(graph, found.cuts))
 
 
 def _given(plan: Any, model: Any) -> PrunePlan | VocabularyPlan:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dnge_compress import __version__
 from dnge_compress.cli.help_texts import EPILOG, EXAMPLES
@@ -124,8 +124,8 @@ def parser() -> Parser:
     _zoo_flags(zoo)
     about = "train the encoder that scores, and its zoo"
     pretrain = command("pretrain", json_flag, about=about, module="training_commands")
-    place, about = Path("base.safetensors"), "file for the encoder's weights"
-    pretrain.add_argument("-o", "--output", type=Path, default=place, metavar="FILE.safetensors", help=about)
+    file: dict[str, Any] = {"type": Path, "default": Path("base.safetensors"), "metavar": "FILE.safetensors"}
+    pretrain.add_argument("-o", "--output", **file, help="the encoder's weights")
     pretrain.add_argument("--zoo", type=Path, default=Path("zoo"), metavar="FOLDER", help="folder of the networks")
     pretrain.add_argument("--steps", type=positive, help="examples that the encoder takes (default: 1600)")
     _zoo_flags(pretrain)

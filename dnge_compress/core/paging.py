@@ -44,7 +44,7 @@ def paged(values: Tensor, what: str) -> Tensor:
 
 def written(file: IO[bytes], values: Tensor, what: str) -> None:
     """Add values at the end of a file. Raises DngeError."""
-    left = memoryview(values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    left = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
     try:
         file.flush()
         while left:  # past Python's buffer, which would be written again when the file is closed
