@@ -79,7 +79,7 @@ def apply(options: Namespace) -> None:
     """`dnge apply plan.json MODEL -o OUT`"""
     made = read_plan_of_cuts(Path(options.plan))
     if isinstance(made, VocabularyPlan):
-        given = {"--data": options.data, "--any-weights": options.any_weights}
+        given = {"--data": options.data, "--scores": options.scores, "--any-weights": options.any_weights}
         refuse_beside_tokens(*(name for name, value in given.items() if value))
         _apply_vocabulary(made, options)
         return

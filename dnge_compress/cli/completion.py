@@ -12,7 +12,8 @@ from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import DngeError
 from dnge_compress.recipes.library import names
 
-FOLDERS, FILES = ("MODEL", "OUT", "FOLDER"), ("FILE", "PLAN.json", "FILE.yaml", "FILE.safetensors")  # metavars
+FOLDERS = ("MODEL", "OTHER", "OUT", "SCORES", "FOLDER")  # metavars
+FILES = ("FILE", "PLAN.json", "FILE.yaml", "FILE.safetensors", "CURVE.html", "COMPARED.html")
 
 
 def completion(options: Namespace) -> None:

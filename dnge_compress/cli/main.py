@@ -17,7 +17,7 @@ from pathlib import Path
 from dnge_compress.cli.interruption import Interruption, interruptible
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
-CALIBRATING = ("score", "plan", "apply", "compress", "place")  # several processes share their inputs
+CALIBRATING = ("score", "plan", "apply", "compress", "curve", "place")  # several processes share their inputs
 LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
 
 
