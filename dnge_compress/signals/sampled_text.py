@@ -52,12 +52,13 @@ def sample_batches(
 
 
 def rows_at_once(model: Any, length: int) -> int:
-    """As many rows as have room, by the keys and values that every layer remembers."""
+    """As many rows as have room, by the keys and values that every layer remembers; without attention heads, a layer
+    counts as wide as the residual stream."""
     config = model.config.get_text_config()
     width, layers = int(config.hidden_size), int(config.num_hidden_layers)  # GPT-2 answers to these names too
-    heads = int(config.num_attention_heads)
-    size = getattr(config, "head_dim", None) or width // heads
-    remembered = size * (getattr(config, "num_key_value_heads", None) or heads)
+    heads = getattr(config, "num_attention_heads", None)
+    size = getattr(config, "head_dim", None) or (width // heads if heads else width)
+    remembered = size * (getattr(config, "num_key_value_heads", None) or heads or 1)
     least, most = ROWS_AT_ONCE
     return max(least, min(most, CACHE_NUMBERS // (2 * remembered * layers * length)))
 
