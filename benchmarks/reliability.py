@@ -24,14 +24,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.dont_write_bytecode = True
 
+import reliability_disks
+import reliability_inputs
 import reliability_kills
+import reliability_races
 import torch
 from harness import keep_rows, kept_rows, markdown, write
 from reliability_setting import Row, Setting, build
 
 Measure = Callable[[], Row]
 PARTS: dict[str, tuple[str, Callable[[Setting], dict[str, Measure]]]] = {
+    "inputs": ("Bad input", reliability_inputs.rows),
     "kills": ("Killed and run again", reliability_kills.rows),
+    "disk": ("A full disk", reliability_disks.rows),
+    "races": ("Several processes on one output", reliability_races.rows),
 }
 MOST_SHOWN = 20  # failures of a row
 

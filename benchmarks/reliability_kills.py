@@ -70,7 +70,7 @@ def _killed(setting: Setting, name: str, how: str) -> Row:
     draw = random.Random(f"{setting.seed} {name} {how}")
     whole, seconds, operations = _unbroken(setting, command)
     times, cut_short = setting.many(command.times), 0
-    for i in range(times):
+    for _ in range(times):
         if how == "by the clock":
             share = draw.random()
             moment, kill = f"at {100 * share:.0f} % of its time", partial(_by_clock, share * seconds)
@@ -118,7 +118,7 @@ def result(folder: Path, output: str) -> dict[str, str]:
     target = whole_folder(folder / output)
     if target.is_file():
         return {output: picture(folder)[output]}
-    found = {k: v for k, v in picture(target, VOLATILE).items() if not k.startswith(("training", "."))}
+    found = {k: v for k, v in picture(target, VOLATILE, folder).items() if not k.startswith("training") and k[0] != "."}
     report = target / "report.json"
     if report.is_file():
         raw: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

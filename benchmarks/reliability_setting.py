@@ -193,17 +193,19 @@ def _child(
         os._exit(code)
 
 
-def picture(folder: Path, but: Sequence[str] = ()) -> dict[str, str]:
-    """Every file, folder and link below a folder with a hash of its content; names in `but` are left out."""
+def picture(folder: Path, but: Sequence[str] = (), home: Path | None = None) -> dict[str, str]:
+    """Every file, folder and link below a folder with a hash of its content; names in `but` are left out, and the path
+    of `home` counts as any other."""
     found = {}
+    here = os.fsencode(home or folder)
     for path in sorted(folder.rglob("*")):
         if path.name in but:
             continue
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            found[name] = f"link to {os.readlink(path)}"
+            found[name] = f"link to {path.readlink()}"
         elif path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            found[name] = hashlib.sha256(path.read_bytes().replace(here, b".")).hexdigest()
         else:
             found[name] = "folder"
     return found

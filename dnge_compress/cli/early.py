@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dnge_compress.checkpoint.model_files import read_config, refuse_missing, weight_files
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
+from dnge_compress.core.errors import PlanError
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.jobs.data.sources import source_of
 from dnge_compress.recipes.library import assignments, resolve
@@ -28,7 +29,13 @@ def refuse_early(options: Namespace) -> None:
     if output and options.function in ("compress", "apply", "vocabulary"):
         refuse_target(Path(output), options.force, _least_bytes(options, recipe))
     elif output:
-        refuse_closed(Path(output))
+        _refuse_place(Path(output))
+
+
+def _refuse_place(file: Path) -> None:
+    if not file.parent.is_dir() or file.is_dir():
+        raise PlanError(f"'{file}' can't be written: " + ("it is a folder" if file.is_dir() else "no such folder"))
+    refuse_closed(file)
 
 
 def prune_recipe(options: Namespace) -> Recipe:

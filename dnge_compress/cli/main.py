@@ -13,8 +13,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dnge_compress.cli.interruption import Interruption, interruptible
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
 LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
@@ -46,7 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str], interruption: Interruption) -> None:
     from dnge_compress.cli.grammar import parser
+    from dnge_compress.core.claims import claimed
     from dnge_compress.core.folders import refuse_unspeakable
+    from dnge_compress.core.launcher import is_rank0
 
     refuse_unspeakable(*argv)
     options = parser().parse_args(argv)
@@ -55,6 +61,12 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
         return
     if hasattr(options, "model"):
         importlib.import_module("dnge_compress.cli.early").refuse_early(options)
+    output = getattr(options, "output", None) or getattr(options, "target", None)
+    with claimed(Path(output)) if output and is_rank0() else nullcontext():
+        _carry_out(options, interruption)
+
+
+def _carry_out(options: Namespace, interruption: Interruption) -> None:
     name = f"dnge_compress.cli.{options.module}"
     if options.module in LIGHT or name in sys.modules:
         command = importlib.import_module(name)

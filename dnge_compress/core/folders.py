@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Collection, Iterator
@@ -15,39 +14,45 @@ from itertools import islice
 from pathlib import Path
 from uuid import uuid4
 
+from dnge_compress.core.claims import NEW, claimed, sweep
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.wording import clean, kind
 
 FILES = "dnge_files.json"  # what we wrote into a folder
 MOST_LISTED = 3
-_NEW, _OLD = "dnge-new", "dnge-old"
+_OLD = "dnge-old"
 
 
 @contextmanager
 def atomic_folder(target: Path, force: bool = False) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes if it raises.
 
-    Raises CheckpointError if `target` holds files that no earlier call wrote; with `force` it may hold others of the
-    names that the block writes.
+    Raises CheckpointError if `target` holds files that no earlier call wrote, or another process writes there too; with
+    `force` it may hold others of the names that the block writes.
 
     Killed at any moment, it leaves the old folder, under its own name or (between the two renames) under the hidden
     one where `whole_folder` finds it and the next `atomic_folder` puts it back.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    stage = target.with_name(f".{target.name}.{_NEW}-{os.getpid()}-{uuid4().hex[:8]}")
-    stage.mkdir()  # not mkdtemp: its folders are closed to everyone else
-    try:
-        yield stage
-        written = sorted(_names(stage))
-        refuse_foreign(target, written if force else ())
-        (stage / FILES).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        _flush(stage)
-        _swap(stage, target)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
+    with claimed(target):
+        _recover(target)
+        stage = beside(target)
+        stage.mkdir()  # not mkdtemp: its folders are closed to everyone else
+        try:
+            yield stage
+            written = sorted(_names(stage))
+            refuse_foreign(target, written if force else ())
+            (stage / FILES).write_text(json.dumps(written, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            _flush(stage)
+            _swap(stage, target)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+def beside(target: Path, place: Path | None = None) -> Path:
+    """A name for what is written before it takes the place of `target`, in the same folder unless another is given."""
+    return (place or target.parent) / f".{target.name}.{NEW}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 def path_of(value: object, verb: str) -> Path:
@@ -117,17 +122,6 @@ def _names(folder: Path) -> Iterator[str]:
             yield (Path(parent) / name).relative_to(folder).as_posix()
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{_OLD}")
 
@@ -153,11 +147,7 @@ def _recover(target: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(target)
-    leftover = re.compile(rf"\.{re.escape(target.name)}\.{_NEW}-(\d+)-[0-9a-f]+")
-    for sibling in target.parent.iterdir():
-        found = leftover.fullmatch(sibling.name)
-        if found and not is_alive(int(found[1])):
-            shutil.rmtree(sibling, ignore_errors=True)
+    sweep(target)
 
 
 def _flush(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dnge_compress.core.claims import claimed
 from dnge_compress.core.errors import CheckpointError, RecipeError
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.strict_json import read_json
@@ -155,16 +156,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
 
     `versions` of packages and the number of CPU `threads` are recorded when the job begins.
     """
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        lock = (folder.root / LOCK).open("w")
-    except OSError as e:
-        raise CheckpointError(f"output_dir '{folder.root}' can't be written: {e.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"another run is at work in '{folder.root}'; wait for it, or stop it") from None
+    with claimed(folder.root, folder.root / LOCK, what="run"):
         refuse(folder, job)
         _outlive_workers(folder)
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
