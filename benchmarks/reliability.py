@@ -25,9 +25,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.dont_write_bytecode = True
 
 import reliability_disks
+import reliability_fuzz
+import reliability_hostile
 import reliability_inputs
+import reliability_interrupts
 import reliability_kills
 import reliability_races
+import reliability_repeats
+import reliability_shells
 import torch
 from harness import keep_rows, kept_rows, markdown, write
 from reliability_setting import Row, Setting, build
@@ -38,6 +43,11 @@ PARTS: dict[str, tuple[str, Callable[[Setting], dict[str, Measure]]]] = {
     "kills": ("Killed and run again", reliability_kills.rows),
     "disk": ("A full disk", reliability_disks.rows),
     "races": ("Several processes on one output", reliability_races.rows),
+    "fuzz": ("Noise", reliability_fuzz.rows),
+    "hostile": ("Hostile checkpoints", reliability_hostile.rows),
+    "repeats": ("The same again, in one process", reliability_repeats.rows),
+    "interrupts": ("Interrupted", reliability_interrupts.rows),
+    "shells": ("Completion", reliability_shells.rows),
 }
 MOST_SHOWN = 20  # failures of a row
 

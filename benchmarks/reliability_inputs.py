@@ -44,7 +44,11 @@ def _commands(setting: Setting) -> Row:
         with setting.trial(*(p.name for p in setting.root.iterdir())) as folder:
             mistake.spoil(folder)
             before = picture(folder)
-            words = [word for part in mistake.words.split() for word in (CHEAP if part == "CHEAP" else (part,))]
+            words = [
+                word
+                for part in mistake.words.replace("LONG", "x" * 300).split()
+                for word in (CHEAP if part == "CHEAP" else (part,))
+            ]
             done = forked(dnge(*words), folder, limit=LIMIT)
             wrong = _wrong(mistake, done.code, done.errors, done.err, difference(before, picture(folder)))
             failed += [f"`dnge {mistake.words}` ({mistake.says}): {wrong}"] if wrong else []
@@ -54,7 +58,7 @@ def _commands(setting: Setting) -> Row:
 def _wrong(mistake: Mistake, code: int, errors: list[str], err: str, touched: str) -> str:
     if "Traceback" in err or "unexpected" in err:
         return f"a traceback, or an unexpected error: {err.strip()[-300:]}"
-    if len(errors) != 1 or len(errors[0]) > 500:
+    if len(errors) != 1 or len(errors[0]) > 900:
         return f"{len(errors)} lines with the cause, or a long one: {err.strip()[-300:]}"
     if mistake.says.lower() not in errors[0].lower():
         return f"another cause: {errors[0]}"
@@ -124,6 +128,11 @@ def cut_off(name: str) -> Callable[[Path], None]:
         (folder / name).write_bytes(content[: len(content) // 2])
 
     return halve
+
+
+def looped(folder: Path) -> None:
+    """Make a link to itself."""
+    (folder / "loop").symlink_to("loop")
 
 
 def weights(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
@@ -209,6 +218,27 @@ MISTAKES = (
     Mistake("plan llama -o none/plan.json CHEAP", "no such folder"),
     Mistake("plan llama -o lora.json CHEAP", "is a plan of LoRA adapters"),
     Mistake("place llama -o plan.json", "is a plan of what to prune"),
+    Mistake("compress LONG -o new CHEAP", "File name too long"),
+    Mistake("compress ./LONG -o new CHEAP", "File name too long"),
+    Mistake("compress llama -o LONG CHEAP", "File name too long"),
+    Mistake("compress llama -o new --data LONG.txt CHEAP", "File name too long"),
+    Mistake("compress llama -o new --recipe LONG.yaml", "File name too long"),
+    Mistake("apply LONG llama -o new", "File name too long"),
+    Mistake("plan llama -o LONG CHEAP", "File name too long"),
+    Mistake("recipes cp prune/default LONG", "File name too long"),
+    Mistake("report LONG", "File name too long"),
+    Mistake("run job.yaml output_dir=LONG", "File name too long"),
+    Mistake("run job.yaml model_name_or_path=./LONG", "File name too long"),
+    Mistake("run job.yaml datasets.0.path=./LONG", "File name too long"),
+    Mistake("vocabulary llama --data LONG -o new", "File name too long"),
+    Mistake("compress loop -o new CHEAP", "loop", spoil=looped),
+    Mistake("compress llama -o loop CHEAP", "loop", spoil=looped),
+    Mistake("plan llama -o loop CHEAP", "loop", spoil=looped),
+    Mistake("run job.yaml output_dir=loop", "loop", spoil=looped),
+    Mistake("compress llama/config.json/x -o new CHEAP", "x"),
+    Mistake("compress llama -o texts.txt/x CHEAP", "texts.txt"),
+    Mistake("plan llama -o texts.txt/x CHEAP", "texts.txt"),
+    Mistake("recipes cp prune/default texts.txt/x", "texts.txt"),
     # plans
     Mistake("apply none.json llama -o new", "none.json"),
     Mistake("apply lora.json llama -o new", "is a plan of LoRA adapters"),

@@ -36,7 +36,9 @@ def _raced(setting: Setting, name: str, processes: int) -> Row:
     failed = []
     lines = [[word.replace("{}", str(i + 2)) for word in COMMANDS[name]] for i in range(processes)]
     output = next(word for word in ("new", "new.json", "new.yaml") if any(word in part for part in lines[0]))
-    output = {"run": "new", "recipes cp": "new.yaml"}.get(name, lines[0][lines[0].index("-o") + 1] if "-o" in lines[0] else output)
+    output = {"run": "new", "recipes cp": "new.yaml"}.get(
+        name, lines[0][lines[0].index("-o") + 1] if "-o" in lines[0] else output
+    )
     alone = [_alone(setting, line, output) for line in lines]
     times = setting.many(1 if name == "run" else TIMES)
     for _ in range(times):

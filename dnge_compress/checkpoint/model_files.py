@@ -19,6 +19,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATING = ("F16", "BF16", "F32", "F64")
+LONGEST_NAME = 200
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md"]
 HUB_EXTRAS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"]
@@ -58,7 +59,11 @@ def weight_files(folder: Path) -> list[Path]:
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
         raise CheckpointError(f"'{folder / INDEX}' has no weight_map; fetch it again")
-    shards = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    names = list(index["weight_map"].values())
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or len(name) > LONGEST_NAME:
+            raise CheckpointError(f"'{folder / INDEX}' names {name!r:.80}, which is no file beside it; fetch it again")
+    shards = [folder / name for name in sorted(set(names))]
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"'{folder / INDEX}' names '{shard.name}', which is missing; fetch it again")

@@ -157,7 +157,7 @@ def _is_about_tokens(path: Path) -> bool:
     """Whether a file holds a plan of `dnge vocabulary`; what can't be read is told by who reads it next."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(raw, dict) and VocabularyPlan.FORMAT.key in raw
 

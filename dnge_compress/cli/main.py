@@ -5,7 +5,6 @@ Nothing is imported here before signals are taken, and only light modules before
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
+LOOP = "Symlink loop"  # how Path.resolve begins, before Python 3.13
 LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
 
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return interruption.report()
             if is_debugging:
                 raise
-            return _report(_told(e) if isinstance(e, OSError) else e)
+            return _report(_told(e))
 
 
 def _run(argv: Sequence[str], interruption: Interruption) -> None:
@@ -95,16 +95,19 @@ def _of_all_processes() -> Iterator[None]:
         yield
 
 
-def _told(error: OSError) -> Exception:
+def _told(error: Exception) -> Exception:
     """A file or disk that is closed, full or gone is bad input; other errors of the system are unexpected."""
-    from dnge_compress.core.errors import DISK_CODES, DngeError
+    from dnge_compress.core.errors import DISK_CODES, NAME_CODES, DngeError
 
-    if error.errno not in (*DISK_CODES, errno.ENOENT):
+    if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
+        return DngeError(f"{error}; correct the link, or the name")
+    if not isinstance(error, OSError) or error.errno not in (*DISK_CODES, *NAME_CODES):
         return error
     if error.filename is None:  # what is left of our output can't be written either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     what = f"'{error.filename}'" if error.filename else "the output"
-    return DngeError(f"{what} can't be read or written ({error.strerror}); make room, or choose another place")
+    way_out = "correct the name" if error.errno in NAME_CODES else "make room, or choose another place"
+    return DngeError(f"{what} can't be read or written ({error.strerror}); {way_out}")
 
 
 def _report(error: Exception) -> int:

@@ -92,7 +92,9 @@ def _users_turn(tokenizer: Any, size: int) -> Beginning | None:
         return None
     asked = [{"role": "user", "content": PLACEHOLDER}]
     try:
-        text = tokenizer.apply_chat_template(asked, tokenize=False, date_string=SOME_DAY)
+        text = rendered(tokenizer, asked, tokenize=False, date_string=SOME_DAY)
+    except DataError:
+        raise
     except Exception:  # templates raise what they like, where they want a system's words first, say
         return None
     before, found, _ = text.partition(PLACEHOLDER)

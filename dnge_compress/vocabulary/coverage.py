@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Regex, normalizers
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.signals.tokenizer import rendered
 from dnge_compress.vocabulary.tokenizer import whole_texts
 
 TEXTS = 1000  # that are cut up at a time
@@ -101,6 +102,8 @@ def _templates(tokenizer: Any) -> Iterator[str]:
         return
     for turns in TALK:
         try:
-            yield tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+            yield rendered(tokenizer, turns, tokenize=False, add_generation_prompt=True)
+        except DataError:
+            raise
         except Exception:  # templates raise what they like
             continue
