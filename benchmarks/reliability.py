@@ -24,18 +24,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.dont_write_bytecode = True
 
-import reliability_disks
-import reliability_fuzz
-import reliability_hostile
-import reliability_inputs
-import reliability_interrupts
-import reliability_kills
-import reliability_races
-import reliability_repeats
-import reliability_shells
-import torch
-from harness import keep_rows, kept_rows, markdown, write
-from reliability_setting import Row, Setting, build
+# What is set above is read once, when these are imported.
+import reliability_disks  # noqa: E402
+import reliability_fuzz  # noqa: E402
+import reliability_hostile  # noqa: E402
+import reliability_inputs  # noqa: E402
+import reliability_interrupts  # noqa: E402
+import reliability_kills  # noqa: E402
+import reliability_races  # noqa: E402
+import reliability_repeats  # noqa: E402
+import reliability_shells  # noqa: E402
+import torch  # noqa: E402
+from harness import keep_rows, kept_rows, markdown, write  # noqa: E402
+from reliability_setting import Row, Setting, build  # noqa: E402
 
 Measure = Callable[[], Row]
 PARTS: dict[str, tuple[str, Callable[[Setting], dict[str, Measure]]]] = {
@@ -94,8 +95,10 @@ def _write(name: str, found: Sequence[Row]) -> None:
         mine = [row for row in found if row.part == part]
         if not mine:
             continue
-        table = [(r.what, f"{r.tried:,}", r.must, f"{len(r.failed):,}" if r.failed else "none", f"{r.seconds:.0f}")
-                 for r in mine]  # fmt: skip
+        table = [
+            (r.what, f"{r.tried:,}", r.must, f"{len(r.failed):,}" if r.failed else "none", f"{r.seconds:.0f}")
+            for r in mine
+        ]
         lines += [f"## {title}", "", *markdown(("what", "tried", "must", "failed", "s"), table), ""]
         lines += [f"- {row.what}: {row.note}." for row in mine if row.note]
         lines += [f"- **failed**, {row.what}: {line}" for row in mine for line in row.failed[:MOST_SHOWN]]

@@ -36,9 +36,49 @@ MUST = "an error in one line or a sound reading; within 10 s and a gigabyte, not
 SECONDS, MOST_BYTES, LONGEST = 10, 1 << 30, 2000  # the last in characters of a message
 GUIDED = ("plans", "recipes")  # what atheris is let loose on
 GUIDED_RUNS = 10_000
-ODD = [10**30, -(10**30), -1, 0, 1, 1e308, float("nan"), float("inf"), True, None, "", " ", "..", "../../x", "/etc/passwd",
-       "a" * 5000, "\u202e", "\ud800", "\x00", "\n", "𝄞", "1e999", "nan", "None", "{{x}}", "%s", "*", "[", "(?:", [], {}, [[]],
-       [None], {"": None}, {"..": ".."}, [0] * 1000]  # fmt: skip
+ODD = [
+    10**30,
+    -(10**30),
+    -1,
+    0,
+    1,
+    1e308,
+    float("nan"),
+    float("inf"),
+    True,
+    None,
+    "",
+    " ",
+    "..",
+    "../../x",
+    "/etc/passwd",
+    "a" * 5000,
+    "\u202e",
+    "\ud800",
+    "\x00",
+    "\n",
+    "𝄞",
+    "1e999",
+    "nan",
+    "None",
+    "{{x}}",
+    "%s",
+    "*",
+    "[",
+    "(?:",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    {"..": ".."},
+    [0] * 1000,
+]
+
+MARKS = (
+    *(b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"- ", b"&a ", b"*a", b"!!", b"9", b"2001-99-99"),
+    *(b"[" * 3000, b'{"a":' * 3000, b"9" * 5000),
+)
 
 
 class Hang(BaseException):
@@ -105,8 +145,14 @@ def _fuzzed(setting: Setting, name: str) -> Row:
 
     def work(target: Target, findings: Findings, note: Callable[[bytes], None]) -> None:
         @seed(setting.seed)
-        @settings(max_examples=count, deadline=None, database=None, phases=[Phase.generate], verbosity=Verbosity.quiet,
-                  suppress_health_check=list(HealthCheck))  # fmt: skip
+        @settings(
+            max_examples=count,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
+            verbosity=Verbosity.quiet,
+            suppress_health_check=list(HealthCheck),
+        )
         @given(payloads(target))
         def take(payload: bytes) -> None:
             note(payload)
@@ -139,8 +185,16 @@ def _guided(setting: Setting, name: str) -> Row:
             if findings.tried >= count:
                 _report(findings)
 
-        options = [sys.argv[0], str(corpus), f"-runs={count}", f"-seed={setting.seed + 1}", "-max_len=20000", "-verbosity=0",
-                   "-timeout=60", "-rss_limit_mb=0"]  # fmt: skip
+        options = [
+            sys.argv[0],
+            str(corpus),
+            f"-runs={count}",
+            f"-seed={setting.seed + 1}",
+            "-max_len=20000",
+            "-verbosity=0",
+            "-timeout=60",
+            "-rss_limit_mb=0",
+        ]
         atheris.Setup(options, take)
         for module in target.code:
             atheris.instrument_func(module)
@@ -150,8 +204,15 @@ def _guided(setting: Setting, name: str) -> Row:
 
 
 def _report(findings: Findings) -> None:
-    print(json.dumps({"tried": findings.tried, "accepted": findings.accepted,
-                      "found": {k: v[:200].decode("utf-8", "backslashreplace") for k, v in findings.found.items()}}))  # fmt: skip
+    print(
+        json.dumps(
+            {
+                "tried": findings.tried,
+                "accepted": findings.accepted,
+                "found": {k: v[:200].decode("utf-8", "backslashreplace") for k, v in findings.found.items()},
+            }
+        )
+    )
     sys.stdout.flush()
 
 
@@ -210,7 +271,7 @@ _JSON = st.recursive(
     st.one_of(st.sampled_from(ODD), st.integers(), st.floats(), st.text(max_size=20)),
     lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 def _dumped(value: Any) -> bytes:
@@ -273,7 +334,5 @@ def noisy(document: bytes, draw: random.Random) -> bytes:
             case 3:
                 made[start:stop] = str(draw.choice(ODD)).encode("utf-8", "surrogatepass")
             case 4:
-                made[start:stop] = draw.choice(
-                    (b"{", b"}", b"[", b"]", b'"', b":", b",", b"\n", b"- ", b"&a ", b"*a", b"!!", b"9")
-                )
+                made[start:stop] = draw.choice(MARKS)
     return bytes(made)

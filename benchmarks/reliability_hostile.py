@@ -195,33 +195,50 @@ TRAPS: dict[str, dict[str, Trap]] = {
             _auto_map("tokenizer_config.json", "AutoTokenizer", ["own.Own", None]), TEXTS, (0, 2)
         ),
         "auto_map of a tokenizer, trimmed": Trap(
-            _all(_auto_map("tokenizer_config.json", "AutoTokenizer", ["own.Own", "own.Own"]),
-                 edited("llama/tokenizer_config.json", lambda c: c.update(tokenizer_class="Own"))), WORDS, (0, 2)
+            _all(
+                _auto_map("tokenizer_config.json", "AutoTokenizer", ["own.Own", "own.Own"]),
+                edited("llama/tokenizer_config.json", lambda c: c.update(tokenizer_class="Own")),
+            ),
+            WORDS,
+            (0, 2),
         ),
         "auto_map of a tokenizer, in a job": Trap(
-            _all(_auto_map("tokenizer_config.json", "AutoTokenizer", ["own.Own", "own.Own"]),
-                 edited("llama/tokenizer_config.json", lambda c: c.update(tokenizer_class="Own"))),
-            ("run", "job.yaml", "output_dir=new", "train.max_steps=2"), (0, 2),
+            _all(
+                _auto_map("tokenizer_config.json", "AutoTokenizer", ["own.Own", "own.Own"]),
+                edited("llama/tokenizer_config.json", lambda c: c.update(tokenizer_class="Own")),
+            ),
+            ("run", "job.yaml", "output_dir=new", "train.max_steps=2"),
+            (0, 2),
         ),
         "a custom way to generate": Trap(_all(written("llama/custom_generate/generate.py", CODE)), codes=(0, 2)),
-        "a kernel of somebody's": Trap(_config(_attn_implementation="evil/kernel", attn_implementation="evil/kernel"), codes=(0, 2)),
+        "a kernel of somebody's": Trap(
+            _config(_attn_implementation="evil/kernel", attn_implementation="evil/kernel"), codes=(0, 2)
+        ),
         "a class that is none": Trap(_config(architectures=["logging"])),
         "a class with a path": Trap(_config(architectures=["../own.Own"])),
         "a script beside data": Trap(
             _all(written("data/data.py", CODE), lambda f: (f / "rows.jsonl").rename(f / "data" / "train.jsonl")),
-            ("run", "job.yaml", "output_dir=new", "datasets=[{path: ./data}]", "train.max_steps=2"), (0, 2),
+            ("run", "job.yaml", "output_dir=new", "datasets=[{path: ./data}]", "train.max_steps=2"),
+            (0, 2),
         ),
         "YAML that calls": Trap(
             written("mine.yaml", "recipe: !!python/object/apply:os.system ['touch ran']\n"),
             ("compress", "llama", "-o", "new", "--recipe", "mine.yaml"),
         ),
         "a model card that calls": Trap(
-            written("llama/README.md", "---\nlicense: !!python/object/apply:os.system ['touch ran']\n---\n"), codes=(0, 2)
+            written("llama/README.md", "---\nlicense: !!python/object/apply:os.system ['touch ran']\n---\n"),
+            codes=(0, 2),
         ),
         "a chat template that calls": Trap(
-            edited("llama/tokenizer_config.json", lambda c: c.update(
-                chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}{{ cycler.__init__.__globals__.os.system('touch ran') }}")),
-            WORDS, (0, 2),
+            edited(
+                "llama/tokenizer_config.json",
+                lambda c: c.update(
+                    chat_template="{{ ''.__class__.__mro__[1].__subclasses__() }}"
+                    "{{ cycler.__init__.__globals__.os.system('touch ran') }}"
+                ),
+            ),
+            WORDS,
+            (0, 2),
         ),
     },
     "paths and links that lead out": {
@@ -243,14 +260,18 @@ TRAPS: dict[str, dict[str, Trap]] = {
         "a config that is a pipe": Trap(_fifo("llama/config.json")),
         "an adapter's config that is a pipe": Trap(_fifo("llama/adapter_config.json"), codes=(0, 2)),
         "an old result whose weights are a link": Trap(
-            _all(lambda f: (f / "out").rename(f / "new"), _linked("new/model.safetensors", "../llama/model.safetensors")), codes=(0, 2)
+            _all(
+                lambda f: (f / "out").rename(f / "new"), _linked("new/model.safetensors", "../llama/model.safetensors")
+            ),
+            codes=(0, 2),
         ),
         "a list of files that aren't ours": Trap(
-            _all(lambda f: (f / "out").rename(f / "new"), written("new/dnge_files.json", '["../beside/thesis.txt", "/etc/passwd"]'))
+            _all(
+                lambda f: (f / "out").rename(f / "new"),
+                written("new/dnge_files.json", '["../beside/thesis.txt", "/etc/passwd"]'),
+            )
         ),
-        "a plan with .. in its names": Trap(
-            edited("plan.json", lambda p: p["cuts"].update({"../../ran": [0]})), APPLY
-        ),
+        "a plan with .. in its names": Trap(edited("plan.json", lambda p: p["cuts"].update({"../../ran": [0]})), APPLY),
         "a LoRA plan as a plan": Trap(lambda f: (f / "lora.json").replace(f / "plan.json"), APPLY),
         "control characters in names": Trap(_config(architectures=["\x1b[2J\x1b]0;owned\x07"])),
         "control characters in a plan": Trap(edited("plan.json", lambda p: p["cuts"].update({"\x1b[2J": [0]})), APPLY),
@@ -277,8 +298,12 @@ TRAPS: dict[str, dict[str, Trap]] = {
             edited("uneven/dnge_base_config.json", lambda c: c.update(num_hidden_layers=HUGE)), PLACE
         ),
         "a header of a terabyte": Trap(_header({}, length=1 << 40)),
-        "a tensor of a trillion": Trap(_header({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}})),
-        "a shape that overflows": Trap(_header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}})),
+        "a tensor of a trillion": Trap(
+            _header({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}})
+        ),
+        "a shape that overflows": Trap(
+            _header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 0]}})
+        ),
         "tensors over each other": Trap(
             _header({n: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for n in "ab"})
         ),
@@ -288,21 +313,30 @@ TRAPS: dict[str, dict[str, Trap]] = {
         "a plan that keeps ten million": Trap(
             edited("plan.json", lambda p: p["cuts"].update({"ffn.0": list(range(10**6))})), APPLY
         ),
-        "a recipe that laughs": Trap(written("mine.yaml", LAUGHS), ("compress", "llama", "-o", "new", "--recipe", "mine.yaml")),
+        "a recipe that laughs": Trap(
+            written("mine.yaml", LAUGHS), ("compress", "llama", "-o", "new", "--recipe", "mine.yaml")
+        ),
         "a recipe nested deeply": Trap(
             written("mine.yaml", "a: " + "[" * 100_000), ("compress", "llama", "-o", "new", "--recipe", "mine.yaml")
         ),
-        "a model card that laughs": Trap(
-            written("llama/README.md", f"---\n{LAUGHS}license: *i\n---\n"), codes=(0, 2)
+        "a model card that laughs": Trap(written("llama/README.md", f"---\n{LAUGHS}license: *i\n---\n"), codes=(0, 2)),
+        "a model card nested deeply": Trap(
+            written("llama/README.md", "---\nlicense: " + "[" * 50_000 + "\n---\n"), codes=(0, 2)
         ),
-        "a model card nested deeply": Trap(written("llama/README.md", "---\nlicense: " + "[" * 50_000 + "\n---\n"), codes=(0, 2)),
         "a chat template that fills the memory": Trap(
-            edited("llama/tokenizer_config.json", lambda c: c.update(chat_template="{{ 'a' * 10000000000 }}")), WORDS, (0, 2)
+            edited("llama/tokenizer_config.json", lambda c: c.update(chat_template="{{ 'a' * 10000000000 }}")),
+            WORDS,
+            (0, 2),
         ),
         "a chat template without end": Trap(
-            edited("llama/tokenizer_config.json", lambda c: c.update(
-                chat_template="{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")),
-            WORDS, (0, 2),
+            edited(
+                "llama/tokenizer_config.json",
+                lambda c: c.update(
+                    chat_template="{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+                ),
+            ),
+            WORDS,
+            (0, 2),
         ),
     },
-}  # fmt: skip
+}

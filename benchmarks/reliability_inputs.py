@@ -34,8 +34,10 @@ class Mistake:
 
 def rows(setting: Setting) -> dict[str, Callable[[], Row]]:
     """A row for the command line, one for the library."""
-    return {f"{len(MISTAKES)} mistakes on the command line": partial(_commands, setting),
-            f"{len(CALLS)} mistakes in Python": partial(_calls, setting)}  # fmt: skip
+    return {
+        f"{len(MISTAKES)} mistakes on the command line": partial(_commands, setting),
+        f"{len(CALLS)} mistakes in Python": partial(_calls, setting),
+    }
 
 
 def _commands(setting: Setting) -> Row:
@@ -74,8 +76,13 @@ def _calls(setting: Setting) -> Row:
             touched = difference(before, picture(folder))
             if done.code or says.lower() not in done.out.lower() or touched:
                 failed.append(f"{says}: {(done.out + done.err).strip()[-300:]} {touched and 'wrote ' + touched}")
-    return Row(part="inputs", what="", must="one line with the right cause, nothing written", tried=len(CALLS),
-               failed=tuple(failed))  # fmt: skip
+    return Row(
+        part="inputs",
+        what="",
+        must="one line with the right cause, nothing written",
+        tried=len(CALLS),
+        failed=tuple(failed),
+    )
 
 
 def _one_line(call: Callable[[Path], Any], folder: Path) -> int:
@@ -244,8 +251,12 @@ MISTAKES = (
     Mistake("apply lora.json llama -o new", "is a plan of LoRA adapters"),
     Mistake("apply plan.json llama -o new", "no JSON", spoil=cut_off("plan.json")),
     Mistake("apply plan.json llama -o new", "cuts", spoil=edited("plan.json", lambda p: p.update(cuts=3))),
-    Mistake("apply plan.json llama -o new", "ffn.9", spoil=edited("plan.json", lambda p: p["cuts"].update({"ffn.9": [0]}))),
-    Mistake("apply plan.json llama -o new", "ffn.0", spoil=edited("plan.json", lambda p: p["cuts"].update({"ffn.0": [99]}))),
+    Mistake(
+        "apply plan.json llama -o new", "ffn.9", spoil=edited("plan.json", lambda p: p["cuts"].update({"ffn.9": [0]}))
+    ),
+    Mistake(
+        "apply plan.json llama -o new", "ffn.0", spoil=edited("plan.json", lambda p: p["cuts"].update({"ffn.0": [99]}))
+    ),
     Mistake("apply plan.json out -o new", "another"),
     Mistake("place llama --set trainable_params=3", "smallest", 3),
     Mistake("report llama", "wasn't saved by dnge"),
@@ -259,7 +270,7 @@ MISTAKES = (
     Mistake("run job.yaml datasets=[{path:./none.jsonl}]", "none"),
     Mistake("run job.yaml lora.target_modules=[q_projj]", "q_projj"),
     Mistake("run job.yaml train.learning_rate=-1", "learning_rate"),
-)  # fmt: skip
+)
 
 
 def _model(folder: Path) -> Any:

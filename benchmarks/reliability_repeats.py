@@ -20,10 +20,12 @@ MOST_GROWTH = 16 << 20  # bytes, from the twentieth time to the last
 def rows(setting: Setting) -> dict[str, Callable[[], Row]]:
     """A row per verb."""
     verbs: dict[str, Callable[[Path], Any]] = {
-        "`compress` of a folder": lambda folder: _digest(dnge_compress.compress(str(folder / "llama"), "prune/neurons", **CHEAP)),
+        "`compress` of a folder": lambda folder: _digest(
+            dnge_compress.compress(str(folder / "llama"), "prune/neurons", **CHEAP)
+        ),
         "`compress` and `save`": _saved,
         "`place_lora`": lambda folder: dnge_compress.place_lora(str(folder / "llama")).to_json(),
-    }  # fmt: skip
+    }
     return {what: partial(_repeated, setting, verb) for what, verb in verbs.items()}
 
 
@@ -66,7 +68,8 @@ def _repeated(setting: Setting, verb: Callable[[Path], Any]) -> Row:
     failed = [f"{results} different results"] * (results > 1)
     failed += [f"memory grew by {grown / 2**20:.1f} MB from the {WARM}th time to the last"] * (grown > MOST_GROWTH)
     failed += [f"{open_files} files are open at the end"] * (open_files > 20)
-    note = f"memory {'+' if grown >= 0 else '−'}{abs(grown) / 2**20:.1f} MB from the {WARM}th time to the last, of {after / 2**20:.0f} MB"
+    more = f"{'+' if grown >= 0 else '−'}{abs(grown) / 2**20:.1f} MB"
+    note = f"memory {more} from the {WARM}th time to the last, of {after / 2**20:.0f} MB"
     must = f"the same result; less than {MOST_GROWTH >> 20} MB more, no more files open"
     return Row(part="repeats", what="", must=must, tried=times, failed=tuple(failed), note=note)
 

@@ -277,10 +277,23 @@ def build(root: Path, seed: int, share: float) -> Setting:
         ("plan", "llama", "-o", "plan.json", "--ratio", "0.4", *CHEAP),
         ("place", "llama", "-o", "lora.json", "--set", "trainable_params=2000"),
         ("compress", "llama", "-o", "out", "--ratio", "0.2", *CHEAP),
-        ("compress", "llama", "-o", "uneven", "--ratio", "0.3", *CHEAP, "--set", "uneven=true", "--set",
-         "allocation=global", "--set", "of=parameters"),
+        (
+            "compress",
+            "llama",
+            "-o",
+            "uneven",
+            "--ratio",
+            "0.3",
+            *CHEAP,
+            "--set",
+            "uneven=true",
+            "--set",
+            "allocation=global",
+            "--set",
+            "of=parameters",
+        ),
         ("vocabulary", "llama", "--data", "texts.txt", "-o", "words"),
-    ):  # fmt: skip
+    ):
         done = forked(dnge(*made), root)
         if done.code:
             raise SystemExit(f"the setting can't be made: dnge {' '.join(made)}: {done.err[-2000:]}")

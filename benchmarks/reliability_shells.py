@@ -37,8 +37,11 @@ LINES = {
 }
 STARTS = {
     "bash": (("bash", "--norc", "--noprofile", "-i"), "PS1='{}'; bind 'set enable-bracketed-paste off'; source {}\n"),
-    "zsh": (("zsh", "-f", "-i"), "PS1='{}'; unsetopt zle_bracketed_paste; unset zle_bracketed_paste; autoload -U compinit; compinit -D -u; source {}; compdef _shtab_dnge dnge\n"),
-}  # fmt: skip
+    "zsh": (
+        ("zsh", "-f", "-i"),
+        "PS1='{}'; unset zle_bracketed_paste; autoload -U compinit; compinit -D; source {}; compdef _shtab_dnge dnge\n",
+    ),
+}
 
 
 def rows(setting: Setting) -> dict[str, Callable[[], Row]]:

@@ -1,4 +1,4 @@
-"""What is fed to which part of the package: the kinds of files and words that users hand over, and sound ones of each."""
+"""What is fed to which part of the package: kinds of files and words that users hand over, and sound ones of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnge_compress import apply, compress, load, plan_vocabulary, save
 from dnge_compress.checkpoint.model_files import are_weights_safe, read_config
 from dnge_compress.checkpoint.outlines import inputs_of
 from dnge_compress.checkpoint.strict_loading import quiet, read
@@ -111,9 +112,21 @@ def _overrides(folder: Path) -> Target:
         kind = kinds[len(name) % 3]
         library.load(kind, library.assignments(words))
 
-    words = ("ratio=0.3", "prune.kinds=[neuron, head]", "datasets=[{path: a, type: text}]", "~prune", "calibration.seed=3",
-             "lora.budget={match_uniform_r: 4}", "train.learning_rate=1e-4", "datasets.0.path=x", "protected=['*.0.*']",
-             "calibration.prompts=['a, b', c]", "allocation=global", "train.max_steps=null", "save.flat_adapter=true")  # fmt: skip
+    words = (
+        "ratio=0.3",
+        "prune.kinds=[neuron, head]",
+        "datasets=[{path: a, type: text}]",
+        "~prune",
+        "calibration.seed=3",
+        "lora.budget={match_uniform_r: 4}",
+        "train.learning_rate=1e-4",
+        "datasets.0.path=x",
+        "protected=['*.0.*']",
+        "calibration.prompts=['a, b', c]",
+        "allocation=global",
+        "train.max_steps=null",
+        "save.flat_adapter=true",
+    )
     seeds = ["\0".join(("x" * i, *words[i % 5 :: 3])).encode() for i in range(6)]
     return Target([*seeds, *(f"{'x' * i}\0{w}".encode() for w in words for i in range(3))], "text", use)
 
@@ -125,8 +138,13 @@ def _command_lines(folder: Path) -> Target:
         with suppress(SystemExit, UsageError):  # of --help and --version
             grammar.parse_args(_text(payload).split("\0"))
 
-    lines = ("compress MODEL -o OUT --ratio 0.3 --set a=b", "plan MODEL -o plan.json", "run RECIPE a=b --json",
-             "vocabulary MODEL --data t.txt --round-to 8 --scripts Latin", "recipes cp prune/default x.yaml --force")  # fmt: skip
+    lines = (
+        "compress MODEL -o OUT --ratio 0.3 --set a=b",
+        "plan MODEL -o plan.json",
+        "run RECIPE a=b --json",
+        "vocabulary MODEL --data t.txt --round-to 8 --scripts Latin",
+        "recipes cp prune/default x.yaml --force",
+    )
     return Target(["\0".join(shlex.split(line)).encode() for line in lines], "text", use)
 
 
@@ -203,8 +221,11 @@ def _rows(folder: Path) -> Target:
     pairs = b'{"prompt": "w1 w2", "completion": "w3"}\n{"prompt": "", "completion": "w4"}\n'
     chat = b'{"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}\n'
     table = b'text,other\n"w1, w2",3\nw4,""\n'
-    return Target([b"".join(lines), pairs, chat, json.dumps([{"text": "w1"}]).encode(), table, b"w1 w2\nw3\n",
-                   *_parquet(folder)], "text", use)  # fmt: skip
+    return Target(
+        [b"".join(lines), pairs, chat, json.dumps([{"text": "w1"}]).encode(), table, b"w1 w2\nw3\n", *_parquet(folder)],
+        "text",
+        use,
+    )
 
 
 def _parquet(folder: Path) -> list[bytes]:
@@ -278,6 +299,61 @@ def _configs_read(folder: Path) -> Target:
     return Target([file.read_bytes()], "text", use)
 
 
+def _saved(folder: Path) -> Target:
+    place = folder / "uneven"
+    marks = {"dnge_plan.json": b'"dnge_plan"', "dnge_report.json": b'"timings"', "config.json": b'"architectures"'}
+    whole = {name: (place / name).read_bytes() for name in (*marks, "dnge_base_config.json")}
+
+    def use(payload: bytes) -> None:
+        for name, content in whole.items():
+            (place / name).write_bytes(content)
+        name = next((name for name, mark in marks.items() if mark in payload), "dnge_base_config.json")
+        (place / name).write_bytes(payload)
+        load(place)
+
+    return Target(list(whole.values()), "json", use)
+
+
+def _beside(folder: Path) -> tuple[Path, list[bytes], Read]:
+    """The folder of a model, its JSON files, and what puts one of them into its place, the others being sound."""
+    place = folder / "llama"
+    marks = {
+        "config.json": b'"model_type"',
+        "generation_config.json": b'"transformers_version"',
+        "tokenizer_config.json": b'"tokenizer_class"',
+    }
+    whole = {name: (place / name).read_bytes() for name in (*marks, "tokenizer.json")}
+
+    def put(payload: bytes) -> None:
+        for name, content in whole.items():
+            (place / name).write_bytes(content)
+        (place / next((name for name, mark in marks.items() if mark in payload), "tokenizer.json")).write_bytes(payload)
+
+    return place, list(whole.values()), put
+
+
+def _compressions(folder: Path) -> Target:
+    place, seeds, put = _beside(folder)
+
+    def use(payload: bytes) -> None:
+        put(payload)
+        with quiet():
+            save(compress(place, "prune/neurons", tokens=64, length=16, scorer="magnitude"), folder / "new", force=True)
+
+    return Target(seeds, "json", use)
+
+
+def _trims(folder: Path) -> Target:
+    place, seeds, put = _beside(folder)
+
+    def use(payload: bytes) -> None:
+        put(payload)
+        with quiet():
+            apply(plan_vocabulary(place, ["w1 w2"]), place)
+
+    return Target(seeds, "json", use)
+
+
 TARGETS = {
     "plans": Kind(18_000, _plans),
     "LoRA plans": Kind(8_000, _lora_plans),
@@ -295,4 +371,7 @@ TARGETS = {
     "records of jobs": Kind(3_000, _job_states),
     "outlines of inputs": Kind(3_000, _outlines),
     "encoders' configs": Kind(1_000, _encoders),
+    "saved checkpoints": Kind(800, _saved),
+    "files beside a model that is compressed and saved": Kind(300, _compressions),
+    "files beside a model that loses tokens": Kind(500, _trims),
 }

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import reliability_races
 import reliability_repeats
 import torch
 from models import make
-from reliability_setting import Row, Setting, build
+from reliability_setting import Row, Setting, build, forked
 from reliability_targets import Kind, Target
 
 from dnge_compress import load, open_model, place_lora
@@ -117,7 +118,7 @@ def test_a_lock_that_a_killed_process_left_is_taken_over(tmp_path: Path) -> None
 
 
 def test_what_dead_processes_left_goes_and_what_is_written_or_foreign_stays(tmp_path: Path) -> None:
-    mine = [f".out.{os.getpid()}.part", ".out.1a.part", "out.3.part", ".out.part", ".out.dnge-new", ".other.5.part"]
+    mine = [f".out.{os.getppid()}.part", ".out.1a.part", "out.3.part", ".out.part", ".out.dnge-new", ".other.5.part"]
     for name in (f".out.{NOBODY}.part", f".out.{10**30}.part", *mine):
         (tmp_path / name).touch()
     (tmp_path / f".out.dnge-new-{NOBODY}-1a2b").mkdir()
@@ -249,10 +250,16 @@ def test_a_kill_that_leaves_something_is_a_failure(setting: Setting, monkeypatch
         assert is_swept is not any(said)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="needs the right to mount a tmpfs")
 def test_a_half_written_plan_on_a_full_disk_is_a_failure(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert row(reliability_disks, setting, "`dnge place`").failed == ()
-    monkeypatch.setattr("dnge_compress.cli.commands.write_whole", lambda path, text: path.write_text(text))
-    assert row(reliability_disks, setting, "`dnge place`").failed
+    command, codes = reliability_kills.COMMANDS["place"], []
+    whole, _, _ = reliability_kills._unbroken(setting, command)
+    for is_atomic in (True, False):
+        if not is_atomic:
+            monkeypatch.setattr("dnge_compress.cli.commands.write_whole", lambda path, text: path.write_text(4 * text))
+        trial = partial(reliability_disks._one, setting, command, whole, reliability_disks.Full(0))
+        codes.append(forked(partial(reliability_disks._on_small_disk, trial), setting.root).code)
+    assert codes == [0, 1]
 
 
 def test_a_race_without_a_lock_is_a_failure(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +301,8 @@ def test_a_checkpoint_that_runs_is_a_failure(setting: Setting, monkeypatch: pyte
     assert row(reliability_hostile, setting, "kind").failed[0].startswith("trusted: ")
 
 
-def test_work_that_leaks_or_differs_is_a_failure(setting: Setting) -> None:
+def test_work_that_leaks_or_differs_is_a_failure(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reliability_repeats, "WARM", 2)
     kept: list[Any] = []
     leaks = reliability_repeats._repeated(setting, lambda folder: len(kept.append(torch.ones(3 << 20)) or "same"))
     assert any("memory grew" in line for line in leaks.failed)

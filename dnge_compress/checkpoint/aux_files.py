@@ -92,8 +92,10 @@ def copy_aux_files(base: Base, target: Path, tokenizer: Mapping[str, str]) -> tu
 
 
 def aux_files(folder: Path, with_tokenizer: bool = True) -> list[str]:
-    """The names of what `copy_aux_files` copies from a folder. Raises CheckpointError for modules that lie elsewhere, and
-    for links that lead out of the folder (within the hub's cache they may): what they lead to may be nobody's business.
+    """The names of what `copy_aux_files` copies from a folder.
+
+    Raises CheckpointError for modules that lie elsewhere, and for links that lead out of the folder (within the hub's
+    cache they may): what they lead to may be nobody's business.
     """
     patterns = [pattern for pattern in PATTERNS if with_tokenizer or pattern not in TOKENIZER]
     files = {f for pattern in patterns for f in folder.glob(pattern) if f.is_file()}

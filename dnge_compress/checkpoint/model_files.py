@@ -61,7 +61,7 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"'{folder / INDEX}' has no weight_map; fetch it again")
     names = list(index["weight_map"].values())
     for name in names:
-        if not isinstance(name, str) or Path(name).name != name or len(name) > LONGEST_NAME:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or len(name) > LONGEST_NAME:
             raise CheckpointError(f"'{folder / INDEX}' names {name!r:.80}, which is no file beside it; fetch it again")
     shards = [folder / name for name in sorted(set(names))]
     for shard in shards:

@@ -28,14 +28,14 @@ def refuse_implausible(folder: Path, config: Any, cls: Any, files: Sequence[Path
         layers = getattr(part, "num_hidden_layers", None)
         if isinstance(layers, int) and layers > times * len(shapes):
             raise CheckpointError(
-                f"the config of '{folder}' asks for {layers:,} layers, but its weights are {several(len(shapes), 'tensor')}; "
-                "correct it, or fetch both again"
+                f"the config of '{folder}' asks for {layers:,} layers, but its weights are "
+                f"{several(len(shapes), 'tensor')}; correct it, or fetch both again"
             )
     held, asked = sum(map(math.prod, shapes)), _asked(folder, config, cls)
     if asked > times * MOST_TIMES * held + SPARE:
         raise CheckpointError(
-            f"the config of '{folder}' asks for {count(asked)} parameters, but its weights hold {count(held)}; correct it, or "
-            "fetch both again"
+            f"the config of '{folder}' asks for {count(asked)} parameters, but its weights hold {count(held)}; "
+            "correct it, or fetch both again"
         )
 
 

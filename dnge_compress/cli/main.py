@@ -62,7 +62,7 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
     if hasattr(options, "model"):
         importlib.import_module("dnge_compress.cli.early").refuse_early(options)
     output = getattr(options, "output", None) or getattr(options, "target", None)
-    with claimed(Path(output)) if output and is_rank0() else nullcontext():
+    with claimed(Path(output)) if output and is_rank0() else nullcontext(interruption.tidy) as interruption.tidy:
         _carry_out(options, interruption)
 
 

@@ -8,7 +8,7 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -22,16 +22,17 @@ _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
 
 @contextmanager
-def claimed(target: Path, lock: Path | None = None, *, what: str = "process") -> Iterator[None]:
+def claimed(target: Path, lock: Path | None = None, *, what: str = "process") -> Iterator[Callable[[], None]]:
     """While entered, only this process writes to `target`, a file or folder, and to what lies in it. Who holds it may
-    claim again what lies in it.
+    claim again what lies in it. Yields what takes the lock away, for those who can't wait for the end of the block.
 
-    The `lock` is a file beside it unless given, and then it is asked for in any case. Folders on the way to it are made, and vanish again if they stay empty.
-    Raises CheckpointError where another process or thread, or whatever else it is called, writes there, or nobody can.
+    The `lock` is a file beside it unless given, and then it is asked for in any case. Folders on the way to it are
+    made, and vanish again if they stay empty. Raises CheckpointError where another process or thread, or
+    whatever else it is called, writes there, or nobody can.
     """
     target, held = target.expanduser().resolve(), _HELD.get()
     if lock is None and held & {target, *target.parents}:
-        yield
+        yield lambda: None
         return
     place = lock or target.with_name(f".{target.name}.{LOCK}")
     made = [folder for folder in place.parents if not folder.exists()]
@@ -42,16 +43,19 @@ def claimed(target: Path, lock: Path | None = None, *, what: str = "process") ->
         raise CheckpointError(f"'{target}' can't be written ({e.strerror or e}); choose another place") from None
     if file is None:
         raise CheckpointError(f"another {what} is at work on '{target}'; wait for it, or choose another place")
+
+    def release() -> None:
+        for take_away in (place.unlink, *(folder.rmdir for folder in made)):
+            with suppress(OSError):
+                take_away()
+
     token = _HELD.set(held | {target})
     try:
-        yield
+        yield release
     finally:
         _HELD.reset(token)
-        with file, suppress(OSError):
-            place.unlink()
-        for folder in made:
-            with suppress(OSError):
-                folder.rmdir()
+        with file:
+            release()
 
 
 def sweep(target: Path) -> None:

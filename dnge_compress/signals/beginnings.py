@@ -18,7 +18,7 @@ from torch import Tensor
 from dnge_compress.core.errors import DataError
 from dnge_compress.signals.inference import device_of
 from dnge_compress.signals.sampled_text import continued, text_length
-from dnge_compress.signals.tokenizer import tokenizer_of
+from dnge_compress.signals.tokenizer import rendered, tokenizer_of
 
 Beginning = tuple[int, ...]
 
