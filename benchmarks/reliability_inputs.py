@@ -245,7 +245,7 @@ MISTAKES = (
     Mistake("compress llama/config.json/x -o new CHEAP", "x"),
     Mistake("compress llama -o texts.txt/x CHEAP", "texts.txt"),
     Mistake("plan llama -o texts.txt/x CHEAP", "texts.txt"),
-    Mistake("recipes cp prune/default texts.txt/x", "texts.txt"),
+    Mistake("recipes cp prune/default texts.txt/x", "its folder is a file"),
     # plans
     Mistake("apply none.json llama -o new", "none.json"),
     Mistake("apply lora.json llama -o new", "is a plan of LoRA adapters"),

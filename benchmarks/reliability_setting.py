@@ -28,6 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from dnge_compress import load
 from dnge_compress.cli import commands, job_running  # noqa: F401  # imported before the forks
 from dnge_compress.cli.main import main
 
@@ -297,6 +298,8 @@ def build(root: Path, seed: int, share: float) -> Setting:
         done = forked(dnge(*made), root)
         if done.code:
             raise SystemExit(f"the setting can't be made: dnge {' '.join(made)}: {done.err[-2000:]}")
+    if not (root / "uneven" / "dnge_base_config.json").is_file() or not load(root / "uneven").dnge.plan.uneven:
+        raise SystemExit("the setting can't be made: the uneven model came out even")
     return Setting(root, seed, share)
 
 

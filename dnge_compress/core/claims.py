@@ -40,7 +40,8 @@ def claimed(target: Path, lock: Path | None = None, *, what: str = "process") ->
         place.parent.mkdir(parents=True, exist_ok=True)
         file = _locked(place)
     except OSError as e:
-        raise CheckpointError(f"'{target}' can't be written ({e.strerror or e}); choose another place") from None
+        reason = "its folder is a file" if isinstance(e, FileExistsError | NotADirectoryError) else e.strerror or e
+        raise CheckpointError(f"'{target}' can't be written ({reason}); choose another place") from None
     if file is None:
         raise CheckpointError(f"another {what} is at work on '{target}'; wait for it, or choose another place")
 
