@@ -20,9 +20,6 @@ MOST_GROWTH = 16 << 20  # bytes, from the twentieth time to the last
 def rows(setting: Setting) -> dict[str, Callable[[], Row]]:
     """A row per verb."""
     verbs: dict[str, Callable[[Path], Any]] = {
-        "`compress` of a folder": lambda folder: _digest(
-            dnge_compress.compress(str(folder / "llama"), "prune/neurons", **CHEAP)
-        ),
         "`compress` and `save`": _saved,
         "`place_lora`": lambda folder: dnge_compress.place_lora(str(folder / "llama")).to_json(),
     }
@@ -36,13 +33,6 @@ def _saved(folder: Path) -> str:
     small = dnge_compress.compress(str(folder / "llama"), "prune/neurons", **CHEAP)
     out = dnge_compress.save(small, folder / "new")
     return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
-
-
-def _digest(model: Any) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(name.encode() + tensor.numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _repeated(setting: Setting, verb: Callable[[Path], Any]) -> Row:
