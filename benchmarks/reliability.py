@@ -4,7 +4,7 @@
     python benchmarks/reliability.py --only kills disk     # some of them
     python benchmarks/reliability.py --again --seed 1      # measure rows anew that are there already
 
-Rows that were measured are kept in results/reliability.json, so that a run that was stopped goes on where it was.
+Rows without failures are kept in results/reliability.json, so that a run that was stopped goes on where it was.
 The exit code is 1 if anything went wrong that must not; the rows say what.
 """
 
@@ -74,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _measured(part: str, setting: Setting, found: list[Row], options: argparse.Namespace) -> list[Row]:
     for what, measure in PARTS[part][1](setting).items():
         kept = next((row for row in found if (row.part, row.what) == (part, what)), None)
-        if kept is not None and not options.again and kept.seed == options.seed and not kept.failed:
+        is_kept = kept is not None and (kept.seed, kept.share) == (options.seed, options.share) and not kept.failed
+        if is_kept and not options.again:
             continue
         start = time.perf_counter()
-        row = replace(measure(), part=part, what=what, seed=options.seed)
+        row = replace(measure(), part=part, what=what, seed=options.seed, share=options.share)
         row = replace(row, seconds=round(time.perf_counter() - start, 1))
         print(f"{part}: {what}: {len(row.failed)} of {row.tried} failed, {row.seconds} s", file=sys.stderr, flush=True)
         for line in row.failed[:MOST_SHOWN]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from reliability_setting import CHEAP, Row, Setting, difference, leftovers, picture
 
 MUST = "the signal's exit code, one line, nothing half written"
-TIMES, EARLY_TIMES = 10, 40
+TIMES, EARLY_TIMES = 6, 40
 EARLY = 0.4  # seconds
 PACKAGE = "/dnge_compress/"  # in every line of a traceback that is about us
 ROOT = Path(__file__).resolve().parents[1]

@@ -51,6 +51,7 @@ class Row:
     note: str = ""
     seconds: float = 0.0
     seed: int = 0
+    share: float = 1.0  # of the usual number of trials
 
 
 @dataclass(frozen=True)

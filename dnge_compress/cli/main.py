@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
+INTO_FOLDERS = ("zoo",)  # commands that add to a folder, and claim it themselves
 LOOP = "Symlink loop"  # how Path.resolve begins, before Python 3.13
 LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
 
@@ -61,8 +62,11 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
         return
     if hasattr(options, "model"):
         importlib.import_module("dnge_compress.cli.early").refuse_early(options)
-    output = getattr(options, "output", None) or getattr(options, "target", None)
-    with claimed(Path(output)) if output and is_rank0() else nullcontext(interruption.tidy) as interruption.tidy:
+    output = getattr(options, "output", None)
+    if not output or options.function in INTO_FOLDERS or not is_rank0():
+        _carry_out(options, interruption)
+        return
+    with claimed(Path(output)) as interruption.tidy:
         _carry_out(options, interruption)
 
 

@@ -16,7 +16,7 @@ from typing import IO
 
 from dnge_compress.core.errors import CheckpointError
 
-LOCK, NEW, PART = "dnge-lock", "dnge-new", "part"
+LOCK, NEW, PART = ".dnge-lock", "dnge-new", "part"
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP)  # file systems that have none
 _HELD: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 
@@ -34,7 +34,7 @@ def claimed(target: Path, lock: Path | None = None, *, what: str = "process") ->
     if lock is None and held & {target, *target.parents}:
         yield lambda: None
         return
-    place = lock or target.with_name(f".{target.name}.{LOCK}")
+    place = lock or target.with_name(f".{target.name}{LOCK}")
     made = [folder for folder in place.parents if not folder.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
