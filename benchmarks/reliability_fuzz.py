@@ -165,7 +165,7 @@ def _fuzzed(setting: Setting, name: str) -> Row:
             note(payload)
             findings.take(target, payload)
 
-    return _in_fork(setting, name, work, 60 + count * 0.2)
+    return _in_fork(setting, name, work, 60 + count * 2)
 
 
 def _guided(setting: Setting, name: str) -> Row:
@@ -200,7 +200,7 @@ def _guided(setting: Setting, name: str) -> Row:
             atheris.instrument_func(module)
         atheris.Fuzz()
 
-    return _in_fork(setting, name, work, 60 + count * 0.2)
+    return _in_fork(setting, name, work, 60 + count * 2)
 
 
 def _report(findings: Findings) -> None:

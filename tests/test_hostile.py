@@ -118,6 +118,18 @@ def test_links_within_the_folder_and_within_the_hubs_cache_are_fine(llama: Path,
     assert (out / "LICENSE").is_file() and not (out / "LICENSE").is_symlink() and (out / "tokenizer.json").is_file()
 
 
+@pytest.mark.parametrize("value", [10**30, "LlamaForCausalLM", {"a": 1}, [3], [None]])
+def test_architectures_that_are_no_list_of_names_are_told_everywhere(
+    value: Any, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(llama / "config.json", architectures=value)
+    with pytest.raises(CheckpointError, match="should be a list of names"):
+        open_model(llama)
+    told = [f"model_name_or_path={llama}", f"output_dir={tmp_path / 'job'}"]
+    assert main(["run", "jobs/prune-recover", *told, "--dry-run"]) == 2
+    assert "should be a list of names" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ['{"path": 3}', "[3]", "3", "[null]"])
 def test_modules_that_are_none_are_told_before_the_work(text: str, llama: Path) -> None:
     (llama / "modules.json").write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object; fetch it again")
     return raw
+
+
+def architecture_of(folder: Path, raw: Mapping[str, Any]) -> str | None:
+    """The class that a folder's config names; None if it names none. Raises CheckpointError."""
+    named = raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise CheckpointError(f"architectures in the config of '{folder}' should be a list of names, not {named!r:.80}")
+    return named[0] if named else None
 
 
 def _check_header(file: Path, name: str, tensor: Any) -> None:

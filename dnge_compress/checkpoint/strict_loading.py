@@ -19,7 +19,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from dnge_compress.checkpoint.model_files import WEIGHTS, are_weights_safe, read_config, weight_files
+from dnge_compress.checkpoint.model_files import WEIGHTS, architecture_of, are_weights_safe, read_config, weight_files
 from dnge_compress.checkpoint.plausible import refuse_implausible
 from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
 
@@ -73,7 +73,7 @@ def read(
 
 def class_of(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> type[Any]:
     """The class that `architectures` names, or AutoModel if it names none."""
-    name = next(iter(raw.get("architectures") or ()), None)
+    name = architecture_of(folder, raw)
     if name is None:
         return AutoModel
     for reference in raw.get("auto_map", {}).values() if trust_remote_code else ():
