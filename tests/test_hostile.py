@@ -137,6 +137,13 @@ def test_modules_that_are_none_are_told_before_the_work(text: str, llama: Path) 
         open_model(llama)
 
 
+@pytest.mark.parametrize("text", ["[]", "5", "{", '{"model": {"type": "BPE", "vocab": {}, "merges": 3}}'])
+def test_a_tokenizer_that_cant_be_read_is_named_where_tokens_should_go(text: str, llama: Path) -> None:
+    (llama / "tokenizer.json").write_text(text, encoding="utf-8")
+    with pytest.raises(DataError, match=r"there is no tokenizer whose tokens could go: .*llama"):
+        plan_vocabulary(llama, ["w1 w2"])
+
+
 @pytest.mark.parametrize("front", ["license: " + "[" * 50_000, "license: 2001-99-99", "license: [", "license: !!x y"])
 def test_a_model_card_that_cant_be_read_is_left_alone(front: str, llama: Path, tmp_path: Path) -> None:
     (llama / "README.md").write_text(f"---\n{front}\n---\n", encoding="utf-8")

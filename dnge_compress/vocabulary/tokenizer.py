@@ -13,8 +13,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from dnge_compress.checkpoint.strict_loading import quiet
-from dnge_compress.core.errors import ExactnessError, UnsupportedModelError, first_line
+from dnge_compress.core.errors import ExactnessError, UnsupportedModelError
 from dnge_compress.core.strict_json import read_json
+from dnge_compress.signals.tokenizer import needed_tokenizer
 from dnge_compress.surgery.vocabulary import new_ids
 from dnge_compress.vocabulary.pieces import Pieces
 
@@ -33,15 +34,12 @@ class Trimmed:
 
 
 def tokenizer_beside(model: Any) -> Any:
-    """The tokenizer that lies beside a model. Raises UnsupportedModelError."""
+    """The tokenizer that lies beside a model. Raises UnsupportedModelError, DataError for one that can't be read."""
     name = model.name_or_path
     if not name:
         raise UnsupportedModelError(f"this {type(model).__name__} comes from no folder; pass its tokenizer=…")
-    try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        raise UnsupportedModelError(f"'{name}' has no tokenizer that can be read: {first_line(e)}") from None
+    with quiet():
+        return needed_tokenizer(name, "whose tokens could go")
 
 
 def pieces_of(tokenizer: Any, rows: int) -> Pieces:
