@@ -1,8 +1,6 @@
 """`python -m dnge_compress` is `dnge`."""
 
-import sys
-
-from dnge_compress.cli.main import main
+from dnge_compress.cli.start import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(start())

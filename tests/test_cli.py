@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 from models import make, outputs, tokens
+from reliability_shells import completed
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
@@ -484,6 +485,65 @@ def test_a_signal_while_libraries_are_loaded_ends_at_once(number: int, code: int
         process.send_signal(number)
         lines += process.stderr.readlines()
     assert lines == ["dnge: load libraries\n", f"dnge: {word}\n"] and process.returncode == code
+
+
+@pytest.mark.parametrize(("number", "code", "word"), SIGNALS)
+@pytest.mark.parametrize("moment", ["before anything is loaded", "after the work"])
+def test_a_signal_before_and_after_the_work_ends_with_its_code(moment: str, number: int, code: int, word: str) -> None:
+    ends = {"before anything is loaded": "", "after the work": "return 0"}[moment]
+    program = (
+        "import os, sys, time, types\n"
+        "def main():\n"
+        f"    {ends or f'os.kill(os.getpid(), {int(number)}); time.sleep(5)'}\n"
+        "sys.modules['dnge_compress.cli.main'] = types.SimpleNamespace(main=main)\n"
+        "from dnge_compress.cli.start import start\n"
+        f"start(); os.kill(os.getpid(), {int(number)}); time.sleep(5)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (code, f"dnge: {word}\n")
+
+
+def test_nothing_that_takes_milliseconds_is_loaded_before_signals_are_taken() -> None:
+    slow = {
+        "lazy_loader",
+        "ast",
+        "contextlib",
+        "pathlib",
+        "threading",
+        "typing",
+        "warnings",
+        "argparse",
+        "importlib.util",
+    }
+    program = f"import sys; import dnge_compress.cli.start; assert not {slow} & set(sys.modules)"
+    subprocess.run([sys.executable, "-S", "-c", program], check=True, cwd=ROOT)
+
+
+def test_a_signal_while_libraries_are_loaded_leaves_no_lock(llama: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dnge_compress", "compress", llama, "-o", str(tmp_path / "a" / "out")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stderr is not None and process.stderr.readline() == "dnge: load libraries\n"
+        assert [p.name for p in (tmp_path / "a").iterdir()] == [".out.dnge-lock"]
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    assert process.returncode == 130 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_real_shell_completes(shell: str, tmp_path: Path) -> None:
+    pytest.importorskip("shtab")
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "mine.yaml").touch()
+    wanted = {
+        "dnge compr": "dnge compress",
+        "dnge compress lla": "dnge compress llama",
+        "dnge run mi": "dnge run mine.yaml",
+        "dnge run jobs/prune-r": "dnge run jobs/prune-recover",
+    }
+    found = completed(shell, tmp_path, tuple(wanted))
+    assert {line: text.rstrip().rstrip("/") for line, text in found.items()} == wanted
 
 
 def test_a_name_that_the_encoding_has_no_letters_for_is_refused_before_the_work(tmp_path: Path) -> None:

@@ -12,17 +12,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from dnge_compress.core.deadline import deadline
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph import families
 from dnge_compress.graph.families import build_graph, traced
 from dnge_compress.graph.masking import zeroed
-from dnge_compress.graph.tracing.deadline import deadline
 from dnge_compress.graph.types import PRUNABLE, ModelGraph, Slot, Space
 
 MULTI_HEAD = ("bert", "bert_mlm", "roberta", "vit")
 GROUPED = ("llama", "llama_bias", "mistral", "qwen2", "qwen3")
 # torch-pruning can't trace GPT-2: transformers' Conv1D is not one of its types.
 TRACEABLE = tuple(name for name in models.FAMILIES if name != "gpt2")
+LATE = UnsupportedModelError("too late")
 
 
 def test_every_family_file_has_a_tiny_model() -> None:
@@ -199,7 +200,7 @@ def group_of(
     module = model.get_submodule(root.param.rpartition(".")[0])
     prune = theirs.get_pruner_of_module(module).prune_out_channels
     names = {m: path for path, m in model.named_modules()}
-    with deadline(10, space.name):
+    with deadline(10, LATE):
         group = theirs.get_pruning_group(module, prune, root.rows(torch.tensor([unit])).tolist())
     found = set()
     for dependency, rows in group:
@@ -215,7 +216,7 @@ def group_of(
 def dependency_graph(model: nn.Module, name: str) -> tp.DependencyGraph:
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
-    with deadline(10, name):
+    with deadline(10, LATE):
         return tp.DependencyGraph().build_dependency(
             model,
             models.example_inputs(name),

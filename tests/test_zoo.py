@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
+from dnge_compress.core.claims import LOCK, claimed
 from dnge_compress.core.errors import CheckpointError, DataError, UnknownNameError
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.architectures import build
@@ -266,6 +267,15 @@ def test_a_whole_zoo_of_another_seed_is_refused(
     zoo.build_zoo(tmp_path, 1, plan.seed, data_root)
     with pytest.raises(CheckpointError, match="holds another blueprint"):
         zoo.build_zoo(tmp_path, 1, plan.seed + 1, data_root)
+
+
+def test_two_builds_of_one_zoo_are_refused(data_root: DataRoot, tmp_path: Path) -> None:
+    with (
+        claimed(tmp_path / "zoo", tmp_path / "zoo" / LOCK),
+        pytest.raises(CheckpointError, match="another process is at work"),
+    ):
+        zoo.build_zoo(tmp_path / "zoo", 1, 0, data_root)
+    assert list(tmp_path.glob("zoo*")) == []
 
 
 def test_a_language_model_finds_its_tokenizer(

@@ -18,6 +18,7 @@ from dnge_compress.checkpoint.model_files import HUB_EXTRAS, HUB_ID
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.strict_json import read_json
 
+CACHED = "models--"  # how the hub's cache calls the folder of a model
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 
 
@@ -68,25 +69,40 @@ def copy_aux_files(base: Base, target: Path, tokenizer: Mapping[str, str]) -> tu
         (target / name).write_text(text, encoding="utf-8")
     if base.folder is None:
         return [], []
-    patterns = [pattern for pattern in PATTERNS if not tokenizer or pattern not in TOKENIZER]
-    files = {f for pattern in patterns for f in base.folder.glob(pattern) if f.is_file()}
     left_out: list[str] = []
     for module in _module_folders(base.folder):
-        files |= {f for pattern in MODULE_PATTERNS for f in module.glob(pattern) if f.is_file()}
         if not any(module.glob("*.safetensors")):
             left_out += [str(f.relative_to(base.folder)) for f in module.glob("*.bin")]
-    names = sorted(str(f.relative_to(base.folder)) for f in files)
+    names = aux_files(base.folder, with_tokenizer=not tokenizer)
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(base.folder / name, target / name)
     return names, sorted(left_out)
 
 
+def aux_files(folder: Path, with_tokenizer: bool = True) -> list[str]:
+    """The names of what `copy_aux_files` copies from a folder.
+
+    Raises CheckpointError for modules that lie elsewhere, and for links that lead out of the folder (within the hub's
+    cache they may): what they lead to may be nobody's business.
+    """
+    patterns = [pattern for pattern in PATTERNS if with_tokenizer or pattern not in TOKENIZER]
+    files = {f for pattern in patterns for f in folder.glob(pattern) if f.is_file()}
+    for module in _module_folders(folder):
+        files |= {f for pattern in MODULE_PATTERNS for f in module.glob(pattern) if f.is_file()}
+    home = _home(folder)
+    for file in sorted(files):
+        if not file.resolve().is_relative_to(home):
+            raise CheckpointError(f"'{file}' is a link that leads out of its folder; put the file itself there")
+    return sorted(str(f.relative_to(folder)) for f in files)
+
+
 def _module_folders(folder: Path) -> list[Path]:
-    if not (folder / MODULES).is_file():
-        return []
+    listed = read_json(folder / MODULES) if (folder / MODULES).is_file() else []
+    if not isinstance(listed, list) or not all(isinstance(module, dict) for module in listed):
+        raise CheckpointError(f"'{folder / MODULES}' holds no list of modules; fetch it again")
     found = []
-    for module in read_json(folder / MODULES):
+    for module in listed:
         path = folder / str(module.get("path", ""))
         if ".." in path.parts or not path.is_relative_to(folder):
             raise CheckpointError(f"'{folder / MODULES}' points outside of its folder: '{module.get('path')}'")
@@ -95,11 +111,17 @@ def _module_folders(folder: Path) -> list[Path]:
     return found
 
 
+def _home(folder: Path) -> Path:
+    """Where links from a model's folder may lead: into the folder, or anywhere among one model's files in the cache."""
+    whole = folder.resolve()
+    return next((place for place in whole.parents if place.name.startswith(CACHED)), whole)
+
+
 def _hub_id_of(folder: Path) -> str:
     """The hub id of a snapshot in the cache (…/models--owner--name/snapshots/commit)."""
     for part in folder.resolve().parts:
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/")
+        if part.startswith(CACHED):
+            return part.removeprefix(CACHED).replace("--", "/")
     return ""
 
 
@@ -111,6 +133,6 @@ def _metadata(folder: Path | None) -> dict[str, Any]:
     _, mark, rest = card.read_text(encoding="utf-8", errors="replace").partition("---\n")
     try:
         raw = yaml.safe_load(rest.partition("\n---")[0]) if mark else None
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # dates that there are not, a thousand brackets
         return {}
     return {k: raw[k] for k in CARD_KEYS if k in raw} if isinstance(raw, dict) else {}

@@ -64,7 +64,7 @@ def carried(folder: Path) -> Compression | None:
         plan=plan,
         base_config=found["base_config"],
         vocabulary=VocabularyPlan.from_json(text, f"{where}.vocabulary") if isinstance(text, str) else None,
-        inputs=inputs_of(inputs) if isinstance(inputs, dict) else None,
+        inputs=inputs_of(inputs, f"the inputs in '{folder / 'config.json'}'") if isinstance(inputs, dict) else None,
     )
 
 

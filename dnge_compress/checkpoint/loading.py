@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
+from dnge_compress.checkpoint.aux_files import aux_files
 from dnge_compress.checkpoint.carried import attach, carried
 from dnge_compress.checkpoint.compression import BASE_CONFIG, INPUTS, PLAN, REPORT, VOCABULARY, Compression
-from dnge_compress.checkpoint.model_files import locate, read_config, weight_files
+from dnge_compress.checkpoint.model_files import are_weights_safe, locate, read_config, weight_files
 from dnge_compress.checkpoint.outlines import inputs_of
+from dnge_compress.checkpoint.plausible import refuse_implausible
 from dnge_compress.checkpoint.strict_loading import class_of, quiet, read, refuse_foreign, without_pooler
-from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
+from dnge_compress.core.errors import CheckpointError, DngeError, UnsupportedModelError, first_line
 from dnge_compress.core.files import read_text, refuse_unreadable
 from dnge_compress.core.folders import path_of, whole_folder
 from dnge_compress.core.strict_json import read_json
@@ -31,6 +33,8 @@ from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 from dnge_compress.report.report import Report
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.vocabulary import cut_vocabulary
+
+MOST_PRUNED = 250  # times as large as what is left of it, a base may have been
 
 
 @verb
@@ -54,6 +58,7 @@ def open_model(
         model = open_model("./all-MiniLM-L6-v2")
     """
     folder = locate(whole_folder(path_of(source, "open_model")), allow_pickle)
+    aux_files(folder)  # refused now rather than when they are copied
     found = compression_in(folder)
     if found is not None and found.is_uneven:
         model = _load(folder, None, trust_remote_code, dtype)
@@ -101,7 +106,8 @@ def compression_in(folder: Path) -> Compression | None:
         return carried(folder)
     report = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
     base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
-    inputs = inputs_of(read_json(folder / INPUTS)) if (folder / INPUTS).is_file() else None
+    drawn = folder / INPUTS
+    inputs = inputs_of(read_json(drawn), f"'{drawn}'") if drawn.is_file() else None
     return Compression(plan=plan, report=report, base_config=base_config, vocabulary=vocabulary, inputs=inputs)
 
 
@@ -139,10 +145,14 @@ def _base(
     cls = class_of(folder, raw, trust_remote_code)
     try:
         config = AutoConfig.for_model(**base_config)
+        if are_weights_safe(folder, allow_pickle=False) and not trust_remote_code:
+            refuse_implausible(folder, config, cls, weight_files(folder), MOST_PRUNED)
         # Built really, not on the meta device: tables that no checkpoint holds (rotary frequencies) are computed.
         with quiet(), torch.random.fork_rng(devices=[]):
             return cls._from_config(config, dtype=_dtype_of(dtype, raw))
-    except (TypeError, ValueError, KeyError, AttributeError) as e:
+    except DngeError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as e:
         raise CheckpointError(f"'{folder / BASE_CONFIG}' describes no {cls.__name__}: {first_line(e)}") from e
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATING = ("F16", "BF16", "F32", "F64")
+LONGEST_NAME = 200
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md"]
 HUB_EXTRAS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"]
@@ -59,7 +61,11 @@ def weight_files(folder: Path) -> list[Path]:
     index = read_json(folder / INDEX)
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
         raise CheckpointError(f"'{folder / INDEX}' has no weight_map; fetch it again")
-    shards = [folder / name for name in sorted(set(index["weight_map"].values()))]
+    names = list(index["weight_map"].values())
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or name in ("", "..") or len(name) > LONGEST_NAME:
+            raise CheckpointError(f"'{folder / INDEX}' names {name!r:.80}, which is no file beside it; fetch it again")
+    shards = [folder / name for name in sorted(set(names))]
     for shard in shards:
         if not shard.is_file():
             raise CheckpointError(f"'{folder / INDEX}' names '{shard.name}', which is missing; fetch it again")
@@ -110,6 +116,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object; fetch it again")
     return raw
+
+
+def architecture_of(folder: Path, raw: Mapping[str, Any]) -> str | None:
+    """The class that a folder's config names; None if it names none. Raises CheckpointError."""
+    named = raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise CheckpointError(f"architectures in the config of '{folder}' should be a list of names, not {named!r:.80}")
+    return named[0] if named else None
 
 
 def _check_header(file: Path, name: str, tensor: Any) -> None:

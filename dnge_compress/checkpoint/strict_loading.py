@@ -19,7 +19,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
-from dnge_compress.checkpoint.model_files import WEIGHTS, are_weights_safe, read_config
+from dnge_compress.checkpoint.model_files import WEIGHTS, architecture_of, are_weights_safe, read_config, weight_files
+from dnge_compress.checkpoint.plausible import refuse_implausible
 from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, first_line
 
 _WAYS_OUT = (
@@ -50,6 +51,8 @@ def read(
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             cls: Any = model_class or class_of(folder, raw, trust_remote_code)
+            if safe and not trust_remote_code:
+                refuse_implausible(folder, config, cls, weight_files(folder))
             model, info = cls.from_pretrained(
                 folder,
                 config=config,
@@ -70,7 +73,7 @@ def read(
 
 def class_of(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool) -> type[Any]:
     """The class that `architectures` names, or AutoModel if it names none."""
-    name = next(iter(raw.get("architectures") or ()), None)
+    name = architecture_of(folder, raw)
     if name is None:
         return AutoModel
     for reference in raw.get("auto_map", {}).values() if trust_remote_code else ():

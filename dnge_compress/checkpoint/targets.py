@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from uuid import uuid4
 
 from dnge_compress.checkpoint.file_names import CHECKPOINT_FILES
+from dnge_compress.core.claims import sweep
 from dnge_compress.core.errors import CheckpointError
-from dnge_compress.core.folders import refuse_foreign, refuse_unspeakable
+from dnge_compress.core.folders import beside, refuse_foreign, refuse_unspeakable
 from dnge_compress.core.wording import count
 
 
@@ -43,8 +43,9 @@ def refuse_closed(target: Path, least_bytes: float = 0) -> None:
     """Raise CheckpointError where nothing can be written beside a file or folder, or there is no room for it; tried by
     making an empty folder there, which is taken away again."""
     place = next(parent for parent in target.resolve().parents if parent.exists())
-    trial = place / f".{target.name}.dnge-new-{os.getpid()}-{uuid4().hex[:8]}"
+    trial = beside(target, place)
     try:
+        sweep(place / target.name)
         trial.mkdir()
         trial.rmdir()
     except OSError as e:

@@ -224,9 +224,7 @@ def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> 
 
 
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:
-    """Before the work starts: is there a place for the plan?"""
-    if not path.parent.is_dir() or path.is_dir():
-        raise PlanError(f"'{path}' can't be written: " + ("it is a folder" if path.is_dir() else "no such folder"))
+    """Before the work starts: may what stands there be replaced by a plan?"""
     if path.exists() and not force:
         text = read_text(path)
         there = plan_in(text)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
 
 from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.output import print_json
@@ -30,10 +29,12 @@ def completion(options: Namespace) -> None:
         elif action.metavar in FILES:
             action.complete = shtab.FILE  # type: ignore[attr-defined]
         elif action.metavar == "RECIPE":
-            action.complete = {"bash": "_dnge_recipes", "zsh": f"({recipes})"}  # type: ignore[attr-defined]
-    preamble: Any = {"bash": f"_dnge_recipes() {{ compgen -W '{recipes}' -- $1; compgen -f -- $1; }}"}
-    # Typed as a dict by some versions, as a string by others; all take a dict of shells.
-    script = shtab.complete(root, options.shell, preamble=preamble)
+            action.complete = {"bash": "_dnge_recipes", "zsh": "_dnge_recipes"}  # type: ignore[attr-defined]
+    own = {
+        "bash": f"compgen -W '{recipes}' -- $1; compgen -f -- $1",
+        "zsh": f"_alternative 'recipes:recipe:({recipes})' 'files:file:_files'",
+    }
+    script = shtab.complete(root, options.shell, preamble=f"_dnge_recipes() {{ {own[options.shell]}; }}")
     if options.json:
         print_json({"script": script})
     else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dnge_compress.checkpoint.model_files import least_bytes, read_config, refuse_missing
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
-from dnge_compress.core.errors import CheckpointError, DataError
+from dnge_compress.core.errors import CheckpointError, DataError, PlanError
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.jobs.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
@@ -45,9 +45,17 @@ def refuse_early(options: Namespace) -> None:
     elif output:
         if options.function == "score":
             refuse_other_content(Path(output))
+            refuse_closed(Path(output))
+            return
         if options.function in ("curve", "compare") and Path(output).exists() and not options.force:
             raise CheckpointError(f"'{output}' exists; name another file, or pass --force to replace it")
-        refuse_closed(Path(output))
+        _refuse_place(Path(output))
+
+
+def _refuse_place(file: Path) -> None:
+    if not file.parent.is_dir() or file.is_dir():
+        raise PlanError(f"'{file}' can't be written: " + ("it is a folder" if file.is_dir() else "no such folder"))
+    refuse_closed(file)
 
 
 def prune_recipe(options: Namespace) -> Recipe:

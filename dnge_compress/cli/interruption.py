@@ -6,11 +6,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-NAMES = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+from dnge_compress.cli.signals import NAMES
+
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -25,6 +26,7 @@ class Interruption:
         self.is_loading = True
         self.number = 0
         self.process = os.getpid()
+        self.tidy: Callable[[], None] = lambda: None  # what can't wait for the end of the work
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Take a signal."""
@@ -33,6 +35,7 @@ class Interruption:
             os.kill(os.getpid(), number)
         elif self.is_loading or self.number:
             self.number = number
+            self.tidy()
             if sys.stderr.isatty():
                 sys.stderr.write(f"{SHOW_CURSOR}\r\n")
             os._exit(self.report())

@@ -5,7 +5,6 @@ Nothing is imported here before signals are taken, and only light modules before
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -13,11 +12,17 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dnge_compress.cli.interruption import Interruption, interruptible
 
+if TYPE_CHECKING:
+    from argparse import Namespace
+
 UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
 CALIBRATING = ("score", "plan", "apply", "compress", "curve", "place")  # several processes share their inputs
+INTO_FOLDERS = ("zoo",)  # commands that add to a folder, and claim it themselves
+LOOP = "Symlink loop"  # how Path.resolve begins, before Python 3.13
 LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
 
 
@@ -42,12 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return interruption.report()
             if is_debugging:
                 raise
-            return _report(_told(e) if isinstance(e, OSError) else e)
+            return _report(_told(e))
 
 
 def _run(argv: Sequence[str], interruption: Interruption) -> None:
     from dnge_compress.cli.grammar import parser
+    from dnge_compress.core.claims import claimed
     from dnge_compress.core.folders import refuse_unspeakable
+    from dnge_compress.core.launcher import is_rank0
 
     refuse_unspeakable(*argv)
     options = parser().parse_args(argv)
@@ -56,6 +63,15 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
         return
     if hasattr(options, "model"):
         importlib.import_module("dnge_compress.cli.early").refuse_early(options)
+    output = getattr(options, "output", None)
+    if not output or options.function in INTO_FOLDERS or not is_rank0():
+        _carry_out(options, interruption)
+        return
+    with claimed(Path(output)) as interruption.tidy:
+        _carry_out(options, interruption)
+
+
+def _carry_out(options: Namespace, interruption: Interruption) -> None:
     name = f"dnge_compress.cli.{options.module}"
     if options.module in LIGHT or name in sys.modules:
         command = importlib.import_module(name)
@@ -84,16 +100,19 @@ def _of_all_processes() -> Iterator[None]:
         yield
 
 
-def _told(error: OSError) -> Exception:
+def _told(error: Exception) -> Exception:
     """A file or disk that is closed, full or gone is bad input; other errors of the system are unexpected."""
-    from dnge_compress.core.errors import DISK_CODES, DngeError
+    from dnge_compress.core.errors import DISK_CODES, NAME_CODES, DngeError
 
-    if error.errno not in (*DISK_CODES, errno.ENOENT):
+    if isinstance(error, RuntimeError) and str(error).startswith(LOOP):
+        return DngeError(f"{error}; correct the link, or the name")
+    if not isinstance(error, OSError) or error.errno not in (*DISK_CODES, *NAME_CODES):
         return error
     if error.filename is None:  # what is left of our output can't be written either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     what = f"'{error.filename}'" if error.filename else "the output"
-    return DngeError(f"{what} can't be read or written ({error.strerror}); make room, or choose another place")
+    way_out = "correct the name" if error.errno in NAME_CODES else "make room, or choose another place"
+    return DngeError(f"{what} can't be read or written ({error.strerror}); {way_out}")
 
 
 def _report(error: Exception) -> int:

@@ -21,13 +21,25 @@ import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from dnge_compress.core.wording import clean, safe
+
 MOST_NAMED = 40
+LONGEST = 800  # characters of a message; what is quoted may be as long as a file
 # A disk that is full, or a place that is closed to us.
 DISK_CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+# A name that can't be that of a file there.
+NAME_CODES = (errno.ENOENT, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 
 
 class DngeError(Exception):
-    """Root of the tree: one line that says what was wrong, with which object, and what to do."""
+    """Root of the tree: one line that says what was wrong, with which object, and what to do.
+
+    What it quotes may come from anywhere: characters that could steer a terminal are replaced, and the middle of a long
+    message is left out.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_one_line(str(message)))
 
 
 class UnknownNameError(DngeError, KeyError):
@@ -84,6 +96,12 @@ class DivergedError(DngeError, ArithmeticError):
 
 class ExactnessError(DngeError, RuntimeError):
     """Surgery whose result differs from the dense model with the same units masked."""
+
+
+def _one_line(message: str) -> str:
+    if message != safe(message):
+        message = clean(message)
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
 
 
 def refuse_below(least: int, **settings: float) -> None:

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from dnge_compress.core.claims import PART, sweep
 from dnge_compress.core.errors import DISK_CODES, CheckpointError, first_line
 
 LFS_POINTER = b"version https://git-lfs."
-WORDS = ("No space left", "Disk quota", "Read-only file system", "PytorchStreamWriter failed", "unexpected pos")
+WORDS = ("No space left", "Disk quota", "Read-only file system")
+TORCH_WORDS = ("PytorchStreamWriter failed", "unexpected pos")  # of a write that was cut short, which is all it says
 
 
 @contextmanager
@@ -26,16 +28,19 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises CheckpointError where the disk takes no more, or the folder is closed; then nothing of it is left.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path)
         yield part
         part.chmod(0o666 & ~umask())  # safetensors leaves files to their owner alone
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
-    except (OSError, SafetensorError) as e:
-        raise CheckpointError(f"can't write '{path}' ({first_line(e)}); make room, or choose another place") from e
+    except (OSError, SafetensorError, RuntimeError) as e:
+        if not isinstance(e, OSError | SafetensorError) and not _is_of_disk(e):
+            raise
+        raise CheckpointError(f"can't write '{path}' ({_reason(e)}); make room, or choose another place") from e
     finally:
         with suppress(OSError):
             part.unlink()
@@ -87,9 +92,18 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as e:
-        if getattr(e, "errno", None) not in DISK_CODES and not any(word in str(e) for word in WORDS):
+        if not _is_of_disk(e):
             raise
         raise CheckpointError(
-            f"'{folder}' can't be written ({first_line(e)}); the last whole checkpoint stays: free some space and run "
+            f"'{folder}' can't be written ({_reason(e)}); the last whole checkpoint stays: free some space and run "
             "the job again"
         ) from e
+
+
+def _is_of_disk(error: Exception) -> bool:
+    return getattr(error, "errno", None) in DISK_CODES or any(word in str(error) for word in (*WORDS, *TORCH_WORDS))
+
+
+def _reason(error: Exception) -> str:
+    is_torch = any(word in str(error) for word in TORCH_WORDS)
+    return "No space left on device, or the disk failed" if is_torch else first_line(error)

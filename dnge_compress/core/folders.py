@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +16,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from uuid import uuid4
 
+from dnge_compress.core.claims import NEW, claimed, sweep
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.core.wording import clean, kind
@@ -24,31 +24,36 @@ from dnge_compress.core.wording import clean, kind
 FILES = "dnge_files.json"  # what we wrote into a folder, and the SHA-256 of each
 MOST_LISTED = 3
 PIECE = 1 << 20  # bytes that are read at a time
-_NEW, _OLD = "dnge-new", "dnge-old"
+_OLD = "dnge-old"
 
 
 @contextmanager
 def atomic_folder(target: Path, replaceable: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder that takes the place of `target` when the block ends, and vanishes if it raises.
 
-    Raises CheckpointError if `target` holds files that no earlier call wrote, or that changed since; those of the
-    `replaceable` names, which may be patterns, don't count.
+    Raises CheckpointError if `target` holds files that no earlier call wrote, or that changed since, or if another
+    process writes there too; files of the `replaceable` names, which may be patterns, don't count.
 
     Killed at any moment, it leaves the old folder, under its own name or (between the two renames) under the hidden
     one where `whole_folder` finds it and the next `atomic_folder` puts it back.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _recover(target)
-    stage = target.with_name(f".{target.name}.{_NEW}-{os.getpid()}-{uuid4().hex[:8]}")
-    stage.mkdir()  # not mkdtemp: its folders are closed to everyone else
-    try:
-        yield stage
-        _list(stage)
-        _flush(stage)
-        _swap(stage, target, replaceable)
-    except BaseException:
-        shutil.rmtree(stage, ignore_errors=True)
-        raise
+    with claimed(target):
+        _recover(target)
+        stage = beside(target)
+        stage.mkdir()  # not mkdtemp: its folders are closed to everyone else
+        try:
+            yield stage
+            _list(stage)
+            _flush(stage)
+            _swap(stage, target, replaceable)
+        except BaseException:
+            shutil.rmtree(stage, ignore_errors=True)
+            raise
+
+
+def beside(target: Path, place: Path | None = None) -> Path:
+    """A name for what is written before it takes the place of `target`, in the same folder unless another is given."""
+    return (place or target.parent) / f".{target.name}.{NEW}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
 def path_of(value: object, verb: str) -> Path:
@@ -152,17 +157,6 @@ def _times(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
-def is_alive(pid: int) -> bool:
-    """Whether there is a process of that number."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _aside(target: Path) -> Path:
     return target.with_name(f".{target.name}.{_OLD}")
 
@@ -191,11 +185,7 @@ def _recover(target: Path) -> None:
             shutil.rmtree(aside)
         else:
             aside.rename(target)
-    leftover = re.compile(rf"\.{re.escape(target.name)}\.{_NEW}-(\d+)-[0-9a-f]+")
-    for sibling in target.parent.iterdir():
-        found = leftover.fullmatch(sibling.name)
-        if found and not is_alive(int(found[1])):
-            shutil.rmtree(sibling, ignore_errors=True)
+    sweep(target)
 
 
 def _flush(folder: Path) -> None:

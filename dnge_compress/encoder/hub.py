@@ -115,7 +115,7 @@ def _read_file(path: Path, card_file: Path | None, needs_config: bool = True) ->
     try:
         tensors, header = read_tensors(path)
         config, provenance = (json.loads(header.get(key, "{}")) for key in ("config", "provenance"))
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"'{path}' is truncated or corrupt ({first_line(e)}); fetch it again or {WAY_OUT}") from e
     if not isinstance(config, dict) or not isinstance(provenance, dict):
         raise CheckpointError(f"'{path}' holds no encoder of this version; update dnge_compress, or {WAY_OUT}")

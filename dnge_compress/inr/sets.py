@@ -94,7 +94,7 @@ class InrSet:
             labels, image, quality = (tensors.pop(name) for name in ("labels", "image", "psnr"))
             about = json.loads(header["about"])
             return cls(siren=siren, stack=tensors, labels=labels, image=image, psnr=quality, about=about)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as e:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as e:
             raise CheckpointError(
                 f"'{path}' is no set of fitted networks ({first_line(e)}); make one with `dnge inr`"
             ) from e

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.checkpoint.model_files import locate, read_config
+from dnge_compress.checkpoint.model_files import architecture_of, locate, read_config
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError, UnsupportedModelError
 from dnge_compress.jobs.data.sources import check_sources
 from dnge_compress.jobs.folder import REPORT, JobFolder, refuse
@@ -108,7 +108,7 @@ def _refuse_model(job: Job) -> None:
     config = read_config(locate(path, allow_pickle=False))
     if job.train is None:
         return
-    refuse_other_tasks(next(iter(config.get("architectures") or ()), "model without a named class"), path)
+    refuse_other_tasks(architecture_of(path, config) or "model without a named class", path)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(positions, int) and job.train.max_length > positions:
         raise RecipeError(

@@ -9,14 +9,16 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dnge_compress.core.claims import claimed
 from dnge_compress.core.errors import CheckpointError, RecipeError
 from dnge_compress.core.files import read_text, write_whole
-from dnge_compress.core.strict_json import read_json
+from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.recipes.job_schema import Job, Train
 from dnge_compress.recipes.library import load
 
@@ -29,6 +31,16 @@ LOCK, WORKERS = ".lock", ".workers"
 BEGINNING = (LOCK, WORKERS, RECIPE)
 PATIENCE = 20.0  # seconds for the processes of a killed run to end
 UNIMPORTANT = ("name", "about", "output_dir")  # may differ between two runs of one job
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What `job.json` holds; the facts of a stage are that stage's own."""
+
+    dnge_job: int
+    identity: str
+    stages: Mapping[str, Mapping[str, Any]]
+    threads: int = 1
 
 
 class JobFolder:
@@ -102,6 +114,7 @@ class JobFolder:
         raw = read_json(self.state)
         if not isinstance(raw, dict) or raw.get("dnge_job") != VERSION:
             raise CheckpointError(f"'{self.state}' is not a job of version {VERSION}; name another output_dir")
+        read_strictly(_Record, raw, f"'{self.state}'")
         return raw
 
     def done(self, stage: str) -> Mapping[str, Any] | None:
@@ -164,16 +177,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
 
     `versions` of packages and the number of CPU `threads` are recorded when the job begins.
     """
-    try:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        lock = (folder.root / LOCK).open("w")
-    except OSError as e:
-        raise CheckpointError(f"output_dir '{folder.root}' can't be written: {e.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"another run is at work in '{folder.root}'; wait for it, or stop it") from None
+    with claimed(folder.root, folder.root / LOCK, what="run"):
         refuse(folder, job)
         _outlive_workers(folder)
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 from accelerate import PartialState
 
+from dnge_compress.core.claims import is_alive
 from dnge_compress.core.errors import DivergedError, DngeError, LaunchError
 from dnge_compress.core.files import disk_errors, write_whole
-from dnge_compress.core.folders import is_alive
 from dnge_compress.core.launcher import ended_by_signals, is_rank0, launcher_world
 from dnge_compress.core.progress import Progress, printed
 from dnge_compress.core.strict_json import read_json

@@ -17,7 +17,8 @@ from dnge_compress.lora.adapters import Adapter
 from dnge_compress.lora.rank_grid import Rank, ranks_section
 from dnge_compress.lora.sites import lora_fingerprint
 from dnge_compress.plans.plan_json import PlanFormat, Values, file_text, plan_text, read_plan
-from dnge_compress.recipes.lora_schema import Lora
+from dnge_compress.recipes.library import validate
+from dnge_compress.recipes.lora_schema import LoraRecipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -83,7 +84,8 @@ class LoraPlan(Printable):
         """
         from dnge_compress.lora.peft_config import config_of  # here, since peft takes seconds to import
 
-        return config_of(self.adapters, Lora.model_validate(self.recipe.get("lora", {})), task_type)
+        recipe = validate({"recipe": "lora", "lora": self.recipe.get("lora", {})}, "the plan's recipe", kind=LoraRecipe)
+        return config_of(self.adapters, recipe.lora, task_type)
 
     def verify(self, model: nn.Module) -> int:
         """Prove that peft makes of this plan what it says; the number of trainable parameters. The model is only read.

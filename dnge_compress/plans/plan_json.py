@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dnge_compress.core.errors import CheckpointError, DngeError, PlanError
+from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text
 from dnge_compress.core.strict_json import read_strictly, unrepeated
 
@@ -80,6 +80,8 @@ def read_plan(kind: type[P], text: str, origin: str, form: PlanFormat, arrange: 
         raise PlanError(f"{origin} is nested too deeply; make a plan with `{form.command}`") from None
     except DngeError as e:
         raise PlanError(f"{e}; correct it, or make a plan with `{form.command}`") from None
+    except ValueError as e:  # a number of thousands of digits
+        raise PlanError(f"{origin} is no JSON: {first_line(e)}; make a plan with `{form.command}`") from None
 
 
 def _what(raw: Any) -> str:

@@ -56,7 +56,7 @@ def explain(
     what = re.sub(r"^(Input|Value|String|Tuple) should", "should", message).replace("valid tuple", "valid list")
     shown = f", not {value!r}" if not isinstance(value, Mapping | RecipeSection) and "not" not in what else ""
     close = nearest(value, _choices(problem)) if isinstance(value, str) and kind == "literal_error" else ""
-    if keys[-2:] == ("calibration", "kind") and value in RENAMED_KINDS:
+    if keys[-2:] == ("calibration", "kind") and isinstance(value, str) and value in RENAMED_KINDS:
         close = f"did you mean '{RENAMED_KINDS[value]}', which '{value}' is called now?"
     if keys == ("prune", "of") and kind == "literal_error" and not close.startswith("did"):
         close = "did you mean prune.within, a part of the model?"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from dnge_compress.core.claims import claimed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, nearest
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.wording import kind as kind_word
@@ -130,9 +131,10 @@ def copy(name: str, target: str | Path, *, force: bool = False) -> Path:
     """Copy the recipe called `name` to a file (or into a folder), to be edited. Raises RecipeError if it exists."""
     source = text(name)
     path = Path(target) / f"{Path(name).name}.yaml" if Path(target).is_dir() else Path(target)
-    if path.exists() and not force:
-        raise RecipeError(f"'{path}' exists; choose another name, or pass --force to replace it")
-    write_whole(path, source)
+    with claimed(path):
+        if path.exists() and not force:
+            raise RecipeError(f"'{path}' exists; choose another name, or pass --force to replace it")
+        write_whole(path, source)
     return path
 
 

@@ -25,7 +25,7 @@ def read(path: Path) -> tuple[dict[str, Any], Lines, set[Place]]:
     except FileNotFoundError:
         raise RecipeError(f"recipe file '{path}' does not exist") from None
     except (OSError, UnicodeDecodeError) as e:
-        raise RecipeError(f"recipe file '{path}' can't be read: {e}") from None
+        raise RecipeError(f"recipe file '{path}' can't be read: {getattr(e, 'strerror', None) or e}") from None
     return parse(source, str(path))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from dnge_compress.core.errors import DataError
 from dnge_compress.signals.inference import device_of
 from dnge_compress.signals.sampled_text import continued, text_length
-from dnge_compress.signals.tokenizer import tokenizer_of
+from dnge_compress.signals.tokenizer import rendered, tokenizer_of
 
 Beginning = tuple[int, ...]
 
@@ -92,7 +92,9 @@ def _users_turn(tokenizer: Any, size: int) -> Beginning | None:
         return None
     asked = [{"role": "user", "content": PLACEHOLDER}]
     try:
-        text = tokenizer.apply_chat_template(asked, tokenize=False, date_string=SOME_DAY)
+        text = rendered(tokenizer, asked, tokenize=False, date_string=SOME_DAY)
+    except DataError:
+        raise
     except Exception:  # templates raise what they like, where they want a system's words first, say
         return None
     before, found, _ = text.partition(PLACEHOLDER)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from dnge_compress.core.deadline import deadline
 from dnge_compress.core.errors import CheckpointError, DataError, first_line
 from dnge_compress.core.strict_json import read_json
 
 FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt", "*.model", "*.tik*")
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # without any vocabulary
+TEMPLATE_SECONDS = 10.0  # that a chat template may take for one conversation
 
 
 @lru_cache(maxsize=8)
@@ -35,6 +38,14 @@ def tokenizer_fault(path: str) -> str:
     if not Path(path).is_dir() or not _files(Path(path)) or tokenizer_of(path) is not None:
         return ""
     return _read(path)[1]
+
+
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
+    """A conversation as the tokenizer's chat template writes it. Raises DataError for a template that doesn't end, and
+    what templates raise."""
+    over = DataError(f"the chat template did not end within {TEMPLATE_SECONDS:g} s; correct it")
+    with deadline(TEMPLATE_SECONDS, over):
+        return tokenizer.apply_chat_template(list(messages), **options)
 
 
 def _read(path: str, is_local: bool = True) -> tuple[Any | None, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import regex
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.signals.tokenizer import rendered
 from dnge_compress.vocabulary.tokenizer import whole_texts
 
 TEXTS = 1000  # that are cut up at a time
@@ -94,7 +95,9 @@ def _conversations(tokenizer: Any) -> Iterator[str]:
     for turns, tools in tried:
         for is_asked in (False, True):
             try:
-                yield tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=is_asked)
+                yield rendered(tokenizer, turns, tools=tools, tokenize=False, add_generation_prompt=is_asked)
+            except DataError:
+                raise
             except Exception:  # templates raise what they like
                 continue
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 import transformers
 from torch import nn
 
+from dnge_compress.core.claims import LOCK, claimed
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
@@ -97,9 +99,13 @@ def finished(out: Path | str) -> list[Path]:
 def build_zoo(out: Path, runs: int, seed: int, data_root: DataRoot, jobs: int = 1, progress: Progress = silent) -> None:
     """Make the zoo of so many runs and this seed in `out`, one thread per process; what is there already is kept.
 
-    Only one call may work on a folder at a time. Raises CheckpointError if another zoo lies there, DataError.
+    Raises CheckpointError if another zoo lies there, or another process builds it, DataError.
     """
-    plans = blueprints(runs, seed)
+    with claimed(out, out / LOCK):
+        _build(blueprints(runs, seed), out, data_root, jobs, progress)
+
+
+def _build(plans: Sequence[Blueprint], out: Path, data_root: DataRoot, jobs: int, progress: Progress) -> None:
     missing = [plan for plan in plans if not all(_is_there(m, out) for m in plan.networks())]
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.deadline import deadline
 from dnge_compress.core.errors import UnsupportedModelError
 from dnge_compress.graph.builder import GraphBuilder
 from dnge_compress.graph.layer_types import is_depthwise
-from dnge_compress.graph.tracing.deadline import deadline
 from dnge_compress.graph.tracing.groups import TracedGroup, coupled_groups
 from dnge_compress.graph.tracing.heads import head_groups
 from dnge_compress.graph.tracing.layers import Layer, Side, executed_layers, hindrances, listed
@@ -44,7 +44,12 @@ def build(model: nn.Module, example_inputs: Any, *, timeout_s: float = 60.0) -> 
     name, state = type(model).__name__, model.state_dict()
     if any(isinstance(t, Tensor) and t.is_meta for t in state.values()):
         raise UnsupportedModelError(f"{name} is on the meta device, but tracing has to run it; load its weights first")
-    with deadline(timeout_s, name), torch.inference_mode(False), torch.enable_grad():
+    over = UnsupportedModelError(
+        f"tracing {name} did not end within {timeout_s:g} s: torch-pruning loops for ever on some networks, most often "
+        "on attention with grouped heads; compress a part of it that has none (compress(model.part, …)), or write a "
+        "family file for it (docs/how-to/extend.md)"
+    )
+    with deadline(timeout_s, over), torch.inference_mode(False), torch.enable_grad():
         net, inputs = randomised_copy(model), as_float32(example_inputs)
         layers = {layer.name: layer for layer in executed_layers(net, inputs)}
         proof = Proof(net, inputs, layers)

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.pieces import Row, encode_pieces
+from dnge_compress.signals.tokenizer import rendered as tokenizer_rendered
 
 Message = dict[str, Any]
 
@@ -85,6 +86,8 @@ def rendered(messages: Sequence[Message], tokenizer: Any, place: str, **options:
 
 def _applied(messages: Sequence[Message], tokenizer: Any, place: str, **options: Any) -> Any:
     try:
-        return tokenizer.apply_chat_template(list(messages), **options)
+        return tokenizer_rendered(tokenizer, messages, **options)
+    except DataError as e:
+        raise DataError(f"{place}: {e}") from None
     except (TemplateError, ValueError, TypeError, KeyError, IndexError) as e:
         raise DataError(f"{place}: the chat template refuses this row: {e}") from e

@@ -105,6 +105,8 @@ def _parsed(line: str, place: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as e:
         raise DataError(f"{place}: not JSON ({e.msg} at column {e.colno}); each line must be one object") from None
+    except (ValueError, RecursionError) as e:  # numbers of thousands of digits, a thousand brackets
+        raise DataError(f"{place}: not JSON ({first_line(e)}); each line must be one object") from None
     return _object(row, place)
 
 
@@ -119,6 +121,8 @@ def _json_list(file: Path) -> Placed:
         rows = json.loads("".join(line for _, line in _lines(file)))
     except json.JSONDecodeError as e:
         raise DataError(f"'{file}', line {e.lineno}: not JSON ({e.msg} at column {e.colno})") from None
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"'{file}' is no JSON ({first_line(e)})") from None
     if not rows:
         raise DataError(f"data file '{file}' is empty")
     for number, row in enumerate(rows, 1):
@@ -193,7 +197,7 @@ def _parquet(file: Path) -> Iterator[Any]:
         if not table.metadata.num_rows:
             raise DataError(f"data file '{file}' is empty")
         yield table
-    except (OSError, ArrowException) as e:
+    except (OSError, ArrowException, UnicodeDecodeError) as e:
         raise DataError(f"data file '{file}' is no readable .parquet file: {first_line(e)}") from None
 
 

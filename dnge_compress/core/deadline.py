@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.core.errors import DngeError
 
 WATCH_EVERY = 0.05  # seconds
 
@@ -17,12 +17,12 @@ class _OvertimeError(BaseException):
 
 
 @contextmanager
-def deadline(seconds: float, name: str) -> Iterator[None]:
-    """End the block with UnsupportedModelError when the time is over.
+def deadline(seconds: float, over: DngeError) -> Iterator[None]:
+    """End the block with the error `over` when the time is.
 
     A watchdog raises in this thread, again and again until the block has ended, for a finaliser that happens to run
-    swallows what is raised in it. That ends torch-pruning's endless loops, which are plain Python, on any thread;
-    SIGALRM would serve the main thread only and belongs to others (pytest-timeout).
+    swallows what is raised in it. That ends endless loops of plain Python (torch-pruning's, chat templates') on any
+    thread; SIGALRM would serve the main thread only and belongs to others (pytest-timeout).
     """
     thread, has_ended = threading.get_ident(), threading.Event()
 
@@ -46,11 +46,7 @@ def deadline(seconds: float, name: str) -> Iterator[None]:
                 end()
     except _OvertimeError:
         end()
-        raise UnsupportedModelError(
-            f"tracing {name} did not end within {seconds:g} s: torch-pruning loops for ever on some networks, most "
-            "often on attention with grouped heads; compress a part of it that has none (compress(model.part, …)), or "
-            "write a family file for it (docs/how-to/extend.md)"
-        ) from None
+        raise over from None
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
