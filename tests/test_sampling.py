@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from models import VOCABULARY, make
-from transformers import BertConfig, BertLMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.jobs.data.sampling import sample_rows
@@ -243,6 +243,14 @@ def test_a_chat_model_is_also_asked_by_itself(strict: bool, monkeypatch: pytest.
 def test_prompts_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(DataError, match="calibration.prompts are texts, and the model has no tokenizer"):
         synthesize(make("llama"), Calibration(tokens=64, length=8, prompts=("Once",)))
+
+
+@pytest.mark.parametrize("name", ["mamba", "rwkv"])
+def test_models_without_attention_heads_write(name: str) -> None:
+    config = AutoConfig.for_model(name, vocab_size=61, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    (ids,) = sample_batches(model, 3 * [[1]], 6, torch.Generator().manual_seed(0))
+    assert ids.shape == (3, 6)
 
 
 def test_progress_counts_tokens_up_to_all() -> None:
