@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnge_compress import apply, compress, load, plan_vocabulary, save
+from dnge_compress import apply, compress, load, open_model, plan_vocabulary, save
 from dnge_compress.checkpoint.model_files import are_weights_safe, read_config
 from dnge_compress.checkpoint.outlines import inputs_of
 from dnge_compress.checkpoint.strict_loading import quiet, read
@@ -21,6 +21,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.data.reading import read_rows
 from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.jobs.data.texts import texts_in
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.lora.plan import LoraPlan
@@ -30,7 +31,6 @@ from dnge_compress.recipes import library
 from dnge_compress.recipes.yaml_lines import parse
 from dnge_compress.report.report import Report
 from dnge_compress.signals.tokenizer import needed_tokenizer
-from dnge_compress.vocabulary.coverage import texts_in
 
 Read = Callable[[bytes], Any]
 
@@ -205,7 +205,7 @@ def _tokenizers(folder: Path) -> Target:
 
 def _rows(folder: Path) -> Target:
     with quiet():
-        tokenizer = needed_tokenizer(str(folder / "llama"), "to read with")
+        tokenizer, model = needed_tokenizer(str(folder / "llama"), "to read with"), open_model(folder / "llama")
     suffixes = {b"{": ".jsonl", b"[": ".json", b"t": ".csv", b"P": ".parquet"}
 
     def use(payload: bytes) -> None:
@@ -214,7 +214,7 @@ def _rows(folder: Path) -> Target:
         source = source_of(file)
         if source.type != "messages":
             read_rows([source], tokenizer, max_length=16, packing=len(payload) % 2 == 0, folder=folder)
-        for _ in texts_in(file):
+        for _ in texts_in(file, model):
             pass
 
     lines = (folder / "rows.jsonl").read_bytes().splitlines(keepends=True)[:3]

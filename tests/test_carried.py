@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from dnge_compress import apply, build_graph, compress, load, open_model, place_lora, plan, save
+from dnge_compress.checkpoint.outlines import DTYPES, inputs_of
 from dnge_compress.core.errors import CheckpointError, PlanError
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -168,3 +169,38 @@ def test_what_an_edited_plan_costs_is_unknown(tmp_path: Path) -> None:
     assert told["predicted_cost"] is None and {r["cost"] for r in told["rows"] if r["kept"] < r["total"]} == {None}
     assert load(tmp_path / "out").dnge.report == report
     assert PrunePlan.from_json(small.dnge.plan.to_json()) == small.dnge.plan
+
+
+LARGE = {"shape": [1 << 27], "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ({"tensor": {"shape": [10_000_000, 10_000_000], "dtype": "float32"}}, "is no shape of inputs"),
+        ({"tensor": {"shape": [2], "dtype": "nonsense"}}, "'nonsense' is no type of inputs"),
+        ({"tensor": {"shape": [2], "dtype": "qint8"}}, "'qint8' is no type of inputs"),
+        ({"tuple": [LARGE, LARGE, LARGE]}, "more than 268,435,456 values"),
+        ({"dict": dict.fromkeys("abc", LARGE)}, "more than 268,435,456 values"),
+        ({}, "under one of"),
+        ([1], "under one of"),
+    ],
+)
+def test_inputs_that_nobody_traced_with_are_told_before_they_take_memory(raw: Any, told: str, tmp_path: Path) -> None:
+    inputs = example_inputs("cnn")
+    out = save(compress(make("cnn"), ratio=0.2, example_inputs=inputs), tmp_path / "out")
+    (out / "dnge_inputs.json").write_text(json.dumps(raw))
+    with pytest.raises(CheckpointError, match=told):
+        load(out, model=make("cnn"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_inputs_of_every_type_are_made_again(dtype: str) -> None:
+    made = inputs_of({"tensor": {"shape": [2, 3], "dtype": dtype}}, "the inputs")
+    assert isinstance(made, torch.Tensor) and made.dtype == DTYPES[dtype] and made.shape == (2, 3)
+
+
+def test_inputs_are_read_only_where_something_is_replayed(tmp_path: Path) -> None:
+    out = save(compress(make("llama"), **QUICK), tmp_path / "out")
+    (out / "dnge_inputs.json").write_text("[1]")
+    assert load(out).dnge.inputs is None

@@ -107,7 +107,8 @@ def compression_in(folder: Path) -> Compression | None:
     report = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
     base_config = read_json(folder / BASE_CONFIG) if (folder / BASE_CONFIG).is_file() else None
     drawn = folder / INPUTS
-    inputs = inputs_of(read_json(drawn), f"'{drawn}'") if drawn.is_file() else None
+    is_replayed = plan is not None and (plan.uneven or not (folder / "config.json").is_file())
+    inputs = inputs_of(read_json(drawn), f"'{drawn}'") if is_replayed and drawn.is_file() else None
     return Compression(plan=plan, report=report, base_config=base_config, vocabulary=vocabulary, inputs=inputs)
 
 

@@ -16,8 +16,9 @@ from dnge_compress.core.strict_json import read_strictly
 from dnge_compress.signals.inference import Inputs
 
 MOST_NUMBER = 1 << 62
-MOST_VALUES = 1 << 28  # of one input; a gigabyte in float32
-DTYPES = {str(t).removeprefix("torch."): t for t in vars(torch).values() if isinstance(t, torch.dtype)}
+MOST_VALUES = 1 << 28  # of all inputs; a gigabyte in float32
+FLOATING, WHOLE = ("float64", "float32", "float16", "bfloat16"), ("int64", "int32", "int16", "int8", "uint8", "bool")
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in (*FLOATING, *WHOLE, "complex64", "complex128")}
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,16 @@ class _Outline:
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
-            raise CheckpointError(f"'{self.dtype}' is no type of numbers that torch has")
-        if any(size < 0 for size in self.shape) or math.prod(self.shape) > MOST_VALUES:
+            raise CheckpointError(f"'{self.dtype}' is no type of inputs; there are {', '.join(DTYPES)}")
+        if any(size < 0 for size in self.shape) or self.values > MOST_VALUES:
             raise CheckpointError(f"{list(self.shape)} is no shape of inputs to trace with")
         if not -MOST_NUMBER <= self.least <= self.most < MOST_NUMBER:
             raise CheckpointError(f"{self.least} to {self.most} is no range of numbers to trace with")
+
+    @property
+    def values(self) -> int:
+        """How many there are."""
+        return math.prod(self.shape)
 
     def tensor(self, generator: torch.Generator) -> Tensor:
         """Numbers, always the same."""
@@ -65,6 +71,9 @@ def inputs_of(raw: Any, where: str) -> Inputs:
     if form not in FORMS:
         raise CheckpointError(f"{where} should hold inputs under one of {', '.join(FORMS)}; save the model again")
     found, generator = read_strictly(FORMS[form], raw[form], where), torch.Generator().manual_seed(0)
+    parts = [found] if isinstance(found, _Outline) else list(found.values() if isinstance(found, Mapping) else found)
+    if sum(one.values for one in parts) > MOST_VALUES:
+        raise CheckpointError(f"{where} are more than {MOST_VALUES:,} values to trace with; save the model again")
     if isinstance(found, Mapping):
         return {name: one.tensor(generator) for name, one in found.items()}
     return tuple(one.tensor(generator) for one in found) if isinstance(found, tuple) else found.tensor(generator)
