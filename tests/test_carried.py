@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, MixtralConfig, MixtralForCausalLM, Trainer, TrainingArguments
 
 from dnge_compress import apply, build_graph, compress, load, open_model, place_lora, plan, save
-from dnge_compress.checkpoint.outlines import DTYPES, inputs_of
+from dnge_compress.checkpoint.outlines import DTYPES, inputs_of, outline
 from dnge_compress.core.errors import CheckpointError, PlanError
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.prune_plan import PrunePlan
@@ -198,6 +198,12 @@ def test_inputs_that_nobody_traced_with_are_told_before_they_take_memory(raw: An
 def test_inputs_of_every_type_are_made_again(dtype: str) -> None:
     made = inputs_of({"tensor": {"shape": [2, 3], "dtype": dtype}}, "the inputs")
     assert isinstance(made, torch.Tensor) and made.dtype == DTYPES[dtype] and made.shape == (2, 3)
+
+
+def test_whole_numbers_are_made_in_their_range() -> None:
+    ids, mask = torch.tensor([[5, 7, 9]]), torch.ones(1, 3, dtype=torch.bool)
+    made: Any = inputs_of(json.loads(outline({"input_ids": ids, "attention_mask": mask})), "the inputs")
+    assert made["attention_mask"].all() and ((made["input_ids"] >= 5) & (made["input_ids"] <= 9)).all()
 
 
 def test_inputs_are_read_only_where_something_is_replayed(tmp_path: Path) -> None:

@@ -233,11 +233,15 @@ def test_files_of_others_are_listed_and_never_deleted(tmp_path: Path) -> None:
 def test_what_we_wrote_is_replaced_and_what_was_put_beside_it_stays(tmp_path: Path) -> None:
     small, out = compressed("bert"), save(compressed("bert"), tmp_path / "out")
     save(small, out)
-    (out / "LICENSE").write_text("mine")
+    (out / "vocab.txt").write_text("another program's")
     with pytest.raises(
-        CheckpointError, match=r"holds LICENSE, which dnge did not write; .* pass force=True \(--force\)"
+        CheckpointError, match=r"holds vocab.txt, which dnge did not write; .* pass force=True \(--force\)"
     ):
         save(small, out)
+    (out / "LICENSE").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"holds LICENSE, which dnge did not write and never deletes"):
+        save(small, out, force=True)
+    (out / "LICENSE").unlink()
     (out / ".git").mkdir()
     (out / ".git" / "HEAD").touch()
     with pytest.raises(CheckpointError, match=r"holds \.git/HEAD"):
