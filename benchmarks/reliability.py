@@ -72,6 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measured(part: str, setting: Setting, found: list[Row], options: argparse.Namespace) -> list[Row]:
+    keys = [(name, what) for name, (_, rows) in PARTS.items() for what in rows(setting)]
+    order = {key: place for place, key in enumerate(keys)}
     for what, measure in PARTS[part][1](setting).items():
         kept = next((row for row in found if (row.part, row.what) == (part, what)), None)
         is_kept = kept is not None and (kept.seed, kept.share) == (options.seed, options.share) and not kept.failed
@@ -84,8 +86,7 @@ def _measured(part: str, setting: Setting, found: list[Row], options: argparse.N
         for line in row.failed[:MOST_SHOWN]:
             print(f"    {line}", file=sys.stderr, flush=True)
         found = [*(r for r in found if r is not kept), row]
-        order = list(PARTS)
-        found.sort(key=lambda r: order.index(r.part))
+        found.sort(key=lambda r: order.get((r.part, r.what), len(order)))
         keep_rows(options.name, [asdict(r) for r in found])
     return found
 
@@ -97,13 +98,13 @@ def _write(name: str, found: Sequence[Row]) -> None:
         if not mine:
             continue
         table = [
-            (r.what, f"{r.tried:,}", r.must, f"{len(r.failed):,}" if r.failed else "none", f"{r.seconds:.0f}")
+            (r.what, f"{r.tried:,}", f"**{len(r.failed):,}**" if r.failed else "none", f"{r.seconds:.0f}", r.note)
             for r in mine
         ]
-        lines += [f"## {title}", "", *markdown(("what", "tried", "must", "failed", "s"), table), ""]
-        lines += [f"- {row.what}: {row.note}." for row in mine if row.note]
+        heads = ("what", "tried", "failed", "s", "")
+        lines += [f"## {title}", "", f"Must: {mine[0].must}.", "", *markdown(heads, table), ""]
         lines += [f"- **failed**, {row.what}: {line}" for row in mine for line in row.failed[:MOST_SHOWN]]
-        lines += [""] if lines[-1] else []
+        lines += [""] if any(row.failed for row in mine) else []
     seeds = ", ".join(str(seed) for seed in sorted({row.seed for row in found}))
     total = sum(row.seconds for row in found) / 60
     machine = f"{platform.machine()}, {os.cpu_count()} cores of which one was used, Python {platform.python_version()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from reliability_setting import CHEAP, Row, Setting, difference, leftovers, pict
 MUST = "the signal's exit code, one line, nothing half written"
 TIMES, EARLY_TIMES = 6, 40
 EARLY = 0.4  # seconds
-PACKAGE = "/dnge_compress/"  # in every line of a traceback that is about us
+OURS = re.compile(r"/dnge_compress/([\w/]+\.py)")  # in a traceback
+BEFORE = ("__init__.py", "__main__.py", "cli/__init__.py", "cli/start.py", "cli/signals.py")  # until signals are taken
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = {"Ctrl-C": (signal.SIGINT, "dnge: interrupted"), "SIGTERM": (signal.SIGTERM, "dnge: terminated")}
 
@@ -47,15 +49,13 @@ def _interrupted(setting: Setting, name: str, is_early: bool) -> Row:
             process.send_signal(number)
             _, err = process.communicate(timeout=60)
             code, last = process.returncode, (err.strip().splitlines() or [""])[-1]
-            if code in (1, -number) and PACKAGE not in err:
+            if code in (1, -number) and all(file in BEFORE for file in OURS.findall(err)):
                 pythons += 1
             elif code and (code != 128 + number or last != line or "Traceback" in err):
                 failed.append(f"after {1000 * moment:.0f} ms: exit code {code}: {err.strip()[-300:]}")
             elif wrong := difference(before, _others(folder)) or leftovers(folder):
                 failed.append(f"after {1000 * moment:.0f} ms: touched or left {wrong}")
-    told = (
-        "met Python itself, before our first line or after our last, and ended it as they end every program of Python"
-    )
+    told = "came before signals were taken, or after Python gave them back, and ended it as any program of Python"
     note = f"{pythons} of {times} {told}" if pythons else ""
     return Row(part="interrupts", what="", must=MUST, tried=times, failed=tuple(failed), note=note)
 

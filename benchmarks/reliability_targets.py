@@ -14,7 +14,7 @@ from dnge_compress import apply, compress, load, open_model, plan_vocabulary, sa
 from dnge_compress.checkpoint.model_files import are_weights_safe, read_config
 from dnge_compress.checkpoint.outlines import inputs_of
 from dnge_compress.checkpoint.strict_loading import quiet, read
-from dnge_compress.cli.grammar import UsageError, parser
+from dnge_compress.cli.grammar import parser
 from dnge_compress.core.strict_json import read_json
 from dnge_compress.encoder.model import DNGEncoder
 from dnge_compress.graph.cuts import AppliedCuts
@@ -110,7 +110,7 @@ def _overrides(folder: Path) -> Target:
     def use(payload: bytes) -> None:
         name, *words = _text(payload).split("\0")
         kind = kinds[len(name) % 3]
-        library.load(kind, library.assignments(words))
+        library.load(kind, library.assignments(words or [name]))
 
     words = (
         "ratio=0.3",
@@ -135,7 +135,7 @@ def _command_lines(folder: Path) -> Target:
     grammar = parser()
 
     def use(payload: bytes) -> None:
-        with suppress(SystemExit, UsageError):  # of --help and --version
+        with suppress(SystemExit):  # of --help and --version
             grammar.parse_args(_text(payload).split("\0"))
 
     lines = (
