@@ -35,7 +35,10 @@ from dnge_compress.cli.main import main
 CHEAP = ("--set", "tokens=256", "--set", "length=16", "--scorer", "obs", "--recipe", "prune/neurons")
 WORDS, VOCABULARY = 58, 61
 HANG, CRASHED, OUTSIDE = "ran over its time", 99, 98
-VOLATILE = ("dnge_report.json", "README.md", "job.json", "report.json", "report.md", "report.html", "machine.json")
+VOLATILE = (
+    *("dnge_report.json", "dnge_files.json", "README.md", "job.json"),
+    *("report.json", "report.md", "report.html", "machine.json"),
+)
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
 
 
