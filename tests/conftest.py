@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 
+import signal
 import sys
 from pathlib import Path
 
@@ -18,3 +19,6 @@ install_import_hook([f"dnge_compress.{name}" for name in ("encoder", "signals", 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))  # tests look at their parts as well
 
 torch.set_num_threads(1)  # tiny models: more threads only wait for each other
+
+# A suite that a script starts in the background inherits an ignored SIGINT, and so would the commands that it tries.
+signal.signal(signal.SIGINT, signal.default_int_handler)

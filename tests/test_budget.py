@@ -10,9 +10,18 @@ import models
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from dnge_compress import compress, load, plan, save
+from dnge_compress import build_graph, compress, load, plan, save
 from dnge_compress.core.errors import BudgetError, RecipeError
 from dnge_compress.graph.counting import is_embedding, non_embedding_prices
 from dnge_compress.graph.types import ModelGraph, Scores, Space
@@ -266,6 +275,18 @@ def test_layers_that_go_are_counted_and_rounding_is_explained(ratio: float) -> N
     gone = 3 - width(found, graph.space("layers"))
     assert gone == {0.34: 1, 0.5: 2, 0.67: 2}[ratio]
     assert any("rounded to 2 of 3 layers" in note for note in found.notes) == (ratio == 0.5)
+
+
+def test_a_dear_large_block_does_not_come_on_top_of_cheap_ones_that_it_makes_needless() -> None:
+    config = ConvNextConfig(hidden_sizes=[4, 8, 64], depths=[3, 3, 2], num_stages=3, num_labels=5, image_size=32)
+    model = ConvNextForImageClassification(config)
+    graph = build_graph(model)
+    first, second, third = (s.name for s in sorted(graph.of_kind("layer"), key=lambda s: s.modules[0]))
+    costs = {first: torch.tensor([9.0, 1, 2]), second: torch.tensor([9.0, 3, 4]), third: torch.tensor([9.0, 5])}
+    scores = Scores(units=costs, scorer="obs", fingerprint=graph.fingerprint)
+    prune = resolve("prune/layers", {"ratio": 0.3}).prune
+    found, _ = candidates(graph, scores, prune, Budget.of(model, non_embedding_prices(model, graph)))
+    assert [{c.space: len(c.keep) for c in candidate.applied.cuts} for candidate in found] == [{third: 1}]
 
 
 def test_a_model_never_loses_its_last_layer() -> None:

@@ -59,12 +59,25 @@ def uniform(problem: Problem, prune: Prune) -> list[Candidate]:
                 found.append(problem.candidate(cuts))
                 alone = alone or (level == 1.0 and not any(c.space in g.spaces for g in widths for c in cuts))
         if alone:  # the layers alone suffice: dropping more only overshoots
+            needed = _needed(problem, dropped, prune.ratio)
+            found += [problem.candidate(problem.layer_cuts(needed))] if len(needed) < len(dropped) else []
             break
     if not found:
         raise problem.unreachable(prune, best)
     # Coarse units (layers, heads) may overshoot; a plan is only worth looking at if it removes about what was asked.
     least = min(c.removed for c in found)
     return sorted((c for c in found if c.removed <= least + 0.02), key=lambda c: c.cost)
+
+
+def _needed(problem: Problem, dropped: list[Block], ratio: float) -> list[Block]:
+    """Of dropped blocks those without which the ratio isn't reached, as blocks of other sizes may have made the
+    first ones needless; the dearest stay first."""
+    needed = list(dropped)
+    for block in reversed(dropped):
+        fewer = [b for b in needed if b != block]
+        if _fit_width(problem, [], {}, fewer, ratio)[1] >= ratio - 1e-9:
+            needed = fewer
+    return needed
 
 
 def _head_levels(heads: list[TiedWidths], widths: bool) -> list[float]:
