@@ -104,3 +104,11 @@ def test_the_command_compares_two_folders(folder: Path, capsys: pytest.CaptureFi
         assert main(["compare", *command]) == 2
         out, err = capsys.readouterr()
         assert out == "" and words in err and err.count("dnge: error") == 1
+
+
+def test_models_of_other_vocabularies_are_refused_in_either_order() -> None:
+    whole, fewer = models.make("llama"), models.make("llama")
+    fewer.resize_token_embeddings(whole.config.vocab_size - 8)
+    for pair in ((whole, fewer), (fewer, whole)):
+        with pytest.raises(DataError, match="read other tokens"):
+            compare(*pair, data=[torch.tensor([[whole.config.vocab_size - 1, 2, 3]])])

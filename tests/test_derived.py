@@ -361,7 +361,7 @@ def test_inputs_are_made_for_every_modality(name: str) -> None:
 
 def test_heads_that_no_number_counts_are_refused() -> None:
     model = DistilBertModel(DistilBertConfig(vocab_size=50, dim=24, hidden_dim=28, n_heads=3, n_layers=1))
-    with pytest.raises(BudgetError, match="heads stay: n_heads: another number alone is another network, or none"):
+    with pytest.raises(BudgetError, match="heads stay: n_heads: the size of a head follows from their number"):
         dnge.compress(model, kinds=["head"], tokens=128)
 
 

@@ -62,7 +62,10 @@ def score(options: Namespace) -> None:
             progress("save", 1, 1)
     if options.output and not options.json:
         print(f"saved to   {options.output}", file=sys.stderr)
-        print(f"next       dnge plan MODEL --scores {shlex.quote(options.output)} --ratio 0.3", file=sys.stderr)
+        same = [part for setting in options.set for part in ("--set", setting)]
+        same += ["--scorer", options.scorer] if options.scorer else []
+        words = ["dnge", "plan", options.model, "--recipe", options.recipe, "--scores", options.output, *same]
+        print(f"next       {shlex.join(words)} --ratio 0.3", file=sys.stderr)
     if options.json:
         print_json(scores.to_dict())
     else:

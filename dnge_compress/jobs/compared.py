@@ -117,6 +117,7 @@ def compare(
     tell("open", 0, 2)
     models = (opened(first), opened(second))
     tell("open", 2, 2)
+    _refuse_other_tokens(models)
     found = checked_data(data, models[0])
     _refuse_strangers(models, found.batches)
     tell("measure", 0, 3)
@@ -145,6 +146,15 @@ def compare(
     )
 
 
+def _refuse_other_tokens(models: Sequence[nn.Module]) -> None:
+    """Raise DataError for models with other numbers of tokens."""
+    tokens = [_tokens_of(model) for model in models]
+    if tokens[0] != tokens[1]:
+        raise DataError(
+            f"the models read other tokens, {tokens[0]:,} and {tokens[1]:,} of them; compare models of one tokenizer"
+        )
+
+
 def _refuse_strangers(models: Sequence[nn.Module], batches: Sequence[Inputs]) -> None:
     """Raise DataError for models whose answers can't be compared."""
     few = first_examples(batches, 1)[0]
@@ -157,6 +167,12 @@ def _refuse_strangers(models: Sequence[nn.Module], batches: Sequence[Inputs]) ->
             f"the models answer with {list(shapes[0])} and {list(shapes[1])} numbers on the same input; compare models "
             "of one task and one tokenizer"
         )
+
+
+def _tokens_of(model: Any) -> int:
+    """How many tokens a model has a row for; 0 where it reads none."""
+    config = getattr(model, "config", None)
+    return int(getattr(config.get_text_config(), "vocab_size", 0) or 0) if config is not None else 0
 
 
 def _timed(models: Sequence[nn.Module], batches: Sequence[Inputs]) -> tuple[list[float], float]:

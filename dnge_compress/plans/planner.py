@@ -27,6 +27,7 @@ from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import device_of, has_logits, inference_mode_of, main_output, outputs, to_device
 from dnge_compress.signals.work import macs_per_element
 
+UNSAID = "widths that the config can't say: the result loads with dnge_compress.load only"
 WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
 
 
@@ -95,8 +96,8 @@ def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePla
     if plan.is_edited:
         notes = ["the plan was edited: its predicted cost is unknown"]
         found = replace(found, costs={}, predicted_cost=None, expected=None)
-    if found.uneven and not plan.uneven:
-        notes.append("widths that the config can't say: the result loads with dnge_compress.load only")
+    if found.uneven and UNSAID not in notes:
+        notes.append(UNSAID)
     return replace(
         found, notes=tuple(notes), rows=rows_of(applied, None if found.predicted_cost is None else found.costs, shapes)
     )

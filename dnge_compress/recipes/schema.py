@@ -43,15 +43,17 @@ def _one_or_several(value: Any) -> Any:
 
 
 def _as_size(value: Any) -> Any:
-    """ "4.2B", "8 GB", "512MiB" or a number as a whole number; anything else is left for pydantic to judge."""
-    found = SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
-    if found is not None:
+    """ "4.2B", "8 GB", "512MiB" or a number as a whole number; what is no text is left for pydantic to judge."""
+    if isinstance(value, str):
+        found = SIZE.fullmatch(value.strip().replace("_", ""))
+        if found is None:
+            raise ValueError("should be a number such as 800M, 4.2B or 8GB")
         value = float(found["number"]) * PREFIXES[found["prefix"].lower() + ("i" if found["binary"] else "")]
     return round(value) if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _as_share(value: Any) -> Any:
-    """ "0.8x" or "80%" as a share; anything else is left for pydantic to judge."""
+    """ "0.8x" or "80%" as a share; what is no text is left for pydantic to judge."""
     if not isinstance(value, str):
         return value
     text = value.strip()
@@ -59,7 +61,7 @@ def _as_share(value: Any) -> Any:
     try:
         number = float(text.rstrip("x×%").strip())
     except ValueError:
-        return value
+        raise ValueError("should be a share such as 0.8x or 80%") from None
     return number / 100 if is_percent else number
 
 

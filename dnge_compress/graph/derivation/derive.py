@@ -124,7 +124,7 @@ def _derived(model: nn.Module, architecture: Architecture) -> Derivation:
     counted_keys = {key for axes in found for key, _ in axes.counted.keys}
     for key in number_keys(small.config):
         if HEADS.search(str(key[-1])) and key not in counted_keys:
-            refused.setdefault(spelled(key), "another number alone is another network, or none")
+            refused.setdefault(spelled(key), "the size of a head follows from their number, or no other number builds")
     return Derivation(
         axes=tuple(found), stacks=tuple(_stacks(architecture, own, small)), refused=refused, order=call_order(small)
     )
