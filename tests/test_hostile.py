@@ -123,7 +123,8 @@ def test_architectures_that_are_no_list_of_names_are_told_everywhere(
     value: Any, llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     change(llama / "config.json", architectures=value)
-    with pytest.raises(CheckpointError, match="should be a list of names"):
+    # Some versions of transformers look themselves, before we can.
+    with pytest.raises(CheckpointError, match="should be a list of names|Field 'architectures' with value"):
         open_model(llama)
     told = [f"model_name_or_path={llama}", f"output_dir={tmp_path / 'job'}"]
     assert main(["run", "jobs/prune-recover", *told, "--dry-run"]) == 2
