@@ -94,7 +94,7 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
     context.progress("repair", 0, steps)
     ways: dict[str, dict[str, Tensor]] = {"none": {}}
     moved = repair_values(context, applied, bias)
-    if moved:  # there is something that takes up a mean
+    if moved.keys() - {s.slot.param for own in context.signals.values() for s in own}:  # something takes up a mean
         ways["bias"] = moved
     context.progress("repair", 1, steps)
     if repair.compensate == "lstsq":
