@@ -178,13 +178,21 @@ def _indices(folder: Path) -> Target:
 
 
 def _configs(folder: Path) -> Target:
+    return _of_config(folder, "json", read)
+
+
+def _torn_configs(folder: Path) -> Target:
+    return _of_config(folder, "text", read_config)
+
+
+def _of_config(folder: Path, form: str, reader: Callable[[Path], object]) -> Target:
     file = folder / "llama" / "config.json"
 
     def use(payload: bytes) -> None:
         file.write_bytes(payload)
-        read(folder / "llama")
+        reader(file.parent)
 
-    return Target([file.read_bytes()], "json", use)
+    return Target([file.read_bytes()], form, use)
 
 
 def _tokenizers(folder: Path) -> Target:
@@ -289,16 +297,6 @@ def _encoders(folder: Path) -> Target:
     return Target([header], "json", use)
 
 
-def _configs_read(folder: Path) -> Target:
-    file = folder / "llama" / "config.json"
-
-    def use(payload: bytes) -> None:
-        file.write_bytes(payload)
-        read_config(folder / "llama")
-
-    return Target([file.read_bytes()], "text", use)
-
-
 def _saved(folder: Path) -> Target:
     place = folder / "uneven"
     marks = {"dnge_plan.json": b'"dnge_plan"', "dnge_report.json": b'"timings"', "config.json": b'"architectures"'}
@@ -364,7 +362,7 @@ TARGETS = {
     "safetensors headers": Kind(8_000, _headers),
     "index files": Kind(5_000, _indices),
     "configs": Kind(3_000, _configs),
-    "torn configs": Kind(3_000, _configs_read),
+    "torn configs": Kind(3_000, _torn_configs),
     "tokenizer files": Kind(4_000, _tokenizers),
     "data rows": Kind(14_000, _rows),
     "reports": Kind(4_000, _reports),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from dnge_compress.cli.signals import NAMES
+from dnge_compress.core.signals import handled_by
 
 SHOW_CURSOR = "\x1b[?25h"
 
@@ -52,16 +52,7 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Take the signals of the process for a block, but those that it ignores (`nohup`, `trap "" INT`); on other threads
-    than the main one there are none to take."""
+    """Take the signals of the process for a block."""
     found = Interruption()
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(found):
         yield found
-        return
-    taken = [number for number in NAMES if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, found) for number in taken}
-    try:
-        yield found
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dnge_compress.core.errors import LaunchError
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from dnge_compress.core.signals import handled_by
 
 
 def launcher_world() -> tuple[int, int] | None:
@@ -33,16 +31,8 @@ def is_rank0() -> bool:
 def ended_by_signals() -> Iterator[None]:
     """While entered, signals end this process as they do by default: one that waits for others outside of Python hears
     of no handler that is written in it. Signals that are ignored stay so."""
-    if threading.current_thread() is not threading.main_thread():
+    with handled_by(signal.SIG_DFL):
         yield
-        return
-    taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in taken}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _number(name: str) -> int | None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from dnge_compress.jobs.data.rows import Examples
 from dnge_compress.report.speeds import seconds_of
+from dnge_compress.signals.divergence import next_token_nats
 from dnge_compress.signals.inference import device_of, inference_mode_of
 
 Batch = Mapping[str, Tensor]
@@ -22,11 +22,9 @@ def summed_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]
     total, count = 0.0, 0
     with torch.inference_mode(), inference_mode_of(model):
         for batch in batches:
-            labels = batch["labels"][:, 1:].to(device_of(model))
-            logits = logits_of(model, batch)[:, :-1].float()
-            counts = labels >= 0
-            total += float(nnf.cross_entropy(logits[counts], labels[counts], reduction="sum"))
-            count += int(counts.sum())
+            nats, counted = next_token_nats(logits_of(model, batch), batch["labels"].to(device_of(model)))
+            total += nats
+            count += counted
     return total, count
 
 

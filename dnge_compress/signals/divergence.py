@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as nnf
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dnge_compress.signals.draws import drawn
@@ -71,6 +71,14 @@ def divergence(
 def _kl_sum(reference: Float[Tensor, "rows C"], output: Float[Tensor, "rows C"]) -> Float[Tensor, ""]:
     p = reference.float().log_softmax(-1)
     return (p.exp() * (p - output.float().log_softmax(-1))).sum()
+
+
+def next_token_nats(logits: Float[Tensor, "N T C"], labels: Int[Tensor, "N T"]) -> tuple[float, int]:
+    """Cross-entropy of each next token in nats, summed over those that count (label ≥ 0), and how many those are."""
+    wanted = labels[:, 1:]
+    counts = wanted >= 0
+    total = nnf.cross_entropy(logits[:, :-1].float()[counts], wanted[counts], reduction="sum")
+    return float(total), int(counts.sum())
 
 
 def label_loss(output: Float[Tensor, "*rows C"], logits: bool, generator: torch.Generator) -> Float[Tensor, ""]:

@@ -12,7 +12,7 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from dnge_compress.signals.comparison import ANSWER_NUMBERS
-from dnge_compress.signals.divergence import are_scores, attended, attended_outputs, divergence
+from dnge_compress.signals.divergence import are_scores, attended, attended_outputs, divergence, next_token_nats
 from dnge_compress.signals.inference import (
     Inputs,
     call,
@@ -106,10 +106,9 @@ class _Counted:
         assert isinstance(batch, Mapping)
         ids, mask = batch["input_ids"], attended(batch)
         labels = ids if mask is None else ids.masked_fill(~mask, -100)
-        wanted = labels[:, 1:]
-        counts = wanted >= 0
-        self.total += float(nnf.cross_entropy(output[:, :-1].float()[counts], wanted[counts], reduction="sum"))
-        self.count += int(counts.sum())
+        total, count = next_token_nats(output, labels)
+        self.total += total
+        self.count += count
 
     def value(self, measure: str) -> float:
         """The mean, as perplexity or accuracy."""

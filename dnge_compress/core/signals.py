@@ -1,0 +1,27 @@
+"""The signals that end a process, and another handler for them for a while."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def handled_by(handler: Any) -> Iterator[None]:
+    """Another handler for a block, but for signals that are ignored (`nohup`, `trap "" INT`) or handled by what isn't
+    written in Python; on other threads than the main one there are none to take."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, handler) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler_before in before.items():
+            signal.signal(number, handler_before)
