@@ -25,6 +25,7 @@ from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals import side_by_side
 from dnge_compress.signals.divergence import mean_divergence, outputs_of
 from dnge_compress.signals.inference import has_logits
+from dnge_compress.signals.fits import _Samples, _Sums
 from dnge_compress.signals.side_by_side import JUDGED, SideBySide, best_fit
 
 Values = dict[str, Tensor]
@@ -350,6 +351,33 @@ def test_a_consumer_that_can_do_without_what_went_keeps_its_own_weights() -> Non
     found = best_fit(x, x @ own.T, judged, consumer)
     torch.testing.assert_close(found.weight, own, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.added, torch.zeros(3), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("can_shift", [True, False])
+def test_from_the_side_of_few_samples_a_fit_is_the_same(can_shift: bool) -> None:
+    torch.manual_seed(0)
+    x, rest = torch.randn(40, 12, dtype=torch.float64) + 2, torch.randn(40, 3, dtype=torch.float64)
+    by_features = _Sums.of(x[:30], rest[:30])
+    by_samples = _Samples(x, rest, x @ x.T).first(30)
+    for wanted, found in [
+        (by_features.ridge(0.1, can_shift), by_samples.ridge(0.1, can_shift)),
+        ((by_features + _Sums.of(x[30:], rest[30:])).ridge(1.0, can_shift), _Samples(x, rest, x @ x.T).ridge(1.0, can_shift)),
+    ]:
+        torch.testing.assert_close(found.weight, wanted.weight)
+        torch.testing.assert_close(found.added, wanted.added)
+        torch.testing.assert_close(found.outputs(x), wanted.outputs(x))
+
+
+def test_fewer_positions_than_features_are_fitted_from_the_samples_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer, x, judged = a_consumer(4)
+    assert len(x) < x.shape[1]
+    x = torch.tensor([1.0, -2.0, 3.0, 2.0])[:, None] * x[:1]  # one direction, so that four positions tell it
+    target = x @ torch.randn(3, x.shape[1]).T
+    monkeypatch.setattr(_Sums, "of", lambda *args: pytest.fail("as many sums as features"))
+    found = best_fit(x, target, judged, consumer)
+    left = x @ found.weight.T + found.added - target
+    before = x @ consumer.one_shot().weight.T + consumer.one_shot().added - target
+    assert float(left.norm()) < 0.2 * float(before.norm())
 
 
 def test_with_too_few_examples_to_judge_by_the_one_shot_fit_stays() -> None:

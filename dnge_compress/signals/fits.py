@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,6 +28,29 @@ class Fit:
 
     weight: Tensor
     added: Tensor
+
+    def outputs(self, x: Float[Tensor, "P K"]) -> Float[Tensor, "P D"]:
+        """What it writes for some inputs."""
+        return x @ self.weight.T + self.added
+
+
+@dataclass
+class SampledFit:
+    """A fit whose weight is a sum of few inputs `[P, K]`, as its `shares` `[P, D]` tell; the weight itself is only made
+    when somebody asks."""
+
+    x: Tensor
+    shares: Tensor
+    added: Tensor
+
+    @property
+    def weight(self) -> Float[Tensor, "D K"]:
+        """The weight itself."""
+        return self.shares.T @ self.x
+
+    def outputs(self, x: Float[Tensor, "P K"]) -> Float[Tensor, "P D"]:
+        """What it writes for some inputs."""
+        return (x @ self.x.T) @ self.shares + self.added
 
 
 @dataclass
@@ -113,29 +136,41 @@ def best_fit(
     x0 = x.mean(0) if can_shift else x.new_zeros(x.shape[1])
     rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
     x, rest = x - x0, rest - rest0
-    seen, unseen = _Sums.of(x[~judged], rest[~judged]), _Sums.of(x[judged], rest[judged])
+    x, rest = torch.cat([x[~judged], x[judged]]), torch.cat([rest[~judged], rest[judged]])
+    seen = int((~judged).sum())
+    of_seen, of_all = _evidence(x, rest, seen)
     nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep].float() - first.weight
-    makers: list[Callable[[_Sums], Fit]] = [
-        lambda sums: Fit(undone, undone @ x0 - rest0),  # no repair at all
-        lambda sums: Fit(undone, sums.mean_rest(undone, can_shift)),
-        lambda sums: Fit(nothing, first.added - rest0),
-        lambda sums: Fit(nothing, sums.mean_rest(nothing, can_shift)),
-        *(partial(_ridge, ridge=ridge, can_shift=can_shift) for ridge in RIDGES),
+    makers: list[Callable[[_Evidence], Fit | SampledFit]] = [
+        lambda known: Fit(undone, undone @ x0 - rest0),  # no repair at all
+        lambda known: Fit(undone, known.mean_rest(undone, can_shift)),
+        lambda known: Fit(nothing, first.added - rest0),
+        lambda known: Fit(nothing, known.mean_rest(nothing, can_shift)),
+        *(lambda known, ridge=ridge: known.ridge(ridge, can_shift) for ridge in RIDGES),
     ]
 
-    def error(fit: Fit) -> float:
-        miss = rest[judged] - x[judged] @ fit.weight.T - fit.added
+    def error(fit: Fit | SampledFit) -> float:
+        miss = rest[seen:] - fit.outputs(x[seen:])
         found = float((miss.square().mean(0) * consumer.importance).sum())
         return found if math.isfinite(found) else math.inf
 
-    errors = [error(make(seen)) for make in makers]
-    change = makers[min(range(len(makers)), key=errors.__getitem__)](seen + unseen)
-    return Fit(first.weight + change.weight, change.added + rest0 - change.weight @ x0)
+    errors = [error(make(of_seen)) for make in makers]
+    change = makers[min(range(len(makers)), key=errors.__getitem__)](of_all)
+    weight = change.weight
+    return Fit(first.weight + weight, change.added + rest0 - weight @ x0)
+
+
+def _evidence(x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"], seen: int) -> tuple[_Evidence, _Evidence]:
+    """The first positions, and all of them; from the side on which there is less to solve."""
+    if len(x) < x.shape[1]:
+        samples = _Samples(x, rest, x @ x.T)
+        return samples.first(seen), samples
+    some, others = _Sums.of(x[:seen], rest[:seen]), _Sums.of(x[seen:], rest[seen:])
+    return some, some + others
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """What rows `[P, K]` and what is left to explain of their targets `[P, D]` add up to."""
+    """What inputs and the rests of their targets add up to, where there are at least as many positions as features."""
 
     count: int
     x: Float[Tensor, " K"]
@@ -155,13 +190,49 @@ class _Sums:
         """What is left on average under a weight, where something takes it up."""
         return (self.rest - weight @ self.x) / self.count if can_shift else torch.zeros_like(self.rest)
 
+    def ridge(self, ridge: float, can_shift: bool) -> Fit:
+        """Least squares, with a ridge (in mean second moments of a feature) towards no change."""
+        gram, cross = self.xx / self.count, self.x_rest / self.count
+        if can_shift:
+            mean = self.x / self.count
+            gram, cross = gram.addr(mean, mean, alpha=-1), cross.addr(mean, self.rest / self.count, alpha=-1)
+        gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
+        weight = torch.cholesky_solve(cross, factor(gram)).T
+        return Fit(weight, self.mean_rest(weight, can_shift))
 
-def _ridge(sums: _Sums, *, ridge: float, can_shift: bool) -> Fit:
-    """Least squares, with a ridge towards no change."""
-    gram, cross = sums.xx / sums.count, sums.x_rest / sums.count
-    if can_shift:
-        mean = sums.x / sums.count
-        gram, cross = gram.addr(mean, mean, alpha=-1), cross.addr(mean, sums.rest / sums.count, alpha=-1)
-    gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
-    weight = torch.cholesky_solve(cross, factor(gram)).T
-    return Fit(weight, sums.mean_rest(weight, can_shift))
+
+@dataclass(frozen=True)
+class _Samples:
+    """The inputs and rests themselves, with the inputs' `products` `[P, P]`, where there are fewer positions than
+    features: the same solution (Woodbury's identity), from matrices of positions in place of features."""
+
+    x: Float[Tensor, "P K"]
+    rest: Float[Tensor, "P D"]
+    products: Float[Tensor, "P P"]
+
+    def first(self, count: int) -> _Samples:
+        """The first positions."""
+        return _Samples(self.x[:count], self.rest[:count], self.products[:count, :count])
+
+    def mean_rest(self, weight: Float[Tensor, "D K"], can_shift: bool) -> Float[Tensor, " D"]:
+        """As of sums."""
+        return self.rest.mean(0) - weight @ self.x.mean(0) if can_shift else torch.zeros_like(self.rest[0])
+
+    def ridge(self, ridge: float, can_shift: bool) -> SampledFit:
+        """As of sums."""
+        rest, gram = self.rest, self.products.clone()
+        if can_shift:  # distances from the mean, on both sides
+            rows = gram.mean(0)
+            gram += rows.mean() - rows - rows[:, None]
+            rest = rest - rest.mean(0)
+        count, features = self.x.shape
+        damping = ridge * float(gram.diagonal().sum()) / count / features + 1e-12
+        gram.diagonal().add_(damping * count)
+        shares = torch.cholesky_solve(rest, factor(gram))
+        if not can_shift:
+            return SampledFit(self.x, shares, torch.zeros_like(rest[0]))
+        shares = shares - shares.mean(0)  # the same as of inputs without their mean
+        return SampledFit(self.x, shares, self.rest.mean(0) - shares.T @ (self.x @ self.x.mean(0)))
+
+
+_Evidence: TypeAlias = _Sums | _Samples

@@ -14,9 +14,10 @@ from dnge_compress.signals.draws import drawn
 from dnge_compress.signals.inference import device_of
 from dnge_compress.signals.positions import positions_of
 
-# Rows written side by side: a small model takes little longer for many, a large one's memory has to fit. Decided by
-# the model alone, so that the rows don't depend on the machine.
-CACHE_NUMBERS = 1 << 27
+# Rows written side by side: every step reads all weights, so many rows cost little more than one, as long as what they
+# remember is small beside the weights. Decided by the model alone, so that the rows don't depend on the machine.
+CACHE_NUMBERS = 1 << 27  # remembered by all rows; of a large model
+CACHE_SHARE = 1 / 8  # of its own numbers, if that is more
 ROWS_AT_ONCE = (8, 256)  # at least and at most
 READ_TOKENS = 4096  # at once, by a model without memory, which reads all again for each token
 
@@ -60,7 +61,8 @@ def rows_at_once(model: Any, length: int) -> int:
     size = getattr(config, "head_dim", None) or (width // heads if heads else width)
     remembered = size * (getattr(config, "num_key_value_heads", None) or heads or 1)
     least, most = ROWS_AT_ONCE
-    return max(least, min(most, CACHE_NUMBERS // (2 * remembered * layers * length)))
+    numbers = max(CACHE_NUMBERS, CACHE_SHARE * sum(p.numel() for p in model.parameters()))
+    return max(least, min(most, int(numbers) // (2 * remembered * layers * length)))
 
 
 def continued(
