@@ -78,9 +78,10 @@ def measure(name: str, recipe: str, ratio: float, tokens: int) -> None:
     rate = products_per_second()
     command = [sys.executable, "-m", "dnge_compress", "compress", folder, "-o", out, "--json", "--recipe", recipe]
     command += ["--ratio", str(ratio), "--set", f"calibration.tokens={tokens}"]
-    started = time.perf_counter()
+    started, before = time.perf_counter(), os.times()
     peak, own, code = watched([str(part) for part in command])
-    taken = time.perf_counter() - started
+    taken, after = time.perf_counter() - started, os.times()
+    worked = after.children_user + after.children_system - before.children_user - before.children_system
     floor = 4 * tokens * matrix_numbers(SHAPES[name]) / rate
     cells = {
         "model": name,
@@ -88,6 +89,7 @@ def measure(name: str, recipe: str, ratio: float, tokens: int) -> None:
         "weights, MiB": f"{sum(f.stat().st_size for f in folder.glob('*.safetensors')) / MIB:,.0f}",
         "calibration tokens": f"{tokens:,}",
         "time, s": f"{taken:,.0f}" if code == 0 else f"failed ({code})",
+        "processor, s": f"{worked:,.0f}",
         "times the floor": f"{taken / floor:.1f}",
         "peak, MiB": f"{peak / MIB:,.0f}",
         "of it its own, MiB": f"{own / MIB:,.0f}",

@@ -12,6 +12,7 @@ from torch import nn
 
 from dnge_compress.checkpoint import load, opened, save
 from dnge_compress.core.errors import PlanError, RecipeError
+from dnge_compress.core.parts import Parts, kept_parts
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import kind
@@ -56,6 +57,7 @@ def compress(
     data: Iterable[Any] | None = None,
     example_inputs: Inputs | None = None,
     progress: Progress | bool = False,
+    work: str | Path | Parts | None = None,
     inplace: bool = False,
     **overrides: Any,
 ) -> nn.Module | list[nn.Module]:
@@ -69,9 +71,10 @@ def compress(
     traced; `recipe` is the name of one that comes with the package (`dnge recipes ls`), the path of a YAML file, a
     value, or a mapping; a number in its place is the ratio. Further keywords override leaves of it (scorer="magnitude",
     compensate="none", seed=1). `progress` is called along the way (core/progress.py), or draws bars if it is True.
-    `inplace` lets the object `model` itself become the smaller network, so that what isn't
-    cut exists once: parameters, optimizers and submodules taken from it before are no longer its own. The result
-    carries `.dnge.plan` and `.dnge.report`.
+    `work` is a folder for finished parts (inputs, signals of a block, refitted matrices), from which the same call goes
+    on after it was stopped, to the same result; it is taken away at the end. `inplace` lets the object `model` itself
+    become the smaller network, so that what isn't cut exists once: parameters, optimizers and submodules taken from it
+    before are no longer its own. The result carries `.dnge.plan` and `.dnge.report`.
 
     Raises a DngeError (core/errors.py) and leaves the model as it was.
 
@@ -79,12 +82,14 @@ def compress(
     """
     started, ratios = time.perf_counter(), _several(ratio, inplace)
     overrides |= {"ratio": max(ratios) if ratios else ratio}
-    task = Task(model, recipe, overrides, data=data, example_inputs=example_inputs, scores=scores, progress=progress)
-    if not ratios:
-        return _carried_out(task, task.recipe, started, inplace=inplace, shares=task.is_own)
-    recipes = {r: task.at(r) for r in sorted(set(ratios), reverse=True)}  # what can't be reached ends the work at once
-    found = {r: _carried_out(task, recipe, time.perf_counter()) for r, recipe in recipes.items()}
-    return [found[r] for r in ratios]
+    given: dict[str, Any] = {"data": data, "example_inputs": example_inputs, "scores": scores, "progress": progress}
+    with kept_parts(work) as parts:
+        task = Task(model, recipe, overrides, parts=parts, **given)
+        if not ratios:
+            return _carried_out(task, task.recipe, started, inplace=inplace, shares=task.is_own)
+        recipes = {r: task.at(r) for r in sorted(set(ratios), reverse=True)}  # what can't be reached ends it at once
+        found = {r: _carried_out(task, recipe, time.perf_counter()) for r, recipe in recipes.items()}
+        return [found[r] for r in ratios]
 
 
 def _carried_out(task: Task, recipe: Recipe, started: float, **how: bool) -> nn.Module:

@@ -20,7 +20,7 @@ from models import ENCODER, FAMILIES, example_inputs, make, outputs
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModel, BertConfig, BertForPreTraining, BertModel
+from transformers import AutoModel, AutoModelForCausalLM, BertConfig, BertForPreTraining, BertModel
 
 from dnge_compress.checkpoint import Compression, check_weights, load, open_model, save, saving
 from dnge_compress.checkpoint.targets import refuse_target
@@ -658,6 +658,17 @@ def test_quantized_modules_are_refused() -> None:
         check_weights(packed)
     with torch.device("meta"), pytest.raises(WeightError, match="meta"):
         check_weights(nn.Linear(3, 4))
+
+
+def test_a_model_that_lies_on_the_disk_in_part_is_refused_with_the_way_to_open_it(tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path / "model")
+    places = dict.fromkeys(("model.embed_tokens", "lm_head", "model.norm", "model.rotary_emb", "model.layers.0"), "cpu")
+    others = {f"model.layers.{i}": "disk" for i in range(1, make("llama").config.num_hidden_layers)}
+    offloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map={**places, **others}, offload_folder=tmp_path / "rest"
+    )
+    with pytest.raises(WeightError, match="pass its folder or hub id"):
+        check_weights(offloaded)
 
 
 def test_known_ties_are_fine_and_others_are_refused_naming_both() -> None:

@@ -24,8 +24,8 @@ from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals import side_by_side
 from dnge_compress.signals.divergence import mean_divergence, outputs_of
-from dnge_compress.signals.inference import has_logits
 from dnge_compress.signals.fits import _Samples, _Sums
+from dnge_compress.signals.inference import has_logits
 from dnge_compress.signals.side_by_side import JUDGED, SideBySide, best_fit
 
 Values = dict[str, Tensor]
@@ -361,7 +361,10 @@ def test_from_the_side_of_few_samples_a_fit_is_the_same(can_shift: bool) -> None
     by_samples = _Samples(x, rest, x @ x.T).first(30)
     for wanted, found in [
         (by_features.ridge(0.1, can_shift), by_samples.ridge(0.1, can_shift)),
-        ((by_features + _Sums.of(x[30:], rest[30:])).ridge(1.0, can_shift), _Samples(x, rest, x @ x.T).ridge(1.0, can_shift)),
+        (
+            (by_features + _Sums.of(x[30:], rest[30:])).ridge(1.0, can_shift),
+            _Samples(x, rest, x @ x.T).ridge(1.0, can_shift),
+        ),
     ]:
         torch.testing.assert_close(found.weight, wanted.weight)
         torch.testing.assert_close(found.added, wanted.added)

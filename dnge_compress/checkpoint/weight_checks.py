@@ -21,6 +21,7 @@ def check_weights(model: nn.Module) -> None:
         check_weights(AutoModel.from_pretrained("bert-base-uncased"))
     """
     _refuse_quantized_modules(model)
+    _refuse_offloaded(model)
     for name, parameter in model.named_parameters():
         _check_values(name, parameter, "a parameter")
         if parameter.numel() and not _is_finite(parameter):
@@ -45,6 +46,14 @@ def _refuse_quantized_modules(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")):
             raise WeightError(f"'{name}' is a quantized {type(module).__name__}; use the floating-point model")
+
+
+def _refuse_offloaded(model: nn.Module) -> None:
+    if getattr(model, "hf_device_map", None) and any(p.is_meta for p in model.parameters()):
+        raise WeightError(
+            f"the {type(model).__name__}'s device_map leaves weights on the disk; pass its folder or hub id "
+            "in its place: weights then stay mapped from their files, and need not fit into memory"
+        )
 
 
 def _check_values(name: str, tensor: Tensor, what: str) -> None:

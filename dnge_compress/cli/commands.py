@@ -24,6 +24,7 @@ from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.parts import kept_parts
 from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
@@ -47,6 +48,7 @@ from dnge_compress.report.report import Report
 from dnge_compress.signals.user_data import UserData
 from dnge_compress.vocabulary.trim import plan_vocabulary
 
+LARGE = 1_000_000_000  # parameters, whose compression takes so long that finished parts are kept
 P = TypeVar("P", bound=PrunePlan | LoraPlan | VocabularyPlan)
 
 
@@ -103,9 +105,10 @@ def compress(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         data = _data(options, model, recipe)
-        scores = options.scores
-        small: Any = api.compress(model, recipe, scores=scores, data=data, inplace=True, progress=progress)
-        _save(small, options, progress)
+        with kept_parts(_work(options, model)) as parts:
+            how = {"scores": options.scores, "data": data, "work": parts}
+            small: Any = api.compress(model, recipe, **how, inplace=True, progress=progress)
+            _save(small, options, progress)
     print_report(small.dnge.report, options)
     say_what_now(small, options)
 
@@ -220,6 +223,13 @@ def _open(options: Namespace, progress: Progress, source: str = "") -> nn.Module
     )
     progress("open", 1, 1)
     return model
+
+
+def _work(options: Namespace, model: nn.Module) -> Path | None:
+    """Where finished parts are kept: beside the result of a large model, if nothing else is said."""
+    if options.work or world() > 1 or sum(p.numel() for p in model.parameters()) < LARGE:
+        return Path(options.work) if options.work else None
+    return Path(f"{options.output.rstrip('/')}.unfinished")
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:

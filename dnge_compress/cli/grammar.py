@@ -69,6 +69,8 @@ def parser() -> Parser:
     compress = command("compress", opening, choosing, scored, force, json_flag, about=about)
     _model(compress)
     _output(compress)
+    about = "folder for finished parts, from which the same command goes on after a stop (default, from a billion "
+    compress.add_argument("--work", metavar="DIR", help=about + "parameters on: OUT.unfinished)")
     about = "show what each ratio costs: size, quality and speed; changes nothing"
     curve = command("curve", opening, _choosing_flags(with_ratio=False), scored, force, json_flag, about=about)
     _model(curve)

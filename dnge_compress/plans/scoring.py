@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,10 +26,18 @@ from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.consumers import places_of, reading_at
 from dnge_compress.signals.inference import Inputs, device_of, to_device
 from dnge_compress.signals.signal import Signal, Signals
+from dnge_compress.signals.stored import (
+    GATHERED,
+    arranged,
+    arrangement,
+    below,
+    gathered_in,
+    signal_at,
+    tensors_in_batch,
+)
 
 SCORES = "scores.safetensors"
 FILE_BYTES = 1 << 30  # of signals in one file, about
-GATHERED = ("mean", "covariance", "grad_square", "fisher", "taylor", "out_fisher")  # a signal's own tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +75,7 @@ class Scoring(Scores):
         tensors = {f"units/{name}": values for name, values in self.units.items()}
         tensors |= {f"uncorrected/{name}": values for name, values in self.uncorrected.items()}
         for i, batch in enumerate(context.batches):
-            tensors |= {f"batch/{i}/{name}": value for name, value in _named(batch)}
+            tensors |= {f"batch/{i}/{name}": value for name, value in tensors_in_batch(batch)}
         _save(tensors, stage / SCORES)
         files: dict[str, str] = {}
         for number, spaces in enumerate(_shards(signals), 1):
@@ -79,7 +86,7 @@ class Scoring(Scores):
             basis=self.basis,
             notes=self.notes,
             data_notes=self.data_notes,
-            batches=tuple(map(_arrangement, context.batches)),
+            batches=tuple(map(arrangement, context.batches)),
             matrices=self.matrices,
             counts={space: tuple(signal.count for signal in own) for space, own in signals.items()},
             files=files,
@@ -150,10 +157,7 @@ def _read(folder: Path, header: Header, context: ScoringContext) -> Scoring:
             {n.removeprefix(kind): file.get_tensor(n).cpu() for n in names if n.startswith(kind)}
             for kind in ("units/", "uncorrected/")
         )
-        batches = tuple(
-            _arranged(arrangement, lambda name, i=i: file.get_tensor(f"batch/{i}/{name}"))
-            for i, arrangement in enumerate(header.batches)
-        )
+        batches = tuple(arranged(how, below(f"batch/{i}/", file.get_tensor)) for i, how in enumerate(header.batches))
     ordered = {s.name: units[s.name] for s in context.graph.spaces if s.name in units}
     is_synthetic = not header.basis.data
     found = replace(
@@ -178,19 +182,11 @@ def _read(folder: Path, header: Header, context: ScoringContext) -> Scoring:
 def _signals_in(folder: Path, header: Header, context: ScoringContext) -> Signals:
     found: dict[str, list[Signal]] = {}
     for place in places_of(context.model, context.graph):
-        reading, own = reading_at(context.model, context.graph, place), found.setdefault(place.space, [])
-        with safe_open(folder / header.files[place.space], "pt", device=str(reading.matrix.device)) as file:
+        own, device = found.setdefault(place.space, []), context.model.get_parameter(place.slot.param).device
+        with safe_open(folder / header.files[place.space], "pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(f"{place.space}/{len(own)}/{name}") for name in GATHERED}
-        signal = Signal(
-            slot=place.slot,
-            weight=reading.matrix,
-            units=place.units,
-            own=reading.own,
-            rows=reading.rows,
-            count=header.counts[place.space][len(own)],
-            **tensors,
-        )
-        own.append(signal)
+        count = header.counts[place.space][len(own)]
+        own.append(signal_at(context.model, context.graph, place, count, tensors.__getitem__))
     return {space: tuple(own) for space, own in found.items()}
 
 
@@ -221,7 +217,7 @@ def _shards(signals: Signals) -> Iterator[list[str]]:
 def _tensors_of(signals: Signals, spaces: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     for space in spaces:
         for i, signal in enumerate(signals[space]):
-            yield from ((f"{space}/{i}/{name}", getattr(signal, name)) for name in GATHERED)
+            yield from ((f"{space}/{i}/{name}", tensor) for name, tensor in gathered_in(signal).items())
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
@@ -231,32 +227,11 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     file.chmod(0o666 & ~umask())  # safetensors leaves files to their owner alone
 
 
-def _named(batch: Inputs) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(batch, Mapping):
-        yield from batch.items()
-    elif isinstance(batch, tuple):
-        yield from ((str(i), part) for i, part in enumerate(batch))
-    else:
-        yield "", batch
-
-
-def _arrangement(batch: Inputs) -> Sequence[str] | int | None:
-    if isinstance(batch, Mapping):
-        return list(batch)
-    return len(batch) if isinstance(batch, tuple) else None
-
-
-def _arranged(arrangement: Any, tensor: Any) -> Inputs:
-    if isinstance(arrangement, list):
-        return {name: tensor(name) for name in arrangement}
-    return tuple(tensor(str(i)) for i in range(arrangement)) if isinstance(arrangement, int) else tensor("")
-
-
 def _digest_of(batches: Iterable[Inputs]) -> str:
     """Sixteen hex digits over all values of some inputs."""
     sha = hashlib.sha256()
     for batch in batches:
-        for name, value in _named(batch):
+        for name, value in tensors_in_batch(batch):
             sha.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
             sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:16]

@@ -3,6 +3,8 @@ whole one on some inputs."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +12,8 @@ from functools import cached_property
 from torch import Tensor
 
 from dnge_compress.core.memory import give_back
+from dnge_compress.core.parts import Parts
+from dnge_compress.core.strict_json import json_values
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import Cut
@@ -58,8 +62,11 @@ class Trial:
         """The damage under cuts and the repair that the signals alone give (`values`, if known); measured once."""
         key = applied.cuts, repair
         if key not in self._known:
-            found = repair_values(self.context, applied, repair) if values is None else values
-            self._known[key] = self.damage(applied, found)
+
+            def measured() -> float:
+                return self.damage(applied, repair_values(self.context, applied, repair) if values is None else values)
+
+            self._known[key] = parts_under(self.context, applied, repair).facts("damage", measured)
         return self._known[key]
 
 
@@ -100,7 +107,7 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
     if repair.compensate == "lstsq":
         ways["least squares"] = repair_values(context, applied, repair)
         context.progress("repair", 2, steps)
-        ways["side by side"] = _side_by_side(context, applied, ways["least squares"])
+        ways["side by side"] = _side_by_side(context, applied, repair, ways["least squares"])
         give_back()
         context.progress("repair", 3, steps)
     trial = trial or Trial(context)
@@ -117,14 +124,26 @@ def _least(damages: Mapping[str, float]) -> str:
     return min(damages, key=lambda way: damages[way])
 
 
-def _side_by_side(context: ScoringContext, applied: AppliedCuts, one_shot: dict[str, Tensor]) -> dict[str, Tensor]:
-    repair = SideBySide(context.model, context.signals, applied, one_shot)
+def _side_by_side(
+    context: ScoringContext, applied: AppliedCuts, repair: Repair, one_shot: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    parts = parts_under(context, applied, repair)
+    run = SideBySide(context.model, context.signals, applied, one_shot, parts)
     with context.calibrated():
-        return repair.run(context.batches)
+        return run.run(context.batches)
 
 
 def repair_values(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
     """New values of the consumers under the cuts; the signals are gathered only if something is repaired."""
     if repair.compensate == "none" or not applied.cuts:
         return {}
-    return least_squares_repair(context.model, context.signals, applied, repair)
+    parts = parts_under(context, applied, repair)
+    return least_squares_repair(context.model, context.signals, applied, repair, parts)
+
+
+def parts_under(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> Parts:
+    """The parts of a work that belong to some cuts and a way to repair."""
+    if not context.parts.are_kept:
+        return context.parts
+    told = json.dumps([[json_values(cut) for cut in applied.cuts], repair.model_dump(mode="json")])
+    return context.parts.within(hashlib.sha256(told.encode()).hexdigest()[:16])

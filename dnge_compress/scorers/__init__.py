@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.memory import give_back
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.recipes.methods import SCORERS
@@ -26,6 +27,7 @@ from dnge_compress.signals.inference import Inputs
 from dnge_compress.signals.layers import layer_costs
 from dnge_compress.signals.moments import gather_signals
 from dnge_compress.signals.signal import Signals
+from dnge_compress.signals.stored import kept_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,8 @@ class ScoringContext:
     `data` holds others, such as the user's own.
 
     Nothing is run before somebody asks for `batches` or `signals`, so a scorer that reads weights alone costs little.
-    `made` are synthetic inputs, and `gathered` signals, that are known from an earlier run.
+    `made` are synthetic inputs, and `gathered` signals, that are known from an earlier run; `parts` keep what is
+    finished while the work lasts.
     """
 
     graph: ModelGraph
@@ -47,6 +50,7 @@ class ScoringContext:
     progress: Progress = field(default=silent, compare=False)
     made: tuple[Inputs, ...] | None = None
     gathered: Signals | None = None
+    parts: Parts = field(default=NOTHING_KEPT, compare=False)
 
     @property
     def seed(self) -> int:
@@ -60,7 +64,9 @@ class ScoringContext:
             return self.data
         if self.made is not None:
             return self.made
-        made = tuple(calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress))
+        made = kept_batches(
+            self.parts, lambda: calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress)
+        )
         give_back()
         return made
 
@@ -70,7 +76,7 @@ class ScoringContext:
         if self.gathered is not None:
             return self.gathered
         with self.calibrated():
-            found = gather_signals(self.model, self.graph, self.batches, self.seed, self.progress)
+            found = gather_signals(self.model, self.graph, self.batches, self.seed, self.progress, self.parts)
         give_back()
         return found
 
@@ -85,9 +91,13 @@ class ScoringContext:
         graph, spaces = self.graph, (*self.graph.of_kind("layer"), *self.graph.of_kind("expert"))
         costs = {s.name: torch.ones(s.units) for s in spaces}
         if "layer" in self.kinds and any(len(s.protected) < s.units for s in graph.of_kind("layer")):
-            costs |= layer_costs(self.model, graph, self.batches, self.progress)
+            costs |= self.parts.tensors(
+                "costs-of-blocks", lambda: layer_costs(self.model, graph, self.batches, self.progress)
+            )
         if "expert" in self.kinds:
-            costs |= expert_costs(self.model, graph, self.batches, self.seed)
+            costs |= self.parts.tensors(
+                "costs-of-experts", lambda: expert_costs(self.model, graph, self.batches, self.seed)
+            )
         return costs
 
     @cached_property

@@ -4,6 +4,8 @@ unit and refitting its consumers, on the moments of the calibration inputs.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -22,10 +24,14 @@ def score(context: ScoringContext) -> Scores:
     units = {name: torch.zeros(found[0].units) for name, found in context.signals.items()}
     mine = own_share(list(units))
     for done, (_, space) in enumerate(mine, start=1):
-        units[space] = unit_costs(context, space)
+        units |= context.parts.tensors(f"costs.{space}", partial(_costs, context, space))
         context.progress("score", done, len(mine))
     units = {name: summed(values) for name, values in units.items()}
     return Scores(units=units | context.measured_costs, scorer="obs", fingerprint=context.graph.fingerprint)
+
+
+def _costs(context: ScoringContext, space: str) -> dict[str, Tensor]:
+    return {space: unit_costs(context, space)}
 
 
 def unit_costs(context: ScoringContext, space: str) -> Tensor:

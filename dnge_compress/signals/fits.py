@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.parts import Parts
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
@@ -86,6 +87,20 @@ class Consumer:
         whole = from_matrix(weight, self.original, self.graph, self.slot)
         self.value, self.added = shelf.keep(whole.to(self.original.dtype)), found.added
 
+    def settle_as_kept(self, parts: Parts, fitted: Callable[[], Fit], shelf: Shelf) -> None:
+        """Take the fit that a part of the work holds, or that is made now."""
+        if not parts.are_kept:
+            self.settle(fitted(), shelf)
+            return
+
+        def made() -> dict[str, Tensor]:
+            self.settle(fitted(), shelf)
+            assert self.value is not None and self.added is not None
+            return {"value": self.value, "added": self.added}
+
+        found = parts.tensors(f"side-by-side.{self.slot.param}", made)
+        self.value, self.added = found["value"], found["added"]
+
     def values(self) -> dict[str, Tensor]:
         """New values of the parameters, if the consumer was reached."""
         if self.value is None or self.added is None:
@@ -132,12 +147,13 @@ def best_fit(
     first, can_shift = consumer.one_shot(), consumer.shift is not None
     if not bool(judged.any()):
         return first
-    rest = target - x @ first.weight.T
+    order, seen = judged.byte().argsort(stable=True), int((~judged).sum())
+    x, rest = x[order], (target - x @ first.weight.T)[order]
     x0 = x.mean(0) if can_shift else x.new_zeros(x.shape[1])
     rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
-    x, rest = x - x0, rest - rest0
-    x, rest = torch.cat([x[~judged], x[judged]]), torch.cat([rest[~judged], rest[judged]])
-    seen = int((~judged).sum())
+    if can_shift:
+        x -= x0
+        rest -= rest0
     of_seen, of_all = _evidence(x, rest, seen)
     nothing, undone = torch.zeros_like(first.weight), consumer.weight[:, consumer.keep].float() - first.weight
     makers: list[Callable[[_Evidence], Fit | SampledFit]] = [

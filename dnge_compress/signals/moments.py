@@ -7,7 +7,7 @@ moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.processes import own_share
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.products import Watch, products_watched
@@ -32,19 +33,27 @@ from dnge_compress.signals.recorder import Recorder
 from dnge_compress.signals.recurrence import recurrences_watched
 from dnge_compress.signals.second_moments import MomentStore
 from dnge_compress.signals.signal import Signal, Signals
+from dnge_compress.signals.stored import below, gathered_in, signal_at
 
 SEEDS_APART = 1_000_003  # of the draws of one batch and the next
 GRAPH_NUMBERS = 1 << 27  # that modules write for one piece of a batch, about as many as the graph of its gradient holds
 
 Numbered: TypeAlias = Sequence[tuple[int, Inputs]]  # this process's share of the batches, each with its number
+# Signals at some places, and for every batch the gradient in front of the block that they are in.
+Gathered: TypeAlias = tuple[dict[Place, Signal], Sequence[Tensor]]
 
 
 def gather_signals(
-    model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], seed: int = 0, progress: Progress = silent
+    model: nn.Module,
+    graph: ModelGraph,
+    batches: Sequence[Inputs],
+    seed: int = 0,
+    progress: Progress = silent,
+    parts: Parts = NOTHING_KEPT,
 ) -> Signals:
     """Space name → signals at each of its consumers, all gathered in one pass over the inputs, of which each process
-    takes its share."""
-    task = _Task(model, graph, seed, progress)
+    takes its share. `parts` keep what is finished: all of it, or one block where blocks pass one at a time."""
+    task = _Task(model, graph, seed, progress, parts)
     places = places_of(model, graph)
     inside, answered = numbers_per_position(model, batches[0])
     pieces = in_pieces(batches, inside + answered, GRAPH_NUMBERS)
@@ -53,11 +62,28 @@ def gather_signals(
         task.chain(places, pieces[0]) if is_large or task.moment_bytes(places) > second_moments.MEMORY_BYTES else None
     )
     if chain is None:
-        found = task.whole(places, own_share(pieces))
+        found, _ = task.kept("signals", places, lambda: (task.whole(places, own_share(pieces)), ()))
     else:
         pieces = in_pieces(batches, inside / len(chain.paths) + answered, GRAPH_NUMBERS)
         found = task.in_turn(places, chain, own_share(pieces))
     return {s: tuple(found[p] for p in places if p.space == s) for s in dict.fromkeys(p.space for p in places)}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block of a chain while the gradients come back to it: how it is called on every batch, what it read there,
+    the gradient of what it wrote, and the labels."""
+
+    chain: Chain
+    index: int
+    calls: Sequence[Call]
+    states: Sequence[Tensor]
+    gradients: Sequence[Tensor]
+    labels: Sequence[int]
+
+    def back(self, batch: int) -> Tensor:
+        """Run it again on one batch; the gradient of what it read."""
+        return self.chain.back(self.index, self.calls[batch], self.states[batch], self.gradients[batch])
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,7 @@ class _Task:
     graph: ModelGraph
     seed: int
     progress: Progress
+    parts: Parts
 
     def moment_bytes(self, places: Sequence[Place]) -> int:
         """What all second moments take together."""
@@ -79,6 +106,25 @@ class _Task:
         with inference_mode_of(self.model):
             found = chain_of(self.model, self.graph, batch, lambda output: self._loss(output, self._draws(0)))
         return found if found and all(p.slot.param.startswith(found.prefixes) for p in places) else None
+
+    def kept(self, name: str, places: Sequence[Place], make: Callable[[], Gathered]) -> Gathered:
+        """The signals at some places, and the gradients in front of them, as one part."""
+        if not self.parts.are_kept:
+            return make()
+
+        def tensors() -> Iterator[tuple[str, Tensor]]:
+            signals, gradients = make()
+            yield from ((f"gradient/{b}", gradient) for b, gradient in enumerate(gradients))
+            for i, place in enumerate(places):
+                yield f"{i}/count", torch.tensor(signals[place].count)
+                yield from ((f"{i}/{key}", value) for key, value in gathered_in(signals[place]).items())
+
+        found = self.parts.tensors(name, lambda: dict(tensors()))
+        signals = {
+            place: signal_at(self.model, self.graph, place, int(found[f"{i}/count"]), below(f"{i}/", found.__getitem__))
+            for i, place in enumerate(places)
+        }
+        return signals, _numbered("gradient/", found)
 
     def whole(self, places: Sequence[Place], batches: Numbered) -> dict[Place, Signal]:
         """Send every batch through the whole model and back."""
@@ -110,39 +156,65 @@ class _Task:
 
     def in_turn(self, places: Sequence[Place], chain: Chain, batches: Numbered) -> dict[Place, Signal]:
         """Send all batches through one block after the other, and back."""
-        store, done = MomentStore(in_turn=True), 0
-        found: dict[Place, Signal] = {}
+        store, found = MomentStore(in_turn=True), dict[Place, Signal]()
         with inference_mode_of(self.model):
-            with torch.no_grad():
-                keep = Shelf("states between blocks").keep
-                states, calls = [list[Tensor]()], list[list[Call]]()
-                for _, batch in batches:
-                    hidden, given = chain.enter(batch)
-                    states[0].append(keep(hidden))
-                    calls.append(given)
-                for i in range(len(chain.paths)):
-                    block = chain.block(i)
-                    states.append([keep(calls[b][i].run(block, hidden)) for b, hidden in enumerate(states[-1])])
-                    done = self._passed(done, chain)
-            gradients, labels = list[Tensor](), list[int]()
-            for (number, batch), hidden in zip(batches, states[-1], strict=True):
-                loss = partial(self._attended_loss, attended(batch), number)
-                gradient, output = gradient_behind(chain, batch, hidden, loss)
-                gradients.append(gradient)
-                labels.append(_labels_in(attended_outputs(output, attended(batch))))
+            states, calls = self._forward(chain, batches)
+            gradients: Sequence[Tensor]
+            gradients, labels = self._behind(chain, batches, states[-1])
             for i in reversed(range(len(chain.paths))):
                 states.pop()
                 here = [p for p in places if p.slot.param.startswith(chain.prefixes[i])]
-                recorders = self._recorders(here, store, copies=True)
-                with torch.enable_grad(), self._recorded(list(recorders.values())):
-                    for b, (number, batch) in enumerate(batches):
-                        self._tell(recorders.values(), number, batch)
-                        gradients[b] = chain.back(i, calls[b][i], states[i][b], gradients[b])
-                        for r in recorders.values():
-                            r.end_batch(labels[b])
-                found |= {place: r.signal() for place, r in recorders.items()}
-                done = self._passed(done, chain)
+                run = _Block(chain, i, [given[i] for given in calls], states[i], gradients, labels)
+                signals, gradients = self.kept(f"block-{i}", here, partial(self._back, run, here, batches, store))
+                found |= signals
+                self.progress("calibrate", 2 * len(chain.paths) - i, 2 * len(chain.paths))
         return found
+
+    def _forward(self, chain: Chain, batches: Numbered) -> tuple[list[Sequence[Tensor]], list[list[Call]]]:
+        """The states in front of every block and behind the last, of every batch, and how blocks are called."""
+        # What is a part lies in a file anyway.
+        keep = (lambda states: states) if self.parts.are_kept else Shelf("states between blocks").keep
+        entered, calls = list[Tensor](), list[list[Call]]()
+        with torch.no_grad():
+            for _, batch in batches:
+                hidden, given = chain.enter(batch)
+                entered.append(keep(hidden))
+                calls.append(given)
+            states: list[Sequence[Tensor]] = [entered]
+            for i in range(len(chain.paths)):
+
+                def behind(i: int = i) -> dict[str, Tensor]:
+                    block = chain.block(i)
+                    return {str(b): keep(calls[b][i].run(block, hidden)) for b, hidden in enumerate(states[i])}
+
+                states.append(_numbered("", self.parts.tensors(f"states-{i}", behind)))
+                self.progress("calibrate", i + 1, 2 * len(chain.paths))
+        return states, calls
+
+    def _behind(self, chain: Chain, batches: Numbered, states: Sequence[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """The gradients behind the last block, and the labels of every batch."""
+
+        def gradients() -> dict[str, Tensor]:
+            found = dict[str, Tensor]()
+            for b, ((number, batch), hidden) in enumerate(zip(batches, states, strict=True)):
+                loss = partial(self._attended_loss, attended(batch), number)
+                found[f"gradient/{b}"], output = gradient_behind(chain, batch, hidden, loss)
+                found[f"labels/{b}"] = torch.tensor(_labels_in(attended_outputs(output, attended(batch))))
+            return found
+
+        found = self.parts.tensors("gradients", gradients)
+        return _numbered("gradient/", found), [int(count) for count in _numbered("labels/", found)]
+
+    def _back(self, run: _Block, here: Sequence[Place], batches: Numbered, store: MomentStore) -> Gathered:
+        """Send all batches back through one block."""
+        recorders, gradients = self._recorders(here, store, copies=True), list[Tensor]()
+        with torch.enable_grad(), self._recorded(list(recorders.values())):
+            for b, (number, batch) in enumerate(batches):
+                self._tell(recorders.values(), number, batch)
+                gradients.append(run.back(b))
+                for r in recorders.values():
+                    r.end_batch(run.labels[b])
+        return {place: r.signal() for place, r in recorders.items()}, gradients
 
     def _draws(self, number: int) -> torch.Generator:
         """What is drawn with for a batch, whoever has it."""
@@ -173,9 +245,10 @@ class _Task:
                 r.attach(hooks)
             yield
 
-    def _passed(self, done: int, chain: Chain) -> int:
-        self.progress("calibrate", done + 1, 2 * len(chain.paths))
-        return done + 1
+
+def _numbered(prefix: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The tensors that are named by a prefix and their number, in order."""
+    return [tensors[f"{prefix}{i}"] for i in range(sum(name.startswith(prefix) for name in tensors))]
 
 
 def _labels_in(output: Tensor) -> int:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.signals.consumers import from_matrix, shift_of
@@ -21,8 +23,11 @@ from dnge_compress.signals.obs import WIDE, features_of, refit
 from dnge_compress.signals.signal import Signal, Signals
 
 
-def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:
+def least_squares_repair(
+    model: nn.Module, signals: Signals, applied: AppliedCuts, repair: Repair, parts: Parts = NOTHING_KEPT
+) -> dict[str, Tensor]:
     """New values of the dense model's consumers under cuts: weights with zeros in the removed columns, and shifts.
+    `parts` keep what is finished.
 
     The model is not touched; `apply_repair` writes them after surgery, MaskedModel shows the result.
     """
@@ -39,7 +44,9 @@ def least_squares_repair(model: nn.Module, signals: Signals, applied: AppliedCut
             if (param, part, share) in done or param.startswith(applied.dropped_prefixes):
                 continue
             done.add((param, part, share))
-            found = _refit_consumer(weights, applied, signal, repair)
+            name = ".".join(str(word) for word in ("refit", param, part, share) if word is not None)
+            refitted = partial(_refit_consumer, weights, applied, signal, repair)
+            found: Mapping[str, Tensor] = parts.tensors(name, refitted)
             if part is not None:
                 stack = values[param] if param in values else weights[param].detach().clone()
                 stack[part] = found[param]

@@ -26,6 +26,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.masking import hidden_given, with_hidden
@@ -46,10 +47,18 @@ UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", 
 
 
 class SideBySide:
-    """The refit of one model's consumers under cuts, from the one-shot solution in `values`."""
+    """The refit of one model's consumers under cuts, from the one-shot solution in `values`; `parts` keep the consumers
+    that are finished."""
 
-    def __init__(self, model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]) -> None:
-        self.model, self.applied, self.values = model, applied, values
+    def __init__(
+        self,
+        model: nn.Module,
+        signals: Signals,
+        applied: AppliedCuts,
+        values: Mapping[str, Tensor],
+        parts: Parts = NOTHING_KEPT,
+    ) -> None:
+        self.model, self.applied, self.values, self.parts = model, applied, values, parts
         self.consumers = _consumers(model, signals, applied, values)
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
         self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
@@ -73,7 +82,7 @@ class SideBySide:
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
-        run = _Run(self.consumers, batch, untouched)
+        run = _Run(self.consumers, batch, untouched, self.parts)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
@@ -148,9 +157,9 @@ class _Run(TorchFunctionMode):
     """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
     added to."""
 
-    def __init__(self, consumers: Mapping[nn.Module, Consumer], batch: Inputs, untouched: bool) -> None:
+    def __init__(self, consumers: Mapping[nn.Module, Consumer], batch: Inputs, untouched: bool, parts: Parts) -> None:
         super().__init__()
-        self.consumers, self.shelf = consumers, Shelf("repaired weights")
+        self.consumers, self.shelf, self.parts = consumers, Shelf("repaired weights"), parts
         self.untouched = untouched  # whether both halves are still the same where the first consumer reads
         self.mask, self.examples = attended(batch), examples_in(batch)
         self.open: dict[int, _Output] = {}
@@ -209,7 +218,8 @@ class _Run(TorchFunctionMode):
             if stream is not None:
                 lost = rows_written(output.module, stream[:half] - stream[half:]).float()
                 target = target + (lost / _scale(output.norm) if output.norm else lost)
-            consumer.settle(self._fitted(consumer, output.module, read, target), self.shelf)
+            fitted = partial(self._fitted, consumer, output.module, read, target)
+            consumer.settle_as_kept(self.parts, fitted, self.shelf)
         assert consumer.value is not None and consumer.added is not None
         self.is_settling = True
         weights = {consumer.slot.param.rpartition(".")[2]: consumer.value}

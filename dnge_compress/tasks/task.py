@@ -13,11 +13,14 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import nn
 
+from dnge_compress import __version__
 from dnge_compress.checkpoint import Compression, check_weights, opened
 from dnge_compress.checkpoint.again import again, graph_to_cut
 from dnge_compress.checkpoint.carried import attach, own_config
 from dnge_compress.core.errors import PlanError, RecipeError
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, reporter
+from dnge_compress.core.strict_json import json_values
 from dnge_compress.core.wording import kind
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.tracing.running import copied, trainable
@@ -28,7 +31,7 @@ from dnge_compress.plans.held import full_path
 from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import budget_of, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.plans.scoring import Scoring, carried_on, read_scoring, scoring_of
+from dnge_compress.plans.scoring import Scoring, basis_of, carried_on, read_scoring, scoring_of
 from dnge_compress.plans.targets import reach, shown
 from dnge_compress.plans.trial import Repaired, Trial, best_repair
 from dnge_compress.recipes.library import resolve
@@ -57,7 +60,7 @@ CHECK_ROWS = 2  # examples for the exactness check
 
 class Task:
     """One model under one recipe: opened, checked, read as a graph, with calibration inputs, signals and scores made on
-    first use, or taken from `scores`."""
+    first use, or taken from `scores`; `parts` keep what is finished."""
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Task:
         example_inputs: Inputs | None = None,
         scores: AnyScores | None = None,
         progress: Progress | bool = False,
+        parts: Parts = NOTHING_KEPT,
     ) -> None:
         self.example_inputs, self.progress = example_inputs, reporter(progress)
         found = resolve(*_with_ratio(recipe, overrides))
@@ -94,6 +98,11 @@ class Task:
             progress=self.progress,
         )
         self.notes = given.notes if given is not None else self._calibration_notes()
+        if parts.are_kept:
+            basis = json_values(basis_of(self.context, self.recipe))
+            note = parts.begin({**basis, "version": __version__, "kinds": sorted(self.context.kinds)})
+            self.notes = (*self.notes, *([note] if note else []))
+            self.context = replace(self.context, parts=parts)
         if scores is not None:
             self._take(scores)
         self.trial = Trial(self.context)
@@ -109,7 +118,7 @@ class Task:
         """Go on from scores that were made before, and from their inputs and signals, if they have them."""
         if isinstance(scores, str | Path):
             scores = read_scoring(Path(scores), self.context, self.recipe)
-            self.context = replace(scores.context, progress=self.progress)
+            self.context = replace(scores.context, progress=self.progress, parts=self.context.parts)
         elif isinstance(scores, Scoring):
             self.context = carried_on(scores, self.context, self.recipe, "the scores")
         elif not isinstance(scores, Scores):

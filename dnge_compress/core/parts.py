@@ -1,0 +1,139 @@
+"""Finished parts of a long work, kept in a folder, so that the same work, begun again after a stop, goes on from there.
+
+A part has a name and holds tensors or facts (JSON). It is written whole or not at all, and read back as it was made, to
+the last bit; tensors are then mapped into memory, and take none until they are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dnge_compress.core.claims import claimed
+from dnge_compress.core.errors import CheckpointError, first_line
+from dnge_compress.core.files import atomic_file, write_whole
+from dnge_compress.core.folders import path_of
+from dnge_compress.core.processes import world
+from dnge_compress.core.strict_json import json_values, read_json
+
+BASIS = "unfinished.json"
+TENSORS, FACTS = ".part.safetensors", ".part.json"
+F = TypeVar("F")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts in a folder whose names begin with a prefix. Without a folder nothing is kept: a part is made whenever
+    it is asked for."""
+
+    folder: Path | None = None
+    prefix: str = ""
+
+    @property
+    def are_kept(self) -> bool:
+        """Whether parts outlive the process."""
+        return self.folder is not None
+
+    def within(self, prefix: str) -> Parts:
+        """Parts that belong together, under names of their own."""
+        return Parts(self.folder, f"{self.prefix}{prefix}.")
+
+    def begin(self, basis: Mapping[str, Any]) -> str:
+        """Go on from the parts that rest on this basis, which is JSON-able; those of another one are taken away, which
+        the note returned says ("" if there were none). Raises CheckpointError for a folder with anything else."""
+        if self.folder is None:
+            return ""
+        place, wanted = self.folder / BASIS, json_values(basis)
+        if not place.is_file():
+            if self.folder.is_dir() and any(self.folder.iterdir()):
+                raise CheckpointError(f"'{self.folder}' holds something else than parts of a work; name another folder")
+            write_whole(place, json.dumps(wanted, indent=1) + "\n")
+            return ""
+        found = read_json(place)
+        if found == wanted:
+            return ""
+        self.remove()
+        write_whole(place, json.dumps(wanted, indent=1) + "\n")
+        changed = sorted(k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k])
+        return f"parts in '{self.folder}' were of another work ({', '.join(changed)}), so it began anew"
+
+    def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """The tensors of a part, on the device that they were made on; made if they aren't there. Raises
+        CheckpointError where they can't be written or read."""
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{self.prefix}{name}{TENSORS}"
+        if not file.is_file():
+            made = {n: t.detach() for n, t in make().items()}
+            devices = {n: str(t.device) for n, t in made.items()}
+            with atomic_file(file) as place:
+                save_file({n: _own(t) for n, t in made.items()}, place, {"devices": json.dumps(devices)})
+        return _read(file)
+
+    def facts(self, name: str, make: Callable[[], F]) -> F:
+        """The facts of a part, of JSON's types alone; made if they aren't there."""
+        if self.folder is None:
+            return make()
+        file = self.folder / f"{self.prefix}{name}{FACTS}"
+        if not file.is_file():
+            write_whole(file, json.dumps(make()) + "\n")
+        found: F = read_json(file)
+        return found
+
+    def remove(self) -> None:
+        """Take the parts away, and their folder if it holds nothing else."""
+        if self.folder is None:
+            return
+        for pattern in (f"*{TENSORS}", f"*{FACTS}", BASIS):
+            for file in self.folder.glob(pattern):
+                file.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
+
+NOTHING_KEPT = Parts()
+
+
+@contextmanager
+def kept_parts(place: str | Path | Parts | None) -> Iterator[Parts]:
+    """Parts kept in a folder, which nobody else may use meanwhile; taken away when the block ends well. Those that were
+    entered already stay for who did that; for None nothing is kept. Raises CheckpointError where several processes work
+    on one model."""
+    if place is None or isinstance(place, Parts):
+        yield place or NOTHING_KEPT
+        return
+    folder = path_of(place, "work").expanduser().resolve()
+    if world() > 1:
+        raise CheckpointError(f"finished parts are kept by one process, and these are {world()}; leave work out")
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"'{folder}' is a file, and parts of a work are kept in a folder; name another place")
+    with claimed(folder):
+        parts = Parts(folder)
+        yield parts
+        parts.remove()
+
+
+def _own(values: Tensor) -> Tensor:
+    """A tensor that shares no memory with others, as safetensors wants it."""
+    found = values.cpu().contiguous()
+    return found.clone() if found.nbytes < found.untyped_storage().nbytes() else found
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, "pt") as tensors:
+            devices = json.loads((tensors.metadata() or {})["devices"])
+            return {name: tensors.get_tensor(name).to(torch.device(device)) for name, device in devices.items()}
+    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as e:
+        raise CheckpointError(
+            f"'{file}' is truncated or corrupt ({first_line(e)}); delete it, and it is made again"
+        ) from e

@@ -1,0 +1,134 @@
+"""Finished parts of a work: a compress that is stopped anywhere goes on from there, to the same result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import make
+from torch import Tensor, nn
+
+from dnge_compress import compress
+from dnge_compress.core.errors import CheckpointError, DngeError
+from dnge_compress.core.parts import BASIS, Parts, kept_parts
+from dnge_compress.signals import second_moments
+
+SETTINGS: dict[str, Any] = {"ratio": 0.3, "tokens": 256, "length": 16}
+
+
+class _StoppedError(Exception):
+    """What a kill is here."""
+
+
+class _Stopped(Parts):
+    """Parts that are killed before the one of a number is made."""
+
+    left = 0
+
+    def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        return super().tensors(name, lambda: _or_stop(make))
+
+    def within(self, prefix: str) -> Parts:
+        return _Stopped(self.folder, f"{self.prefix}{prefix}.")
+
+
+def _or_stop(make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    if _Stopped.left == 0:
+        raise _StoppedError
+    _Stopped.left -= 1
+    return make()
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
+    in_turn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_turn:
+        monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
+    model = make("llama")
+    wanted = weights_of(compress(model, "prune/neurons", **SETTINGS))
+    parts, stops, found = _Stopped(tmp_path / "work"), 0, None
+    while found is None:
+        _Stopped.left = 1  # one more part each time
+        try:
+            found = compress(model, "prune/neurons", work=parts, **SETTINGS)
+        except _StoppedError:
+            stops += 1
+    assert stops > (12 if in_turn else 5)
+    names = {file.name for file in (tmp_path / "work").iterdir()}
+    assert ("block-0.part.safetensors" in names) is in_turn
+    assert ("signals.part.safetensors" in names) is not in_turn
+    for name, value in weights_of(found).items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def test_parts_are_made_once_and_taken_away_at_the_end(tmp_path: Path) -> None:
+    made = 0
+
+    def make() -> dict[str, Tensor]:
+        nonlocal made
+        made += 1
+        return {"a": torch.arange(6).view(2, 3)[:, 1:], "b": torch.tensor(2.5, dtype=torch.bfloat16)}
+
+    with kept_parts(tmp_path / "work") as parts:
+        parts.begin({"model": "one"})
+        for _ in range(2):
+            found = parts.within("x").tensors("y", make)
+            assert torch.equal(found["a"], make()["a"])
+            assert found["b"].dtype == torch.bfloat16
+        assert parts.facts("z", lambda: 0.1) == 0.1
+        assert parts.facts("z", lambda: 0.2) == 0.1
+    assert made == 3  # one of them for the part
+    assert not (tmp_path / "work").exists()
+
+
+def test_parts_of_another_work_are_taken_away_with_a_word(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    assert parts.begin({"model": "one", "seed": 1}) == ""
+    parts.facts("x", lambda: 1)
+    assert parts.begin({"model": "one", "seed": 1}) == ""
+    assert parts.facts("x", lambda: 2) == 1
+    note = parts.begin({"model": "one", "seed": 2})
+    assert "seed" in note
+    assert "model" not in note.partition("(")[2]
+    assert parts.facts("x", lambda: 2) == 2
+
+
+def test_other_content_of_the_folder_is_refused_or_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="something else"):
+        Parts(tmp_path).begin({})
+    (tmp_path / BASIS).write_text("{}")
+    with kept_parts(tmp_path) as parts:
+        parts.begin({})
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_part_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    parts = Parts(tmp_path)
+    parts.tensors("x", lambda: {"a": torch.ones(100)})
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=f"{file.name}.*delete it"):
+        parts.tensors("x", lambda: {"a": torch.ones(100)})
+
+
+def test_parts_stay_when_the_work_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(DngeError, match="stop"), kept_parts(tmp_path / "work") as parts:
+        parts.begin({"a": 1})
+        raise DngeError("stop")
+    assert json.loads((tmp_path / "work" / BASIS).read_text()) == {"a": 1}
+
+
+def test_work_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        compress(make("llama"), work=tmp_path / "work", **SETTINGS)
