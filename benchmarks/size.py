@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +80,7 @@ def measure(name: str, recipe: str, ratio: float, tokens: int) -> None:
     command = [sys.executable, "-m", "dnge_compress", "compress", folder, "-o", out, "--json", "--recipe", recipe]
     command += ["--ratio", str(ratio), "--set", f"calibration.tokens={tokens}"]
     started, before = time.perf_counter(), os.times()
-    peak, own, code = watched([str(part) for part in command])
+    peak, own, code, said = watched([str(part) for part in command])
     taken, after = time.perf_counter() - started, os.times()
     worked = after.children_user + after.children_system - before.children_user - before.children_system
     floor = 4 * tokens * matrix_numbers(SHAPES[name]) / rate
@@ -91,6 +92,7 @@ def measure(name: str, recipe: str, ratio: float, tokens: int) -> None:
         "time, s": f"{taken:,.0f}" if code == 0 else f"failed ({code})",
         "processor, s": f"{worked:,.0f}",
         "times the floor": f"{taken / floor:.1f}",
+        "stages, s": ", ".join(f"{stage} {seconds:,.0f}" for stage, seconds in stages_in(said).items()),
         "peak, MiB": f"{peak / MIB:,.0f}",
         "of it its own, MiB": f"{own / MIB:,.0f}",
     }
@@ -163,16 +165,22 @@ def products_per_second() -> float:
     return 2 * GEMM**3 / best
 
 
-def watched(command: list[str]) -> tuple[int, int, int]:
-    """Run a command; the peak of its tree's resident memory and of what of it is its own, in bytes, and its exit
-    code."""
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+def stages_in(said: str) -> dict[str, float]:
+    """Seconds of each stage, as the report has them."""
+    return json.loads(said)["timings"] if said.strip() else {}
+
+
+def watched(command: list[str]) -> tuple[int, int, int, str]:
+    """Run a command; the peak of its tree's resident memory and of what of it is its own, in bytes, its exit code, and
+    what it printed."""
+    with tempfile.TemporaryFile("w+") as out, subprocess.Popen(command, stdout=out) as process:
         peak = own = 0
         while process.poll() is None:
             found = [memory_of(pid) for pid in tree(process.pid)]
             peak, own = max(peak, sum(f[0] for f in found)), max(own, sum(f[1] for f in found))
             time.sleep(0.1)
-        return peak, own, process.returncode
+        out.seek(0)
+        return peak, own, process.returncode, out.read()
 
 
 def tree(pid: int) -> list[int]:

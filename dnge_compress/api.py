@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -80,21 +79,19 @@ def compress(
 
         small = compress(AutoModelForCausalLM.from_pretrained("gpt2"), 0.3)
     """
-    started, ratios = time.perf_counter(), _several(ratio, inplace)
+    ratios = _several(ratio, inplace)
     overrides |= {"ratio": max(ratios) if ratios else ratio}
     given: dict[str, Any] = {"data": data, "example_inputs": example_inputs, "scores": scores, "progress": progress}
     with kept_parts(work) as parts:
         task = Task(model, recipe, overrides, parts=parts, **given)
         if not ratios:
-            return _carried_out(task, task.recipe, started, inplace=inplace, shares=task.is_own)
+            return task.apply(task.plan(), inplace=inplace, shares=task.is_own)
         recipes = {r: task.at(r) for r in sorted(set(ratios), reverse=True)}  # what can't be reached ends it at once
-        found = {r: _carried_out(task, recipe, time.perf_counter()) for r, recipe in recipes.items()}
+        found = dict[float, nn.Module]()
+        for r, recipe in recipes.items():
+            before = dict(task.context.watch.seconds)
+            found[r] = task.apply(task.plan(recipe), before=before)
         return [found[r] for r in ratios]
-
-
-def _carried_out(task: Task, recipe: Recipe, started: float, **how: bool) -> nn.Module:
-    plan = task.plan(recipe)
-    return task.apply(plan, {"plan": time.perf_counter() - started}, **how)
 
 
 def _several(ratio: float | Sequence[float] | None, inplace: bool) -> Sequence[float]:
@@ -223,7 +220,7 @@ def apply(
         )
     applied = AppliedCuts(task.graph, plan.cuts)
     plan = task.noted(counted(plan, applied, task.model))
-    return task.apply(plan, {}, inplace=inplace, shares=task.is_own)
+    return task.apply(plan, inplace=inplace, shares=task.is_own)
 
 
 @verb

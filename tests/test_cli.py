@@ -32,7 +32,7 @@ from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.interruption import interruptible
 from dnge_compress.cli.main import main
 from dnge_compress.cli.output import print_json
-from dnge_compress.core.errors import BudgetError, ExactnessError
+from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
 from dnge_compress.core.launcher import ended_by_signals
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -189,6 +189,29 @@ def test_plan_and_apply_make_what_compress_makes(llama: str, small: str, tmp_pat
     assert main(["apply", plan, llama, "-o", out]) == 0
     ours, theirs = (AutoModelForCausalLM.from_pretrained(folder) for folder in (out, small))
     torch.testing.assert_close(outputs(ours, tokens()), outputs(theirs, tokens()), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_large_compress_that_is_stopped_goes_on_from_its_parts(
+    told: bool,
+    llama: str,
+    small: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    work = tmp_path / "parts" if told else tmp_path / "out.unfinished"
+    command = ["compress", llama, "-o", str(out), *NEURONS, *(["--work", str(work)] if told else [])]
+    monkeypatch.setattr("dnge_compress.cli.commands.LARGE", 1 << 40 if told else 0)
+    with monkeypatch.context() as context:
+        context.setattr("dnge_compress.api.save", lambda *args, **kwargs: (_ for _ in ()).throw(DngeError("full disk")))
+        assert main(command) != 0
+    assert (work / "signals.part.safetensors").is_file()
+    monkeypatch.setattr("dnge_compress.signals.side_by_side.best_fit", lambda *args: pytest.fail("fitted again"))
+    assert main(command) == 0
+    assert not work.exists()
+    assert (out / "model.safetensors").read_bytes() == (Path(small) / "model.safetensors").read_bytes()
 
 
 def test_the_base_stays_as_it_was(llama: str, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import DngeError
 from dnge_compress.recipes.library import names
 
-FOLDERS = ("MODEL", "OTHER", "OUT", "SCORES", "FOLDER")  # metavars
+FOLDERS = ("MODEL", "OTHER", "OUT", "SCORES", "FOLDER", "DIR")  # metavars
 FILES = ("FILE", "PLAN.json", "FILE.yaml", "FILE.safetensors", "CURVE.html", "COMPARED.html")
 
 

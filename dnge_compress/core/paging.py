@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from typing import IO
+from collections.abc import Callable
+from typing import IO, TypeAlias
 
 import numpy as np
 import torch
@@ -16,12 +17,20 @@ from dnge_compress.core.errors import DngeError
 MEMORY_BYTES = 256 << 20  # of one shelf
 SMALL_BYTES = 1 << 20  # of a tensor that isn't worth a file
 
+Keep: TypeAlias = Callable[[Tensor], Tensor]  # the same values, where they are to lie
+
+
+def as_it_is(values: Tensor) -> Tensor:
+    """The values where they are."""
+    return values
+
 
 class Shelf:
-    """Keeps tensors of one kind, `what`: the first ones in memory, as many as fit, the others in files."""
+    """Keeps tensors of one kind, `what`: the first ones in memory, as many as fit into `memory` bytes, the others in
+    files."""
 
-    def __init__(self, what: str) -> None:
-        self._what, self._left = what, MEMORY_BYTES
+    def __init__(self, what: str, memory: int | None = None) -> None:
+        self._what, self._left = what, MEMORY_BYTES if memory is None else memory
 
     def keep(self, values: Tensor) -> Tensor:
         """The same values, to be held for long. Raises DngeError where the disk has no room."""

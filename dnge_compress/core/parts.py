@@ -13,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dnge_compress.core.claims import claimed
 from dnge_compress.core.errors import CheckpointError, first_line
-from dnge_compress.core.files import atomic_file, write_whole
+from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import path_of
 from dnge_compress.core.processes import world
 from dnge_compress.core.strict_json import json_values, read_json
+from dnge_compress.core.tensors import read_tensors, write_tensors
 
 BASIS = "unfinished.json"
 TENSORS, FACTS = ".part.safetensors", ".part.json"
@@ -75,8 +74,7 @@ class Parts:
         if not file.is_file():
             made = {n: t.detach() for n, t in make().items()}
             devices = {n: str(t.device) for n, t in made.items()}
-            with atomic_file(file) as place:
-                save_file({n: _own(t) for n, t in made.items()}, place, {"devices": json.dumps(devices)})
+            write_tensors(file, {n: _own(t) for n, t in made.items()}, {"devices": json.dumps(devices)})
         return _read(file)
 
     def facts(self, name: str, make: Callable[[], F]) -> F:
@@ -130,9 +128,8 @@ def _own(values: Tensor) -> Tensor:
 
 def _read(file: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(file, "pt") as tensors:
-            devices = json.loads((tensors.metadata() or {})["devices"])
-            return {name: tensors.get_tensor(name).to(torch.device(device)) for name, device in devices.items()}
+        tensors, header = read_tensors(file)
+        return {name: tensors[name].to(device) for name, device in json.loads(header["devices"]).items()}
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as e:
         raise CheckpointError(
             f"'{file}' is truncated or corrupt ({first_line(e)}); delete it, and it is made again"

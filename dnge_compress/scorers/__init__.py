@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dnge_compress.core.memory import give_back
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, silent
+from dnge_compress.core.stopwatch import Stopwatch
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.recipes.methods import SCORERS
 from dnge_compress.recipes.schema import Calibration, Repair
@@ -37,7 +38,7 @@ class ScoringContext:
 
     Nothing is run before somebody asks for `batches` or `signals`, so a scorer that reads weights alone costs little.
     `made` are synthetic inputs, and `gathered` signals, that are known from an earlier run; `parts` keep what is
-    finished while the work lasts.
+    finished while the work lasts, and the `watch` counts the seconds of its stages.
     """
 
     graph: ModelGraph
@@ -51,6 +52,7 @@ class ScoringContext:
     made: tuple[Inputs, ...] | None = None
     gathered: Signals | None = None
     parts: Parts = field(default=NOTHING_KEPT, compare=False)
+    watch: Stopwatch = field(default_factory=Stopwatch, compare=False)
 
     @property
     def seed(self) -> int:
@@ -64,9 +66,10 @@ class ScoringContext:
             return self.data
         if self.made is not None:
             return self.made
-        made = kept_batches(
-            self.parts, lambda: calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress)
-        )
+        with self.watch.stage("inputs"):
+            made = kept_batches(
+                self.parts, lambda: calibration_inputs(self.model, self.calibration, self.example_inputs, self.progress)
+            )
         give_back()
         return made
 
@@ -75,8 +78,9 @@ class ScoringContext:
         """Activation and gradient statistics, gathered on first use."""
         if self.gathered is not None:
             return self.gathered
-        with self.calibrated():
-            found = gather_signals(self.model, self.graph, self.batches, self.seed, self.progress, self.parts)
+        batches = self.batches
+        with self.watch.stage("signals"), self.calibrated():
+            found = gather_signals(self.model, self.graph, batches, self.seed, self.progress, self.parts)
         give_back()
         return found
 
@@ -109,7 +113,7 @@ class ScoringContext:
 def score(scorer: str, context: ScoringContext) -> Scores:
     """Run the scorer called `scorer`. Raises UnknownNameError, or DataError if it needs data and has none."""
     module = SCORERS.usable(scorer, context.data is not None)
-    with torch.no_grad():
+    with torch.no_grad(), context.watch.stage("score"):
         found: Scores = module.score(context)
     give_back()
     return found

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.paging import Shelf
+from dnge_compress.core.paging import Shelf, as_it_is
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.processes import own_share
 from dnge_compress.core.progress import Progress, silent
@@ -173,7 +173,7 @@ class _Task:
     def _forward(self, chain: Chain, batches: Numbered) -> tuple[list[Sequence[Tensor]], list[list[Call]]]:
         """The states in front of every block and behind the last, of every batch, and how blocks are called."""
         # What is a part lies in a file anyway.
-        keep = (lambda states: states) if self.parts.are_kept else Shelf("states between blocks").keep
+        keep = as_it_is if self.parts.are_kept else Shelf("states between blocks").keep
         entered, calls = list[Tensor](), list[list[Call]]()
         with torch.no_grad():
             for _, batch in batches:

@@ -9,16 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from dnge_compress.core.paging import Keep, as_it_is
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
 from dnge_compress.graph.layer_types import BATCH_NORMS, CONVS, TRANSPOSED, is_depthwise
 
 
-def cut(model: nn.Module, applied: AppliedCuts) -> None:
+def cut(model: nn.Module, applied: AppliedCuts, keep: Keep = as_it_is) -> None:
     """Remove everything that the cuts don't keep from `model`, in place, and bring its config and attributes up to
-    date."""
+    date. `keep` says where a smaller tensor lies."""
     for param in applied.params:
-        _replace(model, param, applied)
+        _replace(model, param, applied, keep)
     for module in {param.rpartition(".")[0] for param in applied.params}:
         update_sizes(model.get_submodule(module))
     for c in applied.module_cuts:
@@ -42,12 +43,12 @@ def _forget(model: nn.Module) -> None:
         module.training = mode
 
 
-def _replace(model: nn.Module, name: str, applied: AppliedCuts) -> None:
+def _replace(model: nn.Module, name: str, applied: AppliedCuts, keep: Keep) -> None:
     """Put what is left of a tensor in the place of its parameter or buffer."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     old: Tensor = getattr(module, leaf)
-    new = applied.remaining(name, old.data).contiguous()
+    new = keep(applied.remaining(name, old.data).contiguous())
     setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from dnge_compress.checkpoint import Compression, check_weights, opened
 from dnge_compress.checkpoint.again import again, graph_to_cut
 from dnge_compress.checkpoint.carried import attach, own_config
 from dnge_compress.core.errors import PlanError, RecipeError
+from dnge_compress.core.paging import Shelf, as_it_is
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import json_values
@@ -55,6 +55,7 @@ AnyRecipe: TypeAlias = str | Path | Mapping[str, Any] | Recipe | float
 AnyScores: TypeAlias = Scores | str | Path
 T = TypeVar("T")
 DEFAULT = "prune/default"
+RESULT_BYTES = 2 << 30  # of the smaller weights that lie in memory, where the larger ones are mapped from a file
 CHECK_ROWS = 2  # examples for the exactness check
 
 
@@ -118,7 +119,9 @@ class Task:
         """Go on from scores that were made before, and from their inputs and signals, if they have them."""
         if isinstance(scores, str | Path):
             scores = read_scoring(Path(scores), self.context, self.recipe)
-            self.context = replace(scores.context, progress=self.progress, parts=self.context.parts)
+            self.context = replace(
+                scores.context, progress=self.progress, parts=self.context.parts, watch=self.context.watch
+            )
         elif isinstance(scores, Scoring):
             self.context = carried_on(scores, self.context, self.recipe, "the scores")
         elif not isinstance(scores, Scores):
@@ -168,7 +171,8 @@ class Task:
             scores = Scores(units={}, scorer=recipe.scorer, fingerprint=self.graph.fingerprint)
         else:
             refuse_all_fixed(self.graph, recipe.prune)
-        return make_plan(self.context, scores or self.scores, recipe, self.trial, tries_uneven=tries_uneven)
+        with self.context.watch.stage("plan"):
+            return make_plan(self.context, scores or self.scores, recipe, self.trial, tries_uneven=tries_uneven)
 
     def _reaching(self, recipe: Recipe, tries_uneven: bool) -> PrunePlan:
         """The plan that reaches the recipe's target, with a note on how that was found; of several, the one whose
@@ -214,7 +218,8 @@ class Task:
     def repaired(self, cuts: tuple[Cut, ...]) -> Repaired:
         """The best repair under some cuts; made once."""
         if self._repaired is None or self._repaired[0] != cuts:
-            found = best_repair(self.context, AppliedCuts(self.graph, cuts), self.recipe.repair, self.trial)
+            with self.context.watch.stage("repair"):
+                found = best_repair(self.context, AppliedCuts(self.graph, cuts), self.recipe.repair, self.trial)
             self._repaired = cuts, found
         return self._repaired[1]
 
@@ -230,24 +235,25 @@ class Task:
             plan, expected=expected(repaired.damage, inputs, found), notes=(*found, repaired.note, *plan.notes)
         )
 
-    def apply(self, plan: PrunePlan, timings: dict[str, float], *, inplace: bool = False, shares: bool = False) -> Any:
+    def apply(
+        self, plan: PrunePlan, *, inplace: bool = False, shares: bool = False, before: Mapping[str, float] | None = None
+    ) -> Any:
         """The smaller model: the one given, if it is changed `inplace`; else a copy, which `shares` memory with it
-        where it isn't cut."""
-        started = time.perf_counter()
-        dense = self.model
+        where it isn't cut. Its report counts the seconds since the watch was as `before`."""
+        dense, watch = self.model, self.context.watch
         applied = AppliedCuts(self.graph, plan.cuts)
-        with torch.no_grad():
+        with torch.no_grad(), watch.stage("cut"):
             found = self.repaired(plan.cuts)
-            repaired = time.perf_counter()
             inputs = self.few_inputs
             self.progress("cut", 0, 1)
             small: Any = copied(dense, shares=inplace or shares)
             small.__dict__.pop("dnge", None)
-            cut(small, applied)
+            keep = Shelf("the smaller weights", RESULT_BYTES).keep if inplace or shares else as_it_is
+            cut(small, applied, keep)
             if self.recipe.check:
                 check(small, dense, applied, inputs)
-            apply_repair(small, applied, found.values)
-        timings = timings | {"repair": repaired - started, "surgery": time.perf_counter() - repaired}
+            apply_repair(small, applied, found.values, keep)
+        timings = watch.since(before or {})
         report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
         self.progress("cut", 1, 1)
         config = getattr(dense, "config", None)

@@ -1,0 +1,51 @@
+"""Tensors that lie in files while they are needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models import make
+
+from dnge_compress import compress, load, save
+from dnge_compress.core import paging
+from dnge_compress.core.paging import Shelf
+from dnge_compress.tasks import task
+
+SETTINGS = {"ratio": 0.3, "tokens": 256, "length": 16}
+
+
+def is_in_a_file(values: torch.Tensor) -> bool:
+    """Whether the memory of a tensor is mapped from a file."""
+    address = values.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, _, end = line.split()[0].partition("-")
+        if int(start, 16) <= address < int(end, 16):
+            return "/" in line
+    raise AssertionError("no such memory")
+
+
+def test_the_first_tensors_lie_in_memory_and_the_others_in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paging, "SMALL_BYTES", 0)
+    shelf = Shelf("numbers", memory=4000)
+    kept = [shelf.keep(torch.arange(1000.0)) for _ in range(3)]
+    assert [is_in_a_file(values) for values in kept] == [False, True, True]
+    assert all(torch.equal(values, torch.arange(1000.0)) for values in kept)
+
+
+def test_a_large_result_of_a_folder_lies_in_files_and_is_saved_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("llama").save_pretrained(tmp_path / "model")
+    wanted = compress(tmp_path / "model", "prune/neurons", **SETTINGS)
+    monkeypatch.setattr(paging, "SMALL_BYTES", 0)
+    monkeypatch.setattr(task, "RESULT_BYTES", 0)
+    found = compress(tmp_path / "model", "prune/neurons", **SETTINGS)
+    narrower = "model.layers.0.mlp.down_proj.weight"
+    assert is_in_a_file(found.get_parameter(narrower))
+    assert not is_in_a_file(wanted.get_parameter(narrower))
+    save(found, tmp_path / "small")
+    again = load(tmp_path / "small").state_dict()
+    assert all(torch.equal(again[name], value) for name, value in wanted.state_dict().items())
+    found.get_parameter(narrower).data.zero_()  # a mapped weight can be written to
