@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from models import make
 
 from dnge_compress import compress, load, save
 from dnge_compress.core import paging
+from dnge_compress.core.memory import page_out
 from dnge_compress.core.paging import Shelf
 from dnge_compress.tasks import task
 
@@ -32,6 +35,29 @@ def test_the_first_tensors_lie_in_memory_and_the_others_in_files(monkeypatch: py
     kept = [shelf.keep(torch.arange(1000.0)) for _ in range(3)]
     assert [is_in_a_file(values) for values in kept] == [False, True, True]
     assert all(torch.equal(values, torch.arange(1000.0)) for values in kept)
+
+
+def resident_bytes() -> int:
+    """Of this process's memory that is mapped from files."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile"))
+    return int(line.split()[1]) << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system takes no such advice")
+def test_what_is_paged_out_leaves_memory_and_keeps_its_values() -> None:
+    mapped = paging.paged(torch.arange(1 << 24, dtype=torch.float32), "numbers")
+    os.sync()  # what isn't on the disk yet stays
+    total = float(mapped.double().sum())
+    before = resident_bytes()
+    page_out(mapped)
+    assert resident_bytes() < before - (1 << 25)
+    assert float(mapped.double().sum()) == total
+    mapped.add_(1)  # now it is memory of its own
+    page_out(mapped)
+    assert float(mapped.double().sum()) == total + len(mapped)
+    plain = torch.ones(1 << 20)
+    page_out(plain[5:])
+    assert float(plain.sum()) == len(plain)
 
 
 def test_a_large_result_of_a_folder_lies_in_files_and_is_saved_whole(

@@ -1,23 +1,40 @@
-"""Memory that was freed, given back to the system."""
+"""Memory that isn't needed for a while, given back to the system."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 from functools import cache
 from typing import Any
 
+from torch import Tensor
+
+PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4 and later: what lies in a file too leaves memory, nothing is ever lost
+
 
 @cache
-def _trim() -> Any:
+def _libc(name: str) -> Any:
+    """A function of glibc; None on another system, or with another C library."""
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):  # another system, or another C library
+        return getattr(ctypes.CDLL("libc.so.6"), name)
+    except (OSError, AttributeError):
         return None
 
 
 def give_back() -> None:
     """Give back what glibc holds for later: between stages that each take hundreds of megabytes in pieces of some, it
     would hold what the largest took. Takes milliseconds; does nothing elsewhere."""
-    trim = _trim()
+    trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def page_out(values: Tensor) -> None:
+    """Let the pages of a tensor that is mapped from a file leave memory until it is read again; other tensors stay, and
+    so do all values. Does nothing elsewhere than on Linux."""
+    advise = _libc("madvise")
+    if advise is None or values.device.type != "cpu" or not values.numel():
+        return
+    start = values.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
+    end = values.data_ptr() + values.nbytes
+    advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), PAGE_OUT)

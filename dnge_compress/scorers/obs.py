@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from dnge_compress.core.memory import page_out
 from dnge_compress.core.processes import own_share, summed
 from dnge_compress.graph.types import Scores
 from dnge_compress.scorers import ScoringContext
@@ -31,13 +32,16 @@ def score(context: ScoringContext) -> Scores:
 
 
 def _costs(context: ScoringContext, space: str) -> dict[str, Tensor]:
-    return {space: unit_costs(context, space)}
+    found = {space: unit_costs(context, space)}
+    for signal in context.signals[space]:
+        page_out(signal.covariance)
+    return found
 
 
 def unit_costs(context: ScoringContext, space: str) -> Tensor:
     """Costs of the units of one space `[U]`."""
     signals = context.signals[space]
-    return removal_costs([consumer(context, s) for s in signals], signals[0].units, context.repair.ridge)
+    return removal_costs((consumer(context, s) for s in signals), signals[0].units, context.repair.ridge)
 
 
 def consumer(context: ScoringContext, signal: Signal) -> Consumer:

@@ -10,7 +10,7 @@ Letters: U units, W features per unit, F = U·W, D outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -32,13 +32,13 @@ class Consumer:
     importance: Float[Tensor, " D"]
 
 
-def removal_costs(consumers: Sequence[Consumer], units: int, ridge: float) -> Float[Tensor, " U"]:
+def removal_costs(consumers: Iterable[Consumer], units: int, ridge: float) -> Float[Tensor, " U"]:
     """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
 
     Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
     """
     states = [_State(consumer, units, ridge) for consumer in consumers]
-    frame = torch.arange(units, device=consumers[0].weight.device)  # the units that the states still hold
+    frame = torch.arange(units, device=states[0].weight.device)  # the units that the states still hold
     live = torch.arange(units, device=frame.device)  # places in the frame of those that aren't removed
     costs = torch.zeros(units, dtype=torch.float64)
     floor = 0.0

@@ -14,6 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.core.memory import page_out
 from dnge_compress.core.paging import Shelf
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.graph.cuts import AppliedCuts
@@ -47,6 +48,7 @@ def least_squares_repair(
             name = ".".join(str(word) for word in ("refit", param, part, share) if word is not None)
             refitted = partial(_refit_consumer, weights, applied, signal, repair)
             found: Mapping[str, Tensor] = parts.tensors(name, refitted)
+            page_out(signal.covariance)
             if part is not None:
                 stack = values[param] if param in values else weights[param].detach().clone()
                 stack[part] = found[param]
