@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from dnge_compress.core.memory import page_out
 from dnge_compress.core.paging import Shelf
 from dnge_compress.tasks import task
 
-SETTINGS = {"ratio": 0.3, "tokens": 256, "length": 16}
+SETTINGS: dict[str, Any] = {"ratio": 0.3, "tokens": 256, "length": 16}
 
 
 def is_in_a_file(values: torch.Tensor) -> bool:
@@ -63,11 +64,12 @@ def test_what_is_paged_out_leaves_memory_and_keeps_its_values() -> None:
 def test_a_large_result_of_a_folder_lies_in_files_and_is_saved_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make("llama").save_pretrained(tmp_path / "model")
-    wanted = compress(tmp_path / "model", "prune/neurons", **SETTINGS)
+    model: Any = make("llama")
+    model.save_pretrained(tmp_path / "model")
+    wanted: Any = compress(tmp_path / "model", "prune/neurons", **SETTINGS)
     monkeypatch.setattr(paging, "SMALL_BYTES", 0)
-    monkeypatch.setattr(task, "RESULT_BYTES", 0)
-    found = compress(tmp_path / "model", "prune/neurons", **SETTINGS)
+    monkeypatch.setattr(task, "available_bytes", lambda: 0)
+    found: Any = compress(tmp_path / "model", "prune/neurons", **SETTINGS)
     narrower = "model.layers.0.mlp.down_proj.weight"
     assert is_in_a_file(found.get_parameter(narrower))
     assert not is_in_a_file(wanted.get_parameter(narrower))

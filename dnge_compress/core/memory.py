@@ -7,6 +7,7 @@ import mmap
 from functools import cache
 from typing import Any
 
+import psutil
 from torch import Tensor
 
 PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4 and later: what lies in a file too leaves memory, nothing is ever lost
@@ -27,6 +28,11 @@ def give_back() -> None:
     trim = _libc("malloc_trim")
     if trim is not None:
         trim(0)
+
+
+def available_bytes() -> int:
+    """Of memory, what processes can have without others losing theirs."""
+    return int(psutil.virtual_memory().available)
 
 
 def page_out(values: Tensor) -> None:

@@ -17,6 +17,7 @@ from dnge_compress.checkpoint import Compression, check_weights, opened
 from dnge_compress.checkpoint.again import again, graph_to_cut
 from dnge_compress.checkpoint.carried import attach, own_config
 from dnge_compress.core.errors import PlanError, RecipeError
+from dnge_compress.core.memory import available_bytes
 from dnge_compress.core.paging import Shelf, as_it_is
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, reporter
@@ -55,7 +56,7 @@ AnyRecipe: TypeAlias = str | Path | Mapping[str, Any] | Recipe | float
 AnyScores: TypeAlias = Scores | str | Path
 T = TypeVar("T")
 DEFAULT = "prune/default"
-RESULT_BYTES = 2 << 30  # of the smaller weights that lie in memory, where the larger ones are mapped from a file
+RESULT_SHARE = 0.5  # of the memory that is free: as many smaller weights lie there, where larger ones may be mapped
 CHECK_ROWS = 2  # examples for the exactness check
 
 
@@ -248,7 +249,8 @@ class Task:
             self.progress("cut", 0, 1)
             small: Any = copied(dense, shares=inplace or shares)
             small.__dict__.pop("dnge", None)
-            keep = Shelf("the smaller weights", RESULT_BYTES).keep if inplace or shares else as_it_is
+            room = int(RESULT_SHARE * available_bytes())
+            keep = Shelf("the smaller weights", room).keep if inplace or shares else as_it_is
             cut(small, applied, keep)
             if self.recipe.check:
                 check(small, dense, applied, inputs)
