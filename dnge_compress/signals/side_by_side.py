@@ -6,7 +6,8 @@ consumer is reached, all before it is repaired already: its weights are fitted o
 towards the whole network's output, and where the output is added to a residual stream, towards the whole network's
 stream, so that what earlier layers lost is taken back (error accumulation as in Týr-the-Pruner, NeurIPS 2025). The
 ridge pulls towards the one-shot solution; its strength, and whether to refit, to move the mean or to do nothing at all,
-is decided for each consumer on examples that the fit hasn't seen.
+is decided for each consumer on examples that the fit hasn't seen. Where asked for, the matrices that compute the kept
+neurons are refitted with their consumer (signals/joint_fit.py).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
+from dnge_compress.signals.layer_refit import LayerRefit, layer_refit
 from dnge_compress.signals.signal import Signals
 
 JUDGED = 4  # one example in so many judges the others' fit
@@ -46,11 +48,21 @@ UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", 
 
 
 class SideBySide:
-    """The refit of one model's consumers under cuts, from the one-shot solution in `values`."""
+    """The refit of one model's consumers under cuts, from the one-shot solution in `values`; with the matrices that
+    compute the kept neurons, if it `is_joint`."""
 
-    def __init__(self, model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        signals: Signals,
+        applied: AppliedCuts,
+        values: Mapping[str, Tensor],
+        *,
+        is_joint: bool = False,
+    ) -> None:
         self.model, self.applied, self.values = model, applied, values
         self.consumers = _consumers(model, signals, applied, values)
+        self.layers = _layers(model, applied, self.consumers) if is_joint else {}
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
         self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
         # The same of batch norms, as differences: they may hold other statistics while both networks run.
@@ -73,8 +85,11 @@ class SideBySide:
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
-        run = _Run(self.consumers, batch, untouched)
+        run = _Run(self.consumers, self.layers, batch, untouched)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
+            for layer in self.layers.values():
+                for module in layer.modules:
+                    hooks.enter_context(module.register_forward_hook(run.hear))
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
             for module, own in self.fixed.items():
@@ -102,9 +117,11 @@ class SideBySide:
 
     def fitted(self) -> dict[str, Tensor]:
         """What is known until now; one-shot values of consumers that were not reached."""
-        found = dict(self.values)
-        for consumer in self.consumers.values():
+        found, weights = dict(self.values), self.model.state_dict(keep_vars=True)
+        for module, consumer in self.consumers.items():
             found |= consumer.values()
+            if module in self.layers:
+                found |= self.layers[module].values(weights)
         return found
 
 
@@ -133,6 +150,15 @@ def _consumers(
     return found
 
 
+def _layers(
+    model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer]
+) -> dict[nn.Module, LayerRefit]:
+    """Those of the cut layers that can be refitted on both sides, by the module that reads them."""
+    cuts = {slot.param: cut for cut in applied.cuts for slot in applied.graph.consumers(cut.space)}
+    found = {m: layer_refit(model, applied, cuts[c.slot.param], c) for m, c in consumers.items()}
+    return {module: layer for module, layer in found.items() if layer is not None}
+
+
 @dataclass
 class _Output:
     """What a consumer has computed and nobody has used yet: its second half still comes from the whole weights."""
@@ -148,9 +174,16 @@ class _Run(TorchFunctionMode):
     """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
     added to."""
 
-    def __init__(self, consumers: Mapping[nn.Module, Consumer], batch: Inputs, untouched: bool) -> None:
+    def __init__(
+        self,
+        consumers: Mapping[nn.Module, Consumer],
+        layers: Mapping[nn.Module, LayerRefit],
+        batch: Inputs,
+        untouched: bool,
+    ) -> None:
         super().__init__()
-        self.consumers, self.shelf = consumers, Shelf("repaired weights")
+        self.consumers, self.layers, self.shelf = consumers, layers, Shelf("repaired weights")
+        self.computed_by = {module: layer for layer in layers.values() for module in layer.modules}
         self.untouched = untouched  # whether both halves are still the same where the first consumer reads
         self.mask, self.examples = attended(batch), examples_in(batch)
         self.open: dict[int, _Output] = {}
@@ -160,6 +193,11 @@ class _Run(TorchFunctionMode):
         """A hook: remember what was computed from what."""
         if not self.is_settling:
             self.open[id(out)] = _Output(module, args[0], out, out)
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        """A hook: remember what the kept neurons are computed from."""
+        if not self.is_settling:
+            self.computed_by[module].hear(module, args[0], out)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -211,6 +249,8 @@ class _Run(TorchFunctionMode):
                 target = target + (lost / _scale(output.norm) if output.norm else lost)
             consumer.settle(self._fitted(consumer, output.module, read, target), self.shelf)
         assert consumer.value is not None and consumer.added is not None
+        if output.module in self.layers:
+            read.copy_(self.layers[output.module].read(read))
         self.is_settling = True
         weights = {consumer.slot.param.rpartition(".")[2]: consumer.value}
         written = functional_call(output.module, weights, (read,))
@@ -222,6 +262,8 @@ class _Run(TorchFunctionMode):
         if output.norm:
             written = nn.functional.batch_norm(**{**output.norm, "input": written})
         output.final[half:] = written
+        if output.module in self.computed_by:
+            self.computed_by[output.module].hear(output.module, output.read, output.final)
         if all(c.value is not None for c in self.consumers.values()):
             raise _AllFittedError
 
@@ -239,8 +281,12 @@ class _Run(TorchFunctionMode):
         target = target[positions]
         if getattr(module, "bias", None) is not None:
             target = target - module.bias.detach().float()
-        judged = positions // each % JUDGED == JUDGED - 1
-        return best_fit(x, target, judged, consumer)
+        example = positions // each
+        fit = best_fit(x, target, example % JUDGED == JUDGED - 1, consumer)
+        if module not in self.layers:
+            return fit
+        # The first examples judge, for a trial measures the repair on them (plans/trial.py).
+        return self.layers[module].fit(consumer, fit, x, target, positions, example < self.examples // JUDGED)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
