@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -28,7 +29,10 @@ STEPS = 5  # of a round
 RIDGE = 0.1  # of the mean second moment, in the coordinates of inputs and features
 LEAST_WEIGHT = 1e-3  # of an output, of their mean
 
-Formula = Callable[[Sequence[Tensor]], Tensor]  # the units' activations from what the layers before them write
+_Rows: TypeAlias = tuple[Tensor, list[Tensor], Tensor]
+Formula: TypeAlias = Callable[
+    [Sequence[Tensor]], Tensor
+]  # the units' activations from what the layers before them write
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def joint_fit(
 ) -> JointFit | None:
     """The fit that errs least on the judged positions, from `first` on; None if none errs less than that."""
     run = _Run(layer, target, first, importance, can_shift)
-    seen, unseen = (~judged).nonzero().squeeze(1), judged.nonzero().squeeze(1)
+    seen, unseen = run.rows(~judged), run.rows(judged)
     parts = run.parts()
     with torch.no_grad():
         scale, least = float(run.error(parts, seen)), float(run.error(parts, unseen))
@@ -98,9 +102,14 @@ class _Run:
         self.inputs = _white(layer.x)
         self.features = _white(self._read(layer.formula(layer.written)))
         self.target = (target - first.added) * self.weights
-        self.reading = first.weight.T * self.weights  # [K, D]
+        reading = first.weight * self.weights[:, None]
+        self.reading = torch.cat([reading, reading.new_zeros(len(reading), can_shift)], 1)  # [D, K (+ 1)]
         self.sizes = [z.std().clamp_min(1e-12) for z in layer.written]
         self.size = self.target.std().clamp_min(1e-12)
+
+    def rows(self, chosen: Tensor) -> _Rows:
+        """Inputs, what was written and what is wanted on some positions."""
+        return self.layer.x[chosen], [z[chosen] for z in self.layer.written], self.target[chosen]
 
     def parts(self) -> list[Tensor]:
         """No change."""
@@ -108,13 +117,12 @@ class _Run:
         shapes = [(units, self.layer.x.shape[1])] * len(self.sizes) + [(outputs, units + self.can_shift)]
         return [self.layer.x.new_zeros(shape).requires_grad_() for shape in shapes]
 
-    def error(self, parts: Sequence[Tensor], positions: Tensor) -> Tensor:
+    def error(self, parts: Sequence[Tensor], rows: _Rows) -> Tensor:
         """Mean square of what is missing, outputs weighed by their importance."""
-        x = self.layer.x[positions]
-        changes = self._changes(parts)
-        read = self.layer.formula([z[positions] + x @ v.T for z, v in zip(self.layer.written, changes, strict=True)])
-        added = self._read(read) @ (self.size * _back(parts[-1], self.features)).T
-        return (self.target[positions] - read @ self.reading - added).square().sum(1).mean()
+        x, written, target = rows
+        read = self.layer.formula([z + x @ v.T for z, v in zip(written, self._changes(parts), strict=True)])
+        reading = self.reading + self.size * _back(parts[-1], self.features)
+        return (target - self._read(read) @ reading.T).square().sum(1).mean()
 
     def found(self, parts: Sequence[Tensor]) -> JointFit:
         """The changes in the layer's own coordinates."""
