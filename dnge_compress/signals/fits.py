@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dnge_compress.core.paging import Shelf
@@ -19,6 +19,7 @@ from dnge_compress.signals.obs import factor
 from dnge_compress.signals.refit import kept_features
 from dnge_compress.signals.signal import Signal
 
+JUDGED = 4  # one example in so many judges the others' fit
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 
 
@@ -98,15 +99,30 @@ def consumer_of(
     )
 
 
+def first_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
+    """Positions to judge by: those of the first examples, on which a trial measures the repair as well
+    (plans/trial.py)."""
+    return examples < (int(examples.max()) + 1) // JUDGED
+
+
+def spread_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
+    """Positions to judge by: those of every fourth example."""
+    return examples % JUDGED == JUDGED - 1
+
+
 def best_fit(
-    x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Bool[Tensor, " P"], consumer: Consumer
+    x: Float[Tensor, "P K"],
+    target: Float[Tensor, "P D"],
+    judged: Bool[Tensor, " P"],
+    consumer: Consumer,
+    start: Fit | None = None,
 ) -> Fit:
     """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
-    the one-shot solution.
+    where it starts: the one-shot solution, if nothing else is given.
 
-    All fits are changes of the one-shot weight, so that large activations cost no digits: `rest` is what that leaves.
+    All fits are changes of that weight, so that large activations cost no digits: `rest` is what it leaves.
     """
-    first, can_shift = consumer.one_shot(), consumer.shift is not None
+    first, can_shift = start or consumer.one_shot(), consumer.shift is not None
     if not bool(judged.any()):
         return first
     rest = target - x @ first.weight.T

@@ -76,13 +76,13 @@ def joint_fit(
     def closure() -> Tensor:
         optimiser.zero_grad()
         error = run.error(parts, seen) / scale
-        error.backward()  # type: ignore[no-untyped-call]
+        error.backward()
         return error
 
     best: list[Tensor] | None = None
     for _ in range(ROUNDS):
         with torch.enable_grad():
-            optimiser.step(closure)  # type: ignore[no-untyped-call]
+            optimiser.step(closure)
         with torch.no_grad():
             error = float(run.error(parts, unseen))
         if not error < least:

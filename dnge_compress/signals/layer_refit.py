@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Slot
-from dnge_compress.signals.fits import Consumer, Fit
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, first_examples_of, spread_examples_of
 from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
 from dnge_compress.signals.producers import Producer, formula_of, producers_of
 
@@ -53,39 +53,42 @@ class LayerRefit:
     def fit(
         self,
         consumer: Consumer,
-        first: Fit,
         read: Float[Tensor, "P K"],
         target: Float[Tensor, "P D"],
         positions: Int[Tensor, " P"],
-        judged: Bool[Tensor, " P"],
-    ) -> Fit:
-        """The fit of the consumer that belongs to new rows of the producers; `first` where nothing is better.
+        examples: Int[Tensor, " P"],
+    ) -> Fit | None:
+        """The fit of the consumer that belongs to new rows of the producers; None where nothing better is found.
 
         `read` and `target` are what the consumer reads in the pruned network, and should write, at these positions of
-        its second half.
+        its second half, each of one of the numbered `examples`. The rows are fitted on three quarters of these, and
+        the consumer at the end on all of them.
         """
+        judged = first_examples_of(examples)
         is_usable = len({id(h.read) for h in self.heard.values()}) == 1 and all(h.is_whole for h in self.heard.values())
         if not is_usable or not bool(judged.any()) or bool(judged.all()):
-            return first
+            return None
         few = slice(None, None, -(-read.numel() // MOST_NUMBERS))
         inputs, written = self._second_half()
-        x = inputs.flatten(0, -2)[positions[few]].float()
-        zs = tuple(z.flatten(0, -2)[positions[few]].float() for z in written)
-        self.formula = formula_of(zs, read[few])
+        x = self._with_ones(inputs.flatten(0, -2)[positions].float())
+        zs = tuple(z.flatten(0, -2)[positions].float() for z in written)
+        self.formula = formula_of([z[few] for z in zs], read[few])
         if self.formula is None:
-            return first
+            return None
+        seen = ~judged
         found = joint_fit(
-            Layer(self._with_ones(x), zs, self.formula),
+            Layer(x[few], tuple(z[few] for z in zs), self.formula),
             target[few],
-            first=first,
+            first=best_fit(read[seen], target[seen], spread_examples_of(examples[seen]), consumer),
             importance=consumer.importance,
             judged=judged[few],
             can_shift=consumer.shift is not None,
         )
         if found is None:
-            return first
+            return None
         self.changes = found.changes
-        return found.fit
+        moved = self.formula([z + x @ v.T for z, v in zip(zs, self.changes, strict=True)])
+        return best_fit(moved, target, spread_examples_of(examples), consumer, found.fit)
 
     def read(self, before: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
         """What the consumer reads in the pruned network under the new rows, `before` under the old ones."""

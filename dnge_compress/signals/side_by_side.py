@@ -33,13 +33,12 @@ from dnge_compress.graph.masking import hidden_given, with_hidden
 from dnge_compress.graph.tracing.running import tensors_in
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
 from dnge_compress.signals.divergence import attended
-from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of, spread_examples_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
 from dnge_compress.signals.layer_refit import LayerRefit, layer_refit
 from dnge_compress.signals.signal import Signals
 
-JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
 MOST_POSITIONS = 16384  # of each half
 ROWS_PER_FEATURE = 16  # of a convolution's patches
@@ -281,12 +280,10 @@ class _Run(TorchFunctionMode):
         target = target[positions]
         if getattr(module, "bias", None) is not None:
             target = target - module.bias.detach().float()
-        example = positions // each
-        fit = best_fit(x, target, example % JUDGED == JUDGED - 1, consumer)
-        if module not in self.layers:
-            return fit
-        # The first examples judge, for a trial measures the repair on them (plans/trial.py).
-        return self.layers[module].fit(consumer, fit, x, target, positions, example < self.examples // JUDGED)
+        examples = positions // each
+        layer = self.layers.get(module)
+        found = None if layer is None else layer.fit(consumer, x, target, positions, examples)
+        return found or best_fit(x, target, spread_examples_of(examples), consumer)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
