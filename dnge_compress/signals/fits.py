@@ -9,15 +9,16 @@ from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.layer_types import TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
 from dnge_compress.signals.obs import factor
 from dnge_compress.signals.refit import kept_features
-from dnge_compress.signals.signal import Signal
+from dnge_compress.signals.signal import Signal, Signals
 
 JUDGED = 4  # one example in so many judges the others' fit
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
@@ -75,7 +76,25 @@ class Consumer:
         return values
 
 
-def consumer_of(
+def consumers_of(
+    model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]
+) -> dict[nn.Module, Consumer]:
+    """The consumers of all cuts that can be fitted, `values` their one-shot solution."""
+    found: dict[nn.Module, Consumer] = {}
+    weights = model.state_dict(keep_vars=True)
+    for cut in applied.cuts:
+        for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
+            param = signal.slot.param
+            module = model.get_submodule(param.rpartition(".")[0])
+            fits = (
+                signal.slot.part is None and signal.rows is None and not isinstance(module, (nn.RNNBase, *TRANSPOSED))
+            )
+            if fits and module not in found and param in values:
+                found[module] = _consumer_of(weights, applied, signal, values)
+    return found
+
+
+def _consumer_of(
     weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, values: Mapping[str, Tensor]
 ) -> Consumer:
     """The consumer of a signal under cuts, `values` its one-shot solution."""

@@ -123,7 +123,16 @@ class LayerRefit:
         return torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.has_bias else x
 
 
-def layer_refit(model: nn.Module, applied: AppliedCuts, cut: Cut, consumer: Consumer) -> LayerRefit | None:
+def layer_refits(
+    model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer]
+) -> dict[nn.Module, LayerRefit]:
+    """Those of the cut layers that can be refitted on both sides, by the module that reads them."""
+    cuts = {slot.param: cut for cut in applied.cuts for slot in applied.graph.consumers(cut.space)}
+    found = {m: _layer_refit(model, applied, cuts[c.slot.param], c) for m, c in consumers.items()}
+    return {module: layer for module, layer in found.items() if layer is not None}
+
+
+def _layer_refit(model: nn.Module, applied: AppliedCuts, cut: Cut, consumer: Consumer) -> LayerRefit | None:
     """The refit of a cut layer that is read by one matrix, in which a unit is a column; None where it isn't one."""
     slots = applied.graph.consumers(cut.space)
     is_plain = len(slots) == 1 and slots[0].width == 1 and not slots[0].offset

@@ -28,15 +28,15 @@ from torch.overrides import TorchFunctionMode
 
 from dnge_compress.core.paging import Shelf
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
+from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.graph.masking import hidden_given, with_hidden
 from dnge_compress.graph.tracing.running import tensors_in
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
 from dnge_compress.signals.divergence import attended
-from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of, spread_examples_of
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumers_of, spread_examples_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
-from dnge_compress.signals.layer_refit import LayerRefit, layer_refit
+from dnge_compress.signals.layer_refit import LayerRefit, layer_refits
 from dnge_compress.signals.signal import Signals
 
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
@@ -60,8 +60,8 @@ class SideBySide:
         is_joint: bool = False,
     ) -> None:
         self.model, self.applied, self.values = model, applied, values
-        self.consumers = _consumers(model, signals, applied, values)
-        self.layers = _layers(model, applied, self.consumers) if is_joint else {}
+        self.consumers = consumers_of(model, signals, applied, values)
+        self.layers = layer_refits(model, applied, self.consumers) if is_joint else {}
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
         self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
         # The same of batch norms, as differences: they may hold other statistics while both networks run.
@@ -130,32 +130,6 @@ class _MixedHalvesError(Exception):
 
 class _AllFittedError(Exception):
     """Every consumer has its weights; what the model would compute behind the last one interests nobody."""
-
-
-def _consumers(
-    model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]
-) -> dict[nn.Module, Consumer]:
-    found: dict[nn.Module, Consumer] = {}
-    weights = model.state_dict(keep_vars=True)
-    for cut in applied.cuts:
-        for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
-            param = signal.slot.param
-            module = model.get_submodule(param.rpartition(".")[0])
-            fits = (
-                signal.slot.part is None and signal.rows is None and not isinstance(module, (nn.RNNBase, *TRANSPOSED))
-            )
-            if fits and module not in found and param in values:
-                found[module] = consumer_of(weights, applied, signal, values)
-    return found
-
-
-def _layers(
-    model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer]
-) -> dict[nn.Module, LayerRefit]:
-    """Those of the cut layers that can be refitted on both sides, by the module that reads them."""
-    cuts = {slot.param: cut for cut in applied.cuts for slot in applied.graph.consumers(cut.space)}
-    found = {m: layer_refit(model, applied, cuts[c.slot.param], c) for m, c in consumers.items()}
-    return {module: layer for module, layer in found.items() if layer is not None}
 
 
 @dataclass
