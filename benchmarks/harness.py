@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import torch
@@ -41,6 +41,7 @@ from dnge_compress.surgery.repair import apply_repair
 
 Judge = Callable[[nn.Module], float]
 DEFAULT = "default"  # the repair that `compress` makes, in place of one named in a recipe
+JOINT: Literal["joint"] = "joint"  # the one that it makes where a recipe asks for it
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -108,8 +109,10 @@ class Source:
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
         applied, small = AppliedCuts(self.context.graph, tuple(cuts)), copy.deepcopy(self.model)
         with torch.no_grad():
-            if compensate == DEFAULT:
-                found = best_repair(self.context, applied, Repair())
+            if compensate in (DEFAULT, JOINT):
+                found = best_repair(
+                    self.context, applied, Repair(compensate="joint" if compensate == JOINT else "lstsq")
+                )
                 values, self.damage = found.values, found.damage
             else:
                 values = repair_values(self.context, applied, Repair(compensate=compensate))

@@ -47,19 +47,20 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize(("in_turn", "repair"), [(False, "lstsq"), (True, "lstsq"), (False, "joint")])
 def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
-    in_turn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_turn: bool, repair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    settings = SETTINGS | {"compensate": repair}
     if in_turn:
         monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
     model = make("llama")
-    wanted = weights_of(compress(model, "prune/neurons", **SETTINGS))
+    wanted = weights_of(compress(model, "prune/neurons", **settings))
     parts, stops, found = _Stopped(tmp_path / "work"), 0, None
     while found is None:
         _Stopped.left = 1  # one more part each time
         try:
-            found = compress(model, "prune/neurons", work=parts, **SETTINGS)
+            found = compress(model, "prune/neurons", work=parts, **settings)
         except _StoppedError:
             stops += 1
     assert stops > (12 if in_turn else 5)

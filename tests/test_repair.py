@@ -24,9 +24,9 @@ from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals import side_by_side
 from dnge_compress.signals.divergence import mean_divergence, outputs_of
-from dnge_compress.signals.fits import _Samples, _Sums
+from dnge_compress.signals.fits import JUDGED, _Samples, _Sums, best_fit
 from dnge_compress.signals.inference import has_logits
-from dnge_compress.signals.side_by_side import JUDGED, SideBySide, best_fit
+from dnge_compress.signals.side_by_side import SideBySide
 
 Values = dict[str, Tensor]
 

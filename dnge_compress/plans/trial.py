@@ -97,21 +97,25 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
     if not applied.cuts or repair.compensate == "none":
         return Repaired({}, {})
     bias = repair.model_copy(update={"compensate": "bias"})
-    steps = 2 if repair.compensate == "bias" else 4
+    steps = {"bias": 2, "lstsq": 4, "joint": 5}[repair.compensate]
     context.progress("repair", 0, steps)
     ways: dict[str, dict[str, Tensor]] = {"none": {}}
     moved = repair_values(context, applied, bias)
     if moved.keys() - {s.slot.param for own in context.signals.values() for s in own}:  # something takes up a mean
         ways["bias"] = moved
     context.progress("repair", 1, steps)
-    if repair.compensate == "lstsq":
+    if repair.compensate in ("lstsq", "joint"):
         ways["least squares"] = repair_values(context, applied, repair)
         context.progress("repair", 2, steps)
         ways["side by side"] = _side_by_side(context, applied, repair, ways["least squares"])
         give_back()
         context.progress("repair", 3, steps)
+    if repair.compensate == "joint":
+        ways["jointly"] = _side_by_side(context, applied, repair, ways["least squares"], is_joint=True)
+        give_back()
+        context.progress("repair", 4, steps)
     trial = trial or Trial(context)
-    asked = {"lstsq": "least squares", "bias": "bias"}[repair.compensate]
+    asked = "bias" if repair.compensate == "bias" else "least squares"
     damages = {
         way: trial.one_shot(applied, repair, values) if way == asked else trial.damage(applied, values)
         for way, values in ways.items()
@@ -125,10 +129,15 @@ def _least(damages: Mapping[str, float]) -> str:
 
 
 def _side_by_side(
-    context: ScoringContext, applied: AppliedCuts, repair: Repair, one_shot: dict[str, Tensor]
+    context: ScoringContext,
+    applied: AppliedCuts,
+    repair: Repair,
+    one_shot: dict[str, Tensor],
+    *,
+    is_joint: bool = False,
 ) -> dict[str, Tensor]:
     parts = parts_under(context, applied, repair)
-    run = SideBySide(context.model, context.signals, applied, one_shot, parts)
+    run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts, is_joint=is_joint)
     with context.calibrated():
         return run.run(context.batches)
 

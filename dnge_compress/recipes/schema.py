@@ -209,11 +209,12 @@ class Prune(RecipeSection):
 class Repair(RecipeSection):
     """What happens to the matrices that consume a pruned space.
 
-    `lstsq` refits them by least squares with relative `ridge` on the activations of the calibration inputs, `bias`
-    adds the mean of what went to their bias, `none` leaves them.
+    `lstsq` refits them by least squares with relative `ridge` on the activations of the calibration inputs, `joint`
+    then refits the linear layers that compute the kept neurons with them, `bias` adds the mean of what went to their
+    bias, `none` leaves them.
     """
 
-    compensate: Literal["none", "bias", "lstsq"] = "lstsq"
+    compensate: Literal["none", "bias", "lstsq", "joint"] = "lstsq"
     ridge: Real = Field(default=0.003, gt=0)
 
 

@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
 from dnge_compress.core.paging import Shelf
-from dnge_compress.core.parts import Parts
 from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.layer_types import TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
 from dnge_compress.signals.consumers import as_matrix, from_matrix, shift_of
 from dnge_compress.signals.obs import factor
 from dnge_compress.signals.refit import kept_features
-from dnge_compress.signals.signal import Signal
+from dnge_compress.signals.signal import Signal, Signals
 
+JUDGED = 4  # one example in so many judges the others' fit
 RIDGES = (0.01, 0.1, 1.0)  # of the mean second moment, towards the one-shot solution
 
 
@@ -87,20 +88,6 @@ class Consumer:
         whole = from_matrix(weight, self.original, self.graph, self.slot)
         self.value, self.added = shelf.keep(whole.to(self.original.dtype)), found.added
 
-    def settle_as_kept(self, parts: Parts, fitted: Callable[[], Fit], shelf: Shelf) -> None:
-        """Take the fit that a part of the work holds, or that is made now."""
-        if not parts.are_kept:
-            self.settle(fitted(), shelf)
-            return
-
-        def made() -> dict[str, Tensor]:
-            self.settle(fitted(), shelf)
-            assert self.value is not None and self.added is not None
-            return {"value": self.value, "added": self.added}
-
-        found = parts.tensors(f"side-by-side.{self.slot.param}", made)
-        self.value, self.added = found["value"], found["added"]
-
     def values(self) -> dict[str, Tensor]:
         """New values of the parameters, if the consumer was reached."""
         if self.value is None or self.added is None:
@@ -112,7 +99,25 @@ class Consumer:
         return values
 
 
-def consumer_of(
+def consumers_of(
+    model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]
+) -> dict[nn.Module, Consumer]:
+    """The consumers of all cuts that can be fitted, `values` their one-shot solution."""
+    found: dict[nn.Module, Consumer] = {}
+    weights = model.state_dict(keep_vars=True)
+    for cut in applied.cuts:
+        for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
+            param = signal.slot.param
+            module = model.get_submodule(param.rpartition(".")[0])
+            fits = (
+                signal.slot.part is None and signal.rows is None and not isinstance(module, (nn.RNNBase, *TRANSPOSED))
+            )
+            if fits and module not in found and param in values:
+                found[module] = _consumer_of(weights, applied, signal, values)
+    return found
+
+
+def _consumer_of(
     weights: Mapping[str, Tensor], applied: AppliedCuts, signal: Signal, values: Mapping[str, Tensor]
 ) -> Consumer:
     """The consumer of a signal under cuts, `values` its one-shot solution."""
@@ -136,15 +141,30 @@ def consumer_of(
     )
 
 
+def first_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
+    """Positions to judge by: those of the first examples, on which a trial measures the repair as well
+    (plans/trial.py)."""
+    return examples < (int(examples.max()) + 1) // JUDGED
+
+
+def spread_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
+    """Positions to judge by: those of every fourth example."""
+    return examples % JUDGED == JUDGED - 1
+
+
 def best_fit(
-    x: Float[Tensor, "P K"], target: Float[Tensor, "P D"], judged: Bool[Tensor, " P"], consumer: Consumer
+    x: Float[Tensor, "P K"],
+    target: Float[Tensor, "P D"],
+    judged: Bool[Tensor, " P"],
+    consumer: Consumer,
+    start: Fit | None = None,
 ) -> Fit:
     """The fit that errs least on the judged positions, made again on all of them; with too few examples to judge by,
-    the one-shot solution.
+    where it starts: the one-shot solution, if nothing else is given.
 
-    All fits are changes of the one-shot weight, so that large activations cost no digits: `rest` is what that leaves.
+    All fits are changes of that weight, so that large activations cost no digits: `rest` is what it leaves.
     """
-    first, can_shift = consumer.one_shot(), consumer.shift is not None
+    first, can_shift = start or consumer.one_shot(), consumer.shift is not None
     if not bool(judged.any()):
         return first
     order, seen = judged.byte().argsort(stable=True), int((~judged).sum())

@@ -1,7 +1,8 @@
 """The repair: after units are chosen, refit every matrix that read them, so that its output stays what it was.
 
 `lstsq` refits the kept columns by ridge least squares on the signals' moments (centred where a bias, or the batch
-norm behind a conv, can take up the mean); `bias` only moves the mean of what was removed there; `none` does neither.
+norm behind a conv, can take up the mean), and `joint` begins with that; `bias` only moves the mean of what was removed
+there; `none` does neither.
 Solved in float64 whatever the model's dtype, but for layers so wide that this would take gigabytes.
 """
 
@@ -84,7 +85,7 @@ def _refit_consumer(
     keep = kept_features(applied, signal, original)
     mean = signal.mean.to(exact)
     shift = shift_of(applied.graph, signal.slot)
-    if repair.compensate == "lstsq":
+    if repair.compensate in ("lstsq", "joint"):
         kept = refit(dense, signal.second_moments(shift is not None), keep, repair.ridge)
     else:
         kept = dense[:, keep]

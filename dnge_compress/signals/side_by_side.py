@@ -6,14 +6,15 @@ consumer is reached, all before it is repaired already: its weights are fitted o
 towards the whole network's output, and where the output is added to a residual stream, towards the whole network's
 stream, so that what earlier layers lost is taken back (error accumulation as in Týr-the-Pruner, NeurIPS 2025). The
 ridge pulls towards the one-shot solution; its strength, and whether to refit, to move the mean or to do nothing at all,
-is decided for each consumer on examples that the fit hasn't seen.
+is decided for each consumer on examples that the fit hasn't seen. Where asked for, the matrices that compute the kept
+neurons are refitted with their consumer (signals/joint_fit.py).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,17 +29,17 @@ from torch.overrides import TorchFunctionMode
 from dnge_compress.core.paging import Shelf
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
+from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.graph.masking import hidden_given, with_hidden
 from dnge_compress.graph.tracing.running import tensors_in
 from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
 from dnge_compress.signals.divergence import attended
-from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumer_of
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumers_of, spread_examples_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
+from dnge_compress.signals.layer_refit import LayerRefit, layer_refits
 from dnge_compress.signals.signal import Signals
 
-JUDGED = 4  # one example in so many judges the others' fit
 MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
 MOST_POSITIONS = 16384  # of each half
 ROWS_PER_FEATURE = 16  # of a convolution's patches
@@ -47,8 +48,8 @@ UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", 
 
 
 class SideBySide:
-    """The refit of one model's consumers under cuts, from the one-shot solution in `values`; `parts` keep the consumers
-    that are finished."""
+    """The refit of one model's consumers under cuts, from the one-shot solution in `values`; with the matrices that
+    compute the kept neurons, if it `is_joint`. `parts` keep the consumers that are finished."""
 
     def __init__(
         self,
@@ -56,10 +57,14 @@ class SideBySide:
         signals: Signals,
         applied: AppliedCuts,
         values: Mapping[str, Tensor],
+        *,
         parts: Parts = NOTHING_KEPT,
+        is_joint: bool = False,
     ) -> None:
-        self.model, self.applied, self.values, self.parts = model, applied, values, parts
-        self.consumers = _consumers(model, signals, applied, values)
+        self.model, self.applied, self.values = model, applied, values
+        self.parts = parts.within("jointly" if is_joint else "side-by-side")
+        self.consumers = consumers_of(model, signals, applied, values)
+        self.layers = layer_refits(model, applied, self.consumers) if is_joint else {}
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
         self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
         # The same of batch norms, as differences: they may hold other statistics while both networks run.
@@ -82,8 +87,11 @@ class SideBySide:
         widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
         batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
-        run = _Run(self.consumers, batch, untouched, self.parts)
+        run = _Run(self.consumers, self.layers, batch, untouched, self.parts)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
+            for layer in self.layers.values():
+                for module in layer.modules:
+                    hooks.enter_context(module.register_forward_hook(run.hear))
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
             for module, own in self.fixed.items():
@@ -111,9 +119,11 @@ class SideBySide:
 
     def fitted(self) -> dict[str, Tensor]:
         """What is known until now; one-shot values of consumers that were not reached."""
-        found = dict(self.values)
-        for consumer in self.consumers.values():
+        found, weights = dict(self.values), self.model.state_dict(keep_vars=True)
+        for module, consumer in self.consumers.items():
             found |= consumer.values()
+            if module in self.layers:
+                found |= self.layers[module].values(weights)
         return found
 
 
@@ -123,23 +133,6 @@ class _MixedHalvesError(Exception):
 
 class _AllFittedError(Exception):
     """Every consumer has its weights; what the model would compute behind the last one interests nobody."""
-
-
-def _consumers(
-    model: nn.Module, signals: Signals, applied: AppliedCuts, values: Mapping[str, Tensor]
-) -> dict[nn.Module, Consumer]:
-    found: dict[nn.Module, Consumer] = {}
-    weights = model.state_dict(keep_vars=True)
-    for cut in applied.cuts:
-        for signal in signals.get(cut.space, ()) if cut.space not in applied.dropped_spaces else ():
-            param = signal.slot.param
-            module = model.get_submodule(param.rpartition(".")[0])
-            fits = (
-                signal.slot.part is None and signal.rows is None and not isinstance(module, (nn.RNNBase, *TRANSPOSED))
-            )
-            if fits and module not in found and param in values:
-                found[module] = consumer_of(weights, applied, signal, values)
-    return found
 
 
 @dataclass
@@ -157,9 +150,18 @@ class _Run(TorchFunctionMode):
     """While entered, settles each consumer's output the moment that somebody uses it: only then is it known what it is
     added to."""
 
-    def __init__(self, consumers: Mapping[nn.Module, Consumer], batch: Inputs, untouched: bool, parts: Parts) -> None:
+    def __init__(
+        self,
+        consumers: Mapping[nn.Module, Consumer],
+        layers: Mapping[nn.Module, LayerRefit],
+        batch: Inputs,
+        untouched: bool,
+        parts: Parts,
+    ) -> None:
         super().__init__()
-        self.consumers, self.shelf, self.parts = consumers, Shelf("repaired weights"), parts
+        self.consumers, self.layers, self.parts = consumers, layers, parts
+        self.shelf = Shelf("repaired weights")
+        self.computed_by = {module: layer for layer in layers.values() for module in layer.modules}
         self.untouched = untouched  # whether both halves are still the same where the first consumer reads
         self.mask, self.examples = attended(batch), examples_in(batch)
         self.open: dict[int, _Output] = {}
@@ -169,6 +171,11 @@ class _Run(TorchFunctionMode):
         """A hook: remember what was computed from what."""
         if not self.is_settling:
             self.open[id(out)] = _Output(module, args[0], out, out)
+
+    def hear(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        """A hook: remember what the kept neurons are computed from."""
+        if not self.is_settling:
+            self.computed_by[module].hear(module, args[0], out)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -218,9 +225,10 @@ class _Run(TorchFunctionMode):
             if stream is not None:
                 lost = rows_written(output.module, stream[:half] - stream[half:]).float()
                 target = target + (lost / _scale(output.norm) if output.norm else lost)
-            fitted = partial(self._fitted, consumer, output.module, read, target)
-            consumer.settle_as_kept(self.parts, fitted, self.shelf)
+            self._settle_consumer(consumer, partial(self._fitted, consumer, output.module, read, target), output.module)
         assert consumer.value is not None and consumer.added is not None
+        if output.module in self.layers:
+            read.copy_(self.layers[output.module].read(read))
         self.is_settling = True
         weights = {consumer.slot.param.rpartition(".")[2]: consumer.value}
         written = functional_call(output.module, weights, (read,))
@@ -232,8 +240,25 @@ class _Run(TorchFunctionMode):
         if output.norm:
             written = nn.functional.batch_norm(**{**output.norm, "input": written})
         output.final[half:] = written
+        if output.module in self.computed_by:
+            self.computed_by[output.module].hear(output.module, output.read, output.final)
         if all(c.value is not None for c in self.consumers.values()):
             raise _AllFittedError
+
+    def _settle_consumer(self, consumer: Consumer, fitted: Callable[[], Fit], module: nn.Module) -> None:
+        """Take the fit that a part of the work holds, or that is made now, with the changes of its layer."""
+        layer = self.layers.get(module)
+
+        def made() -> dict[str, Tensor]:
+            consumer.settle(fitted(), self.shelf)
+            assert consumer.value is not None and consumer.added is not None
+            changes = {} if layer is None else {f"change/{i}": change for i, change in enumerate(layer.changes)}
+            return {"value": consumer.value, "added": consumer.added, **changes}
+
+        found = self.parts.tensors(consumer.slot.param, made)
+        consumer.value, consumer.added = found["value"], found["added"]
+        if layer is not None:
+            layer.changes = tuple(found[name] for name in sorted(found) if name.startswith("change/"))
 
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
         positions = counted_positions(self.mask, len(target), target.device)
@@ -249,8 +274,10 @@ class _Run(TorchFunctionMode):
         target = target[positions]
         if getattr(module, "bias", None) is not None:
             target = target - module.bias.detach().float()
-        judged = positions // each % JUDGED == JUDGED - 1
-        return best_fit(x, target, judged, consumer)
+        examples = positions // each
+        layer = self.layers.get(module)
+        found = None if layer is None else layer.fit(consumer, x, target, positions, examples)
+        return found or best_fit(x, target, spread_examples_of(examples), consumer)
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""Least squares of the units that stay and of what reads them, together.
+
+A refit of the reading matrix alone mixes kept units as they are. Here the rows that compute them move as well:
+
+    y = W · a(z₁, z₂) + b,    zⱼ = Vⱼ x
+
+is fitted to what the layer should write, over V, W and b at once. It starts from the refit of W, where the layer is
+linear in every part, and takes quasi-Newton steps (L-BFGS) in coordinates in which inputs and features are white. No
+gradient passes through the rest of the network, and examples that the fit doesn't see say when to stop.
+
+Letters: P positions, H inputs of the layer, K kept units, D outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from dnge_compress.signals.fits import Fit
+from dnge_compress.signals.obs import factor
+
+ROUNDS = 6  # at most; after each, the judged examples decide whether to go on
+STEPS = 5  # of a round
+RIDGE = 0.1  # of the mean second moment, in the coordinates of inputs and features
+LEAST_WEIGHT = 1e-3  # of an output, of their mean
+
+_Rows: TypeAlias = tuple[Tensor, list[Tensor], Tensor]
+Formula: TypeAlias = Callable[
+    [Sequence[Tensor]], Tensor
+]  # the units' activations from what the layers before them write
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of a layer on some positions: its inputs `[P, H]`, with a column of ones if there are biases, what
+    each matrix writes for the kept units `[P, K]`, and how activations come from that."""
+
+    x: Float[Tensor, "P H"]
+    written: tuple[Float[Tensor, "P K"], ...]
+    formula: Formula
+
+
+@dataclass(frozen=True)
+class JointFit:
+    """Changes of the rows of each matrix that computes the units `[K, H]`, and the fit of the matrix that reads
+    them."""
+
+    changes: tuple[Float[Tensor, "K H"], ...]
+    fit: Fit
+
+
+def joint_fit(
+    layer: Layer,
+    target: Float[Tensor, "P D"],
+    *,
+    first: Fit,
+    importance: Float[Tensor, " D"],
+    judged: Bool[Tensor, " P"],
+    can_shift: bool,
+) -> JointFit | None:
+    """The fit that errs least on the judged positions, from `first` on; None if none errs less than that."""
+    run = _Run(layer, target, first, importance, can_shift)
+    seen, unseen = run.rows(~judged), run.rows(judged)
+    parts = run.parts()
+    with torch.no_grad():
+        scale, least = float(run.error(parts, seen)), float(run.error(parts, unseen))
+    if not scale > 0 or not least > 0:
+        return None
+    optimiser = torch.optim.LBFGS(parts, max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        error = run.error(parts, seen) / scale
+        error.backward()
+        return error
+
+    best: list[Tensor] | None = None
+    for _ in range(ROUNDS):
+        with torch.enable_grad():
+            optimiser.step(closure)
+        with torch.no_grad():
+            error = float(run.error(parts, unseen))
+        if not error < least:
+            break
+        least, best = error, [part.detach().clone() for part in parts]
+    return None if best is None else run.found(best)
+
+
+class _Run:
+    """The layer's error as a function of changes in white coordinates: one `[K, H]` for each matrix that computes the
+    units, and `[D, K (+ 1)]` for the one that reads them."""
+
+    def __init__(self, layer: Layer, target: Tensor, first: Fit, importance: Tensor, can_shift: bool) -> None:
+        self.layer, self.first, self.can_shift = layer, first, can_shift
+        weights = importance.float().clamp_min(0).sqrt()
+        self.weights = (weights / weights.mean().clamp_min(1e-30)).clamp_min(LEAST_WEIGHT)
+        self.inputs = _white(layer.x)
+        self.features = _white(self._read(layer.formula(layer.written)))
+        self.target = (target - first.added) * self.weights
+        reading = first.weight * self.weights[:, None]
+        self.reading = torch.cat([reading, reading.new_zeros(len(reading), can_shift)], 1)  # [D, K (+ 1)]
+        self.sizes = [z.std().clamp_min(1e-12) for z in layer.written]
+        self.size = self.target.std().clamp_min(1e-12)
+
+    def rows(self, chosen: Tensor) -> _Rows:
+        """Inputs, what was written and what is wanted on some positions."""
+        return self.layer.x[chosen], [z[chosen] for z in self.layer.written], self.target[chosen]
+
+    def parts(self) -> list[Tensor]:
+        """No change."""
+        outputs, units = self.first.weight.shape
+        shapes = [(units, self.layer.x.shape[1])] * len(self.sizes) + [(outputs, units + self.can_shift)]
+        return [self.layer.x.new_zeros(shape).requires_grad_() for shape in shapes]
+
+    def error(self, parts: Sequence[Tensor], rows: _Rows) -> Tensor:
+        """Mean square of what is missing, outputs weighed by their importance."""
+        x, written, target = rows
+        read = self.layer.formula([z + x @ v.T for z, v in zip(written, self._changes(parts), strict=True)])
+        reading = self.reading + self.size * _back(parts[-1], self.features)
+        return (target - self._read(read) @ reading.T).square().sum(1).mean()
+
+    def found(self, parts: Sequence[Tensor]) -> JointFit:
+        """The changes in the layer's own coordinates."""
+        read = self.size * _back(parts[-1], self.features) / self.weights[:, None]
+        units = self.first.weight.shape[1]
+        added = self.first.added + read[:, units] if self.can_shift else self.first.added
+        return JointFit(tuple(self._changes(parts)), Fit(self.first.weight + read[:, :units], added))
+
+    def _changes(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [size * _back(part, self.inputs) for size, part in zip(self.sizes, parts[:-1], strict=True)]
+
+    def _read(self, activations: Tensor) -> Tensor:
+        """With a column of ones where something takes up a mean."""
+        return torch.cat([activations, torch.ones_like(activations[:, :1])], 1) if self.can_shift else activations
+
+
+def _white(rows: Float[Tensor, "P H"]) -> Float[Tensor, "H H"]:
+    """The root of the rows' second moments, lower triangular: rows divided by it are nearly white."""
+    gram = rows.T @ rows / len(rows)
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
+    return factor(gram)
+
+
+def _back(matrix: Float[Tensor, "K H"], root: Float[Tensor, "H H"]) -> Float[Tensor, "K H"]:
+    """What a matrix on white coordinates is on the rows themselves."""
+    return torch.linalg.solve_triangular(root, matrix, upper=False, left=False)

@@ -1,0 +1,153 @@
+"""A cut layer that is refitted on both sides, the matrices that compute its units and the one that reads them, while
+the whole and the pruned network run side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.types import Cut, Slot
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, first_examples_of, spread_examples_of
+from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
+from dnge_compress.signals.producers import Producer, formula_of, producers_of
+
+MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; a dozen copies of them are held
+
+
+@dataclass(frozen=True)
+class _Heard:
+    read: Tensor
+    written: Tensor
+    version: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing was written over it, as some activations do."""
+        return self.written._version == self.version
+
+
+class LayerRefit:
+    """One such layer: what its producers were called with and wrote last, and how their rows change."""
+
+    def __init__(self, producers: tuple[Producer, ...], keep: Int[Tensor, " K"]) -> None:
+        self.producers, self.keep = producers, keep
+        self.has_bias = any(p.bias for p in producers)
+        self.heard: dict[nn.Module, _Heard] = {}
+        self.formula: Formula | None = None
+        self.changes: tuple[Tensor, ...] = ()
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that compute the units."""
+        return list(dict.fromkeys(p.module for p in self.producers))
+
+    def hear(self, module: nn.Module, read: Tensor, written: Tensor) -> None:
+        """What one of them has read and written, both halves."""
+        self.heard[module] = _Heard(read, written, written._version)
+
+    def fit(
+        self,
+        consumer: Consumer,
+        read: Float[Tensor, "P K"],
+        target: Float[Tensor, "P D"],
+        positions: Int[Tensor, " P"],
+        examples: Int[Tensor, " P"],
+    ) -> Fit | None:
+        """The fit of the consumer that belongs to new rows of the producers; None where nothing better is found.
+
+        `read` and `target` are what the consumer reads in the pruned network, and should write, at these positions of
+        its second half, each of one of the numbered `examples`. The rows are fitted on three quarters of these, and
+        the consumer at the end on all of them.
+        """
+        judged = first_examples_of(examples)
+        is_usable = len({id(h.read) for h in self.heard.values()}) == 1 and all(h.is_whole for h in self.heard.values())
+        if not is_usable or not bool(judged.any()) or bool(judged.all()):
+            return None
+        few = slice(None, None, -(-read.numel() // MOST_NUMBERS))
+        inputs, written = self._second_half()
+        x = self._with_ones(inputs.flatten(0, -2)[positions].float())
+        zs = tuple(z.flatten(0, -2)[positions].float() for z in written)
+        self.formula = formula_of([z[few] for z in zs], read[few])
+        if self.formula is None:
+            return None
+        seen = ~judged
+        found = joint_fit(
+            Layer(x[few], tuple(z[few] for z in zs), self.formula),
+            target[few],
+            first=best_fit(read[seen], target[seen], spread_examples_of(examples[seen]), consumer),
+            importance=consumer.importance,
+            judged=judged[few],
+            can_shift=consumer.shift is not None,
+        )
+        if found is None:
+            return None
+        self.changes = found.changes
+        moved = self.formula([z + x @ v.T for z, v in zip(zs, self.changes, strict=True)])
+        return best_fit(moved, target, spread_examples_of(examples), consumer, found.fit)
+
+    def read(self, before: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
+        """What the consumer reads in the pruned network under the new rows, `before` under the old ones."""
+        if not self.changes:
+            return before
+        inputs, written = self._second_half()
+        if self.formula is None:  # the changes were found before the work was stopped
+            kept = before[..., self.keep].flatten(0, -2).float()
+            self.formula = formula_of([z.flatten(0, -2).float() for z in written], kept)
+            assert self.formula is not None, "another formula than that of the changes"
+        x = self._with_ones(inputs.float())
+        after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
+        return before.index_copy(-1, self.keep, after.to(before.dtype))
+
+    def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """New values of the producers' parameters; rows that go are as they were."""
+        found: dict[str, Tensor] = {}
+        for producer, change in zip(self.producers, self.changes, strict=False):
+            param, rows = producer.slot.param, self._rows(producer.slot)
+            width = change.shape[1] - self.has_bias
+            moved = change[:, :width].T if producer.is_transposed else change[:, :width]
+            found[param] = _added(found.get(param, weights[param]), 1 if producer.is_transposed else 0, rows, moved)
+            if producer.bias is not None:
+                found[producer.bias] = _added(found.get(producer.bias, weights[producer.bias]), 0, rows, change[:, -1])
+        return found
+
+    def _second_half(self) -> tuple[Tensor, list[Tensor]]:
+        inputs = next(iter(self.heard.values())).read
+        half = len(inputs) // 2
+        return inputs[half:], [self.heard[p.module].written[half:][..., self._rows(p.slot)] for p in self.producers]
+
+    def _rows(self, slot: Slot) -> Tensor:
+        return slot.rows(self.keep.cpu()).to(self.keep.device)
+
+    def _with_ones(self, x: Tensor) -> Tensor:
+        return torch.cat([x, torch.ones_like(x[..., :1])], -1) if self.has_bias else x
+
+
+def layer_refits(
+    model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer]
+) -> dict[nn.Module, LayerRefit]:
+    """Those of the cut layers that can be refitted on both sides, by the module that reads them."""
+    cuts = {slot.param: cut for cut in applied.cuts for slot in applied.graph.consumers(cut.space)}
+    found = {m: _layer_refit(model, applied, cuts[c.slot.param], c) for m, c in consumers.items()}
+    return {module: layer for module, layer in found.items() if layer is not None}
+
+
+def _layer_refit(model: nn.Module, applied: AppliedCuts, cut: Cut, consumer: Consumer) -> LayerRefit | None:
+    """The refit of a cut layer that is read by one matrix, in which a unit is a column; None where it isn't one."""
+    slots = applied.graph.consumers(cut.space)
+    is_plain = len(slots) == 1 and slots[0].width == 1 and not slots[0].offset
+    units = applied.graph.space(cut.space).units
+    if not is_plain or consumer.weight.shape[1] != units:
+        return None
+    producers = producers_of(model, applied, cut.space)
+    has = {p.bias is not None for p in producers}
+    return LayerRefit(producers, consumer.keep) if len(has) == 1 else None
+
+
+def _added(weight: Tensor, axis: int, rows: Tensor, change: Tensor) -> Tensor:
+    whole = weight.detach().float()
+    return whole.index_add(axis, rows, change.to(whole.device)).to(weight.dtype)

@@ -1,0 +1,196 @@
+"""The repair that refits the matrices that compute kept neurons together with those that read them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import models
+import pytest
+import torch
+import torch.nn.functional as nnf
+from test_repair import Values, context_of, damage, first_half_of
+from tiny_architectures import ARCHITECTURES
+from torch import Tensor, nn
+
+from dnge_compress import compress
+from dnge_compress.graph.cuts import AppliedCuts
+from dnge_compress.graph.families import build_graph
+from dnge_compress.graph.masking import MaskedModel
+from dnge_compress.plans import trial
+from dnge_compress.plans.trial import best_repair, repair_values
+from dnge_compress.recipes.schema import Repair
+from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.divergence import outputs_of
+from dnge_compress.signals.fits import Fit
+from dnge_compress.signals.joint_fit import Layer, joint_fit
+from dnge_compress.signals.producers import formula_of, producers_of
+from dnge_compress.signals.side_by_side import SideBySide
+from dnge_compress.surgery.cut import cut
+from dnge_compress.surgery.repair import apply_repair
+
+EXAMPLES, TOKENS = 512, 16
+JOINT = Repair(compensate="joint")
+FEED_FORWARD = ("neuron",)
+
+
+def many_texts() -> tuple[dict[str, Tensor], ...]:
+    """Enough random positions for a fit of every weight of a tiny layer."""
+    ids = torch.randint(4, models.VOCABULARY, (EXAMPLES, TOKENS), generator=torch.Generator().manual_seed(3))
+    return tuple({"input_ids": part} for part in ids.split(EXAMPLES // 2))
+
+
+def jointly(context: ScoringContext, applied: AppliedCuts) -> tuple[Values, Values]:
+    """Side by side, and with the layers' own matrices."""
+    one_shot = repair_values(context, applied, Repair())
+    made = [SideBySide(context.model, context.signals, applied, one_shot, is_joint=joint) for joint in (False, True)]
+    return made[0].run(context.batches), made[1].run(context.batches)
+
+
+# A gated layer, one with biases, a transposed weight, norms behind the sum; two matrices in one parameter.
+@pytest.mark.parametrize("name", ["llama", "llama_bias", "gpt2", "bert_mlm", "phi3"])
+def test_jointly_less_is_lost_than_side_by_side(name: str) -> None:
+    if name in models.MODELS:
+        model = models.make(name)
+    else:
+        torch.manual_seed(0)
+        model = models.roughened(ARCHITECTURES[name].build()).eval()
+    context = ScoringContext(graph=build_graph(model), model=model, data=many_texts())
+    applied = first_half_of(context.graph, FEED_FORWARD)
+    before = copy.deepcopy(model.state_dict())
+    side, joint = jointly(context, applied)
+    assert damage(context, applied, joint) < 0.95 * damage(context, applied, side)
+    more = joint.keys() - side.keys()
+    producers = {p.slot.param for c in applied.cuts for p in producers_of(model, applied, c.space)}
+    assert producers and producers <= more and all(n in producers or n.endswith("bias") for n in more)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("name", ["llama_bias", "gpt2"])
+def test_the_cut_model_answers_as_the_masked_one_does_under_a_joint_repair(name: str) -> None:
+    model = models.make(name)
+    context = context_of(name, model, data=many_texts())
+    applied = first_half_of(context.graph, FEED_FORWARD)
+    found = best_repair(context, applied, JOINT)
+    assert found.damage == found.damages["jointly"] < found.damages["side by side"]
+    small = copy.deepcopy(model)
+    with torch.no_grad():
+        cut(small, applied)
+        apply_repair(small, applied, found.values)
+        batch = context.batches[0]
+        masked = outputs_of(MaskedModel(model, applied, found.values), batch)
+        torch.testing.assert_close(outputs_of(small, batch), masked, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_left_jointly_is_measured_on_examples_that_no_fit_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def spy(layer: Layer, target: Tensor, **options: Any) -> Any:
+        seen.append(options["judged"])
+        return None
+
+    monkeypatch.setattr("dnge_compress.signals.layer_refit.joint_fit", spy)
+    context = context_of("llama", models.make("llama"), data=many_texts())
+    applied = first_half_of(context.graph, FEED_FORWARD)
+    best_repair(context, applied, JOINT)
+    measured = sum(
+        len(b["input_ids"]) for b in trial.share_of(context.batches, trial.MEASURE_SHARE, trial.MEASURE_ROWS)
+    )
+    assert seen and all(bool(judged.view(EXAMPLES, TOKENS)[:measured].all()) for judged in seen)
+    assert all(not bool(judged.view(EXAMPLES, TOKENS)[EXAMPLES // 2 :].any()) for judged in seen)
+
+
+def test_a_joint_repair_is_a_recipe_and_survives_saving(tmp_path: Any) -> None:
+    settings: dict[str, Any] = {"scorer": "obs", "tokens": 2048, "length": 16, "kinds": ["neuron"], "ratio": 0.2}
+    small: Any = compress(models.make("gpt2"), compensate="joint", **settings)
+    again: Any = compress(models.make("gpt2"), compensate="joint", **settings)
+    assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True))
+    assert any("jointly" in note for note in small.dnge.plan.notes)
+    small.save_pretrained(tmp_path)
+    opened = type(small).from_pretrained(tmp_path).eval()
+    ids = torch.arange(4, 12)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(opened(input_ids=ids).logits, small(input_ids=ids).logits)
+
+
+def layer_with(units: int, inputs: int, outputs: int, rows: int = 4000) -> tuple[Layer, Tensor, Tensor]:
+    """A gated layer on random rows, its reading matrix, and what it writes under other weights near by."""
+    generator = torch.Generator().manual_seed(4)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    x, gate, up, read = draw(rows, inputs), draw(units, inputs), draw(units, inputs), draw(outputs, units)
+
+    def formula(z: Any) -> Tensor:
+        return nnf.silu(z[0]) * z[1]
+
+    moved = [w + 0.3 * draw(*w.shape) for w in (gate, up, read)]
+    target = formula([x @ moved[0].T, x @ moved[1].T]) @ moved[2].T
+    return Layer(x, (x @ gate.T, x @ up.T), formula), read, target
+
+
+def test_a_joint_fit_finds_most_of_what_refitting_one_side_cannot() -> None:
+    layer, read, target = layer_with(6, 5, 7)
+    judged = torch.arange(len(target)) % 4 == 0
+    h = layer.formula(layer.written)
+    alone = torch.linalg.lstsq(h[~judged], target[~judged]).solution.T
+    first = Fit(alone, torch.zeros(len(read)))
+    found = joint_fit(layer, target, first=first, importance=torch.ones(len(read)), judged=judged, can_shift=False)
+    assert found is not None and torch.equal(found.fit.added, first.added)
+    z = [w + layer.x @ c.T for w, c in zip(layer.written, found.changes, strict=True)]
+    left = (target - layer.formula(z) @ found.fit.weight.T)[judged].square().sum()
+    assert left < 0.3 * (target - h @ alone.T)[judged].square().sum()
+
+
+def test_where_nothing_is_missing_a_joint_fit_changes_nothing() -> None:
+    layer, read, _ = layer_with(6, 5, 7)
+    target = layer.formula(layer.written) @ read.T
+    judged = torch.arange(len(target)) % 4 == 0
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(5))
+    first = Fit(read, torch.zeros(len(read)))
+    options: dict[str, Any] = {"first": first, "importance": torch.ones(len(read)), "judged": judged}
+    assert joint_fit(layer, target, **options, can_shift=True) is None
+    few = judged.clone()
+    few[40:] = True  # ten positions to learn from, and noise to learn
+    assert joint_fit(layer, target + noise, **options | {"judged": few}, can_shift=True) is None
+    assert joint_fit(layer, target * torch.nan, **options, can_shift=True) is None
+
+
+@pytest.mark.parametrize("gate", [0, 1])
+def test_formulas_are_told_by_their_numbers(gate: int) -> None:
+    z = [torch.randn(50, 4, generator=torch.Generator().manual_seed(i)) for i in (6, 7)]
+    other = [torch.randn(30, 4, generator=torch.Generator().manual_seed(i)) for i in (8, 9)]
+    for activation in (nnf.silu, nnf.gelu, torch.relu, lambda t: nnf.gelu(t, approximate="tanh")):
+        plain = formula_of(z[:1], activation(z[0]))
+        gated = formula_of(z, activation(z[gate]) * z[1 - gate])
+        assert plain is not None and torch.allclose(plain(other[:1]), activation(other[0]), atol=1e-5)
+        assert gated is not None and torch.allclose(gated(other), activation(other[gate]) * other[1 - gate], atol=1e-5)
+    assert formula_of(z[:1], torch.sin(z[0])) is None
+    assert formula_of(z, z[0] + z[1]) is None
+
+
+class Overwritten(nn.Module):
+    """Its activation overwrites what the matrix wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(6, 16), nn.ReLU(inplace=True), nn.Linear(16, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        return self.head(x + self.down(self.act(self.up(x))))
+
+
+def test_a_matrix_that_was_written_over_is_left_alone() -> None:
+    """Negative numbers that a relu set to zero in place can't be moved any more."""
+    torch.manual_seed(0)
+    model, inputs = Overwritten().eval(), torch.randn(EXAMPLES, 6, generator=torch.Generator().manual_seed(1))
+    graph = build_graph(model, inputs[:2])
+    context = ScoringContext(graph=graph, model=model, data=(inputs,), example_inputs=inputs[:2])
+    applied = first_half_of(graph, FEED_FORWARD)
+    assert applied.cuts
+    side, joint = jointly(context, applied)
+    assert side.keys() == joint.keys() and all(torch.equal(side[n], joint[n]) for n in side)
