@@ -72,7 +72,7 @@ class LayerRefit:
         inputs, written = self._second_half()
         x = self._with_ones(inputs.flatten(0, -2)[positions].float())
         zs = tuple(z.flatten(0, -2)[positions].float() for z in written)
-        self.formula = formula_of([z[few] for z in zs], read[few])
+        self.formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
         if self.formula is None:
             return None
         seen = ~judged
@@ -130,10 +130,15 @@ class LayerRefit:
 def layer_refits(
     model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer]
 ) -> dict[nn.Module, LayerRefit]:
-    """Those of the cut layers that can be refitted on both sides, by the module that reads them."""
+    """Those of the cut layers that can be refitted on both sides, by the module that reads them. A matrix that reads
+    another cut space itself is refitted for that alone."""
     cuts = {slot.param: cut for cut in applied.cuts for slot in applied.graph.consumers(cut.space)}
     found = {m: _layer_refit(model, applied, cuts[c.slot.param], c) for m, c in consumers.items()}
-    return {module: layer for module, layer in found.items() if layer is not None}
+    return {
+        module: layer
+        for module, layer in found.items()
+        if layer is not None and not cuts.keys() & {p.slot.param for p in layer.producers}
+    }
 
 
 def _layer_refit(model: nn.Module, applied: AppliedCuts, cut: Cut, consumer: Consumer) -> LayerRefit | None:

@@ -21,7 +21,6 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Slot, is_weight
 from dnge_compress.signals.joint_fit import Formula
 
-TRIED_ROWS = 256  # of positions on which formulas are tried
 TOLERANCE = 1e-4  # of the largest activation
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
@@ -74,14 +73,16 @@ def producers_of(model: nn.Module, applied: AppliedCuts, space: str) -> tuple[Pr
     return tuple(found) if is_alone and len(found) in (1, 2) else ()
 
 
-def formula_of(written: Sequence[Float[Tensor, "P U"]], activations: Float[Tensor, "P U"]) -> Formula | None:
-    """The formula that gives these activations, if it is a known one."""
-    near = TOLERANCE * activations.abs().max()
+def formula_of(
+    written: Sequence[Float[Tensor, "P U"]], activations: Float[Tensor, "P U"], eps: float
+) -> Formula | None:
+    """The formula that gives these activations, if it is a known one; `eps` is the precision that they come in."""
 
-    def fits(formula: Formula) -> bool:
-        return bool((formula(written) - activations).abs().max() <= near)
+    def error(formula: Formula) -> float:
+        return float((formula(written) - activations).abs().max())
 
-    return next(filter(fits, _formulas(len(written))), None)
+    best = min(_formulas(len(written)), key=error)
+    return best if error(best) <= max(TOLERANCE, 4 * eps) * float(activations.abs().max()) else None
 
 
 def _formulas(count: int) -> list[Formula]:

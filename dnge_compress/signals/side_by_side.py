@@ -228,7 +228,7 @@ class _Run(TorchFunctionMode):
             self._settle_consumer(consumer, partial(self._fitted, consumer, output.module, read, target), output.module)
         assert consumer.value is not None and consumer.added is not None
         if output.module in self.layers:
-            read.copy_(self.layers[output.module].read(read))
+            read = self.layers[output.module].read(read)
         self.is_settling = True
         weights = {consumer.slot.param.rpartition(".")[2]: consumer.value}
         written = functional_call(output.module, weights, (read,))
@@ -240,8 +240,6 @@ class _Run(TorchFunctionMode):
         if output.norm:
             written = nn.functional.batch_norm(**{**output.norm, "input": written})
         output.final[half:] = written
-        if output.module in self.computed_by:
-            self.computed_by[output.module].hear(output.module, output.read, output.final)
         if all(c.value is not None for c in self.consumers.values()):
             raise _AllFittedError
 
