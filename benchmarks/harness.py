@@ -40,7 +40,8 @@ from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.repair import apply_repair
 
 Judge = Callable[[nn.Module], float]
-DEFAULT = "default"  # the repair that `compress` makes, in place of one named in a recipe
+DEFAULT, SIDE, JOINT = "default", "side by side", "joint"  # repairs that keep the best of several ways
+BEST_OF = {DEFAULT: Repair(), SIDE: Repair(compensate="lstsq"), JOINT: Repair(compensate="joint")}
 JOINT: Literal["joint"] = "joint"  # the one that it makes where a recipe asks for it
 RESULTS = Path(__file__).parent / "results"
 DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -90,7 +91,7 @@ class Source:
 
     def prune(self, scorer: str, compensate: str, recipe: str, ratio: float) -> nn.Module:
         """A pruned copy of the model; the split over kinds is measured, as `compress` does it for every scorer."""
-        method = "lstsq" if compensate == DEFAULT else compensate
+        method = BEST_OF[compensate].compensate if compensate in BEST_OF else compensate
         settings = resolve(recipe, {"ratio": ratio, "compensate": method, "scorer": scorer})
         return self._cut(make_plan(self.context, self._scored(scorer), settings).cuts, compensate)
 
@@ -109,10 +110,8 @@ class Source:
     def _cut(self, cuts: Sequence[Cut], compensate: str) -> nn.Module:
         applied, small = AppliedCuts(self.context.graph, tuple(cuts)), copy.deepcopy(self.model)
         with torch.no_grad():
-            if compensate in (DEFAULT, JOINT):
-                found = best_repair(
-                    self.context, applied, Repair(compensate="joint" if compensate == JOINT else "lstsq")
-                )
+            if compensate in BEST_OF:
+                found = best_repair(self.context, applied, BEST_OF[compensate])
                 values, self.damage = found.values, found.damage
             else:
                 values = repair_values(self.context, applied, Repair(compensate=compensate))

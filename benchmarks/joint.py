@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import pyarrow.parquet as pq
 import torch
-from harness import DATA, DEFAULT, JOINT, Source, keep_rows, kept_rows, markdown, over_seeds, write
+from harness import DATA, JOINT, SIDE, Source, keep_rows, kept_rows, markdown, over_seeds, write
 from independent import judged_by
 from lora import EXAMPLE
 from strangers import STRANGERS, Stranger, in_batches
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 NAME = "joint"
 RATIO = 0.5
 MORE = 0.01  # of the whole network's parameters
-ARMS = {"default": (DEFAULT, 0.0), "joint": (JOINT, 0.0), "default, 1 % more parameters kept": (DEFAULT, MORE)}
+ARMS = {SIDE: (SIDE, 0.0), JOINT: (JOINT, 0.0), f"{SIDE}, 1 % more parameters kept": (SIDE, MORE)}
 WINDOW, WINDOWS = 128, 16  # tokens, and how many of every held-out book
 MODELS = ("bookworm", "stories260k (Llama)", "MiniLM (BERT)")
 
@@ -109,7 +109,7 @@ def publish() -> None:
     for (model, arm), own in found.items():
         if not own:
             continue
-        before = {r["row"][2]: r["damage"] for r in found[(model, "default")]}
+        before = {r["row"][2]: r["damage"] for r in found[(model, SIDE)]}
         shares = [1 - r["damage"] / before[r["row"][2]] for r in own]
         body.append(
             (
@@ -117,7 +117,7 @@ def publish() -> None:
                 arm,
                 f"{own[0]['parameters']:,}",
                 over_seeds([r["damage"] for r in own], 4),
-                "" if arm == "default" else f"{statistics.fmean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})",
+                "" if arm == SIDE else f"{statistics.fmean(shares):.1%} ({min(shares):.1%} to {max(shares):.1%})",
                 over_seeds([r["expected"] for r in own], 4),
                 f"{statistics.fmean(r['seconds'] for r in own):.0f}",
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import models
@@ -44,7 +45,7 @@ def many_texts() -> tuple[dict[str, Tensor], ...]:
 def jointly(context: ScoringContext, applied: AppliedCuts) -> tuple[Values, Values]:
     """Side by side, and with the layers' own matrices."""
     one_shot = repair_values(context, applied, Repair())
-    made = [SideBySide(context.model, context.signals, applied, one_shot, is_joint=joint) for joint in (False, True)]
+    made = [SideBySide(context.model, context.signals, applied, one_shot, most_joint=most) for most in (0, math.inf)]
     return made[0].run(context.batches), made[1].run(context.batches)
 
 

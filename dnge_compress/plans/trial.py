@@ -97,23 +97,23 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
     if not applied.cuts or repair.compensate == "none":
         return Repaired({}, {})
     bias = repair.model_copy(update={"compensate": "bias"})
-    steps = {"bias": 2, "lstsq": 4, "joint": 5}[repair.compensate]
+    steps = 2 if repair.compensate == "bias" else 4
     context.progress("repair", 0, steps)
     ways: dict[str, dict[str, Tensor]] = {"none": {}}
     moved = repair_values(context, applied, bias)
     if moved.keys() - {s.slot.param for own in context.signals.values() for s in own}:  # something takes up a mean
         ways["bias"] = moved
     context.progress("repair", 1, steps)
-    if repair.compensate in ("lstsq", "joint"):
-        ways["least squares"] = repair_values(context, applied, repair)
+    if repair.is_refit:
+        one_shot = ways["least squares"] = repair_values(context, applied, repair)
         context.progress("repair", 2, steps)
-        ways["side by side"] = _side_by_side(context, applied, repair, ways["least squares"])
-        give_back()
+        parts = parts_under(context, applied, repair)
+        run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts)
+        ways["side by side"] = _run(run, context)
         context.progress("repair", 3, steps)
-    if repair.compensate == "joint":
-        ways["jointly"] = _side_by_side(context, applied, repair, ways["least squares"], is_joint=True)
-        give_back()
-        context.progress("repair", 4, steps)
+        run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts, most_joint=repair.most_joint)
+        if run.layers:
+            ways["jointly"] = _run(run, context)
     trial = trial or Trial(context)
     asked = "bias" if repair.compensate == "bias" else "least squares"
     damages = {
@@ -128,18 +128,11 @@ def _least(damages: Mapping[str, float]) -> str:
     return min(damages, key=lambda way: damages[way])
 
 
-def _side_by_side(
-    context: ScoringContext,
-    applied: AppliedCuts,
-    repair: Repair,
-    one_shot: dict[str, Tensor],
-    *,
-    is_joint: bool = False,
-) -> dict[str, Tensor]:
-    parts = parts_under(context, applied, repair)
-    run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts, is_joint=is_joint)
+def _run(run: SideBySide, context: ScoringContext) -> dict[str, Tensor]:
     with context.calibrated():
-        return run.run(context.batches)
+        found = run.run(context.batches)
+    give_back()
+    return found
 
 
 def repair_values(context: ScoringContext, applied: AppliedCuts, repair: Repair) -> dict[str, Tensor]:

@@ -206,16 +206,29 @@ class Prune(RecipeSection):
         return self
 
 
+AUTO_NUMBERS = 1 << 20  # of a matrix: a layer of larger ones takes minutes to be refitted on both sides
+
+
 class Repair(RecipeSection):
     """What happens to the matrices that consume a pruned space.
 
     `lstsq` refits them by least squares with relative `ridge` on the activations of the calibration inputs, `joint`
-    then refits the linear layers that compute the kept neurons with them, `bias` adds the mean of what went to their
-    bias, `none` leaves them.
+    then refits the linear layers that compute the kept neurons with them, `auto` does so where these are small, `bias`
+    adds the mean of what went to their bias, `none` leaves them.
     """
 
-    compensate: Literal["none", "bias", "lstsq", "joint"] = "lstsq"
+    compensate: Literal["none", "bias", "lstsq", "joint", "auto"] = "auto"
     ridge: Real = Field(default=0.003, gt=0)
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether matrices are fitted again."""
+        return self.compensate in ("lstsq", "joint", "auto")
+
+    @property
+    def most_joint(self) -> float:
+        """The numbers of the largest matrix that is refitted since it computes kept neurons."""
+        return {"joint": math.inf, "auto": AUTO_NUMBERS}.get(self.compensate, 0)
 
 
 class Recipe(RecipeSection):

@@ -46,6 +46,12 @@ class LayerRefit:
         """The modules that compute the units."""
         return list(dict.fromkeys(p.module for p in self.producers))
 
+    @property
+    def largest(self) -> int:
+        """The numbers that stay of the largest matrix that computes the units."""
+        wholes = [(producer.module.get_parameter("weight"), producer.slot.axis) for producer in self.producers]
+        return max((len(self.keep) * w.numel() // w.shape[axis] for w, axis in wholes), default=0)
+
     def hear(self, module: nn.Module, read: Tensor, written: Tensor) -> None:
         """What one of them has read and written, both halves."""
         self.heard[module] = _Heard(read, written, written._version)
@@ -97,7 +103,7 @@ class LayerRefit:
         inputs, written = self._second_half()
         if self.formula is None:  # the changes were found before the work was stopped
             kept = before[..., self.keep].flatten(0, -2).float()
-            self.formula = formula_of([z.flatten(0, -2).float() for z in written], kept)
+            self.formula = formula_of([z.flatten(0, -2).float() for z in written], kept, torch.finfo(inputs.dtype).eps)
             assert self.formula is not None, "another formula than that of the changes"
         x = self._with_ones(inputs.float())
         after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
@@ -128,16 +134,19 @@ class LayerRefit:
 
 
 def layer_refits(
-    model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer]
+    model: nn.Module, applied: AppliedCuts, consumers: Mapping[nn.Module, Consumer], most: float
 ) -> dict[nn.Module, LayerRefit]:
-    """Those of the cut layers that can be refitted on both sides, by the module that reads them. A matrix that reads
-    another cut space itself is refitted for that alone."""
+    """Those of the cut layers that can be refitted on both sides, by the module that reads them; `most` is how many
+    numbers may stay of a matrix that computes their units. One that reads another cut space itself is refitted for that
+    alone."""
+    if not most:
+        return {}
     cuts = {slot.param: cut for cut in applied.cuts for slot in applied.graph.consumers(cut.space)}
     found = {m: _layer_refit(model, applied, cuts[c.slot.param], c) for m, c in consumers.items()}
     return {
         module: layer
         for module, layer in found.items()
-        if layer is not None and not cuts.keys() & {p.slot.param for p in layer.producers}
+        if layer is not None and layer.largest <= most and not cuts.keys() & {p.slot.param for p in layer.producers}
     }
 
 

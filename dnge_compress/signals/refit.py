@@ -85,7 +85,7 @@ def _refit_consumer(
     keep = kept_features(applied, signal, original)
     mean = signal.mean.to(exact)
     shift = shift_of(applied.graph, signal.slot)
-    if repair.compensate in ("lstsq", "joint"):
+    if repair.is_refit:
         kept = refit(dense, signal.second_moments(shift is not None), keep, repair.ridge)
     else:
         kept = dense[:, keep]

@@ -49,7 +49,7 @@ UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", 
 
 class SideBySide:
     """The refit of one model's consumers under cuts, from the one-shot solution in `values`; with the matrices that
-    compute the kept neurons, if it `is_joint`. `parts` keep the consumers that are finished."""
+    compute the kept neurons, where these have at most `most_joint` numbers. `parts` keep what is finished."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class SideBySide:
         values: Mapping[str, Tensor],
         *,
         parts: Parts = NOTHING_KEPT,
-        is_joint: bool = False,
+        most_joint: float = 0,
     ) -> None:
         self.model, self.applied, self.values = model, applied, values
-        self.parts = parts.within("jointly" if is_joint else "side-by-side")
+        self.parts = parts.within("jointly" if most_joint else "side-by-side")
         self.consumers = consumers_of(model, signals, applied, values)
-        self.layers = layer_refits(model, applied, self.consumers) if is_joint else {}
+        self.layers = layer_refits(model, applied, self.consumers, most_joint)
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
         self.fixed: dict[nn.Module, dict[str, Tensor]] = {}  # what has one-shot values and isn't fitted again
         # The same of batch norms, as differences: they may hold other statistics while both networks run.
