@@ -1,13 +1,15 @@
-"""Batches in pieces, so that what a model writes for one of them stays within bounds."""
+"""How much of the inputs a model takes at a time, so that what it writes for them stays within bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
 from dnge_compress.graph.derivation.pictures import GRID
+from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import (
     Inputs,
@@ -21,6 +23,8 @@ from dnge_compress.signals.inference import (
 )
 from dnge_compress.signals.joined import positions_in
 
+MOST_ROWS = 16384  # of inputs, that a matrix is fitted on
+MOST_WRITTEN = 1 << 27  # numbers, by one module
 OUTPUT_WEIGHT = 4  # copies of the main output that a loss makes: logarithms, probabilities, draws of labels, gradient
 
 
@@ -58,6 +62,35 @@ def in_pieces(batches: Sequence[Inputs], per_position: float, limit: int) -> lis
         parts = -(-examples // at_once)
         found += [batch] if parts == 1 else _split(batch, examples, -(-examples // parts))
     return found
+
+
+def positions_at_once(model: nn.Module, readers: Sequence[nn.Module], batches: Sequence[Inputs], halves: int) -> int:
+    """How many positions (joined.positions_in) of such inputs a model takes at once, in so many `halves`, when all that
+    its `readers` read is kept until they are fitted; measured on one example.
+
+    No linear reader gets more than MOST_ROWS rows of a half; of a convolution's patches a sample is taken, so that only
+    what is written counts: MOST_WRITTEN numbers by any module up to the last reader.
+    """
+    few = first_examples(batches, 1)[0]
+    rows = written = largest = 0
+
+    def count(module: nn.Module, args: tuple[object, ...], out: object) -> None:
+        nonlocal rows, written, largest
+        tensors = [t for t in (*args, out) if isinstance(t, Tensor)]
+        largest = max([largest, *(t.numel() for t in tensors)])
+        if module in readers:
+            written = largest
+            if not isinstance(module, CONVS) and tensors:
+                rows = max(rows, tensors[0].numel() // max(1, tensors[0].shape[-1]))
+
+    innermost = [m for m in model.modules() if m in readers or not any(m.children())]
+    with torch.no_grad(), inference_mode_of(model), ExitStack() as hooks:
+        for module in innermost:
+            hooks.enter_context(module.register_forward_hook(count))
+        call(model, few)
+    examples = min(MOST_ROWS / max(1, rows), MOST_WRITTEN / max(1, halves * written))
+    each = sum(map(positions_in, batches)) / sum(map(examples_in, batches))
+    return max(1, int(examples * each))
 
 
 def _split(batch: Inputs, examples: int, rows: int) -> list[Inputs]:

@@ -38,10 +38,9 @@ from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumers_of, sp
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
 from dnge_compress.signals.joined import joined
 from dnge_compress.signals.layer_refit import LayerRefit, layer_refits
+from dnge_compress.signals.pieces import positions_at_once
 from dnge_compress.signals.signal import Signals
 
-MOST_NUMBERS = 1 << 27  # that are read at one consumer, both halves together
-MOST_POSITIONS = 16384  # of each half
 ROWS_PER_FEATURE = 16  # of a convolution's patches
 ADDS = {torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__}
 UNTOUCHING = {"dropout", "dim", "size", "numel", "stride", "is_floating_point", "is_contiguous", "__hash__", "__len__"}
@@ -83,9 +82,7 @@ class SideBySide:
         two halves can't be told apart."""
         if not self.consumers or self._mixes_halves():
             return dict(self.values)
-        # Of a convolution's patches a sample is taken, so that they don't count here.
-        widths = [c.weight.shape[1] for m, c in self.consumers.items() if not isinstance(m, CONVS)]
-        batch = joined(batches, min(MOST_POSITIONS, MOST_NUMBERS // (2 * max([1, *widths]))))
+        batch = joined(batches, positions_at_once(self.model, list(self.consumers), batches, halves=2))
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
         run = _Run(self.consumers, self.layers, batch, untouched, self.parts)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
