@@ -20,7 +20,7 @@ from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError, UnknownNameError, first_line
 from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.plugins import Registry
-from dnge_compress.jobs.data import formats
+from dnge_compress.data import formats
 from dnge_compress.jobs.outline import estimate
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.recipes.job_schema import Dataset, Job

@@ -39,7 +39,7 @@ from transformers import (
 from dnge_compress import compress, plan
 from dnge_compress.checkpoint import open_model
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.texts import read_texts
+from dnge_compress.data.texts import read_texts
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import length_note
 from dnge_compress.signals.positions import positions_of

@@ -27,10 +27,10 @@ from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
+from dnge_compress.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.compared import Compared
 from dnge_compress.jobs.compared import compare as compare_models
-from dnge_compress.jobs.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora

@@ -9,7 +9,7 @@ from dnge_compress.checkpoint.model_files import least_bytes, read_config, refus
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
 from dnge_compress.core.folders import whole_folder
-from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
 from dnge_compress.recipes.lora_schema import LoraRecipe

@@ -8,7 +8,7 @@ from typing import Any
 
 from dnge_compress.checkpoint.model_files import architecture_of, locate, read_config
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError, UnsupportedModelError
-from dnge_compress.jobs.data.sources import check_sources
+from dnge_compress.data.sources import check_sources
 from dnge_compress.jobs.folder import REPORT, JobFolder, refuse
 from dnge_compress.jobs.outline import planned
 from dnge_compress.recipes.job_schema import CAUSAL, Job

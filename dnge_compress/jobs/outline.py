@@ -12,9 +12,9 @@ from safetensors import safe_open
 from dnge_compress.checkpoint.model_files import weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count
-from dnge_compress.jobs.data.formats import RowFile
-from dnge_compress.jobs.data.row_files import is_on_hub, wanted
-from dnge_compress.jobs.data.sources import spans
+from dnge_compress.data.formats import RowFile
+from dnge_compress.data.row_files import is_on_hub, wanted
+from dnge_compress.data.sources import spans
 from dnge_compress.jobs.rates import trial_steps
 from dnge_compress.recipes.job_schema import Dataset, Job
 from dnge_compress.recipes.lora_schema import LoraBudget

@@ -16,8 +16,8 @@ from dnge_compress.checkpoint.strict_loading import class_of, quiet
 from dnge_compress.checkpoint.targets import refuse_closed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
 from dnge_compress.core.folders import whole_folder
-from dnge_compress.jobs.data.chat import check_template
-from dnge_compress.jobs.data.pieces import end_of_text
+from dnge_compress.data.chat import check_template
+from dnge_compress.data.pieces import end_of_text
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of
 from dnge_compress.lora.sites import find_sites

@@ -16,8 +16,8 @@ from dnge_compress.core.launcher import is_rank0
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.core.verbs import verb
+from dnge_compress.data.changes import changed
 from dnge_compress.jobs.checking import due, is_finished
-from dnge_compress.jobs.data.changes import changed
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
 from dnge_compress.jobs.refusals import refuse_hopeless

@@ -19,13 +19,13 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values, read_json
+from dnge_compress.data.changes import marks_of
+from dnge_compress.data.reading import read_rows
+from dnge_compress.data.rows import Collator, Examples, split_rows
+from dnge_compress.data.sampling import sample_rows
 from dnge_compress.jobs import models, rates
 from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.comparing import compare
-from dnge_compress.jobs.data.changes import marks_of
-from dnge_compress.jobs.data.reading import read_rows
-from dnge_compress.jobs.data.rows import Collator, Examples, split_rows
-from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
 from dnge_compress.jobs.measuring import batches_of

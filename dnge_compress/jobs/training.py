@@ -21,8 +21,8 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import json_values, read_json
+from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.checking import refuse_other_tasks
-from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import base, original, quick, tokenizer_of, uses_cpu
 from dnge_compress.jobs.rates import TRIAL_ROWS, Trial, next_lower, trial_warmup

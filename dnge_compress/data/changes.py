@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.jobs.data.row_files import is_on_hub, wanted
+from dnge_compress.data.row_files import is_on_hub, wanted
 from dnge_compress.recipes.job_schema import Dataset
 
 

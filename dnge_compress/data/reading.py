@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.chat import check_template, encode_chat
-from dnge_compress.jobs.data.fields import fields
-from dnge_compress.jobs.data.formats import Placed, RowFile
-from dnge_compress.jobs.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
-from dnge_compress.jobs.data.rows import Ledger, Rows
-from dnge_compress.jobs.data.sources import open_tables
+from dnge_compress.data.chat import check_template, encode_chat
+from dnge_compress.data.fields import fields
+from dnge_compress.data.formats import Placed, RowFile
+from dnge_compress.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
+from dnge_compress.data.rows import Ledger, Rows
+from dnge_compress.data.sources import open_tables
 from dnge_compress.recipes.job_schema import Dataset
 
 BATCH_CHARACTERS = 1_000_000

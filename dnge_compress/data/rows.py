@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.files import atomic_file
-from dnge_compress.jobs.data.pieces import Row
+from dnge_compress.data.pieces import Row
 
 NOT_LEARNED = -100
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.errors import DataError, first_line
-from dnge_compress.jobs.data.fields import check_columns
+from dnge_compress.data.fields import check_columns
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 ENCODING = "utf-8-sig"  # UTF-8; a byte-order mark isn't part of the first row

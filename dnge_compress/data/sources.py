@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.errors import DataError, first_line
-from dnge_compress.jobs.data.fields import check_columns, fields
-from dnge_compress.jobs.data.formats import Placed, RowFile, quiet_datasets
-from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, wanted
+from dnge_compress.data.fields import check_columns, fields
+from dnge_compress.data.formats import Placed, RowFile, quiet_datasets
+from dnge_compress.data.row_files import SUFFIXES, is_on_hub, wanted
 from dnge_compress.recipes.job_schema import COLUMNS, Dataset
 
 

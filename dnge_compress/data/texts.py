@@ -14,10 +14,10 @@ from torch import nn
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.wording import several
-from dnge_compress.jobs.data.chat import check_template, rendered
-from dnge_compress.jobs.data.fields import fields
-from dnge_compress.jobs.data.formats import RowFile
-from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.data.chat import check_template, rendered
+from dnge_compress.data.fields import fields
+from dnge_compress.data.formats import RowFile
+from dnge_compress.data.sources import source_of
 from dnge_compress.recipes.job_schema import Dataset
 from dnge_compress.recipes.schema import LEAST_TOKENS, Calibration
 from dnge_compress.signals.calibration import BATCH_TOKENS

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.pieces import Row, encode_pieces
+from dnge_compress.data.pieces import Row, encode_pieces
 from dnge_compress.signals.tokenizer import rendered as tokenizer_rendered
 
 Message = dict[str, Any]
