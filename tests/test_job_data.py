@@ -21,7 +21,7 @@ from dnge_compress.data.changes import changed, marks_of
 from dnge_compress.data.reading import read_rows
 from dnge_compress.data.rows import Collator, Rows, split_rows
 from dnge_compress.data.sources import check_sources
-from dnge_compress.recipes.job_schema import Dataset
+from dnge_compress.recipes.data_schema import Dataset
 
 BOOKWORM = Path(__file__).resolve().parents[1] / "examples" / "bookworm"
 CHATML = """{%- for m in messages -%}
@@ -509,7 +509,7 @@ def test_the_progress_bars_of_datasets_are_left_as_they_were(tmp_path: Path, boo
         ("a.csv", b"text,id\na\n", r"a.csv', row 1 \(line 2\): 1 values under 2"),
         ("a.csv", b'text,id\n"a,1\n', "a.csv', line 2: not CSV"),
         ("a.csv", b"text,id\ncaf\xe9,1\n", "a.csv', line 2: not UTF-8"),
-        ("a.csv", b"body,id\na,1\n", "no column 'text' .* body, id"),
+        ("a.csv", b"body,id\na,1\n", r"a.csv', row 1 \(line 2\) has body, id; rows need text, or .*columns"),
         ("a.parquet", b"PAR1 no", "a.parquet' is no readable .parquet file"),
         ("a.xlsx", b"x", "a.xlsx' is none of .jsonl, .json"),
     ],

@@ -35,7 +35,10 @@ LINE = (
 HOMES = {
     "torch_pruning": {"graph/tracing/groups.py"},
     "torch_scatter": {"encoder/pooling.py"},
-    "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
+    "pydantic": {
+        *(f"recipes/{name}.py" for name in ("schema", "lora_schema", "data_schema", "job_schema")),
+        *(f"recipes/{name}.py" for name in ("library", "explaining")),
+    },
     "datasets": {"data/formats.py"},
     "accelerate": {"jobs/launching.py"},
     "peft": {

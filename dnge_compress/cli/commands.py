@@ -116,7 +116,7 @@ def curve(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         data, scores = _data(options, model, recipe), options.scores
-        judged = read_windows(Path(options.held_out), model) if options.held_out else None
+        judged = read_windows(options.held_out, model) if options.held_out else None
         made = api.curve(
             model, recipe, ratios=options.ratios, held_out=judged, scores=scores, data=data, progress=progress
         )
@@ -128,7 +128,7 @@ def compare(options: Namespace) -> None:
     """`dnge compare MODEL OTHER --data texts.txt`"""
     with session() as progress:
         first, second = _open(options, progress), _open(options, progress, options.other)
-        data = read_windows(Path(options.data), first)
+        data = read_windows(options.data, first)
         made = compare_models(first, second, data=data, progress=progress)
     _write_page(made, options)
     print_report(made, options)
@@ -144,7 +144,7 @@ def vocabulary(options: Namespace) -> None:
     scripts = [script.strip() for script in options.scripts.split(",") if script.strip()]
     with session() as progress:
         model = _open(options, progress)
-        texts = texts_in(Path(options.data), model) if options.data else None
+        texts = texts_in(options.data, model) if options.data else None
         made = plan_vocabulary(model, texts, scripts=scripts, round_to=options.round_to, progress=progress)
     if options.output:
         _apply_vocabulary(made, options, model)
@@ -223,7 +223,7 @@ def _open(options: Namespace, progress: Progress, source: str = "") -> nn.Module
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:
-    return read_texts(Path(options.data), model, recipe.calibration) if options.data else None
+    return read_texts(options.data, model, recipe.calibration) if options.data else None
 
 
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:

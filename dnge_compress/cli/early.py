@@ -35,9 +35,9 @@ def refuse_early(options: Namespace) -> None:
     if getattr(options, "scores", None) and recipe is not None:
         refuse_scores(Path(options.scores), recipe)
     if options.data:
-        source_of(Path(options.data))
+        source_of(options.data)
     if getattr(options, "held_out", None):
-        source_of(Path(options.held_out))
+        source_of(options.held_out)
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):
         base = whole_folder(Path(options.model))

@@ -6,15 +6,16 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dnge_compress.core.errors import DataError, nearest
-from dnge_compress.recipes.job_schema import COLUMNS, Dataset
+from dnge_compress.recipes.data_schema import COLUMNS, OPTIONAL, Dataset
 
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+NO_TEXT = ("messages", "conversations", "tools")  # columns that hold lists
 
 
 def check_columns(names: Iterable[str], source: Dataset, place: str) -> None:
-    """Raises DataError if a column that the type needs isn't among `names`."""
+    """Raises DataError if a column that the type needs isn't among `names`, or one that was named."""
     names = list(names)
-    for ours in COLUMNS[source.type]:
+    named = [ours for ours in OPTIONAL.get(source.type, ()) if source.columns.get(ours)]
+    for ours in (*COLUMNS[source.type], *named):
         theirs = source.column(ours)
         if theirs not in names:
             there = f"{nearest(theirs, names)} (there are: {', '.join(sorted(names))})" if names else "there is none"
@@ -25,63 +26,33 @@ def check_columns(names: Iterable[str], source: Dataset, place: str) -> None:
 def fields(row: Mapping[str, Any], source: Dataset, place: str) -> dict[str, Any] | None:
     """The columns of a row under our names, or None if there is nothing to learn in it. Raises DataError.
 
-    A value that is null or blank is nothing to learn; a prompt may be blank.
+    A value that is null or blank is nothing to learn; all but the last may be blank. Of the columns that a type needn't
+    have, those are taken that hold something.
     """
     check_columns(row, source, place)
     ours = {name: row[source.column(name)] for name in COLUMNS[source.type]}
     if any(value is None for value in ours.values()):
         return None
+    more = {name: row.get(source.column(name)) for name in OPTIONAL.get(source.type, ()) if source.column(name)}
+    ours |= {name: value for name, value in more.items() if value not in (None, "", [])}
     for name, value in ours.items():
-        where = f"{place}: column '{source.column(name)}'"
-        if name == "messages":
-            ours[name] = _messages(value, where)
-        else:
-            _check_text(value, f"{where} holds", "not text")
+        if name not in NO_TEXT:
+            check_text(value, f"{place}: column '{source.column(name)}' holds", "not text")
     learned = ours[COLUMNS[source.type][-1]]
     return ours if (learned.strip() if isinstance(learned, str) else learned) else None
 
 
-def _messages(value: Any, where: str) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise DataError(f"{where} holds {_kind(value)}, not a list of messages")
-    messages = [_message(message, f"{where}, message {i}") for i, message in enumerate(value, 1)]
-    if messages and all(m["role"] != "assistant" for m in messages):
-        raise DataError(f"{where} holds no assistant turn, so there is nothing to learn; take the row out")
-    return messages
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, Mapping):
-        raise DataError(f"{where} is {_kind(message)}, not an object with role and content")
-    if "role" not in message:
-        raise DataError(f"{where} has no 'role' (it has: {', '.join(message) or 'nothing'}); it needs role and content")
-    if message["role"] not in ROLES:
-        raise DataError(f"{where}: unknown role '{message['role']}'; {nearest(str(message['role']), ROLES)}")
-    content = message.get("content")
-    if content is None and not message.get("tool_calls"):
-        raise DataError(f"{where} has no content")
-    if content is not None:
-        _check_text(content, f"{where}: content is", "and only text is learned")
-    return _without_nulls(message)
-
-
-def _check_text(value: Any, where: str, demand: str) -> None:
+def check_text(value: Any, where: str, demand: str) -> None:
+    """Raise DataError, which begins with `where` and ends with the `demand`, for a value that is no text."""
     if not isinstance(value, str):
-        raise DataError(f"{where} {_kind(value)}, {demand}")
+        raise DataError(f"{where} {kind_in_json(value)}, {demand}")
     try:
         value.encode()
     except UnicodeEncodeError as e:  # JSON can spell it, but no tokenizer reads it
         raise DataError(f"{where} half a character (a lone surrogate at {e.start}), {demand}") from None
 
 
-def _without_nulls(value: Any) -> Any:
-    """Columnar files give every message the keys of all others, as nulls; a template would take them for real."""
-    if isinstance(value, Mapping):
-        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
-    return [_without_nulls(v) for v in value] if isinstance(value, list) else value
-
-
-def _kind(value: Any) -> str:
+def kind_in_json(value: Any) -> str:
     """What a value is, in the words of a JSON file."""
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return "nothing" if value is None else kinds.get(type(value), f"a {type(value).__name__}")

@@ -27,11 +27,13 @@ class Rows:
 
     `counts`: what was "read" (rows of the sources), "empty" (skipped: nothing to learn), "cut" (longer than
     `max_length`), "overlong" (skipped: the cut left nothing to learn); and the result: "rows", their "tokens", and
-    "learned_tokens". A row's first token is never among these, for nothing predicts it.
+    "learned_tokens". A row's first token is never among these, for nothing predicts it. `notes` say as what the sources
+    were read.
     """
 
     examples: Examples
     counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -50,7 +52,7 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     held_out = set(random.Random(seed).sample(range(total), count))
     kept = [i for i in range(total) if i not in held_out]
     train, test = (rows.examples.take(indices) for indices in (kept, sorted(held_out)))
-    return Rows(train, _sizes(train)), Rows(test, _sizes(test))
+    return Rows(train, _sizes(train), rows.notes), Rows(test, _sizes(test))
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,12 @@ from dnge_compress.checkpoint.model_files import weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count
 from dnge_compress.data.formats import RowFile
+from dnge_compress.data.kinds import LEARNED
 from dnge_compress.data.row_files import is_on_hub, wanted
-from dnge_compress.data.sources import spans
+from dnge_compress.data.sources import settled, spans
 from dnge_compress.jobs.rates import trial_steps
-from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.data_schema import Dataset
+from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import LoraBudget
 
 BYTES_PER_TOKEN = 4  # of English, about
@@ -151,9 +153,18 @@ def _disk(job: Job, params: int, whole: int, left: float) -> float:
 
 
 def _data_about(job: Job) -> str:
-    shown = [s.path or f"{s.tokens:,} tokens sampled from the model" for s in job.datasets]
-    held = ", ".join(s.path for s in job.eval_datasets) or f"{job.eval_fraction:.0%} of the rows"
-    return f"{', '.join(shown)}; held out: {held}"
+    held = ", ".join(map(_source_about, job.eval_datasets)) or f"{job.eval_fraction:.0%} of the rows"
+    return f"{', '.join(map(_source_about, job.datasets))}; held out: {held}"
+
+
+def _source_about(source: Dataset) -> str:
+    """Where rows are from, and how they are read, as far as that can be told here."""
+    if source.type == "sampled":
+        return f"{source.tokens:,} tokens sampled from the model"
+    if is_on_hub(source, Path.cwd()):
+        return source.path
+    known, words = settled(source, Path.cwd())
+    return f"{source.path}, read as {words}: {LEARNED[known.type]}"
 
 
 def _budget_about(budget: LoraBudget) -> str:

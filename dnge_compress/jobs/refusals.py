@@ -17,7 +17,10 @@ from dnge_compress.checkpoint.targets import refuse_closed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.data.chat import check_template
+from dnge_compress.data.lessons import CONVERSATIONS
 from dnge_compress.data.pieces import end_of_text
+from dnge_compress.data.row_files import is_on_hub
+from dnge_compress.data.sources import settled
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of
 from dnge_compress.lora.sites import find_sites
@@ -70,10 +73,11 @@ def _refuse_tokenizer(job: Job, base: Path) -> None:
     tokenizer, rows = tokenizer_of(job), embedding_rows(read_config(base))
     if rows is not None:
         refuse_tokenizer(tokenizer, rows, base)
-    kinds = {source.type for source in (*job.datasets, *job.eval_datasets)}
-    if "messages" in kinds:
+    here = (s for s in (*job.datasets, *job.eval_datasets) if s.type != "sampled" and not is_on_hub(s, Path.cwd()))
+    kinds = {settled(source, Path.cwd())[0].type for source in here}
+    if kinds & set(CONVERSATIONS):
         check_template(tokenizer)
-    if kinds & {"text", "prompt_completion"}:
+    if kinds - set(CONVERSATIONS):
         end_of_text(tokenizer)
 
 

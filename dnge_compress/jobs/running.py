@@ -106,7 +106,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         samples=tuple(read_strictly(Sample, s, "a sample") for s in done["measure"].get("samples", ())),
         rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
-        notes=(*_notes(job, done), *pruned.get("notes", ()), *place.get("notes", ())),
+        notes=(*data.get("notes", ()), *_notes(job, done), *pruned.get("notes", ()), *place.get("notes", ())),
     )
 
 

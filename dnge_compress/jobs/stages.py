@@ -33,7 +33,8 @@ from dnge_compress.jobs.outline import planned
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
 from dnge_compress.lora.plan import LoraPlan
-from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.data_schema import Dataset
+from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.methods import PLACERS, SCORERS
 from dnge_compress.recipes.schema import Recipe
@@ -112,7 +113,8 @@ def data(work: Work) -> Facts:
         models.refuse_unknown_tokens(job, tokenizer, part.examples.ids)
     rows.examples.save(work.folder.train_rows)
     held_out.examples.save(work.folder.held_out_rows)
-    return {"train": dict(rows.counts), "held_out": dict(held_out.counts), "files": files}
+    notes = [*dict.fromkeys((*rows.notes, *held_out.notes))]
+    return {"train": dict(rows.counts), "held_out": dict(held_out.counts), "files": files, "notes": notes}
 
 
 def prune(work: Work) -> Facts:

@@ -16,6 +16,7 @@ from dnge_compress.checkpoint import Compression, opened
 from dnge_compress.core.errors import RecipeError
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.verbs import verb
+from dnge_compress.data.given import given_data
 from dnge_compress.graph.builder import shapes_of
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
@@ -30,7 +31,6 @@ from dnge_compress.lora.planner import make_lora_plan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.signals.inference import Inputs
-from dnge_compress.signals.user_data import checked_data
 from dnge_compress.surgery.vocabulary import cut_vocabulary
 
 __all__ = ["flatten_adapter", "place_lora"]
@@ -71,7 +71,7 @@ def place_lora(
         )
     settings = resolve(recipe, overrides, LoraRecipe)
     found = trainable(opened(model))
-    given = None if data is None else checked_data(data, found)
+    given = None if data is None else given_data(data, found, settings.calibration)
     context = PlacingContext(
         model=found,
         calibration=settings.calibration,

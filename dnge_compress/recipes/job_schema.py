@@ -10,52 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.lora_schema import Lora
 from dnge_compress.recipes.schema import Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models end, which a job trains
-RowKind = Literal["text", "prompt_completion", "messages", "sampled"]
-# Which columns a kind of rows needs; `Dataset.columns` renames.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "sampled": (),
-}
-
-
-class Dataset(RecipeSection):
-    """One source of rows.
-
-    `path` is a .jsonl, .json, .parquet, .csv or .txt file, a folder of such, or a hub id (with `name`, `data_files`,
-    `revision`); relative files are looked for beside the recipe. `type`: "text" (whole rows are learned),
-    "prompt_completion" and "messages" (only completions and assistant turns are learned), or "sampled": no file at all,
-    `tokens` tokens written by the model itself before it is pruned. `columns` maps our column names to the file's.
-    """
-
-    path: str = ""
-    name: str | None = None
-    data_files: str | tuple[str, ...] | None = None
-    split: str = Field(default="train", min_length=1)
-    revision: str | None = None
-    type: RowKind = "text"
-    columns: dict[str, str] = Field(default={})
-    max_rows: Whole | None = Field(default=None, ge=1)
-    tokens: Whole = Field(default=262_144, ge=1024)
-
-    @model_validator(mode="after")
-    def _has_a_source(self) -> Dataset:
-        if (self.type == "sampled") == bool(self.path):
-            raise ValueError("should have a path, unless type is 'sampled', which has none")
-        unknown = sorted(set(self.columns) - set(COLUMNS[self.type]))
-        if unknown:
-            known = ", ".join(COLUMNS[self.type]) or "none"
-            raise ValueError(f"columns: '{unknown[0]}' is no column of type '{self.type}' (known: {known})")
-        return self
-
-    def column(self, ours: str) -> str:
-        """What the file calls one of our columns."""
-        return self.columns.get(ours, ours)
 
 
 class Train(RecipeSection):
