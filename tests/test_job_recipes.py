@@ -162,7 +162,7 @@ def test_text_that_looks_like_something_else_stays_text_where_text_is_wanted(
     assert isinstance(elsewhere, Job) and elsewhere.output_dir == text
     job = load(path, told)
     assert isinstance(job, Job) and job.train is not None and job.output_dir == str(tmp_path / text)
-    assert {job.about, job.name, job.scorer, *job.calibration.prompts, job.train.report_to} == {text}
+    assert {job.about, job.name, job.scorer, *job.calibration.prompts, *job.train.report_to} == {text}
     assert job.datasets[0].path == text and job.datasets[0].columns == {"text": text}
 
 

@@ -74,7 +74,7 @@ class _Reader:
             raise DataError("datasets: type 'sampled' needs a model that writes, and here is none; give a path instead")
         for ids in sampled(source.tokens):
             self.ledger.counts["read"] += 1
-            self.ledger.add_text(list(ids))
+            self.ledger.add_text(list(ids), is_real=False)
 
     def add_tables(self, opened: Opened) -> None:
         source, read = opened.source, self.ledger.counts["read"]

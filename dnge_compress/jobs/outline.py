@@ -48,7 +48,8 @@ def planned(job: Job) -> list[Planned]:
             if not job.prune.target
             else f"until {job.prune.target} is {getattr(job.prune, job.prune.target):,}"
         )
-        cut = f"{much}{where}, {job.prune.allocation}, scorer {job.scorer}"
+        inputs = ", calibrated on the rows" if job.calibrate_on == "rows" and job.has_real_rows else ""
+        cut = f"{much}{where}, {job.prune.allocation}, scorer {job.scorer}{inputs}"
         found.append(Planned("prune", cut))
     if job.lora is not None:
         found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))

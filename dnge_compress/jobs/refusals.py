@@ -37,7 +37,8 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
     base = whole_folder(Path(job.model_name_or_path))
     if job.train is not None:
         _refuse_optimizer(job.train.optim)
-        _refuse_reporter(job.train.report_to)
+        for reporter in job.train.report_to:
+            _refuse_reporter(reporter)
     refuse_closed(folder.state, _least_bytes(folder, job, base))
     if base.is_dir():
         if job.train is not None:

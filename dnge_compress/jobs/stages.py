@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dnge_compress import api
 from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.files import write_whole
@@ -21,14 +19,14 @@ from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.data.changes import marks_of
 from dnge_compress.data.reading import read_rows
-from dnge_compress.data.rows import Collator, Examples, split_rows
+from dnge_compress.data.rows import Examples, split_rows
 from dnge_compress.data.sampling import sample_rows
 from dnge_compress.jobs import models, rates
+from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
 from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.comparing import compare
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers
-from dnge_compress.jobs.measuring import batches_of
 from dnge_compress.jobs.outline import planned
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
@@ -73,7 +71,7 @@ def stages_of(job: Job) -> list[Stage]:
 def stages_that_saw_data(job: Job) -> list[str]:
     """The stages whose results depend on the rows; pruning and placing do by scorers and placers that look at them."""
     sees = {
-        "prune": job.prune is not None and SCORERS.usable(job.scorer, True).NEEDS_DATA,
+        "prune": job.prune is not None and (_prunes_on_rows(job) or SCORERS.usable(job.scorer, True).NEEDS_DATA),
         "place": job.lora is not None
         and any(PLACERS.usable(placer, True).NEEDS_DATA for placer in (job.lora.placer, *job.compare)),
     }
@@ -132,10 +130,13 @@ def prune(work: Work) -> Facts:
     )
     model = models.original(job)
     needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
-    rows = _own_rows(work, labels=False) if needed else None
+    rows = calibration_rows(work.folder, job, is_needed=needed) if needed or _prunes_on_rows(job) else None
     small: Any = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)
     api.save(small, work.folder.pruned)
-    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": list(small.dnge.plan.notes)}
+    notes = list(small.dnge.plan.notes)
+    if rows is None and _prunes_on_rows(job):
+        notes.insert(0, TOO_FEW)
+    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": notes}
 
 
 def place(work: Work) -> Facts:
@@ -147,7 +148,8 @@ def place(work: Work) -> Facts:
     def placed(lora: Lora) -> LoraPlan:
         recipe = LoraRecipe(name=job.name, calibration=job.calibration, lora=lora)
         needed = PLACERS.usable(lora.placer, bool(job.datasets)).NEEDS_DATA
-        return place_lora(model, recipe, data=_own_rows(work, labels=True) if needed else None, progress=work.progress)
+        rows = calibration_rows(folder, job, is_needed=True, labels=True) if needed else None
+        return place_lora(model, recipe, data=rows, progress=work.progress)
 
     own = placed(job.lora)
     own.verify(model)
@@ -223,18 +225,8 @@ def _keep_model(model: Any, work: Work) -> None:
         models.tokenizer_of(job).save_pretrained(stage)
 
 
-def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
-    """As many of the job's rows as there would be synthetic inputs, evenly spread, for scorers and placers that need
-    data."""
-    settings = work.job.train
-    assert settings is not None
-    rows = Examples.load(work.folder.train_rows)
-    count = max(1, work.job.calibration.tokens // settings.max_length)
-    collate = Collator.of(models.tokenizer_of(work.job))
-    count = min(count, len(rows))
-    few = rows.take([i * len(rows) // count for i in range(count)])
-    batches = batches_of(few, collate, settings.per_device_eval_batch_size)
-    return [{k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches]
+def _prunes_on_rows(job: Job) -> bool:
+    return job.calibrate_on == "rows" and job.has_real_rows
 
 
 def _stage_of(work: Work, name: str) -> Progress:

@@ -88,7 +88,8 @@ def train(
 
 def _arguments(job: Job, train: Train, out: Path, **more: Any) -> TrainingArguments:
     """The recipe's `train` section as transformers' arguments."""
-    given = train.model_dump(exclude=set(NOT_ARGUMENTS)) | more
+    given = train.model_dump(exclude=set(NOT_ARGUMENTS)) | {"run_name": f"{job.name or 'job'} {out.name}"} | more
+    given["report_to"] = list(given["report_to"])
     given["use_cpu"] = uses_cpu(job)  # then several processes on CPUs are a group; otherwise they count as none
     if job.launch.strategy == "fsdp2":
         given |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
@@ -115,7 +116,8 @@ def _saving(last: Path | None) -> dict[str, Any]:
 def _trying(trial: Trial, settings: Train, steps: int) -> dict[str, Any]:
     """A trial for a training of so many steps."""
     warmup = trial_warmup(settings.warmup_steps, steps, trial.steps)
-    return {"save_strategy": "no", "eval_strategy": "no", "max_steps": trial.steps, "warmup_steps": warmup}
+    schedule = {"max_steps": trial.steps, "warmup_steps": warmup}
+    return {"save_strategy": "no", "eval_strategy": "no", "report_to": ["none"], **schedule}
 
 
 def _way_out(settings: Train, rate: float) -> str:

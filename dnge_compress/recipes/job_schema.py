@@ -22,7 +22,8 @@ class Train(RecipeSection):
 
     `max_length` is tokens per row, longer rows are cut there (and counted); `packing` joins rows of type "text" and
     "sampled" into full ones. `warmup_steps` below 1 is a share of all steps. `max_steps` above 0 overrides the epochs.
-    `learning_rate` "auto" is found by a few short trainings.
+    `learning_rate` "auto" is found by a few short trainings. `report_to` names trackers ("tensorboard", "wandb"), which
+    see every training but those short ones.
     """
 
     max_length: Whole = Field(default=512, ge=2)
@@ -49,12 +50,15 @@ class Train(RecipeSection):
     save_total_limit: Whole = Field(default=2, ge=2)
     dataloader_num_workers: Whole = Field(default=0, ge=0)
     use_cpu: bool = False
-    report_to: str = "none"
+    report_to: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("none",)
 
     @model_validator(mode="after")
-    def _one_half_precision(self) -> Train:
+    def _one_of_each(self) -> Train:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
+        alone = next((name for name in ("none", "all") if name in self.report_to), None)
+        if alone is not None and len(self.report_to) > 1:
+            raise ValueError(f"report_to: '{alone}' stands alone; take it out, or the others")
         return self
 
 
@@ -89,8 +93,10 @@ class Job(RecipeSection):
     """A whole job: a model, what to do with it, where to put the result.
 
     Sections that are absent are stages that don't happen: no `prune`, nothing is pruned; no `train`, nothing is
-    trained. `scorer`, `calibration`, `repair` and `check` are those of a prune recipe. Without `eval_datasets` a share
-    `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's own.
+    trained. `scorer`, `calibration`, `repair` and `check` are those of a prune recipe; what is pruned is calibrated on
+    the rows to train on, where they are real text, unless `calibrate_on` is "synthetic". Without `eval_datasets` a
+    share `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's
+    own.
     """
 
     recipe: Literal["job"] = "job"
@@ -102,6 +108,7 @@ class Job(RecipeSection):
     seed: Whole = Field(default=42, ge=0)
     scorer: str = Field(default="encoder", min_length=1)
     calibration: Calibration = Calibration()
+    calibrate_on: Literal["rows", "synthetic"] = "rows"
     prune: Prune | None = None
     repair: Repair = Repair()
     check: bool = True
@@ -114,6 +121,11 @@ class Job(RecipeSection):
     compare: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
     save: Save = Save()
     launch: Launch = Launch()
+
+    @property
+    def has_real_rows(self) -> bool:
+        """Whether any rows to train on are given, and not written by the model itself."""
+        return any(source.type != "sampled" for source in self.datasets)
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Job:
