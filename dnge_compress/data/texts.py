@@ -85,9 +85,14 @@ def spread_batches(
 
 
 def texts_in(given: str | Path, model: nn.Module) -> Iterator[str]:
-    """The texts of what --data names, as the model will meet them: whole, and prompts alone; of a .txt file its lines,
-    and long pieces of the whole, so that the tokens of line ends and indents count as used. Raises DataError."""
-    found = opened(source_of(given), Path.cwd())
+    """The texts of what --data names; see `texts_of`. Raises DataError."""
+    return texts_of(source_of(given), model)
+
+
+def texts_of(source: Dataset, model: nn.Module) -> Iterator[str]:
+    """The texts of a source as the model will meet them: whole, and prompts alone; of a .txt file its lines, and long
+    pieces of the whole, so that the tokens of line ends and indents count as used. Raises DataError."""
+    found = opened(source, Path.cwd())
     tokenizer: Any = None
     if found.source.type in (*CONVERSATIONS, "alpaca"):
         tokenizer = tokenizer_for(model)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from dnge_compress.data.changes import marks_of
 from dnge_compress.data.reading import read_rows
 from dnge_compress.data.rows import Examples, split_rows
 from dnge_compress.data.sampling import sample_rows
-from dnge_compress.jobs import models, rates
+from dnge_compress.jobs import models, rates, rounds
 from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
-from dnge_compress.jobs.checking import refuse_other_tasks
+from dnge_compress.jobs.checking import due, refuse_other_tasks
 from dnge_compress.jobs.comparing import compare
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.launching import Workers
+from dnge_compress.jobs.launching import Workers, workers_of
 from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.tokens import cut_tokens
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
 from dnge_compress.lora.plan import LoraPlan
@@ -61,7 +62,9 @@ class Stage:
 
 def stages_of(job: Job) -> list[Stage]:
     """What a job will do, in order."""
-    runs = {"data": data, "prune": prune, "place": place, "rate": rate, "save": save, "measure": measure}
+    named = (vocabulary, data, prune, place, rate, save, measure)
+    runs: dict[str, Callable[[Work], Facts]] = {stage.__name__: stage for stage in named}
+    runs |= {name: partial(early_round, number=number) for number, name in enumerate(rounds.names(job), 1)}
     return [
         Stage(p.name, p.about, runs.get(p.name) or partial(train, variant=p.name.removeprefix("train").strip()))
         for p in planned(job)
@@ -77,6 +80,11 @@ def stages_that_saw_data(job: Job) -> list[str]:
     }
     sees["place"] = sees["place"] or sees["prune"]
     return [stage.name for stage in stages_of(job) if sees.get(stage.name, True)]
+
+
+def vocabulary(work: Work) -> Facts:
+    """Take tokens that nobody uses out of model and tokenizer."""
+    return {"notes": cut_tokens(work.folder, work.job, work.progress)}
 
 
 def data(work: Work) -> Facts:
@@ -115,6 +123,19 @@ def data(work: Work) -> Facts:
     return {"train": dict(rows.counts), "held_out": dict(held_out.counts), "files": files, "notes": notes}
 
 
+def early_round(work: Work, number: int) -> Facts:
+    """Prune a share and recover, as a job of its own that begins with the rows of this one."""
+    folder, job = rounds.of_round(work.folder, work.job, number)
+    rounds.begin(work.folder, folder, job)
+    inner = replace(work, job=job, folder=folder, workers=workers_of(work.folder, work.job, work.progress, number))
+    wanted = due(folder, job)
+    for stage in stages_of(job):
+        if stage.name in wanted:
+            folder.finish(stage.name, timed(stage, inner))
+    pruned, measured = folder.done("prune") or {}, folder.done("measure") or {}
+    return {"widths": pruned["widths"], "notes": pruned["notes"], "milestones": measured["milestones"]}
+
+
 def prune(work: Work) -> Facts:
     """Compress the original and save it with plan and report."""
     job = work.job
@@ -124,11 +145,11 @@ def prune(work: Work) -> Facts:
         about=job.about,
         scorer=job.scorer,
         calibration=job.calibration,
-        prune=job.prune,
+        prune=rounds.share(job),
         repair=job.repair,
         check=job.check,
     )
-    model = models.original(job)
+    model = models.opened(rounds.start_of(work.folder, job), job)
     needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
     rows = calibration_rows(work.folder, job, is_needed=needed) if needed or _prunes_on_rows(job) else None
     small: Any = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)

@@ -24,7 +24,7 @@ from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.models import base, original, quick, tokenizer_of, uses_cpu
+from dnge_compress.jobs.models import base, quick, teacher, tokenizer_of, uses_cpu
 from dnge_compress.jobs.rates import TRIAL_ROWS, Trial, next_lower, trial_warmup
 from dnge_compress.jobs.trainer import WHOLE, JobTrainer, Lessons, Teaching, is_sharded
 from dnge_compress.lora.attach import attach
@@ -65,7 +65,7 @@ def train(
         rows=rows,
         held_out=held_out if trial is None else held_out.take(range(min(len(held_out), TRIAL_ROWS))),
         collator=Collator.of(tokenizer_of(job)),
-        teaching=Teaching(quick(original(job)), job.distill) if job.distill else None,
+        teaching=Teaching(quick(teacher(job)), job.distill) if job.distill else None,
     )
     stage = f"{'train' if trial is None else 'rate'} {variant}".strip() + (f" {trial.rate:g}" if trial else "")
     best = folder.best(variant) if trial is None else None

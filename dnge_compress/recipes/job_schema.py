@@ -63,10 +63,23 @@ class Train(RecipeSection):
 
 
 class Distill(RecipeSection):
-    """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL."""
+    """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL.
 
+    `teacher` is another model in its place, of the same tokens: a folder or Hugging Face id.
+    """
+
+    teacher: str = ""
     weight: Real = Field(default=1.0, ge=0, le=1)
     temperature: Real = Field(default=1.0, gt=0)
+
+
+class Vocabulary(RecipeSection):
+    """Which tokens stay in the model that a job works with: those of the rows to train on and to judge by, as far as
+    they are text that somebody gave, and those written in `scripts` ("Latin", "Cyrillic"); their number is rounded up
+    to a multiple of `token_multiple`."""
+
+    scripts: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    token_multiple: Whole = Field(default=1, ge=1)
 
 
 class Save(RecipeSection):
@@ -96,7 +109,8 @@ class Job(RecipeSection):
     trained. `scorer`, `calibration`, `repair` and `check` are those of a prune recipe; what is pruned is calibrated on
     the rows to train on, where they are real text, unless `calibrate_on` is "synthetic". Without `eval_datasets` a
     share `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's
-    own.
+    own. In several `rounds` what `prune.ratio` takes away goes in equal shares of what is left, and each is trained
+    after; the last is this job's own, those before it lie in folders of their own.
     """
 
     recipe: Literal["job"] = "job"
@@ -109,6 +123,8 @@ class Job(RecipeSection):
     scorer: str = Field(default="encoder", min_length=1)
     calibration: Calibration = Calibration()
     calibrate_on: Literal["rows", "synthetic"] = "rows"
+    rounds: Whole = Field(default=1, ge=1, le=20)
+    vocabulary: Vocabulary | None = None
     prune: Prune | None = None
     repair: Repair = Repair()
     check: bool = True
@@ -135,7 +151,13 @@ class Job(RecipeSection):
             raise ValueError("datasets are given, but no train section uses them")
         if self.distill is not None and self.train is None:
             raise ValueError("distill needs a train section")
-        if self.distill is not None and self.prune is None and self.distill.weight == 1:
+        if self.vocabulary is not None and not (self.has_real_rows or self.vocabulary.scripts):
+            raise ValueError("vocabulary keeps the tokens of texts; give datasets of real text, or vocabulary.scripts")
+        if self.rounds > 1 and (self.prune is None or self.train is None):
+            raise ValueError("rounds prune and train in turn; they need prune and train")
+        if self.rounds > 1 and self.prune is not None and self.prune.target:
+            raise ValueError(f"rounds share out prune.ratio; give that in the place of {self.prune.target}")
+        if self.distill is not None and self.prune is None and self.distill.weight == 1 and not self.distill.teacher:
             raise ValueError(
                 "distill teaches the model to be what it is, as nothing prunes it; give prune, or a weight below 1"
             )
