@@ -13,7 +13,7 @@ from dnge_compress.jobs.measuring import batches_of
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.signals.user_data import UserData
 
-LEAST_SHARE = 0.25  # of the tokens that the recipe asks for; with fewer real ones the model's own text does better
+LEAST_SHARE = 0.25  # of the tokens that the recipe asks for; a repair may fit fewer alone
 TOO_FEW = f"the job's rows hold less than {LEAST_SHARE:.0%} of calibration.tokens, so the model's own text calibrates"
 
 

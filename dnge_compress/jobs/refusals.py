@@ -11,7 +11,7 @@ from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.training_args import OptimizerNames
 
-from dnge_compress.checkpoint.model_files import least_bytes, read_config
+from dnge_compress.checkpoint.model_files import least_bytes, locate, read_config
 from dnge_compress.checkpoint.strict_loading import class_of, quiet
 from dnge_compress.checkpoint.targets import refuse_closed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
@@ -43,6 +43,7 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
     if base.is_dir():
         if job.train is not None:
             _refuse_tokenizer(job, base)
+            _refuse_teacher(job, base)
         _refuse_modules(job, base)
 
 
@@ -80,6 +81,18 @@ def _refuse_tokenizer(job: Job, base: Path) -> None:
         check_template(tokenizer)
     if kinds - set(CONVERSATIONS):
         end_of_text(tokenizer)
+
+
+def _refuse_teacher(job: Job, base: Path) -> None:
+    """A teacher on this machine must be there, and answer with as many tokens."""
+    path = job.distill.teacher if job.distill is not None else ""
+    if not path or not (Path(path).is_absolute() or Path(path).is_dir()):
+        return
+    theirs, ours = (embedding_rows(read_config(locate(folder, allow_pickle=False))) for folder in (path, base))
+    if theirs is not None and ours is not None and theirs != ours:
+        raise RecipeError(
+            f"distill.teacher '{path}' has {theirs:,} tokens, and the model {ours:,}; name one of the same tokenizer"
+        )
 
 
 def _refuse_modules(job: Job, folder: Path) -> None:

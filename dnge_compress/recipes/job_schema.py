@@ -153,6 +153,8 @@ class Job(RecipeSection):
             raise ValueError("distill needs a train section")
         if self.vocabulary is not None and not (self.has_real_rows or self.vocabulary.scripts):
             raise ValueError("vocabulary keeps the tokens of texts; give datasets of real text, or vocabulary.scripts")
+        if self.vocabulary is not None and self.distill is not None and self.distill.teacher:
+            raise ValueError("distill.teacher reads tokens that vocabulary takes away; leave one of both out")
         if self.rounds > 1 and (self.prune is None or self.train is None):
             raise ValueError("rounds prune and train in turn; they need prune and train")
         if self.rounds > 1 and self.prune is not None and self.prune.target:

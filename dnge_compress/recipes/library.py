@@ -191,6 +191,9 @@ def anchor(raw: dict[str, Any], beside: Path) -> None:
         raw["output_dir"] = str(beside / Path(raw["output_dir"]).expanduser())
     if isinstance(raw.get("model_name_or_path"), str):
         raw["model_name_or_path"] = _beside(raw["model_name_or_path"], beside)
+    distill = raw.get("distill")
+    if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
+        distill["teacher"] = _beside(distill["teacher"], beside)
     sources = [raw.get(key) for key in ("datasets", "eval_datasets")]
     for source in (s for listed in sources if isinstance(listed, list | tuple) for s in listed):
         if isinstance(source, dict) and isinstance(source.get("path"), str):
