@@ -16,12 +16,12 @@ from dnge_compress.checkpoint.outlines import inputs_of
 from dnge_compress.checkpoint.strict_loading import quiet, read
 from dnge_compress.cli.grammar import parser
 from dnge_compress.core.strict_json import read_json
+from dnge_compress.data.reading import read_rows
+from dnge_compress.data.sources import source_of
+from dnge_compress.data.texts import texts_in
 from dnge_compress.encoder.model import DNGEncoder
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.families import build_graph
-from dnge_compress.jobs.data.reading import read_rows
-from dnge_compress.jobs.data.sources import source_of
-from dnge_compress.jobs.data.texts import texts_in
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.lora.plan import LoraPlan

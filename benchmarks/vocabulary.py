@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, logging
 
 from dnge_compress import open_model, save, trim_vocabulary
-from dnge_compress.jobs.data.texts import texts_in
+from dnge_compress.data.texts import texts_in
 
 LENGTH = 128
 EVERY = 10  # lines, one is run through both models

@@ -15,6 +15,7 @@ from dnge_compress.core.parts import Parts, kept_parts
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import kind
+from dnge_compress.data.given import JUDGED, given_data
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.families import build_graph
@@ -28,7 +29,6 @@ from dnge_compress.recipes.library import validate as validate_recipe
 from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.curve import RatioCurve
 from dnge_compress.signals.inference import Inputs
-from dnge_compress.signals.user_data import checked_data
 from dnge_compress.tasks.curve import curve_of
 from dnge_compress.tasks.task import DEFAULT, AnyRecipe, AnyScores, Model, Task
 from dnge_compress.vocabulary.trim import apply_vocabulary
@@ -174,7 +174,7 @@ def curve(
         print(curve(model, ratios=[0.1, 0.2, 0.3, 0.4]))
     """
     task = Task(model, recipe, overrides, data=data, example_inputs=example_inputs, scores=scores, progress=progress)
-    judged = () if held_out is None else checked_data(held_out, task.model).batches
+    judged = () if held_out is None else given_data(held_out, task.model, JUDGED).batches
     return curve_of(task, ratios, judged)
 
 

@@ -150,8 +150,9 @@ def test_data_may_be_a_generator_of_dicts_or_tensors() -> None:
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("a text", "wrap it in a list"),
-        (["a text"], "batch 0 holds a str; batches are tensors"),
+        ("a text", "a text' doesn't exist"),
+        (["a text"], "give text, but a Sequential doesn't read any; give its inputs as tensors"),
+        ([["a text"]], "batch 0 holds a str; batches are tensors"),
         (torch.zeros(2, 3), "not one batch"),
         ([], "data is empty"),
         ([torch.full((2, 9), float("nan"))], "batch 0 holds NaN"),

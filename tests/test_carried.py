@@ -88,12 +88,32 @@ def test_a_broken_plan_in_a_config_is_one_line(broken: Any, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
-def test_widths_that_no_config_says_can_not_be_cut_again(name: str, tmp_path: Path) -> None:
-    small = uneven(name)
-    small.save_pretrained(tmp_path)
-    for model in (small, str(tmp_path)):
-        with pytest.raises(PlanError, match="was compressed before to widths that its config.*; compress the original"):
-            compress(model, **QUICK)
+def test_widths_that_no_config_says_are_cut_again_and_load_by_one_plan(name: str, tmp_path: Path) -> None:
+    first, inputs = uneven(name), example_inputs(name)
+    first.save_pretrained(tmp_path / "first")
+    seen = []
+    for given in (first, str(tmp_path / "first")):
+        second: Any = compress(given, **UNEVEN)
+        loaded = load(save(second, tmp_path / f"out{len(seen)}"))
+        assert torch.allclose(outputs(loaded, inputs), outputs(second, inputs), atol=1e-6)
+        made = second.dnge.plan
+        assert made.uneven and made.base == first.dnge.plan.base and made.params_before == first.dnge.plan.params_before
+        assert made.params_after == sum(p.numel() for p in second.parameters()) < first.dnge.plan.params_after
+        seen.append(outputs(second, inputs))
+    assert torch.allclose(*seen, atol=1e-6)
+
+
+def test_blocks_heads_and_neurons_go_in_several_rounds(tmp_path: Path) -> None:
+    small: Any = make("llama")
+    sizes = [sum(p.numel() for p in small.parameters())]
+    for kinds in (("neuron", "head"), ("layer",), ("neuron",), ("layer", "neuron")):
+        small = compress(small, **{**UNEVEN, "kinds": kinds, "ratio": 0.15, "protected": ()})
+        sizes.append(sum(p.numel() for p in small.parameters()))
+        loaded = load(save(small, tmp_path / f"out{len(sizes)}"))
+        assert torch.allclose(*(outputs(model, example_inputs("llama")) for model in (loaded, small)), atol=1e-6)
+        small = loaded
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 5
+    assert small.dnge.plan.params_before == sizes[0]
 
 
 def test_a_plain_module_is_compressed_again_and_loads_on_a_fresh_instance_by_one_plan(tmp_path: Path) -> None:

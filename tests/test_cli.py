@@ -273,7 +273,7 @@ def test_texts_take_the_place_of_synthetic_ones(llama: str, tmp_path: Path, caps
         (["--ratio", "0.95", "--set", "min_keep=0.5"], 3, "lower the ratio or min_keep"),
         (["--device", "cuda:99"], 2, "device 'cuda:99' can't be used"),
         (["--device", "gpu"], 2, "device 'gpu' can't be used"),
-        (["--data", "none.txt"], 2, "data file 'none.txt' can't be read"),
+        (["--data", "none.txt"], 2, "none.txt' doesn't exist"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(

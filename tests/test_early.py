@@ -20,10 +20,11 @@ from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError, UnknownNameError, first_line
 from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.plugins import Registry
-from dnge_compress.jobs.data import formats
+from dnge_compress.data import formats
 from dnge_compress.jobs.outline import estimate
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.data_schema import Dataset
+from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.methods import PLACERS, SCORERS
 from dnge_compress.recipes.schema import Prune
@@ -66,7 +67,7 @@ def test_a_command_that_cant_go_well_ends_before_torch_is_loaded(llama: Path, tm
         "holds the folder you work in": ["compress", model, "-o", ".", "--force"],
         "holds thesis.txt": ["compress", model, "-o", str(tmp_path)],
         "never deletes": ["apply", "plan.json", model, "-o", str(tmp_path), "--force"],
-        "can't be read: no such file": ["score", model, "--data", "none.txt"],
+        "none.txt' doesn't exist": ["score", model, "--data", "none.txt"],
         "/proc/self/plan.json' can't be written": ["plan", model, "-o", "/proc/self/plan.json"],
         "/proc/self/lora.json' can't be written": ["place", model, "-o", "/proc/self/lora.json"],
     }

@@ -19,10 +19,10 @@ from dnge_compress.checkpoint.plausible import MOST_TIMES, refuse_implausible
 from dnge_compress.checkpoint.strict_loading import class_of
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DataError
-from dnge_compress.jobs.data.formats import RowFile
-from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.data.formats import RowFile
+from dnge_compress.data.sources import source_of
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.recipes.job_schema import Dataset
+from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.signals import tokenizer as tokenizers_beside
 
 ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.changes import changed, marks_of
-from dnge_compress.jobs.data.reading import read_rows
-from dnge_compress.jobs.data.rows import Collator, Rows, split_rows
-from dnge_compress.jobs.data.sources import check_sources
-from dnge_compress.recipes.job_schema import Dataset
+from dnge_compress.data.changes import changed, marks_of
+from dnge_compress.data.reading import read_rows
+from dnge_compress.data.rows import Collator, Rows, split_rows
+from dnge_compress.data.sources import check_sources
+from dnge_compress.recipes.data_schema import Dataset
 
 BOOKWORM = Path(__file__).resolve().parents[1] / "examples" / "bookworm"
 CHATML = """{%- for m in messages -%}
@@ -163,7 +163,7 @@ def test_a_txt_file_of_many_blocks_is_still_one_text(
 ) -> None:
     said = "".join(f" yes or no: {'yes' * (i % 3)}\n" for i in range(40))
     (tmp_path / "book.txt").write_text(said)
-    monkeypatch.setattr("dnge_compress.jobs.data.reading.BATCH_CHARACTERS", 100)
+    monkeypatch.setattr("dnge_compress.data.reading.BATCH_CHARACTERS", 100)
     ids = [row["input_ids"] for row in read(tmp_path / "book.txt", spaced, packing=True).examples]
     flat = np.concatenate(ids)
     assert (flat == spaced.bos_token_id).sum() == (flat == spaced.eos_token_id).sum() == 1
@@ -192,7 +192,7 @@ def test_only_files_that_are_read_count_as_changed_new_or_gone(tmp_path: Path) -
 
 
 def test_texts_in_many_batches_are_all_read(tmp_path: Path, books: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dnge_compress.jobs.data.reading.BATCH_CHARACTERS", 30)
+    monkeypatch.setattr("dnge_compress.data.reading.BATCH_CHARACTERS", 30)
     assert texts(numbered(tmp_path, books, 7), books) == [f"This is row {i}.<|endoftext|>" for i in range(7)]
 
 
@@ -509,7 +509,7 @@ def test_the_progress_bars_of_datasets_are_left_as_they_were(tmp_path: Path, boo
         ("a.csv", b"text,id\na\n", r"a.csv', row 1 \(line 2\): 1 values under 2"),
         ("a.csv", b'text,id\n"a,1\n', "a.csv', line 2: not CSV"),
         ("a.csv", b"text,id\ncaf\xe9,1\n", "a.csv', line 2: not UTF-8"),
-        ("a.csv", b"body,id\na,1\n", "no column 'text' .* body, id"),
+        ("a.csv", b"body,id\na,1\n", r"a.csv', row 1 \(line 2\) has body, id; rows need text, or .*columns"),
         ("a.parquet", b"PAR1 no", "a.parquet' is no readable .parquet file"),
         ("a.xlsx", b"x", "a.xlsx' is none of .jsonl, .json"),
     ],

@@ -46,7 +46,7 @@ def error_of(recipe: Any, *told: str) -> str:
         ("lora: {budget: {match_uniform_r: 8, trainable_params: 9}}\n", "'lora.budget' should name exactly one of"),
         ("datasets:\n  - path: a.txt\n  - path: b.txt\n    typ: text\n", ":7: unknown key 'datasets.1.typ'; did you"),
         ("datasets:\n  - type: sampled\n    path: a.txt\n", ":5: 'datasets.0' should have a path, unless type is"),
-        ("datasets: [{path: a.jsonl, columns: {txt: body}}]\n", "columns: 'txt' is no column of type 'text' (known: t"),
+        ("datasets: [{path: a.jsonl, columns: {txt: body}}]\n", "columns: 'txt' is no column of type 'auto' (known: t"),
         ("train: {learning_rate: fast}\n", ":4: 'train.learning_rate' should be a number or auto, not 'fast'"),
         ("train: {learning_rate: Auto}\n", "should be a number or auto, not 'Auto'; did you mean 'auto'?"),
         ("lora: {init_lora_weights: Pissa}\n", "should be true, false or gaussian, olora, pissa or orthogonal, not 'P"),
@@ -162,7 +162,7 @@ def test_text_that_looks_like_something_else_stays_text_where_text_is_wanted(
     assert isinstance(elsewhere, Job) and elsewhere.output_dir == text
     job = load(path, told)
     assert isinstance(job, Job) and job.train is not None and job.output_dir == str(tmp_path / text)
-    assert {job.about, job.name, job.scorer, *job.calibration.prompts, job.train.report_to} == {text}
+    assert {job.about, job.name, job.scorer, *job.calibration.prompts, *job.train.report_to} == {text}
     assert job.datasets[0].path == text and job.datasets[0].columns == {"text": text}
 
 

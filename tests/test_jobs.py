@@ -34,9 +34,9 @@ from transformers import (
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DivergedError, DngeError, LaunchError
+from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs import comparing, measuring, rates, refusals, stages, training
 from dnge_compress.jobs.checking import job_of
-from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.launching import same_threads
 from dnge_compress.jobs.measuring import batches_of, summed_loss

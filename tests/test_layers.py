@@ -15,6 +15,7 @@ LINE = (
     "recipes",
     "graph",
     "signals",
+    "data",
     "encoder",
     "scorers",
     "plans",
@@ -34,17 +35,20 @@ LINE = (
 HOMES = {
     "torch_pruning": {"graph/tracing/groups.py"},
     "torch_scatter": {"encoder/pooling.py"},
-    "pydantic": {f"recipes/{name}.py" for name in ("schema", "lora_schema", "job_schema", "library", "explaining")},
-    "datasets": {"jobs/data/formats.py"},
+    "pydantic": {
+        *(f"recipes/{name}.py" for name in ("schema", "lora_schema", "data_schema", "job_schema")),
+        *(f"recipes/{name}.py" for name in ("library", "explaining")),
+    },
+    "datasets": {"data/formats.py"},
     "accelerate": {"jobs/launching.py"},
     "peft": {
         "lora/placers/kappa.py",
         *(f"lora/{name}.py" for name in ("peft_config", "verify", "export", "attach", "plan")),
     },
-    "pyarrow": {"jobs/data/formats.py", "zoo/data_root.py"},
+    "pyarrow": {"data/formats.py", "zoo/data_root.py"},
     "PIL": {"zoo/images.py"},
     "scipy": {"zoo/pretrain/targets.py"},
-    "jinja2": {"report/page.py", "checkpoint/card.py", "jobs/data/chat.py"},
+    "jinja2": {"report/page.py", "checkpoint/card.py", "data/chat.py"},
     "rich": {"core/terminal.py", "core/progress_bars.py", "cli/job_commands.py"},
     "huggingface_hub": {
         f"{home}.py"

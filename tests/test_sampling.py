@@ -12,7 +12,7 @@ from models import VOCABULARY, make
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.sampling import sample_rows
+from dnge_compress.data.sampling import sample_rows
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize

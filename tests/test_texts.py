@@ -39,7 +39,7 @@ from transformers import (
 from dnge_compress import compress, plan
 from dnge_compress.checkpoint import open_model
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.texts import read_texts
+from dnge_compress.data.texts import read_texts
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import length_note
 from dnge_compress.signals.positions import positions_of
@@ -101,7 +101,7 @@ def test_cut_and_empty_rows_are_counted(model: Any, tmp_path: Path) -> None:
     [
         ("a.txt", "word", "in 1 row, and calibration needs at least 64; give more text"),
         ("a.txt", " \n", "is empty"),
-        ("a.jsonl", '{"body": "x"}', "has body; its rows need text, or prompt and completion, or messages"),
+        ("a.jsonl", '{"body": "x"}', "has body; rows need text, or prompt and completion, or messages, or"),
         ("a.jsonl", "no json", "line 1: not JSON"),
         ("a.jsonl", '{"text": 3}', "column 'text' holds a number, not text"),
         ("a.pdf", "x", "is none of .jsonl, .json, .parquet, .csv, .txt"),

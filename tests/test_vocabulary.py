@@ -49,9 +49,9 @@ from dnge_compress import (
 )
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import BudgetError, DataError, ExactnessError, PlanError, UnsupportedModelError
+from dnge_compress.data.texts import texts_in
 from dnge_compress.graph.tracing.running import copied
 from dnge_compress.graph.vocabulary import rows_of, vocabulary_graph
-from dnge_compress.jobs.data.texts import texts_in
 from dnge_compress.surgery.token_ids import named_ids, renumber, renumbered_inputs
 from dnge_compress.surgery.vocabulary import check_tokens, cut_vocabulary, new_ids
 from dnge_compress.vocabulary.merges import Merges

@@ -28,10 +28,10 @@ from dnge_compress.core.parts import kept_parts
 from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
+from dnge_compress.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.compared import Compared
 from dnge_compress.jobs.compared import compare as compare_models
-from dnge_compress.jobs.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.jobs.folder import STATE
 from dnge_compress.jobs.report.job_report import JobReport, finished
 from dnge_compress.lora.place import place_lora
@@ -119,7 +119,7 @@ def curve(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         data, scores = _data(options, model, recipe), options.scores
-        judged = read_windows(Path(options.held_out), model) if options.held_out else None
+        judged = read_windows(options.held_out, model) if options.held_out else None
         made = api.curve(
             model, recipe, ratios=options.ratios, held_out=judged, scores=scores, data=data, progress=progress
         )
@@ -131,7 +131,7 @@ def compare(options: Namespace) -> None:
     """`dnge compare MODEL OTHER --data texts.txt`"""
     with session() as progress:
         first, second = _open(options, progress), _open(options, progress, options.other)
-        data = read_windows(Path(options.data), first)
+        data = read_windows(options.data, first)
         made = compare_models(first, second, data=data, progress=progress)
     _write_page(made, options)
     print_report(made, options)
@@ -147,7 +147,7 @@ def vocabulary(options: Namespace) -> None:
     scripts = [script.strip() for script in options.scripts.split(",") if script.strip()]
     with session() as progress:
         model = _open(options, progress)
-        texts = texts_in(Path(options.data), model) if options.data else None
+        texts = texts_in(options.data, model) if options.data else None
         made = plan_vocabulary(model, texts, scripts=scripts, round_to=options.round_to, progress=progress)
     if options.output:
         _apply_vocabulary(made, options, model)
@@ -233,7 +233,7 @@ def _work(options: Namespace, model: nn.Module) -> Path | None:
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:
-    return read_texts(Path(options.data), model, recipe.calibration) if options.data else None
+    return read_texts(options.data, model, recipe.calibration) if options.data else None
 
 
 def _refuse_file(path: Path, force: bool, kind: type[P]) -> None:

@@ -9,7 +9,7 @@ from dnge_compress.checkpoint.model_files import least_bytes, read_config, refus
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
 from dnge_compress.core.folders import whole_folder
-from dnge_compress.jobs.data.sources import source_of
+from dnge_compress.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
 from dnge_compress.recipes.lora_schema import LoraRecipe
@@ -35,9 +35,9 @@ def refuse_early(options: Namespace) -> None:
     if getattr(options, "scores", None) and recipe is not None:
         refuse_scores(Path(options.scores), recipe)
     if options.data:
-        source_of(Path(options.data))
+        source_of(options.data)
     if getattr(options, "held_out", None):
-        source_of(Path(options.held_out))
+        source_of(options.held_out)
     output = getattr(options, "output", None)
     if output and options.function in ("compress", "apply", "vocabulary"):
         base = whole_folder(Path(options.model))

@@ -18,6 +18,7 @@ TARGETS = (  # in the place of a ratio: option, example, meaning
     ("latency", "0.8x", "time of a forward pass here, as a share of the original's"),
 )
 MOST_RATIOS = 50  # of a curve
+SOURCES = ".jsonl, .json, .parquet, .csv, .txt, a folder of one kind, a hub id"
 
 
 class UsageError(DngeError):
@@ -46,7 +47,7 @@ def parser() -> Parser:
     commands = root.add_subparsers(metavar="COMMAND")
     json_flag = _flag("--json", "print exactly one JSON document")
     force = _flag("--force", "replace what dnge did not write, if it is named as files of ours are")
-    opening, choosing = _opening_flags("rows of real text to calibrate on: .jsonl, .txt, …"), _choosing_flags()
+    opening, choosing = _opening_flags(f"rows of real text to calibrate on: {SOURCES}"), _choosing_flags()
     scored = _scores_flag()
 
     def command(name: str, *parents: Parser, about: str, module: str = "commands") -> Parser:
@@ -113,6 +114,7 @@ def parser() -> Parser:
     run.add_argument("--dry-run", action="store_true", help="check the recipe and show the plan; do nothing")
     report = command("report", json_flag, about="show what was done to a saved model, or by a job")
     report.add_argument("folder", metavar="OUT", help="folder that dnge wrote a model or a job to")
+    _data(commands, json_flag)
     _recipes(commands, json_flag, force)
     about = "print versions and the machine, for reports of faults"
     command("env", json_flag, about=about, module="environment")
@@ -146,15 +148,29 @@ def parser() -> Parser:
     return root
 
 
-def _added(commands: argparse._SubParsersAction[Parser], name: str, parents: tuple[Parser, ...], about: str) -> Parser:
+def _added(
+    commands: argparse._SubParsersAction[Parser], name: str, parents: tuple[Parser, ...], about: str, example: str = ""
+) -> Parser:
     return commands.add_parser(
         name,
         parents=parents,
         help=about,
         description=f"{about[0].upper()}{about[1:]}.",
-        epilog=f"example:\n  {EXAMPLES[name]}",
+        epilog=f"example:\n  {EXAMPLES[example or name]}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def _data(commands: argparse._SubParsersAction[Parser], json_flag: Parser) -> None:
+    data = _added(commands, "data", (), "show rows of text as they are learned")
+    data.set_defaults(help_of=data)
+    verbs = data.add_subparsers(metavar="show")
+    about = "print rows with what a job learns of them, in colour and in brackets"
+    show = _added(verbs, "show", (json_flag,), about, example="data show")
+    show.set_defaults(module="data_commands", function="show")
+    show.add_argument("file", metavar="FILE", help=f"{SOURCES}, or {{path: …, columns: …}} as in a recipe")
+    show.add_argument("--model", dest="of", metavar="MODEL", help="whose tokenizer and chat template write the rows")
+    show.add_argument("--rows", type=positive, default=3, metavar="N", help="how many, from the first (default: 3)")
 
 
 def _recipes(commands: argparse._SubParsersAction[Parser], json_flag: Parser, force: Parser) -> None:

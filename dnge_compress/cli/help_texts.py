@@ -35,6 +35,8 @@ EXAMPLES = {
     "run": "dnge run jobs/prune-recover model_name_or_path=MODEL output_dir=RUN --dry-run",
     "vocabulary": "dnge vocabulary MODEL --data texts.txt -o OUT",
     "report": "dnge report OUT",
+    "data": "dnge data show rows.jsonl --model MODEL",
+    "data show": "dnge data show rows.jsonl --model MODEL",
     "recipes": "dnge recipes cp prune/default mine.yaml",
     "ls": "dnge recipes ls",
     "show": "dnge recipes show prune/default",

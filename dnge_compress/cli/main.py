@@ -23,7 +23,7 @@ UNEXPECTED, BAD_INPUT, IMPOSSIBLE_BUDGET, NOT_EXACT, DIVERGED = 1, 2, 3, 4, 5
 CALIBRATING = ("score", "plan", "apply", "compress", "curve", "place")  # several processes share their inputs
 INTO_FOLDERS = ("zoo",)  # commands that add to a folder, and claim it themselves
 LOOP = "Symlink loop"  # how Path.resolve begins, before Python 3.13
-LIGHT = ("recipe_commands", "job_commands", "completion")  # modules that need no torch
+LIGHT = ("recipe_commands", "data_commands", "job_commands", "completion")  # modules that need no torch
 
 
 def main(argv: Sequence[str] | None = None) -> int:

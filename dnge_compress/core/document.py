@@ -88,6 +88,13 @@ class Figure:
     lines: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Passage:
+    """Text in pieces, breaks and all, and whether each is marked; only terminals show it."""
+
+    pieces: tuple[tuple[str, bool], ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Panel:
     """On a page, a heading with a summary, a figure, and the table that says the same."""
@@ -105,7 +112,7 @@ class Panels:
     panels: tuple[Panel, ...]
 
 
-Block: TypeAlias = Table | Facts | Notes | Paragraph | Figure | Panels
+Block: TypeAlias = Table | Facts | Notes | Paragraph | Figure | Passage | Panels
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table as Grid
 from rich.text import Text
 
-from dnge_compress.core.document import Block, Cell, Column, Document, Facts, Figure, Notes, Paragraph, Table
+from dnge_compress.core.document import Block, Cell, Column, Document, Facts, Figure, Notes, Paragraph, Passage, Table
 from dnge_compress.core.wording import clean, safe
 
 MAX_NOTES = 6
@@ -21,7 +21,8 @@ WIDTHS = {"bar": (12, 6, 0), "strip": (32, 16, 0)}  # of drawings, in characters
 HEIGHTS = "▁▂▃▄▅▆▇█"
 STYLES = {"": "", "quiet": "dim", "accent": "cyan", "strong": "bold cyan"}
 QUIET, ACCENT = STYLES["quiet"], STYLES["accent"]
-ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█●◆│└", ">--|x=-._.,:-=+#o#||")
+ASCII = str.maketrans("→–−·×━─…▁▂▃▄▅▆▇█●◆│└", ">--|x=-._.,:-=+#o#||") | {ord("⟦"): "[[", ord("⟧"): "]]"}
+MARKS = "⟦⟧"  # around what is marked, so that it can be told without colours
 
 
 class Printable:
@@ -98,6 +99,8 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
             return _fitting(block, console, options)
         case Paragraph():
             return Text(clean(block.text), STYLES[block.style])
+        case Passage():
+            return Text.assemble(*(_piece(text, is_marked) for text, is_marked in block.pieces))
         case Facts():
             text = " · ".join(f"{clean(key)} {clean(value)}" for key, value in block.items)
             return _grid([(Text(clean(title).lower(), QUIET), Text(text))], gap=2)
@@ -111,6 +114,11 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
             return Text("\n".join(map(safe, lines)), ACCENT, no_wrap=True, overflow="ellipsis")
         case _:
             return None
+
+
+def _piece(text: str, is_marked: bool) -> tuple[str, str]:
+    lines = "\n".join(map(safe, text.expandtabs(4).split("\n")))
+    return (lines.join(MARKS), ACCENT) if is_marked else (lines, QUIET)
 
 
 def _fitting(table: Table, console: Console, options: ConsoleOptions) -> RenderableType:

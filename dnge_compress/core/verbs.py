@@ -34,6 +34,11 @@ def verb(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def _drawn(data: Any) -> Any:
-    """Data that are made on demand (a generator, a DataLoader), made now, in the torch that they were written for."""
-    is_made = not isinstance(data, Iterable) or isinstance(data, Sequence | Mapping | Tensor)
+    """Data that are made on demand (a generator, a DataLoader), made now, in the torch that they were written for; a
+    data set whose rows can be asked for one by one is left as it is."""
+    is_made = not isinstance(data, Iterable) or isinstance(data, Sequence | Mapping | Tensor) or _has_rows(data)
     return data if is_made else list(data)
+
+
+def _has_rows(data: Any) -> bool:
+    return hasattr(data, "__getitem__") and hasattr(data, "__len__")

@@ -12,8 +12,8 @@ from dnge_compress.graph.types import ModelGraph, Shapes, Slot, Space, Step
 def pruned_graph(applied: AppliedCuts, shapes: Shapes) -> ModelGraph:
     """The graph of the pruned model with these shapes: dropped blocks are gone, and those behind have moved up.
 
-    Spaces keep their names, so `ffn.3` is still the feed-forward layer of the base's block 3. A graph like this is for
-    reading: it has no config fields, and can't be cut again.
+    Spaces keep their names, so `ffn.3` is still the feed-forward layer of the base's block 3. It has no config fields,
+    so what is cut again stays uneven.
     """
     graph, keeps = applied.graph, {cut.space: cut.keep for cut in applied.cuts}
     gone = {
@@ -44,6 +44,10 @@ def pruned_graph(applied: AppliedCuts, shapes: Shapes) -> ModelGraph:
         slots=tuple(s for s in map(slot_after, graph.slots) if s is not None),
         steps=tuple(replace(s, index=i) for i, s in enumerate(steps)),
         config_fields=(),
-        attributes=(),
+        attributes=tuple(
+            (space, path, name, factor)
+            for space, module, name, factor in graph.attributes
+            if space not in gone and (path := applied.path_after(module)) is not None
+        ),
         fingerprint=fingerprint(graph.family, shapes),
     )

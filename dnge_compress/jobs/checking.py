@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from dnge_compress.checkpoint.model_files import architecture_of, locate, read_config
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError, UnsupportedModelError
-from dnge_compress.jobs.data.sources import check_sources
+from dnge_compress.data.sources import check_sources
 from dnge_compress.jobs.folder import REPORT, JobFolder, refuse
 from dnge_compress.jobs.outline import planned
 from dnge_compress.recipes.job_schema import CAUSAL, Job
@@ -56,6 +57,10 @@ def due(folder: JobFolder, job: Job) -> set[str]:
     done = folder.read()["stages"]
     stages = [stage.name for stage in planned(job)]
     found = {name for name in stages if name not in done or not _stands(folder, job, name)}
+    for before, after in pairwise([f"round {number}" for number in range(1, job.rounds)] + ["prune"]):
+        found |= {before} if after in found and not folder.round(int(before.split()[1])).model.is_dir() else set()
+    if "vocabulary" in stages and found and not folder.fewer_tokens.is_dir():
+        found.add("vocabulary")
     has_rows = folder.train_rows.is_file() and folder.held_out_rows.is_file()
     if "data" in stages and found - {"save"} and not has_rows:
         found.add("data")

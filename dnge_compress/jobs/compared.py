@@ -19,6 +19,7 @@ from dnge_compress.core.strict_json import json_values
 from dnge_compress.core.terminal import Printable
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import percent
+from dnge_compress.data.given import JUDGED, given_data
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.samples import BEGINNING, ROWS, continuation_of, continued
@@ -36,7 +37,6 @@ from dnge_compress.signals.inference import (
 )
 from dnge_compress.signals.positions import positions_of
 from dnge_compress.signals.tokenizer import tokenizer_of
-from dnge_compress.signals.user_data import checked_data
 from dnge_compress.tasks.quality import ACCURACY, PERPLEXITY, apart, measure_of
 
 Model: TypeAlias = nn.Module | str | Path
@@ -118,7 +118,7 @@ def compare(
     models = (opened(first), opened(second))
     tell("open", 2, 2)
     _refuse_other_tokens(models)
-    found = checked_data(data, models[0])
+    found = given_data(data, models[0], JUDGED)
     _refuse_strangers(models, found.batches)
     tell("measure", 0, 3)
     answers = apart(*models, found.batches)

@@ -12,8 +12,8 @@ from torch import nn
 
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values
+from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs import models
-from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import Batch, batches_of, speeds_of, summed_loss
 from dnge_compress.jobs.report.measures import ORIGINAL, PRUNED, TRAINED, Milestone, Sample

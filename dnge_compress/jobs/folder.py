@@ -49,12 +49,17 @@ class JobFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.recipe, self.state = root / RECIPE, root / STATE  # the resolved recipe, and the record of stages done
+        self.fewer_tokens = root / "vocabulary"  # the original without the tokens that go
         self.pruned = root / "pruned"  # the model before training
         self.model = root / "model"  # the job's result, an ordinary checkpoint
         self.trials = root / "trials"  # while a learning rate is looked for
         self.train_rows = root / "data" / "train.safetensors"
         self.held_out_rows = root / "data" / "held_out.safetensors"
         self.flat_adapter = root / "flat_adapter"  # zero-padded to one rank
+
+    def round(self, number: int) -> JobFolder:
+        """The folder of an early round."""
+        return JobFolder(self.root / f"round-{number}")
 
     def lora_plan(self, variant: str = "") -> Path:
         """The placement of a variant: "" is the job's own, others are named by their placer."""
@@ -133,7 +138,7 @@ class JobFolder:
         Killed at any moment, it is begun again as long as the first stage, whose facts tell why, is recorded as done.
         """
         self._drop(stages[1:])
-        for path in (*map(self.training, variants), self.trials):
+        for path in (*map(self.training, variants), self.trials, self.fewer_tokens, *self.root.glob("round-*")):
             if path.is_dir():
                 shutil.rmtree(path)
         self._drop(stages)
@@ -212,8 +217,8 @@ def _outlive_workers(folder: JobFolder) -> None:
 
 def _is_free(folder: JobFolder) -> bool:
     """Whether nothing that took long lies there yet: a first try that failed doesn't bind the folder to its recipe."""
-    began = any(stage == "prune" or stage.startswith("train") for stage in folder.read()["stages"])
-    return not began and not any(folder.root.glob("training*/checkpoint-*"))
+    began = any(stage.startswith(("prune", "round", "train")) for stage in folder.read()["stages"])
+    return not began and not any(folder.root.glob("training*/checkpoint-*")) and not any(folder.root.glob("round-*"))
 
 
 def identity(job: Job) -> str:

@@ -29,10 +29,11 @@ from dnge_compress.core.strict_json import read_json
 from dnge_compress.jobs.folder import JobFolder, at_work
 from dnge_compress.jobs.models import uses_cpu
 from dnge_compress.jobs.rates import Trial
+from dnge_compress.jobs.rounds import of_round, with_fewer_tokens
 from dnge_compress.jobs.training import train
 from dnge_compress.recipes.job_schema import Job
 
-Order: TypeAlias = tuple[str, Trial | None]  # a variant, and how it is tried if it is no training to the end
+Order: TypeAlias = tuple[str, Trial | None, int]  # a variant, how it is tried if it is no training to the end, a round
 LEADER = "DNGE_JOB_LEADER"  # process id
 LOOK_EVERY = 0.5  # seconds
 PATIENCE = timedelta(days=7)  # how long the others wait while one process scores and prunes
@@ -46,12 +47,14 @@ class Workers:
     shutdown: Callable[[], None] = lambda: None
 
 
-def workers_of(folder: JobFolder, job: Job, progress: Progress) -> Workers:
-    """What trains for this process, rank 0. Raises LaunchError if an outer launcher's size isn't the recipe's."""
+def workers_of(folder: JobFolder, job: Job, progress: Progress, number: int = 0) -> Workers:
+    """What trains for this process, rank 0, in the job's last round or an early one. Raises LaunchError if an outer
+    launcher's size isn't the recipe's."""
     world = launcher_world()
     if world is not None:
         _refuse_other_size(world[1], job)
-        return _launched(folder, job, progress)
+        return _launched(folder, job, progress, number)
+    folder, job = of_round(folder, job, number)
     if job.launch.num_processes == 1:
         return Workers(lambda variant, trial: train(folder, job, variant, progress, trial=trial))
     return Workers(partial(_train_in_processes, folder, job))
@@ -65,7 +68,7 @@ def follow_leader(folder: JobFolder, job: Job) -> None:
     _join_group(job)
     while (order := _broadcast(None)) is not None:
         _share_threads(folder)
-        train(folder, job, order[0], trial=order[1])
+        train(*of_round(folder, job, order[2]), order[0], trial=order[1])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     threading.Thread(target=_end_with, args=(int(os.environ[LEADER]),), daemon=True).start()
     try:
         with at_work(folder), disk_errors(folder.root):
-            job = folder.job()
+            job = with_fewer_tokens(folder, folder.job())
             _share_threads(folder, job.launch.num_processes)
             obtained = train(folder, job, variant, printed, trial=trial)
     except DngeError as e:
@@ -109,12 +112,12 @@ def _share_threads(folder: JobFolder, processes: int = 1) -> None:
     torch.set_num_threads(max(1, folder.threads // processes))
 
 
-def _launched(folder: JobFolder, job: Job, progress: Progress) -> Workers:
+def _launched(folder: JobFolder, job: Job, progress: Progress, number: int) -> Workers:
     _join_group(job)
 
     def order(variant: str, trial: Trial | None) -> dict[str, str]:
-        _broadcast((variant, trial))
-        return train(folder, job, variant, progress, trial=trial)
+        _broadcast((variant, trial, number))
+        return train(*of_round(folder, job, number), variant, progress, trial=trial)
 
     def shutdown() -> None:
         _broadcast(None)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.jobs.data.rows import Examples
+from dnge_compress.data.rows import Examples
 from dnge_compress.report.speeds import seconds_of
 from dnge_compress.signals.divergence import next_token_nats
 from dnge_compress.signals.inference import device_of, inference_mode_of

@@ -23,9 +23,20 @@ from dnge_compress.signals.tokenizer import needed_tokenizer
 
 def original(job: Job) -> nn.Module:
     """The model the job starts from. Raises WeightError where it is damaged, as `compress` does."""
-    model = open_model(job.model_name_or_path, dtype=None if job.dtype == "auto" else job.dtype)
+    return opened(job.model_name_or_path, job)
+
+
+def opened(path: str, job: Job) -> nn.Module:
+    """The model of a folder or hub id, in the job's precision and where it runs. Raises WeightError."""
+    model = open_model(path, dtype=None if job.dtype == "auto" else job.dtype)
     check_weights(model)
     return _moved(model, job)
+
+
+def teacher(job: Job) -> nn.Module:
+    """Who teaches: the model named, or the original."""
+    assert job.distill is not None
+    return opened(job.distill.teacher or job.model_name_or_path, job)
 
 
 def base(folder: JobFolder, job: Job) -> nn.Module:

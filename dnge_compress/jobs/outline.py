@@ -12,11 +12,13 @@ from safetensors import safe_open
 from dnge_compress.checkpoint.model_files import weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count
-from dnge_compress.jobs.data.formats import RowFile
-from dnge_compress.jobs.data.row_files import is_on_hub, wanted
-from dnge_compress.jobs.data.sources import spans
+from dnge_compress.data.formats import RowFile
+from dnge_compress.data.kinds import LEARNED
+from dnge_compress.data.row_files import is_on_hub, wanted
+from dnge_compress.data.sources import settled, spans
 from dnge_compress.jobs.rates import trial_steps
-from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.data_schema import Dataset
+from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import LoraBudget
 
 BYTES_PER_TOKEN = 4  # of English, about
@@ -37,16 +39,23 @@ class Planned:
 def planned(job: Job) -> list[Planned]:
     """What a job will do, in order."""
     found = []
+    if job.vocabulary is not None:
+        found.append(Planned("vocabulary", _tokens_about(job)))
     if job.train is not None:
         found.append(Planned("data", _data_about(job)))
+    for number in range(1, job.rounds):
+        found.append(Planned(f"round {number}", f"prunes {_share(job):.1%} of what is left, and recovers"))
     if job.prune is not None:
         where = f" of {job.prune.within}" if job.prune.within else ""
         much = (
-            f"{job.prune.ratio:.0%} of the {job.prune.of}"
+            f"{_share(job):.1%} of what is left of the {job.prune.of}"
+            if job.rounds > 1
+            else f"{job.prune.ratio:.0%} of the {job.prune.of}"
             if not job.prune.target
             else f"until {job.prune.target} is {getattr(job.prune, job.prune.target):,}"
         )
-        cut = f"{much}{where}, {job.prune.allocation}, scorer {job.scorer}"
+        inputs = ", calibrated on the rows" if job.calibrate_on == "rows" and job.has_real_rows else ""
+        cut = f"{much}{where}, {job.prune.allocation}, scorer {job.scorer}{inputs}"
         found.append(Planned("prune", cut))
     if job.lora is not None:
         found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))
@@ -60,6 +69,12 @@ def planned(job: Job) -> list[Planned]:
     if job.train is not None and (job.lora is None or job.save.merge_adapter or job.save.flat_adapter):
         found.append(Planned("save", "the best model as an ordinary checkpoint"))
     return found
+
+
+def _share(job: Job) -> float:
+    """What each round takes of what is left."""
+    assert job.prune is not None
+    return 1 - (1 - job.prune.ratio) ** (1 / job.rounds)
 
 
 def estimate(job: Job) -> dict[str, str]:
@@ -99,7 +114,8 @@ def _work(job: Job, params: int, steps: int, each: int) -> str:
     trials = TRIALS * trial_steps(steps) if job.train.learning_rate == "auto" else 0
     taught = params if job.distill is not None else 0
     work = (PASSES * params * most + taught) * (steps + trials) * each * (1 + len(job.compare))
-    return f"{'about' if least == most else 'at most'} {count(work)} multiply-accumulates"
+    work += (PASSES * params + taught) * (steps + trials) * each * (job.rounds - 1)  # of what is less than the whole
+    return f"{'about' if least == most and job.rounds == 1 else 'at most'} {count(work)} multiply-accumulates"
 
 
 def _size_of(folder: Path) -> tuple[int, int]:
@@ -151,9 +167,24 @@ def _disk(job: Job, params: int, whole: int, left: float) -> float:
 
 
 def _data_about(job: Job) -> str:
-    shown = [s.path or f"{s.tokens:,} tokens sampled from the model" for s in job.datasets]
-    held = ", ".join(s.path for s in job.eval_datasets) or f"{job.eval_fraction:.0%} of the rows"
-    return f"{', '.join(shown)}; held out: {held}"
+    held = ", ".join(map(_source_about, job.eval_datasets)) or f"{job.eval_fraction:.0%} of the rows"
+    return f"{', '.join(map(_source_about, job.datasets))}; held out: {held}"
+
+
+def _tokens_about(job: Job) -> str:
+    assert job.vocabulary is not None
+    users = [*(["the rows"] if job.has_real_rows else []), *job.vocabulary.scripts]
+    return f"only tokens stay that are used by {', '.join(users)}"
+
+
+def _source_about(source: Dataset) -> str:
+    """Where rows are from, and how they are read, as far as that can be told here."""
+    if source.type == "sampled":
+        return f"{source.tokens:,} tokens sampled from the model"
+    if is_on_hub(source, Path.cwd()):
+        return source.path
+    known, words = settled(source, Path.cwd())
+    return f"{source.path}, read as {words}: {LEARNED[known.type]}"
 
 
 def _budget_about(budget: LoraBudget) -> str:

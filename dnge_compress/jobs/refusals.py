@@ -11,13 +11,16 @@ from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.integrations import integration_utils
 from transformers.training_args import OptimizerNames
 
-from dnge_compress.checkpoint.model_files import least_bytes, read_config
+from dnge_compress.checkpoint.model_files import least_bytes, locate, read_config
 from dnge_compress.checkpoint.strict_loading import class_of, quiet
 from dnge_compress.checkpoint.targets import refuse_closed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
 from dnge_compress.core.folders import whole_folder
-from dnge_compress.jobs.data.chat import check_template
-from dnge_compress.jobs.data.pieces import end_of_text
+from dnge_compress.data.chat import check_template
+from dnge_compress.data.lessons import CONVERSATIONS
+from dnge_compress.data.pieces import end_of_text
+from dnge_compress.data.row_files import is_on_hub
+from dnge_compress.data.sources import settled
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of
 from dnge_compress.lora.sites import find_sites
@@ -34,11 +37,13 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
     base = whole_folder(Path(job.model_name_or_path))
     if job.train is not None:
         _refuse_optimizer(job.train.optim)
-        _refuse_reporter(job.train.report_to)
+        for reporter in job.train.report_to:
+            _refuse_reporter(reporter)
     refuse_closed(folder.state, _least_bytes(folder, job, base))
     if base.is_dir():
         if job.train is not None:
             _refuse_tokenizer(job, base)
+            _refuse_teacher(job, base)
         _refuse_modules(job, base)
 
 
@@ -70,11 +75,24 @@ def _refuse_tokenizer(job: Job, base: Path) -> None:
     tokenizer, rows = tokenizer_of(job), embedding_rows(read_config(base))
     if rows is not None:
         refuse_tokenizer(tokenizer, rows, base)
-    kinds = {source.type for source in (*job.datasets, *job.eval_datasets)}
-    if "messages" in kinds:
+    here = (s for s in (*job.datasets, *job.eval_datasets) if s.type != "sampled" and not is_on_hub(s, Path.cwd()))
+    kinds = {settled(source, Path.cwd())[0].type for source in here}
+    if kinds & set(CONVERSATIONS):
         check_template(tokenizer)
-    if kinds & {"text", "prompt_completion"}:
+    if kinds - set(CONVERSATIONS):
         end_of_text(tokenizer)
+
+
+def _refuse_teacher(job: Job, base: Path) -> None:
+    """A teacher on this machine must be there, and answer with as many tokens."""
+    path = job.distill.teacher if job.distill is not None else ""
+    if not path or not (Path(path).is_absolute() or Path(path).is_dir()):
+        return
+    theirs, ours = (embedding_rows(read_config(locate(folder, allow_pickle=False))) for folder in (path, base))
+    if theirs is not None and ours is not None and theirs != ours:
+        raise RecipeError(
+            f"distill.teacher '{path}' has {theirs:,} tokens, and the model {ours:,}; name one of the same tokenizer"
+        )
 
 
 def _refuse_modules(job: Job, folder: Path) -> None:

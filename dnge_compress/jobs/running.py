@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,19 +17,21 @@ from dnge_compress.core.launcher import is_rank0
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import read_json, read_strictly
 from dnge_compress.core.verbs import verb
+from dnge_compress.data.changes import changed
 from dnge_compress.jobs.checking import due, is_finished
-from dnge_compress.jobs.data.changes import changed
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
 from dnge_compress.jobs.refusals import refuse_hopeless
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone, Sample
+from dnge_compress.jobs.rounds import names, whole_widths, with_fewer_tokens
 from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.report.plots import Curve
 
+NOTED = (("vocabulary", "data"), ("prune", "place"))  # stages, before and behind what is said of training
 VERSIONS = ("dnge-compress", "torch", "transformers", "peft", "accelerate", "datasets")
 
 
@@ -53,11 +56,12 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
     with disk_errors(folder.root), claimed, same_threads(folder):
         _forget_changed(folder, job)
         workers = workers_of(folder, job, progress)
-        work = Work(job=job, folder=folder, workers=workers, progress=progress)
+        begun = Work(job=job, folder=folder, workers=workers, progress=progress)
+        work = replace(begun, job=with_fewer_tokens(folder, job))
         stages, wanted = stages_of(job), due(folder, job)
         for stage in stages:
             if stage.name in wanted:
-                folder.finish(stage.name, timed(stage, work))
+                folder.finish(stage.name, timed(stage, begun if stage.name == "vocabulary" else work))
         workers.shutdown()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
         report = _report(folder, job, stages)
         write(report, folder.root)
@@ -70,7 +74,7 @@ def _forget_changed(folder: JobFolder, job: Job) -> None:
     file = changed([*job.datasets, *job.eval_datasets], Path.cwd(), data["files"]) if "files" in data else None
     if file is None:
         return
-    again = stages_that_saw_data(job)
+    again = sorted(stages_that_saw_data(job), key=lambda name: name != "data")  # whose facts tell, is forgotten last
     print(f"dnge: '{file}' changed since this job was stopped; {', '.join(again)} start over", file=sys.stderr)
     folder.forget(again, ("", *job.compare))
 
@@ -88,9 +92,10 @@ def versions() -> dict[str, str]:
 
 def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     done = folder.read()["stages"]
-    facts: dict[str, dict[str, Any]] = {name: done.get(name, {}) for name in ("data", "prune", "place", "train")}
-    data, pruned, place, trained = facts.values()
+    data, trained = done.get("data", {}), done.get("train", {})
     variants = ("", *job.compare) if job.train is not None else ()
+    rounds = [*names(job), "prune"]
+    early = [_curve(folder.round(number), "", f"trained in round {number}") for number in range(1, job.rounds)]
     adapters = folder.read_lora_plan().adapters if job.lora is not None else ()
     counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
     return JobReport(
@@ -99,19 +104,24 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         output_dir=str(folder.root),
         stages=tuple(stage.name for stage in stages),
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
-        milestones=tuple(read_strictly(Milestone, m, "a milestone") for m in done["measure"]["milestones"]),
-        widths=tuple(SpaceRow(**row) for row in pruned.get("widths", ())),
+        milestones=tuple(read_strictly(Milestone, m, "a milestone") for m in _milestones(job, done)),
+        widths=whole_widths([SpaceRow(**row) for row in done.get(name, {}).get("widths", ())] for name in rounds),
         ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
-        curves=tuple(_curve(folder, variant) for variant in variants),
+        curves=(*(_curve(folder, variant) for variant in variants), *early),
         samples=tuple(read_strictly(Sample, s, "a sample") for s in done["measure"].get("samples", ())),
         rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
-        notes=(*_notes(job, done), *pruned.get("notes", ()), *place.get("notes", ())),
+        notes=_notes(job, done),
     )
 
 
-def _notes(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
-    """How the learning rate was found, and what the held-out rows can't say."""
+def _notes(job: Job, done: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the stages said, how the learning rate was found, and what the held-out rows can't say."""
+    first, last = ([note for stage in part for note in done.get(stage, {}).get("notes", ())] for part in NOTED)
+    return (*first, *_of_training(job, done), *last)
+
+
+def _of_training(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
     if job.train is not None and job.train.learning_rate == "auto":
         rate = done["rate"]
         for variant, found in {"": rate, **rate["compared"]}.items():
@@ -125,7 +135,17 @@ def _notes(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
         yield "the held-out rows are the model's own text, too; give eval_datasets to see the loss on yours"
 
 
-def _curve(folder: JobFolder, variant: str) -> Curve:
+def _milestones(job: Job, done: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Those of the last round, and what each round before it left, without its speed, which was measured apart."""
+    first, *rest = done["measure"]["milestones"]
+    yield first
+    for name in names(job):
+        trained = done[name]["milestones"][-1]
+        yield {**trained, "name": name, "tokens_per_second": None, "speed_noise": None}
+    yield from rest
+
+
+def _curve(folder: JobFolder, variant: str, name: str = "") -> Curve:
     raw = read_json(folder.curve(variant))
     train, held_out = (tuple((int(step), float(loss)) for step, loss in raw[key]) for key in ("train", "held_out"))
-    return Curve(f"trained, {variant}" if variant else "trained", train, held_out)
+    return Curve(name or (f"trained, {variant}" if variant else "trained"), train, held_out)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnge_compress.jobs.data.rows import Examples
+from dnge_compress.data.rows import Examples
 from dnge_compress.signals.inference import device_of, inference_mode_of
 
 ROWS = 2

@@ -6,12 +6,10 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from dnge_compress import api
 from dnge_compress.checkpoint.strict_loading import quiet
@@ -19,21 +17,23 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values, read_json
-from dnge_compress.jobs import models, rates
-from dnge_compress.jobs.checking import refuse_other_tasks
+from dnge_compress.data.changes import marks_of
+from dnge_compress.data.reading import read_rows
+from dnge_compress.data.rows import Examples, split_rows
+from dnge_compress.data.sampling import sample_rows
+from dnge_compress.jobs import models, rates, rounds
+from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
+from dnge_compress.jobs.checking import due, refuse_other_tasks
 from dnge_compress.jobs.comparing import compare
-from dnge_compress.jobs.data.changes import marks_of
-from dnge_compress.jobs.data.reading import read_rows
-from dnge_compress.jobs.data.rows import Collator, Examples, split_rows
-from dnge_compress.jobs.data.sampling import sample_rows
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.launching import Workers
-from dnge_compress.jobs.measuring import batches_of
+from dnge_compress.jobs.launching import Workers, workers_of
 from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.tokens import cut_tokens
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
 from dnge_compress.lora.plan import LoraPlan
-from dnge_compress.recipes.job_schema import Dataset, Job
+from dnge_compress.recipes.data_schema import Dataset
+from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.methods import PLACERS, SCORERS
 from dnge_compress.recipes.schema import Recipe
@@ -62,7 +62,9 @@ class Stage:
 
 def stages_of(job: Job) -> list[Stage]:
     """What a job will do, in order."""
-    runs = {"data": data, "prune": prune, "place": place, "rate": rate, "save": save, "measure": measure}
+    named = (vocabulary, data, prune, place, rate, save, measure)
+    runs: dict[str, Callable[[Work], Facts]] = {stage.__name__: stage for stage in named}
+    runs |= {name: partial(early_round, number=number) for number, name in enumerate(rounds.names(job), 1)}
     return [
         Stage(p.name, p.about, runs.get(p.name) or partial(train, variant=p.name.removeprefix("train").strip()))
         for p in planned(job)
@@ -72,12 +74,17 @@ def stages_of(job: Job) -> list[Stage]:
 def stages_that_saw_data(job: Job) -> list[str]:
     """The stages whose results depend on the rows; pruning and placing do by scorers and placers that look at them."""
     sees = {
-        "prune": job.prune is not None and SCORERS.usable(job.scorer, True).NEEDS_DATA,
+        "prune": job.prune is not None and (_prunes_on_rows(job) or SCORERS.usable(job.scorer, True).NEEDS_DATA),
         "place": job.lora is not None
         and any(PLACERS.usable(placer, True).NEEDS_DATA for placer in (job.lora.placer, *job.compare)),
     }
     sees["place"] = sees["place"] or sees["prune"]
     return [stage.name for stage in stages_of(job) if sees.get(stage.name, True)]
+
+
+def vocabulary(work: Work) -> Facts:
+    """Take tokens that nobody uses out of model and tokenizer."""
+    return {"notes": cut_tokens(work.folder, work.job, work.progress)}
 
 
 def data(work: Work) -> Facts:
@@ -112,7 +119,21 @@ def data(work: Work) -> Facts:
         models.refuse_unknown_tokens(job, tokenizer, part.examples.ids)
     rows.examples.save(work.folder.train_rows)
     held_out.examples.save(work.folder.held_out_rows)
-    return {"train": dict(rows.counts), "held_out": dict(held_out.counts), "files": files}
+    notes = [*dict.fromkeys((*rows.notes, *held_out.notes))]
+    return {"train": dict(rows.counts), "held_out": dict(held_out.counts), "files": files, "notes": notes}
+
+
+def early_round(work: Work, number: int) -> Facts:
+    """Prune a share and recover, as a job of its own that begins with the rows of this one."""
+    folder, job = rounds.of_round(work.folder, work.job, number)
+    rounds.begin(work.folder, folder, job)
+    inner = replace(work, job=job, folder=folder, workers=workers_of(work.folder, work.job, work.progress, number))
+    wanted = due(folder, job)
+    for stage in stages_of(job):
+        if stage.name in wanted:
+            folder.finish(stage.name, timed(stage, inner))
+    pruned, measured = folder.done("prune") or {}, folder.done("measure") or {}
+    return {"widths": pruned["widths"], "notes": pruned["notes"], "milestones": measured["milestones"]}
 
 
 def prune(work: Work) -> Facts:
@@ -124,16 +145,19 @@ def prune(work: Work) -> Facts:
         about=job.about,
         scorer=job.scorer,
         calibration=job.calibration,
-        prune=job.prune,
+        prune=rounds.share(job),
         repair=job.repair,
         check=job.check,
     )
-    model = models.original(job)
+    model = models.opened(rounds.start_of(work.folder, job), job)
     needed = SCORERS.usable(job.scorer, bool(job.datasets)).NEEDS_DATA
-    rows = _own_rows(work, labels=False) if needed else None
+    rows = calibration_rows(work.folder, job, is_needed=needed) if needed or _prunes_on_rows(job) else None
     small: Any = api.compress(model, recipe, data=rows, inplace=True, progress=work.progress)
     api.save(small, work.folder.pruned)
-    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": list(small.dnge.plan.notes)}
+    notes = list(small.dnge.plan.notes)
+    if rows is None and _prunes_on_rows(job):
+        notes.insert(0, TOO_FEW)
+    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": notes}
 
 
 def place(work: Work) -> Facts:
@@ -145,7 +169,8 @@ def place(work: Work) -> Facts:
     def placed(lora: Lora) -> LoraPlan:
         recipe = LoraRecipe(name=job.name, calibration=job.calibration, lora=lora)
         needed = PLACERS.usable(lora.placer, bool(job.datasets)).NEEDS_DATA
-        return place_lora(model, recipe, data=_own_rows(work, labels=True) if needed else None, progress=work.progress)
+        rows = calibration_rows(folder, job, is_needed=True, labels=True) if needed else None
+        return place_lora(model, recipe, data=rows, progress=work.progress)
 
     own = placed(job.lora)
     own.verify(model)
@@ -221,18 +246,8 @@ def _keep_model(model: Any, work: Work) -> None:
         models.tokenizer_of(job).save_pretrained(stage)
 
 
-def _own_rows(work: Work, *, labels: bool) -> list[dict[str, Tensor]]:
-    """As many of the job's rows as there would be synthetic inputs, evenly spread, for scorers and placers that need
-    data."""
-    settings = work.job.train
-    assert settings is not None
-    rows = Examples.load(work.folder.train_rows)
-    count = max(1, work.job.calibration.tokens // settings.max_length)
-    collate = Collator.of(models.tokenizer_of(work.job))
-    count = min(count, len(rows))
-    few = rows.take([i * len(rows) // count for i in range(count)])
-    batches = batches_of(few, collate, settings.per_device_eval_batch_size)
-    return [{k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches]
+def _prunes_on_rows(job: Job) -> bool:
+    return job.calibrate_on == "rows" and job.has_real_rows
 
 
 def _stage_of(work: Work, name: str) -> Progress:

@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from dnge_compress.core.errors import DivergedError
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
-from dnge_compress.jobs.data.rows import Collator, Examples
+from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.recipes.job_schema import Distill
 

@@ -21,10 +21,10 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.core.strict_json import json_values, read_json
+from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.checking import refuse_other_tasks
-from dnge_compress.jobs.data.rows import Collator, Examples
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.models import base, original, quick, tokenizer_of, uses_cpu
+from dnge_compress.jobs.models import base, quick, teacher, tokenizer_of, uses_cpu
 from dnge_compress.jobs.rates import TRIAL_ROWS, Trial, next_lower, trial_warmup
 from dnge_compress.jobs.trainer import WHOLE, JobTrainer, Lessons, Teaching, is_sharded
 from dnge_compress.lora.attach import attach
@@ -65,7 +65,7 @@ def train(
         rows=rows,
         held_out=held_out if trial is None else held_out.take(range(min(len(held_out), TRIAL_ROWS))),
         collator=Collator.of(tokenizer_of(job)),
-        teaching=Teaching(quick(original(job)), job.distill) if job.distill else None,
+        teaching=Teaching(quick(teacher(job)), job.distill) if job.distill else None,
     )
     stage = f"{'train' if trial is None else 'rate'} {variant}".strip() + (f" {trial.rate:g}" if trial else "")
     best = folder.best(variant) if trial is None else None
@@ -88,7 +88,8 @@ def train(
 
 def _arguments(job: Job, train: Train, out: Path, **more: Any) -> TrainingArguments:
     """The recipe's `train` section as transformers' arguments."""
-    given = train.model_dump(exclude=set(NOT_ARGUMENTS)) | more
+    given = train.model_dump(exclude=set(NOT_ARGUMENTS)) | {"run_name": f"{job.name or 'job'} {out.name}"} | more
+    given["report_to"] = list(given["report_to"])
     given["use_cpu"] = uses_cpu(job)  # then several processes on CPUs are a group; otherwise they count as none
     if job.launch.strategy == "fsdp2":
         given |= {"fsdp": "full_shard", "fsdp_config": {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}
@@ -115,7 +116,8 @@ def _saving(last: Path | None) -> dict[str, Any]:
 def _trying(trial: Trial, settings: Train, steps: int) -> dict[str, Any]:
     """A trial for a training of so many steps."""
     warmup = trial_warmup(settings.warmup_steps, steps, trial.steps)
-    return {"save_strategy": "no", "eval_strategy": "no", "max_steps": trial.steps, "warmup_steps": warmup}
+    schedule = {"max_steps": trial.steps, "warmup_steps": warmup}
+    return {"save_strategy": "no", "eval_strategy": "no", "report_to": ["none"], **schedule}
 
 
 def _way_out(settings: Train, rate: float) -> str:

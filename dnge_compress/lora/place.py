@@ -8,21 +8,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import torch
 from torch import nn
-from transformers import AutoConfig
 
-from dnge_compress.checkpoint import Compression, opened
+from dnge_compress.checkpoint import opened
+from dnge_compress.checkpoint.again import graph_of
 from dnge_compress.core.errors import RecipeError
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.verbs import verb
-from dnge_compress.graph.builder import shapes_of
-from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.families import build_graph
-from dnge_compress.graph.pruned import pruned_graph
+from dnge_compress.data.given import given_data
 from dnge_compress.graph.tracing.running import trainable
-from dnge_compress.graph.types import ModelGraph
-from dnge_compress.graph.vocabulary import vocabulary_graph
 from dnge_compress.lora.export import flatten_adapter
 from dnge_compress.lora.placers import PlacingContext
 from dnge_compress.lora.plan import LoraPlan
@@ -30,8 +24,6 @@ from dnge_compress.lora.planner import make_lora_plan
 from dnge_compress.recipes.library import resolve
 from dnge_compress.recipes.lora_schema import LoraBudget, LoraRecipe
 from dnge_compress.signals.inference import Inputs
-from dnge_compress.signals.user_data import checked_data
-from dnge_compress.surgery.vocabulary import cut_vocabulary
 
 __all__ = ["flatten_adapter", "place_lora"]
 
@@ -71,7 +63,7 @@ def place_lora(
         )
     settings = resolve(recipe, overrides, LoraRecipe)
     found = trainable(opened(model))
-    given = None if data is None else checked_data(data, found)
+    given = None if data is None else given_data(data, found, settings.calibration)
     context = PlacingContext(
         model=found,
         calibration=settings.calibration,
@@ -82,16 +74,3 @@ def place_lora(
     )
     made = make_lora_plan(context, settings)
     return made if given is None else replace(made, notes=(*given.notes, *made.notes))
-
-
-def graph_of(model: Any, example_inputs: Inputs | None = None) -> ModelGraph:
-    """The model's graph; of one that `compress` gave uneven widths, its base's graph under the same cuts."""
-    attached = getattr(model, "dnge", None)
-    found = attached if isinstance(attached, Compression) and attached.is_uneven else Compression()
-    if found.plan is None or found.base_config is None:
-        return build_graph(model, example_inputs)
-    with torch.device("meta"):
-        base = type(model)(AutoConfig.for_model(**found.base_config))
-    if found.vocabulary is not None:
-        cut_vocabulary(base, vocabulary_graph(base), found.vocabulary.keep)
-    return pruned_graph(AppliedCuts(build_graph(base), found.plan.cuts), shapes_of(model))

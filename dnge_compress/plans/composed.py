@@ -10,13 +10,15 @@ from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.space_rows import SpaceRow
 
 
-def composed(first: PrunePlan, second: PrunePlan, graph: ModelGraph) -> PrunePlan:
-    """The plan that leaves of the base of `first` what `second` leaves of `graph`. Raises PlanError."""
-    refuse_uncomposable(first, graph)
+def composed(first: PrunePlan, second: PrunePlan, graph: ModelGraph | None = None) -> PrunePlan:
+    """The plan that leaves of the base of `first` what `second` leaves of `graph`, whose spaces may have other names;
+    without one they have those of the base. Raises PlanError."""
+    if graph is not None:
+        refuse_uncomposable(first, graph)
     keep = {cut.space: cut.keep for cut in first.cuts}
     for cut in second.cuts:
         before = keep.get(cut.space)
-        keep[cut.space] = tuple(before[i] for i in cut.keep) if before else cut.keep
+        keep[cut.space] = cut.keep if before is None else tuple(before[i] for i in cut.keep)
     cuts = tuple(Cut(space=space, keep=units) for space, units in keep.items())
     totals = {row.space: row for row in first.rows}
     return replace(

@@ -10,52 +10,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.lora_schema import Lora
 from dnge_compress.recipes.schema import Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models end, which a job trains
-RowKind = Literal["text", "prompt_completion", "messages", "sampled"]
-# Which columns a kind of rows needs; `Dataset.columns` renames.
-COLUMNS: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "sampled": (),
-}
-
-
-class Dataset(RecipeSection):
-    """One source of rows.
-
-    `path` is a .jsonl, .json, .parquet, .csv or .txt file, a folder of such, or a hub id (with `name`, `data_files`,
-    `revision`); relative files are looked for beside the recipe. `type`: "text" (whole rows are learned),
-    "prompt_completion" and "messages" (only completions and assistant turns are learned), or "sampled": no file at all,
-    `tokens` tokens written by the model itself before it is pruned. `columns` maps our column names to the file's.
-    """
-
-    path: str = ""
-    name: str | None = None
-    data_files: str | tuple[str, ...] | None = None
-    split: str = Field(default="train", min_length=1)
-    revision: str | None = None
-    type: RowKind = "text"
-    columns: dict[str, str] = Field(default={})
-    max_rows: Whole | None = Field(default=None, ge=1)
-    tokens: Whole = Field(default=262_144, ge=1024)
-
-    @model_validator(mode="after")
-    def _has_a_source(self) -> Dataset:
-        if (self.type == "sampled") == bool(self.path):
-            raise ValueError("should have a path, unless type is 'sampled', which has none")
-        unknown = sorted(set(self.columns) - set(COLUMNS[self.type]))
-        if unknown:
-            known = ", ".join(COLUMNS[self.type]) or "none"
-            raise ValueError(f"columns: '{unknown[0]}' is no column of type '{self.type}' (known: {known})")
-        return self
-
-    def column(self, ours: str) -> str:
-        """What the file calls one of our columns."""
-        return self.columns.get(ours, ours)
 
 
 class Train(RecipeSection):
@@ -63,7 +22,8 @@ class Train(RecipeSection):
 
     `max_length` is tokens per row, longer rows are cut there (and counted); `packing` joins rows of type "text" and
     "sampled" into full ones. `warmup_steps` below 1 is a share of all steps. `max_steps` above 0 overrides the epochs.
-    `learning_rate` "auto" is found by a few short trainings.
+    `learning_rate` "auto" is found by a few short trainings. `report_to` names trackers ("tensorboard", "wandb"), which
+    see every training but those short ones.
     """
 
     max_length: Whole = Field(default=512, ge=2)
@@ -90,20 +50,36 @@ class Train(RecipeSection):
     save_total_limit: Whole = Field(default=2, ge=2)
     dataloader_num_workers: Whole = Field(default=0, ge=0)
     use_cpu: bool = False
-    report_to: str = "none"
+    report_to: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("none",)
 
     @model_validator(mode="after")
-    def _one_half_precision(self) -> Train:
+    def _one_of_each(self) -> Train:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
+        alone = next((name for name in ("none", "all") if name in self.report_to), None)
+        if alone is not None and len(self.report_to) > 1:
+            raise ValueError(f"report_to: '{alone}' stands alone; take it out, or the others")
         return self
 
 
 class Distill(RecipeSection):
-    """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL."""
+    """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL.
 
+    `teacher` is another model in its place, of the same tokens: a folder or Hugging Face id.
+    """
+
+    teacher: str = ""
     weight: Real = Field(default=1.0, ge=0, le=1)
     temperature: Real = Field(default=1.0, gt=0)
+
+
+class Vocabulary(RecipeSection):
+    """Which tokens stay in the model that a job works with: those of the rows to train on and to judge by, as far as
+    they are text that somebody gave, and those written in `scripts` ("Latin", "Cyrillic"); their number is rounded up
+    to a multiple of `token_multiple`."""
+
+    scripts: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = ()
+    token_multiple: Whole = Field(default=1, ge=1)
 
 
 class Save(RecipeSection):
@@ -130,8 +106,11 @@ class Job(RecipeSection):
     """A whole job: a model, what to do with it, where to put the result.
 
     Sections that are absent are stages that don't happen: no `prune`, nothing is pruned; no `train`, nothing is
-    trained. `scorer`, `calibration`, `repair` and `check` are those of a prune recipe. Without `eval_datasets` a share
-    `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's own.
+    trained. `scorer`, `calibration`, `repair` and `check` are those of a prune recipe; what is pruned is calibrated on
+    the rows to train on, where they are real text, unless `calibrate_on` is "synthetic". Without `eval_datasets` a
+    share `eval_fraction` of the rows is held out. `compare` names placers to train at the same budget beside the job's
+    own. In several `rounds` what `prune.ratio` takes away goes in equal shares of what is left, and each is trained
+    after; the last is this job's own, those before it lie in folders of their own.
     """
 
     recipe: Literal["job"] = "job"
@@ -143,6 +122,9 @@ class Job(RecipeSection):
     seed: Whole = Field(default=42, ge=0)
     scorer: str = Field(default="encoder", min_length=1)
     calibration: Calibration = Calibration()
+    calibrate_on: Literal["rows", "synthetic"] = "rows"
+    rounds: Whole = Field(default=1, ge=1, le=20)
+    vocabulary: Vocabulary | None = None
     prune: Prune | None = None
     repair: Repair = Repair()
     check: bool = True
@@ -156,6 +138,11 @@ class Job(RecipeSection):
     save: Save = Save()
     launch: Launch = Launch()
 
+    @property
+    def has_real_rows(self) -> bool:
+        """Whether any rows to train on are given, and not written by the model itself."""
+        return any(source.type != "sampled" for source in self.datasets)
+
     @model_validator(mode="after")
     def _stages_fit(self) -> Job:
         if self.prune is None and self.lora is None and self.train is None:
@@ -164,7 +151,15 @@ class Job(RecipeSection):
             raise ValueError("datasets are given, but no train section uses them")
         if self.distill is not None and self.train is None:
             raise ValueError("distill needs a train section")
-        if self.distill is not None and self.prune is None and self.distill.weight == 1:
+        if self.vocabulary is not None and not (self.has_real_rows or self.vocabulary.scripts):
+            raise ValueError("vocabulary keeps the tokens of texts; give datasets of real text, or vocabulary.scripts")
+        if self.vocabulary is not None and self.distill is not None and self.distill.teacher:
+            raise ValueError("distill.teacher reads tokens that vocabulary takes away; leave one of both out")
+        if self.rounds > 1 and (self.prune is None or self.train is None):
+            raise ValueError("rounds prune and train in turn; they need prune and train")
+        if self.rounds > 1 and self.prune is not None and self.prune.target:
+            raise ValueError(f"rounds share out prune.ratio; give that in the place of {self.prune.target}")
+        if self.distill is not None and self.prune is None and self.distill.weight == 1 and not self.distill.teacher:
             raise ValueError(
                 "distill teaches the model to be what it is, as nothing prunes it; give prune, or a weight below 1"
             )

@@ -16,11 +16,12 @@ from dnge_compress.recipes.explaining import explain
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, are_rivals, put, section_of, settled
 from dnge_compress.recipes.lora_schema import LoraRecipe
-from dnge_compress.recipes.schema import Recipe
+from dnge_compress.recipes.schema import Recipe, RecipeSection
 from dnge_compress.recipes.yaml_lines import Lines, Place, parse_value, read
 
 AnyRecipe = Recipe | LoraRecipe | Job
 R = TypeVar("R", bound=Recipe | LoraRecipe | Job)
+S = TypeVar("S", bound=RecipeSection)
 
 KINDS: dict[str, type[AnyRecipe]] = {"prune": Recipe, "lora": LoraRecipe, "job": Job}
 VERBS = {"prune": "dnge compress", "lora": "dnge place", "job": "dnge run"}
@@ -80,8 +81,8 @@ def validate(
     raw: Mapping[str, Any],
     origin: str = "recipe",
     lines: Lines | None = None,
-    kind: type[R] = Recipe,  # type: ignore[assignment]
-) -> R:
+    kind: type[S] = Recipe,  # type: ignore[assignment]
+) -> S:
     """The recipe that `raw` spells, e.g. the one in a plan; `origin` and `lines` say where errors stand."""
     return _checked(settled(dict(raw), kind, (), lambda _: origin), kind, origin, lines or {})
 
@@ -190,6 +191,9 @@ def anchor(raw: dict[str, Any], beside: Path) -> None:
         raw["output_dir"] = str(beside / Path(raw["output_dir"]).expanduser())
     if isinstance(raw.get("model_name_or_path"), str):
         raw["model_name_or_path"] = _beside(raw["model_name_or_path"], beside)
+    distill = raw.get("distill")
+    if isinstance(distill, dict) and isinstance(distill.get("teacher"), str):
+        distill["teacher"] = _beside(distill["teacher"], beside)
     sources = [raw.get(key) for key in ("datasets", "eval_datasets")]
     for source in (s for listed in sources if isinstance(listed, list | tuple) for s in listed):
         if isinstance(source, dict) and isinstance(source.get("path"), str):
@@ -215,8 +219,8 @@ def _kind_of(raw: Mapping[str, Any], origin: str, lines: Lines) -> type[AnyRecip
     return KINDS[kind]
 
 
-def _checked(raw: dict[str, Any], kind: type[R], origin: str, lines: Lines, overridden: Collection[Place] = ()) -> R:
+def _checked(raw: dict[str, Any], kind: type[S], origin: str, lines: Lines, overridden: Collection[Place] = ()) -> S:
     try:
-        return kind.model_validate(raw)  # type: ignore[return-value]
+        return kind.model_validate(raw)
     except ValidationError as e:
         raise explain(e, kind, origin, lines, overridden) from None

@@ -23,6 +23,7 @@ from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, reporter
 from dnge_compress.core.strict_json import json_values
 from dnge_compress.core.wording import kind
+from dnge_compress.data.given import given_data
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.tracing.running import copied, trainable
 from dnge_compress.graph.types import Cut, Scores
@@ -45,7 +46,7 @@ from dnge_compress.signals.calibration import length_note, synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
 from dnge_compress.signals.inference import Inputs, first_examples
 from dnge_compress.signals.tokenizer import tokenizer_fault
-from dnge_compress.signals.user_data import checked_data, refuse_without_pictures
+from dnge_compress.signals.user_data import refuse_without_pictures
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
 from dnge_compress.surgery.repair import apply_repair
@@ -86,7 +87,7 @@ class Task:
         part = full_path(found.prune.within, (n for n, _ in self.model.named_parameters(remove_duplicate=False)))
         self.recipe = found.model_copy(update={"prune": found.prune.model_copy(update={"within": part})})
         self.graph = self._during("read", graph_to_cut, self.model, self.example_inputs)
-        given = None if data is None else checked_data(data, self.model)
+        given = None if data is None else given_data(data, self.model, self.recipe.calibration)
         if given is not None:
             refuse_without_pictures(given.batches, self.model, self.graph, part)
         self.context = ScoringContext(

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.errors import DataError, first_line
-from dnge_compress.jobs.data.fields import check_columns, fields
-from dnge_compress.jobs.data.formats import Placed, RowFile, quiet_datasets
-from dnge_compress.jobs.data.row_files import SUFFIXES, is_on_hub, wanted
-from dnge_compress.recipes.job_schema import COLUMNS, Dataset
+from dnge_compress.data.fields import check_columns
+from dnge_compress.data.formats import Placed, RowFile, quiet_datasets
+from dnge_compress.data.kinds import said, told
+from dnge_compress.data.lessons import lesson
+from dnge_compress.data.row_files import is_on_hub, wanted
+from dnge_compress.recipes.data_schema import Dataset, columns_of
+from dnge_compress.recipes.library import validate
+from dnge_compress.recipes.yaml_lines import parse_value
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source whose type is known, how its rows are read, `said` in words, and those rows, a table per file."""
+
+    source: Dataset
+    said: str
+    tables: Sequence[RowFile] | Sequence[Placed]
 
 
 def check_sources(sources: Iterable[Dataset], folder: Path) -> None:
@@ -29,32 +42,45 @@ def check_sources(sources: Iterable[Dataset], folder: Path) -> None:
         if is_on_hub(source, folder):
             with quiet_datasets():  # now rather than later, if it isn't installed
                 continue
-        for file in (file for files in _wanted(source, folder).values() for file in files):
+        known, _ = settled(source, folder)
+        for file in (file for files in _wanted(known, folder).values() for file in files):
             for place, row in file.head():
-                fields(row, source, place)
+                lesson(row, known, place, speaks=True)
 
 
-def open_tables(source: Dataset, folder: Path) -> Sequence[RowFile] | Sequence[Placed]:
-    """The rows of a source, one table per file. Raises DataError."""
+def settled(source: Dataset, folder: Path) -> tuple[Dataset, str]:
+    """A source of local files with its type, told from the first row if the recipe leaves it open, and that in words.
+    Raises DataError."""
+    files = [file for found in _wanted(source, folder).values() for file in found]
+    place, row = files[0].first()
+    known = told(source, row, place)
+    return known, said(known, row)
+
+
+def opened(source: Dataset, folder: Path) -> Opened:
+    """The rows of a source. Raises DataError."""
     if is_on_hub(source, folder):
-        return [_from_hub(source)]
-    files = _wanted(source, folder)
-    return _sliced(files, source) if "[" in source.split else [file for found in files.values() for file in found]
+        return _from_hub(source)
+    known, words = settled(source, folder)
+    files = _wanted(known, folder)
+    tables = _sliced(files, known) if "[" in known.split else [file for found in files.values() for file in found]
+    return Opened(known, words, tables)
 
 
-def source_of(path: Path) -> Dataset:
-    """The rows of one file, of the kind that its columns tell. Raises DataError."""
-    if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "no such file"
-        raise DataError(f"data file '{path}' can't be read: {what}; name a file of rows ({', '.join(SUFFIXES)})")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(f"data file '{path}' is none of {', '.join(SUFFIXES)}; convert it to one of them")
-    columns = RowFile(path, Dataset(path=str(path))).columns()
-    for kind in ("text", "prompt_completion", "messages"):
-        if set(COLUMNS[kind]) <= set(columns):
-            return Dataset(path=str(path), type=kind)
-    there = ", ".join(columns) or "no columns"
-    raise DataError(f"data file '{path}' has {there}; its rows need text, or prompt and completion, or messages")
+def source_of(given: str | Path) -> Dataset:
+    """What a command's --data names: a file, a folder of files, a hub id, or a source as recipes write it ("{path: …,
+    split: …}"). Raises DataError, or RecipeError for keys that nobody knows."""
+    text = str(given)
+    if text.startswith("{"):
+        source = validate(parse_value(text, "--data", "--data"), "--data", kind=Dataset)
+    else:
+        source = Dataset(path=text)
+    if source.type == "sampled":
+        raise DataError("--data: type 'sampled' has no rows of its own; leave --data out, and the model writes them")
+    if not is_on_hub(source, Path.cwd()):
+        source = source.model_copy(update={"path": str(Path.cwd() / Path(source.path).expanduser())})
+    check_sources([source], Path.cwd())
+    return source
 
 
 def spans(source: Dataset, lengths: Mapping[str, int]) -> list[Any]:
@@ -88,7 +114,7 @@ def _sliced(files: dict[str, list[RowFile]], source: Dataset) -> list[RowFile]:
     return taken
 
 
-def _from_hub(source: Dataset) -> Placed:
+def _from_hub(source: Dataset) -> Opened:
     files = list(source.data_files) if isinstance(source.data_files, tuple) else source.data_files
     with quiet_datasets() as datasets:
         try:
@@ -97,8 +123,15 @@ def _from_hub(source: Dataset) -> Placed:
             )
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as e:
             raise DataError(
-                f"'{source.path}' is no file or folder beside the recipe, and the hub doesn't give it: {first_line(e)}"
+                f"'{source.path}' is no file or folder here, and the hub doesn't give it: {first_line(e)}"
             ) from e
-    check_columns(rows.column_names, source, f"'{source.path}'")
-    chosen = rows.select_columns([source.column(name) for name in COLUMNS[source.type]])
-    return ((f"'{source.path}', row {number}", row) for number, row in enumerate(chosen, 1))
+    place = f"'{source.path}'"
+    if not len(rows):
+        raise DataError(f"{place} holds no rows in split '{source.split}'; name another split")
+    known = told(source, rows[0], place)
+    check_columns(rows.column_names, known, place)
+    chosen = rows.select_columns(
+        [name for name in map(known.column, columns_of(known.type)) if name in rows.column_names]
+    )
+    table = ((f"{place}, row {number}", row) for number, row in enumerate(chosen, 1))
+    return Opened(known, said(known, rows[0]), [table])

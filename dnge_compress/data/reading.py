@@ -4,7 +4,8 @@
   whole is cut into rows of `max_length`. A .txt file is then one text, line breaks and all; without packing each of its
   lines is a text.
 - "prompt_completion": the completion and an end-of-text token are learned. Nothing is put between the two columns.
-- "messages": the assistant's turns are learned (chat.py).
+- "messages" and "sharegpt": the assistant's turns are learned (chat.py).
+- "alpaca": the output is learned, as a conversation where the tokenizer has a chat template (lessons.py).
 - "sampled": rows of tokens that the model wrote. They begin with its start-of-text token and may break off anywhere, so
   nothing is added when they are packed.
 """
@@ -12,20 +13,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.data.chat import check_template, encode_chat
-from dnge_compress.jobs.data.fields import fields
-from dnge_compress.jobs.data.formats import Placed, RowFile
-from dnge_compress.jobs.data.pieces import Row, encode, encode_pieces, end_of_text, opening_of
-from dnge_compress.jobs.data.rows import Ledger, Rows
-from dnge_compress.jobs.data.sources import open_tables
-from dnge_compress.recipes.job_schema import Dataset
+from dnge_compress.data.chat import check_template
+from dnge_compress.data.encoding import Encoder
+from dnge_compress.data.formats import Placed, RowFile
+from dnge_compress.data.kinds import LEARNED
+from dnge_compress.data.lessons import CONVERSATIONS, Lesson, lesson
+from dnge_compress.data.pieces import begun, encode
+from dnge_compress.data.rows import Ledger, Rows
+from dnge_compress.data.sources import Opened, opened
+from dnge_compress.recipes.data_schema import Dataset
 
 BATCH_CHARACTERS = 1_000_000
 Sampler = Callable[[int], Iterable[Sequence[int]]]
@@ -46,93 +48,79 @@ def read_rows(
 
         rows = read_rows(recipe.datasets, tokenizer, max_length=512, packing=True, folder=Path("recipes"))
     """
-    if any(source.type == "messages" for source in sources):
-        check_template(tokenizer)
-    reader = _Reader(tokenizer, Ledger(max_length, packing))
+    reader, notes = _Reader(Encoder(tokenizer), Ledger(max_length, packing)), []
     for source in sources:
         if source.type == "sampled":
             reader.add_sampled(source, sampled)
-        else:
-            reader.add_tables(open_tables(source, folder), source)
-    return reader.ledger.rows()
+            continue
+        found = opened(source, folder)
+        if found.source.type in CONVERSATIONS:
+            check_template(tokenizer)
+        learned = LEARNED[found.source.type]
+        notes.append(f"'{Path(source.path).name}' is read as {found.said}: {learned}")
+        reader.add_tables(found)
+    return replace(reader.ledger.rows(), notes=tuple(notes))
 
 
 @dataclass(frozen=True)
 class _Reader:
     """Tokenises rows into a ledger."""
 
-    tokenizer: Any
+    encoder: Encoder
     ledger: Ledger
-
-    @cached_property
-    def opening(self) -> list[int]:
-        return opening_of(self.tokenizer)
-
-    @cached_property
-    def end(self) -> int:
-        return end_of_text(self.tokenizer)
 
     def add_sampled(self, source: Dataset, sampled: Sampler | None) -> None:
         if sampled is None:
             raise DataError("datasets: type 'sampled' needs a model that writes, and here is none; give a path instead")
         for ids in sampled(source.tokens):
             self.ledger.counts["read"] += 1
-            self.ledger.add_text(list(ids))
+            self.ledger.add_text(list(ids), is_real=False)
 
-    def add_tables(self, tables: Sequence[RowFile] | Sequence[Placed], source: Dataset) -> None:
-        read = self.ledger.counts["read"]
-        for table in tables:
+    def add_tables(self, opened: Opened) -> None:
+        source, read = opened.source, self.ledger.counts["read"]
+        for table in opened.tables:
             done = self.ledger.counts["read"] - read
             rows = islice(table, None if source.max_rows is None else source.max_rows - done)
             is_lines = isinstance(table, RowFile) and table.suffix == ".txt"
-            if source.type == "messages":
-                for place, row in self._learnable(rows, source):
-                    for turn in encode_chat(row["messages"], self.tokenizer, place):
-                        self.ledger.add(turn)
-            elif source.type == "prompt_completion":
-                for _, row in self._learnable(rows, source):
-                    self.ledger.add(self._answer(row["prompt"], row["completion"]))
-            elif is_lines and self.ledger.packing:
+            if is_lines and self.ledger.packing:
                 self._add_stream(rows)
-            else:
-                texts = (row["text"] for _, row in self._learnable(rows, source))
+            elif source.type == "text":
+                texts = (str(found) for _, found in self._lessons(rows, source))
                 self._add_texts(text.rstrip("\n") for text in texts) if is_lines else self._add_texts(texts)
+            else:
+                for place, found in self._lessons(rows, source):
+                    for row in self.encoder.rows(found, place):
+                        self.ledger.add(row)
 
-    def _learnable(self, rows: Placed, source: Dataset) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _lessons(self, rows: Placed, source: Dataset) -> Iterator[tuple[str, Lesson]]:
+        speaks = bool(self.encoder.tokenizer.chat_template)
         for place, row in rows:
             self.ledger.counts["read"] += 1
-            ours = fields(row, source, place)
-            if ours is None:
+            found = lesson(row, source, place, speaks=speaks)
+            if found is None:
                 self.ledger.counts["empty"] += 1
             else:
-                yield place, ours
+                yield place, found
 
     def _add_texts(self, texts: Iterator[str]) -> None:
         for batch in _batches(texts):
-            for ids in encode(batch, self.tokenizer):
-                self.ledger.add_text(self.opening + self._closed(ids))
+            for ids in self.encoder.texts(batch):
+                self.ledger.add_text(ids)
 
     def _add_stream(self, rows: Placed) -> None:
         """The lines of a .txt file as one text, in blocks of whole lines, so that a library fits into memory."""
-        ids = list(self.opening)
+        ids: list[int] | None = None
         for block in _batches(self._lines(rows)):
-            self.ledger.add_text(ids)
-            ids = encode(["".join(block)], self.tokenizer)[0]
-        self.ledger.add_text(self._closed(ids))
+            if ids is not None:
+                self.ledger.add_text(ids)
+            found = encode(["".join(block)], self.encoder.tokenizer)[0]
+            ids = begun(found, self.encoder.opening) if ids is None else found
+        self.ledger.add_text(self.encoder.closed(ids or list(self.encoder.opening)))
 
     def _lines(self, rows: Placed) -> Iterator[str]:
         for _, row in rows:
             self.ledger.counts["read"] += 1
             yield row["text"]
-
-    def _answer(self, prompt: str, completion: str) -> Row:
-        row = encode_pieces([(prompt, False), (completion, True)], self.tokenizer)
-        ids = self.opening + self._closed(row.ids)
-        learned = [False] * len(self.opening) + row.learned
-        return Row(ids, learned + [True] * (len(ids) - len(learned)))
-
-    def _closed(self, ids: list[int]) -> list[int]:
-        return ids if ids[-1:] == [self.end] else [*ids, self.end]
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dnge_compress.core.errors import DataError, nearest
-from dnge_compress.recipes.job_schema import Dataset
+from dnge_compress.recipes.data_schema import Dataset
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
 # Beside files of another format these are a README.txt or a dataset_info.json, not rows.
@@ -38,7 +38,8 @@ def locate(source: Dataset, folder: Path) -> dict[str, list[Path]]:
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = f"; {nearest(path.name, beside)}" if beside else f"; there is no folder '{path.parent}' either"
-        raise DataError(f"data '{path}' doesn't exist{hint} (relative paths are looked for beside the recipe)")
+        where = "" if Path(source.path).is_absolute() else " (a relative path begins beside its recipe)"
+        raise DataError(f"data '{path}' doesn't exist{hint}{where}")
     for key in ("name", "revision", *(() if path.is_dir() else ("data_files",))):
         if getattr(source, key) is not None:
             raise DataError(f"'{path}' is on this machine, where '{key}' means nothing; leave it out")

@@ -50,6 +50,22 @@ def opening_of(tokenizer: Any) -> list[int]:
     return [bos] if bos is not None and tokenizer("")["input_ids"][:1] == [bos] else []
 
 
+def begun(ids: list[int], opening: list[int]) -> list[int]:
+    """A text's tokens behind the opening, which isn't doubled where the text brings it along."""
+    return ids if opening and ids[: len(opening)] == opening else opening + ids
+
+
+def encode_whole(text: str, tokenizer: Any, most: int, **options: bool) -> tuple[list[int], bool]:
+    """The tokens of a text with the special ones that the tokenizer puts around it, cut at `most`, and whether that cut
+    any. A start token isn't doubled where the text brings it along."""
+    ids = tokenizer(text, verbose=False, **options)["input_ids"]
+    is_doubled = ids[:1] == ids[1:2] and ids[:1] in ([tokenizer.bos_token_id], [tokenizer.cls_token_id])
+    is_cut = len(ids) - is_doubled > most
+    if is_cut:
+        ids = tokenizer(text, truncation=True, max_length=most + is_doubled, **options)["input_ids"]
+    return ids[is_doubled:], is_cut
+
+
 def end_of_text(tokenizer: Any) -> int:
     """The token that ends a text. Raises DataError."""
     if tokenizer.eos_token_id is None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from dnge_compress.core.errors import DataError, first_line
-from dnge_compress.jobs.data.fields import check_columns
-from dnge_compress.recipes.job_schema import COLUMNS, Dataset
+from dnge_compress.data.fields import check_columns
+from dnge_compress.recipes.data_schema import COLUMNS, OPTIONAL, Dataset
 
 ENCODING = "utf-8-sig"  # UTF-8; a byte-order mark isn't part of the first row
 HEAD = 100
@@ -63,11 +63,15 @@ class RowFile:
         """The first rows; none of a list, which can only be read as a whole."""
         return iter(()) if self._is_list() else islice(self, HEAD)
 
-    def columns(self) -> list[str]:
-        """The names of the columns, or the keys of the first row."""
+    def first(self) -> tuple[str, dict[str, Any]]:
+        """Where the first row stands, and that row with all its columns; of a .txt file that it has a text."""
+        if self.suffix == ".txt":
+            return f"'{self.path}'", {"text": ""}
         if self.suffix == ".parquet":
-            return _parquet_columns(self.path)
-        return ["text"] if self.suffix == ".txt" else list(next(iter(self))[1])
+            with _parquet(self.path) as table:
+                return f"'{self.path}', row 1", next(table.iter_batches(1)).to_pylist()[0]
+        found = _first_in_list(self.path) if self._is_list() else None
+        return next(iter(self)) if found is None else found
 
     def _rows(self) -> Placed:
         if self.suffix == ".csv":
@@ -130,6 +134,17 @@ def _json_list(file: Path) -> Placed:
         yield place, _object(row, place)
 
 
+def _first_in_list(file: Path) -> tuple[str, dict[str, Any]] | None:
+    """The first row of a list, read without the others; None if it is longer than a sample, or anything is wrong."""
+    with _opened(file, "rb") as opened:
+        text = opened.read(SAMPLE).decode(ENCODING, "ignore")
+    try:
+        row, _ = json.JSONDecoder().raw_decode(text.partition("[")[2].lstrip())
+    except (ValueError, RecursionError):
+        return None
+    return (f"'{file}', row 1", row) if isinstance(row, dict) else None
+
+
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     """Where a line stands, and the line, which ends as it does in the file, or in a line feed for Windows' break."""
     with _opened(file, "rb") as lines:
@@ -171,15 +186,12 @@ def _csv_rows(file: Path) -> Placed:
         raise DataError(f"data file '{file}' is empty" + (", but for its column names" if header else ""))
 
 
-def _parquet_columns(file: Path) -> list[str]:
-    with _parquet(file) as table:
-        return list(table.schema_arrow.names)
-
-
 def _parquet_rows(file: Path, source: Dataset) -> Placed:
     with _parquet(file) as table:
-        check_columns(table.schema_arrow.names, source, f"'{file}'")
+        names = table.schema_arrow.names
+        check_columns(names, source, f"'{file}'")
         columns = [source.column(name) for name in COLUMNS[source.type]]
+        columns += [name for name in map(source.column, OPTIONAL.get(source.type, ())) if name in names]
         batches = table.iter_batches(BATCH, columns=columns)
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
             yield f"'{file}', row {number}", row

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dnge_compress.jobs.data.row_files import is_on_hub, wanted
-from dnge_compress.recipes.job_schema import Dataset
+from dnge_compress.data.row_files import is_on_hub, wanted
+from dnge_compress.recipes.data_schema import Dataset
 
 
 def marks_of(sources: Iterable[Dataset], folder: Path) -> dict[str, dict[str, Any]]:

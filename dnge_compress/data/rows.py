@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.files import atomic_file
-from dnge_compress.jobs.data.pieces import Row
+from dnge_compress.data.pieces import Row
 
 NOT_LEARNED = -100
 
@@ -27,11 +27,13 @@ class Rows:
 
     `counts`: what was "read" (rows of the sources), "empty" (skipped: nothing to learn), "cut" (longer than
     `max_length`), "overlong" (skipped: the cut left nothing to learn); and the result: "rows", their "tokens", and
-    "learned_tokens". A row's first token is never among these, for nothing predicts it.
+    "learned_tokens". A row's first token is never among these, for nothing predicts it. `notes` say as what the sources
+    were read.
     """
 
     examples: Examples
     counts: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
@@ -50,7 +52,7 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     held_out = set(random.Random(seed).sample(range(total), count))
     kept = [i for i in range(total) if i not in held_out]
     train, test = (rows.examples.take(indices) for indices in (kept, sorted(held_out)))
-    return Rows(train, _sizes(train)), Rows(test, _sizes(test))
+    return Rows(train, _sizes(train), rows.notes), Rows(test, _sizes(test))
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Collator:
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Rows as one array of token ids and one of whether each is learned; row i is `starts[i]:starts[i + 1]`.
+    """Rows as one array of token ids and one of whether each is learned; row i is `starts[i]:starts[i + 1]`, and
+    `real[i]` says whether somebody gave it, and no model wrote any of it.
 
     A sequence of dicts `{input_ids, labels}`, as trainers and `Collator` take them.
     """
@@ -87,6 +90,7 @@ class Examples:
     ids: np.ndarray
     learned: np.ndarray
     starts: np.ndarray
+    real: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -110,7 +114,9 @@ class Examples:
     def take(self, indices: Sequence[int]) -> Examples:
         """The rows at `indices`, in that order."""
         spans = [slice(self.starts[i], self.starts[i + 1]) for i in indices]
-        return _examples([self.ids[s] for s in spans], [self.learned[s] for s in spans])
+        return _examples(
+            [self.ids[s] for s in spans], [self.learned[s] for s in spans], [self.real[i] for i in indices]
+        )
 
 
 class Ledger:
@@ -121,9 +127,11 @@ class Ledger:
         self.counts: Counter[str] = Counter()
         self._ids: list[np.ndarray] = []
         self._learned: list[np.ndarray] = []
+        self._real: list[bool] = []
         self._stream: list[np.ndarray] = []
+        self._stream_real: list[np.ndarray] = []
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, *, is_real: bool = True) -> None:
         """A row of its own, cut at `max_length`, unless nothing of it can be learned."""
         is_long = len(row.ids) > self.max_length
         ids = np.array(row.ids[: self.max_length], dtype=np.int32)
@@ -136,36 +144,40 @@ class Ledger:
         self.counts["cut"] += is_long
         self._ids.append(ids)
         self._learned.append(learned)
+        self._real.append(is_real)
 
-    def add_text(self, ids: list[int]) -> None:
+    def add_text(self, ids: list[int], *, is_real: bool = True) -> None:
         """A text that is learned as a whole: packed with others, or a row of its own."""
         if self.packing:
             self._stream.append(np.array(ids, dtype=np.int32))
+            self._stream_real.append(np.full(len(ids), is_real))
         else:
-            self.add(Row(ids, [True] * len(ids)))
+            self.add(Row(ids, [True] * len(ids)), is_real=is_real)
 
     def rows(self) -> Rows:
         """All rows, with the packed ones cut from the stream of texts. Raises DataError if there are none."""
         stream = np.concatenate(self._stream) if self._stream else np.zeros(0, np.int32)
+        real = np.concatenate(self._stream_real) if self._stream else np.zeros(0, bool)
         for first in range(0, len(stream) - 1, self.max_length):  # a last row of one token would teach nothing
             packed = stream[first : first + self.max_length]
             self._ids.append(packed)
             self._learned.append(np.arange(len(packed)) > 0)
+            self._real.append(bool(real[first : first + self.max_length].all()))
         c = self.counts
         if not self._ids:
             raise DataError(
                 f"the data hold nothing to learn: of {c['read']} rows {c['empty']} are empty, and {c['overlong']} have "
                 f"nothing that is learned among their first {self.max_length} tokens (max_length)"
             )
-        examples = _examples(self._ids, self._learned)
+        examples = _examples(self._ids, self._learned, self._real)
         return Rows(examples, {k: c[k] for k in ("read", "empty", "cut", "overlong")} | _sizes(examples))
 
 
-def _examples(ids: Sequence[np.ndarray], learned: Sequence[np.ndarray]) -> Examples:
-    starts = np.cumsum([0, *(len(row) for row in ids)])
+def _examples(ids: Sequence[np.ndarray], learned: Sequence[np.ndarray], real: Sequence[bool]) -> Examples:
+    starts, given = np.cumsum([0, *(len(row) for row in ids)]), np.array(real, dtype=bool)
     if not ids:
-        return Examples(np.zeros(0, np.int32), np.zeros(0, bool), starts)
-    return Examples(np.concatenate(ids), np.concatenate(learned), starts)
+        return Examples(np.zeros(0, np.int32), np.zeros(0, bool), starts, given)
+    return Examples(np.concatenate(ids), np.concatenate(learned), starts, given)
 
 
 def _sizes(examples: Examples) -> dict[str, int]:

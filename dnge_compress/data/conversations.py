@@ -1,0 +1,153 @@
+"""Conversations in one form, whatever their messages' keys are called: who says what, and what of it is learned.
+
+Messages have `role` and `content`, as for chat templates, or `from` and `value`, as on ShareGPT. Per message, `weight`
+(0 or 1, as OpenAI's fine-tuning has it), `train`, `training` (axolotl) or `loss` (ms-swift) say whether an assistant's
+turn is learned; without any, all of them are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dnge_compress.core.errors import DataError, first_line, nearest
+from dnge_compress.data.fields import check_text, kind_in_json
+
+Message = dict[str, Any]
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+SPEAKERS = {  # on ShareGPT, and what has grown around it
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "assistant": "assistant",
+    "function_call": "assistant",
+    "observation": "tool",
+    "tool": "tool",
+}
+LEARNED_KEYS = ("weight", "train", "training", "loss")
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages with `role` and `content`, whether each is learned, and the tools that the assistant may call."""
+
+    messages: tuple[Message, ...]
+    learned: tuple[bool, ...]
+    tools: tuple[Any, ...] = ()
+
+
+def conversation(ours: Mapping[str, Any], kind: str, column: str, place: str) -> Conversation | None:
+    """The conversation in the fields of a row of type "messages" or "sharegpt", or None if nothing of it is learned.
+
+    `column` is what the file calls that of the messages. Raises DataError.
+    """
+    raw, where = ours["messages" if kind == "messages" else "conversations"], f"{place}: column '{column}'"
+    if not isinstance(raw, list):
+        raise DataError(f"{where} holds {kind_in_json(raw)}, not a list of messages")
+    read = _message if kind == "messages" else _said
+    messages = [read(message, f"{where}, message {i}") for i, message in enumerate(raw, 1)]
+    if messages and all(m["role"] != "assistant" for m in messages):
+        raise DataError(f"{where} holds no assistant turn, so there is nothing to learn; take the row out")
+    learned = [_is_learned(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
+    if ours.get("system"):
+        messages, learned = [{"role": "system", "content": ours["system"]}, *messages], [False, *learned]
+    plain = tuple({key: m[key] for key in m if key not in LEARNED_KEYS} for m in messages)
+    tools = _tools(ours["tools"], place) if ours.get("tools") else ()
+    return Conversation(plain, tuple(learned), tools) if any(learned) else None
+
+
+def _message(message: Any, where: str) -> Message:
+    _check_object(message, where, ("role", "content"))
+    if message["role"] not in ROLES:
+        raise DataError(f"{where}: unknown role '{message['role']}'; {nearest(str(message['role']), ROLES)}")
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        raise DataError(f"{where} has no content")
+    if content is not None:
+        check_text(content, f"{where}: content is", "and only text is learned")
+    return _without_nulls(message)
+
+
+def _said(message: Any, where: str) -> Message:
+    """A message of ShareGPT's."""
+    _check_object(message, where, ("from", "value"))
+    speaker = message["from"]
+    if speaker not in SPEAKERS:
+        raise DataError(f"{where}: nobody is called '{speaker}'; {nearest(str(speaker), SPEAKERS)}")
+    value = message.get("value")
+    if value is None:
+        raise DataError(f"{where} has no value")
+    check_text(value, f"{where}: value is", "and only text is learned")
+    rest = {key: message[key] for key in LEARNED_KEYS if message.get(key) is not None}
+    if speaker == "function_call":
+        return {"role": "assistant", "content": "", "tool_calls": [_call(value, where)], **rest}
+    return {"role": SPEAKERS[speaker], "content": value, **rest}
+
+
+def _check_object(message: Any, where: str, keys: tuple[str, str]) -> None:
+    needed = " and ".join(keys)
+    if not isinstance(message, Mapping):
+        raise DataError(f"{where} is {kind_in_json(message)}, not an object with {needed}")
+    if keys[0] not in message:
+        other = {"role": "sharegpt", "from": "messages"}[keys[0]]
+        hint = f"; type '{other}' has those" if {"from", "role"} & set(message) else ""
+        has = ", ".join(message) or "nothing"
+        raise DataError(f"{where} has no '{keys[0]}' (it has: {has}); it needs {needed}{hint}")
+
+
+def _call(value: str, where: str) -> dict[str, Any]:
+    try:
+        function = json.loads(value)
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{where}: a function_call's value should be JSON, and isn't ({first_line(e)})") from None
+    if not isinstance(function, dict) or "name" not in function:
+        raise DataError(f"{where}: a function_call's value should be an object with name and arguments")
+    return {"type": "function", "function": function}
+
+
+def _is_learned(message: Message, where: str) -> bool:
+    given = {key: message[key] for key in LEARNED_KEYS if message.get(key) is not None}
+    for key, value in given.items():
+        if value not in (0, 1):  # which true and false are as well
+            raise DataError(f"{where}: '{key}' is {value!r:.40}; only 0, 1, true and false say what is learned")
+    if len({bool(value) for value in given.values()}) > 1:
+        told = " and ".join(f"'{key}' is {json.dumps(value)}" for key, value in given.items())
+        raise DataError(f"{where}: {told}; give one of them")
+    key, value = next(iter(given.items()), ("", True))
+    if message["role"] == "assistant":
+        return bool(value)
+    if key and value:
+        raise DataError(
+            f"{where}: '{key}' is {json.dumps(value)}, but only assistant turns are learned, and this is of role "
+            f"'{message['role']}'; take the key out"
+        )
+    return False
+
+
+def _tools(value: Any, place: str) -> tuple[Any, ...]:
+    """A list of tools, as it is or in JSON: columnar files hold text, as they would fill up objects with nulls."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as e:
+            raise DataError(
+                f"{place}: column 'tools' should hold a list or JSON, and doesn't ({first_line(e)})"
+            ) from None
+    if not isinstance(value, list) or not all(isinstance(tool, Mapping) for tool in value):
+        raise DataError(f"{place}: column 'tools' holds {kind_in_json(value)}, not a list of objects")
+    return tuple(_without_nulls(value))
+
+
+def _without_nulls(value: Any) -> Any:
+    """Columnar files give every message the keys of all others, as nulls; a template would take them for real."""
+    if isinstance(value, Mapping):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value

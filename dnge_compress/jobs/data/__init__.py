@@ -1,1 +1,0 @@
-"""Rows to train on: found, read, checked, tokenised, stored; and written by the model itself where there are none."""

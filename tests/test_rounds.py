@@ -1,0 +1,117 @@
+"""Jobs that prune in rounds: what each takes, what it leaves for the next, and that all of it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_jobs import model, recipe, rows
+from transformers import AutoModelForCausalLM
+
+from dnge_compress import load
+from dnge_compress.core.errors import RecipeError
+from dnge_compress.jobs import stages
+from dnge_compress.jobs.checking import job_of
+from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.running import run
+
+__all__ = ["model", "rows"]  # fixtures
+TOLD: dict[str, Any] = {
+    "rounds": 3,
+    "prune": {"ratio": 0.6, "of": "units", "kinds": ["neuron"]},
+    "distill": {"weight": 0.5},
+    "train": {"max_steps": 4, "eval_steps": 2, "save_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def finished(model: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "rounds"
+    assert run(job_of(recipe(model, rows, out, **TOLD))) is not None
+    return out
+
+
+def widths(folder: Path) -> int:
+    return json.loads((folder / "config.json").read_text())["intermediate_size"]
+
+
+def test_every_round_takes_an_equal_share_of_what_is_left(finished: Path) -> None:
+    assert [widths(finished / f"round-{i}" / "model") for i in (1, 2)] == [
+        29,
+        21,
+    ]  # of 40, times .4^(1/3) each, rounded
+    assert widths(finished / "model") == widths(finished / "pruned") == 15
+    AutoModelForCausalLM.from_pretrained(finished / "model")
+
+
+def test_the_report_shows_each_round(finished: Path) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    names = [m["name"] for m in report["milestones"]]
+    assert names == ["original", "round 1", "round 2", "pruned", "trained"]
+    params = [m["params"] for m in report["milestones"]]
+    assert params == sorted(params, reverse=True) and len(set(params[:4])) == 4
+    assert all(m["loss"] for m in report["milestones"])
+    assert report["stages"][:3] == ["data", "round 1", "round 2"]
+    assert {(w["kept"], w["total"]) for w in report["widths"] if w["kind"] == "neuron"} == {(15, 40)}
+    assert [curve["name"] for curve in report["curves"]] == ["trained", "trained in round 1", "trained in round 2"]
+
+
+def test_a_round_begins_with_what_the_one_before_learned_and_is_taught_by_the_original(
+    model: Path, finished: Path
+) -> None:
+    told = (finished / "round-2" / "recipe.yaml").read_text()
+    assert f"model_name_or_path: {finished / 'round-1' / 'model'}" in told and f"teacher: {model}" in told
+
+
+def test_a_job_that_stops_in_a_round_goes_on_there_and_ends_alike(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real, ran = tmp_path / "rounds", stages.timed, []
+
+    def stopped(stage: Any, work: Any) -> Any:
+        ran.append((work.folder.root.name, stage.name))
+        if ran[-1] == ("round-2", "train") and ran.count(ran[-1]) == 1:
+            raise KeyboardInterrupt
+        return real(stage, work)
+
+    monkeypatch.setattr(stages, "timed", stopped)
+    job = job_of(recipe(model, rows, out, **TOLD))
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    assert run(job) is not None
+    assert ran.count(("round-1", "train")) == 1 and ran.count(("round-2", "prune")) == 1
+    ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (out, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_uneven_models_go_in_rounds_as_well(model: Path, rows: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    uneven = {"uneven": True, "protected": ["*.layers.0.*"], "of": "parameters", "ratio": 0.2}
+    report = run(job_of(recipe(model, rows, out, **{**TOLD, "rounds": 2, "prune": uneven})))
+    assert report is not None
+    first, small = (load(folder) for folder in (out / "round-1" / "model", out / "model"))
+    sizes = [report.milestones[0].params, *(sum(p.numel() for p in found.parameters()) for found in (first, small))]
+    assert [m.params for m in report.milestones[:3]] == sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 3
+    plan: Any = small.dnge.plan
+    assert plan.uneven and plan.params_before == sizes[0] and plan.params_after == sizes[2]
+    kept = {row.space: (row.kept, row.total) for row in report.widths if row.kind == "neuron"}
+    assert kept["ffn.0"] == (40, 40) and kept["ffn.1"][0] < 40 == kept["ffn.1"][1]
+
+
+def test_rounds_of_what_has_none_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    told = {"rounds": 2, "train": None, "lora": None, "datasets": None}
+    with pytest.raises(RecipeError, match="rounds prune and train in turn; they need prune and train"):
+        job_of(recipe(model, rows, tmp_path / "out", **told))
+    with pytest.raises(RecipeError, match="rounds share out prune.ratio; give that in the place of params"):
+        job_of(recipe(model, rows, tmp_path / "out", rounds=2), {"params": "1M"})
+
+
+def test_the_plan_says_what_each_round_takes(model: Path, rows: Path, tmp_path: Path) -> None:
+    found = {stage.name: stage.about for stage in planned(job_of(recipe(model, rows, tmp_path / "out", **TOLD)))}
+    assert list(found)[:4] == ["data", "round 1", "round 2", "prune"]
+    assert found["round 1"] == "prunes 26.3% of what is left, and recovers"
+    assert found["prune"].startswith("26.3% of what is left of the units")
