@@ -245,6 +245,12 @@ def test_a_deadline_that_is_kept_changes_nothing() -> None:
     assert value == 45
 
 
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="the system tells no thread's time")
+def test_waiting_takes_no_time_from_a_deadline() -> None:
+    with deadline(0.2, LATE):
+        time.sleep(0.6)
+
+
 def test_a_deadline_ends_a_loop_whose_finalisers_swallow_what_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is raised in a finaliser is lost, and most of this loop is one."""
     lost: list[object] = []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dnge_compress.core.errors import DngeError
@@ -18,18 +19,22 @@ class _OvertimeError(BaseException):
 
 @contextmanager
 def deadline(seconds: float, over: DngeError) -> Iterator[None]:
-    """End the block with the error `over` when the time is.
+    """End the block with the error `over` when its thread has worked for so long: a busy machine takes no time away.
 
     A watchdog raises in this thread, again and again until the block has ended, for a finaliser that happens to run
     swallows what is raised in it. That ends endless loops of plain Python (torch-pruning's, chat templates') on any
     thread; SIGALRM would serve the main thread only and belongs to others (pytest-timeout).
     """
     thread, has_ended = threading.get_ident(), threading.Event()
+    worked = _clock_of(thread)
+    end_at = worked() + seconds
 
     def watch() -> None:
-        if not has_ended.wait(seconds):
-            while not has_ended.wait(WATCH_EVERY):
-                _raise_in(thread, _OvertimeError)
+        while (left := end_at - worked()) > 0:
+            if has_ended.wait(left):
+                return
+        while not has_ended.wait(WATCH_EVERY):
+            _raise_in(thread, _OvertimeError)
 
     def end() -> None:
         has_ended.set()
@@ -47,6 +52,14 @@ def deadline(seconds: float, over: DngeError) -> Iterator[None]:
     except _OvertimeError:
         end()
         raise over from None
+
+
+def _clock_of(thread: int) -> Callable[[], float]:
+    """The processor seconds of a thread; where the system doesn't tell them, seconds."""
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return time.monotonic
+    clock = time.pthread_getcpuclockid(thread)
+    return lambda: time.clock_gettime(clock)
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:
