@@ -842,7 +842,8 @@ def test_data_that_changed_since_a_stop_are_read_again_and_the_rest_stands(
 ) -> None:
     own = tmp_path / "own.jsonl"
     shutil.copy(rows, own)
-    job = job_of(recipe(model, own, tmp_path / "out"))
+    job = job_of(recipe(model, own, tmp_path / "out", calibrate_on="synthetic"))
+    assert "prune" in stages.stages_that_saw_data(job_of(recipe(model, own, tmp_path / "other")))
     folder = JobFolder(Path(job.output_dir))
     with monkeypatch.context() as patch:
         patch.setattr(stages, "measure", stopped)
@@ -890,7 +891,7 @@ def stopped(work: Any) -> Any:
 
 def losses_of_a_fresh_run(model: Path, rows: Path, out: Path) -> Any:
     """What a job that was never stopped comes to."""
-    run(job_of(recipe(model, rows, out)))
+    run(job_of(recipe(model, rows, out, calibrate_on="synthetic")))
     return losses(out)
 
 

@@ -62,8 +62,8 @@ class Stage:
 
 def stages_of(job: Job) -> list[Stage]:
     """What a job will do, in order."""
-    named = (vocabulary, data, prune, place, rate, save, measure)
-    runs: dict[str, Callable[[Work], Facts]] = {stage.__name__: stage for stage in named}
+    runs: dict[str, Callable[[Work], Facts]] = {"vocabulary": vocabulary, "data": data, "prune": prune, "place": place}
+    runs |= {"rate": rate, "measure": measure, "save": save}
     runs |= {name: partial(early_round, number=number) for number, name in enumerate(rounds.names(job), 1)}
     return [
         Stage(p.name, p.about, runs.get(p.name) or partial(train, variant=p.name.removeprefix("train").strip()))
