@@ -61,6 +61,11 @@ class JobFolder:
         """The folder of an early round."""
         return JobFolder(self.root / f"round-{number}")
 
+    @property
+    def rounds(self) -> list[Path]:
+        """What early rounds have left; other folders of such names are somebody else's."""
+        return [path for path in self.root.glob("round-*") if (path / STATE).is_file()]
+
     def lora_plan(self, variant: str = "") -> Path:
         """The placement of a variant: "" is the job's own, others are named by their placer."""
         return self.root / f"lora_plan{_suffix(variant)}.json"
@@ -138,7 +143,7 @@ class JobFolder:
         Killed at any moment, it is begun again as long as the first stage, whose facts tell why, is recorded as done.
         """
         self._drop(stages[1:])
-        for path in (*map(self.training, variants), self.trials, self.fewer_tokens, *self.root.glob("round-*")):
+        for path in (*map(self.training, variants), self.trials, self.fewer_tokens, *self.rounds):
             if path.is_dir():
                 shutil.rmtree(path)
         self._drop(stages)
@@ -218,7 +223,7 @@ def _outlive_workers(folder: JobFolder) -> None:
 def _is_free(folder: JobFolder) -> bool:
     """Whether nothing that took long lies there yet: a first try that failed doesn't bind the folder to its recipe."""
     began = any(stage.startswith(("prune", "round", "train")) for stage in folder.read()["stages"])
-    return not began and not any(folder.root.glob("training*/checkpoint-*")) and not any(folder.root.glob("round-*"))
+    return not began and not any(folder.root.glob("training*/checkpoint-*")) and not folder.rounds
 
 
 def identity(job: Job) -> str:
