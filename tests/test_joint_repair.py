@@ -162,6 +162,26 @@ def test_where_nothing_is_missing_a_joint_fit_changes_nothing() -> None:
     assert joint_fit(layer, target * torch.nan, **options, can_shift=True) is None
 
 
+def test_a_round_that_goes_too_far_is_taken_part_of_the_way() -> None:
+    """With few positions to learn from, a whole round fits their noise and still holds something of the truth."""
+    layer, read, target = layer_with(6, 5, 7)
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(5))
+    target = target + 10 * noise
+    judged = torch.ones(len(target), dtype=torch.bool)
+    judged[:30] = False
+    first = Fit(read, torch.zeros(len(read)))
+    options: dict[str, Any] = {"first": first, "importance": torch.ones(len(read)), "judged": judged}
+    found = joint_fit(layer, target, **options, can_shift=False)
+    assert found is not None
+
+    def left(share: float) -> float:
+        z = [w + share * layer.x @ c.T for w, c in zip(layer.written, found.changes, strict=True)]
+        weight = read + share * (found.fit.weight - read)
+        return float((target - layer.formula(z) @ weight.T)[judged].square().sum())
+
+    assert left(1.0) < left(0.0)
+
+
 @pytest.mark.parametrize("gate", [0, 1])
 def test_formulas_are_told_by_their_numbers(gate: int) -> None:
     z = [torch.randn(50, 4, generator=torch.Generator().manual_seed(i)) for i in (6, 7)]

@@ -26,6 +26,7 @@ from dnge_compress.signals.obs import factor
 
 ROUNDS = 6  # at most; after each, the judged examples decide whether to go on
 STEPS = 5  # of a round
+SHARES = (1.0, 0.5, 0.25, 0.125)  # of a round's way that are tried in turn, until one errs less on the judged examples
 RIDGE = 0.1  # of the mean second moment, in the coordinates of inputs and features
 LEAST_WEIGHT = 1e-3  # of an output, of their mean
 
@@ -63,7 +64,7 @@ def joint_fit(
     judged: Bool[Tensor, " P"],
     can_shift: bool,
 ) -> JointFit | None:
-    """The fit that errs least on the judged positions, from `first` on; None if none errs less than that."""
+    """A fit that errs less on the judged positions than `first`, from which it starts; None where none is found."""
     run = _Run(layer, target, first, importance, can_shift)
     seen, unseen = run.rows(~judged), run.rows(judged)
     parts = run.parts()
@@ -79,16 +80,20 @@ def joint_fit(
         error.backward()
         return error
 
-    best: list[Tensor] | None = None
+    best, has_gained = [part.detach().clone() for part in parts], False
     for _ in range(ROUNDS):
         with torch.enable_grad():
             optimiser.step(closure)
         with torch.no_grad():
-            error = float(run.error(parts, unseen))
-        if not error < least:
+            ways = [[b + share * (part - b) for b, part in zip(best, parts, strict=True)] for share in SHARES]
+            errors = (float(run.error(way, unseen)) for way in ways)
+            error, way = next(((e, way) for e, way in zip(errors, ways, strict=True) if e < least), (least, None))
+        if way is None:
             break
-        least, best = error, [part.detach().clone() for part in parts]
-    return None if best is None else run.found(best)
+        least, best, has_gained = error, way, True
+        if way is not ways[0]:  # the whole round went too far, and so would the next
+            break
+    return run.found(best) if has_gained else None
 
 
 class _Run:
