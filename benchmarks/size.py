@@ -30,6 +30,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTr
 FOLDER = Path(__file__).parents[1] / "out" / "sizes"
 SHARD_BYTES = 1 << 30
 SCALE = 0.02  # standard deviation of the weights
+NOTES = [
+    "Two cores; other work ran beside, so seconds by the clock are upper bounds. Random weights in bfloat16.",
+    "What is its own can't be taken back by the system; the rest of the peak is mapped from files: weights,",
+    "moments, repaired weights.",
+]
 GEMM = 2048  # side of the products that the rate is measured with
 MIB = 1 << 20
 
@@ -68,8 +73,10 @@ def main() -> None:
     for name in SHAPES:
         if any(part in name for part in options.only.split(",")):
             measure(name, options.recipe, options.ratio, options.tokens)
-    rows = [row["cells"] for row in kept_rows("size")]
-    write("size", "Time and memory of a compress, by size", markdown([*rows[0]], [[*row.values()] for row in rows]))
+    rows = sorted((row["cells"] for row in kept_rows("size")), key=lambda row: [*SHAPES].index(row["model"]))
+    columns = max(rows, key=len)
+    lines = markdown([*columns], [[row.get(column, "–") for column in columns] for row in rows])
+    write("size", "Time and memory of a compress, by size", [*lines, "", *NOTES])
 
 
 def measure(name: str, recipe: str, ratio: float, tokens: int) -> None:
