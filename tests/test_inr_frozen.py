@@ -15,7 +15,7 @@ from torch import Tensor
 from dnge_compress.core.errors import DataError, DngeError
 from dnge_compress.inr import INR2JLS, HeadConfig, InrEncoder, InrEncoderConfig, JlsConfig
 from dnge_compress.inr.classifier import SMOOTHING
-from dnge_compress.inr.head import LatentHead
+from dnge_compress.inr.head import Halving, LatentHead
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.readings import read_all
 from dnge_compress.inr.sets import InrSet
@@ -148,6 +148,28 @@ def test_mixed_networks_are_learned_with_mixed_labels(monkeypatch: pytest.Monkey
 def test_a_head_reads_latents_of_any_side(side: int) -> None:
     head = LatentHead(4, 3, HeadConfig(width=8)).eval()
     assert head(torch.zeros(2, 4, side, side)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("height", [1, 2, 5, 8])
+def test_a_halving_convolution_is_the_convolution(height: int) -> None:
+    torch.manual_seed(0)
+    halving, pixels = Halving(3, 5), torch.randn(2, 3, height, 4, requires_grad=True)
+    plain = torch.nn.functional.conv2d(pixels, halving.weight, halving.bias, stride=2, padding=1)
+    torch.testing.assert_close(halving(pixels), plain)
+    turned = torch.randn_like(plain)
+    own, wanted = (torch.autograd.grad(found, (halving.weight, pixels), turned) for found in (halving(pixels), plain))
+    torch.testing.assert_close(own, wanted)
+
+
+def test_in_bfloat16_places_that_see_padding_alone_learn_nothing() -> None:
+    halving = Halving(4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        halving(torch.randn(3, 4, 1, 1)).sum().backward()
+    assert halving.weight.grad is not None
+    around = halving.weight.grad.clone()
+    assert around[..., 1, 1].abs().sum() > 0
+    around[..., 1, 1] = 0
+    assert not around.any()
 
 
 def test_a_fair_static_graph_begins_as_inference_too() -> None:
