@@ -13,13 +13,13 @@ ANCHORS = {
 OFFICIAL = [0.2, 0.5]  # dropout
 HEAD = ("arm", "networks", "steps", "seeds", "drawn, dB", "frozen, %", "tuned, %", "draw + head + tune, CPU min")
 NOTES = """Self-fitted SIRENs [2, 32, 32, c], one fit an image, from random initialisations; accuracy on networks of
-held-out images (*networks*: learned from / judged), mean ± half of the 95 % interval over seeds (Student's t;
+held-out images, mean ± half of the 95 % interval over seeds (Student's t;
 none with one seed). Networks are the first of their split, far fewer than in the table of the paper's rows,
-for want of machine time: arms are comparable with each other, not with that table. All arms of one size have
+for want of machine time: arms are comparable with each other, not with that table. All arms have
 one head (three strided convolutions of 256, dropout of .2 and before the last layer .5 unless said otherwise,
 a perceptron; AdamW with weight decay .1, a warm-up of a tenth of the steps), as many steps of it (networks ×
-two of the six views, drawn for each network) and the same two copies of each network: as it is, and moved at
-random, exactly, on the weights. Drawn: the first 1,000. CPU minutes of one core without bfloat16, reading the
+two of the six views, drawn for each network) and the same copies of each network (*networks*: learned from ×
+copies / judged): as it is, and moved at random, exactly, on the weights. Drawn: the first 1,000. CPU minutes of one core without bfloat16, reading the
 networks included. CIFAR-10 is a JPEG copy.
 
 *Rendered* knows the function at every pixel (or at as many points as the walk has channels) and has no
@@ -42,7 +42,7 @@ def publish() -> None:
             head = f"{r['steps'][0] if 'drawing' in r else '–'} / {r['steps'][1]} / {r['steps'][2] or '–'}"
             mixed = f", mixup {r['mixup']}" if r["mixup"] else ""
             mixed += "" if r["dropout"] == OFFICIAL else f", dropout {r['dropout'][0]} and {r['dropout'][1]}"
-            arms.setdefault((r["arm"] + mixed, f"{r['learned']} / {r['judged']}", head), []).append(r)
+            arms.setdefault((r["arm"] + mixed, f"{r['learned']} × {r['copies']} / {r['judged']}", head), []).append(r)
         if not arms:
             continue
         cells = [[*known, str(len(found)), over_seeds([r["dB"] for r in found if "dB" in r], 2),
