@@ -17,8 +17,8 @@ NOTES = """Self-fitted SIRENs [2, 32, 32, c], one fit an image, from random init
 accuracy on networks of held-out images, mean ± half of the 95 % interval over seeds (Student's t; none with one seed)
 of initial values, moves, draws and dropout: the fits are the same. Arms are comparable where networks and steps agree.
 *Networks*: learned from × copies / judged; a copy is the network as it is, the others are moved at random, exactly, on
-the weights. *Steps*: to draw / of the head / to tune all, of 64 networks; of the head in two of the six views, drawn for
-each network. All arms have one head: three strided convolutions of 256, dropout of .2 and before the last layer .5
+the weights. *Steps*: to draw / of the head / to tune all, of 64 networks; of the head in two of the six views, drawn
+for each network. All arms have one head: three strided convolutions of 256, dropout of .2 and before the last layer .5
 unless said otherwise, a perceptron; AdamW with weight decay .1, a warm-up of a tenth of the steps. Drawn: the first
 1,000. CPU minutes of one core, reading the networks included; rows of 5,000 networks on a CPU without bfloat16
 instructions, the others with AMX. CIFAR-10 is a JPEG copy.
