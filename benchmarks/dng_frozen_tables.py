@@ -20,8 +20,8 @@ of initial values, moves, draws and dropout: the fits are the same. Arms are com
 the weights. *Steps*: to draw / of the head / to tune all, of 64 networks; of the head in two of the six views, drawn
 for each network. All arms have one head: three strided convolutions of 256, dropout of .2 and before the last layer .5
 unless said otherwise, a perceptron; AdamW with weight decay .1, a warm-up of a tenth of the steps. Drawn: the first
-1,000. CPU minutes of one core, reading the networks included; rows of 5,000 networks on a CPU without bfloat16
-instructions, the others with AMX. CIFAR-10 is a JPEG copy.
+1,000. CPU minutes of one core, reading the networks included: marked with * on a CPU without bfloat16 instructions,
+the others with AMX. CIFAR-10 is a JPEG copy.
 
 *Rendered* knows the function at every pixel (or at as many points as the walk has channels) and has no
 encoder: its pixels are the latents. INR2JLS on a frozen encoder can't know more than its own renderings show,
@@ -72,4 +72,5 @@ def _whole(data: str, rows: list[dict[str, Any]]) -> list[str]:
 
 def _minutes(found: list[dict[str, Any]]) -> str:
     parts = [sum(r.get(name, 0) for r in found) / len(found) for name in ("drawing", "head", "tuning")]
-    return " + ".join(f"{part:.1f}" for part in parts)
+    told = " + ".join(f"{part:.1f}" for part in parts)
+    return told if all("judging" in r for r in found) else f"{told} *"
