@@ -200,6 +200,14 @@ def test_every_network_may_have_views_of_its_own() -> None:
     torch.testing.assert_close(jls.latents(reading, views), everything[torch.arange(6)[:, None], views])
 
 
+def test_tuning_draws_the_views_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    jls, seen = a_jls(), []
+    own = jls.latents
+    monkeypatch.setattr(jls, "latents", lambda reading, views: seen.append(views) or own(reading, views))
+    jls.fit_classifier(a_set(60), TrainSettings(steps=1, batch=60), fine_tune=True)
+    assert len(seen[0].unique(dim=0)) > 1 and set(seen[0].flatten().tolist()) == set(range(6))
+
+
 def test_readings_and_fine_tuning_exclude_each_other() -> None:
     inrs, jls = a_set(), a_jls()
     readings = read_all(jls.encoder, inrs)
