@@ -38,7 +38,7 @@ from dnge_compress.zoo.images import images
 CELLS = {data: side // 4 for data, side in SIDE.items()}  # a side of the latents
 CHOSEN_BY = 500  # networks at the end of the train split
 DRAWN = 1000  # held-out images whose drawings are measured
-DRAWING, TUNING = 2e-3, 5e-4  # rates
+DRAWING = 2e-3  # rate
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs=3, default=(300, 800, 0), help="to draw, of the head, to tune all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--head-rate", type=float, default=2e-3)
+    parser.add_argument("--tuning-rate", type=float, default=1e-4)
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--mixup", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, nargs=2, default=(0.2, 0.5), help="of the head, within and last")
+    parser.add_argument("--networks", type=int, nargs=2, help="learned from and judged, the first (default: all)")
     parser.add_argument("--choose", action="store_true", help="judge on the end of the train split and keep nothing")
     parser.add_argument("--inrs", type=Path, default=Path("runs/inr"), help="folder of the fitted networks")
     options = parser.parse_args()
@@ -109,10 +111,14 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
     learned, judged = (InrSet.load(options.inrs / f"{data}-{split}.safetensors") for split in ("train", "test"))
     if options.choose:
         learned, judged = learned.select(slice(0, -CHOSEN_BY)), learned.select(slice(-CHOSEN_BY, None))
+    if options.networks:
+        learned, judged = (s.select(slice(0, n)) for s, n in zip((learned, judged), options.networks, strict=True))
     known: dict[str, Any] = {"data": data, "arm": ARMS[name].told, "seed": seed, "learned": len(learned),
                              "judged": len(judged), "steps": list(options.steps), "batch": options.batch,
                              "rate": options.head_rate, "copies": options.copies, "mixup": options.mixup,
                              "dropout": list(options.dropout)}  # fmt: skip
+    if options.steps[2]:
+        known["tuning rate"] = options.tuning_rate
     if not options.choose and any(known.items() <= kept.items() for kept in kept_rows("dng_frozen")):
         return
     found = known | _measured(data, ARMS[name], learned, judged, seed, options)
@@ -144,13 +150,13 @@ def _measured(
     clock = clock if arm.is_rendered else Clock()
     classifying = replace(settings, steps=heading, learning_rate=options.head_rate, weight_decay=0.1)
     model.fit_classifier(learned, classifying, readings=readings, progress=printed)
-    found |= {"head": clock.minutes(), "accuracy": model.accuracy(judged)}
+    found["head"], clock = clock.minutes(), Clock()
+    found |= {"accuracy": model.accuracy(judged), "judging": clock.minutes()}
     if tuning and not arm.is_rendered:
         clock = Clock()
         reader.requires_grad_(True)
-        model.fit_classifier(
-            learned, replace(settings, steps=tuning, learning_rate=TUNING), fine_tune=True, progress=printed
-        )
+        brief = replace(settings, steps=tuning, learning_rate=options.tuning_rate, weight_decay=0.1)
+        model.fit_classifier(learned, brief, fine_tune=True, progress=printed)
         found |= {"tuning": clock.minutes(), "fine-tuned": model.accuracy(judged)}
     return found
 

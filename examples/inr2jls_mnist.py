@@ -4,8 +4,9 @@ read their classes from the latents, with the encoder frozen and then tuned.
     python examples/inr2jls_mnist.py --out runs/inr2jls      # 3 to 5 minutes of two cores; writes digits.png
 
 The encoder begins as the inference of the networks that it reads, at four points to a cell of the latents. Frozen,
-it is asked once for all steps. The picture has three rows: digits that the encoder never saw, their networks rendered,
-and what the decoder draws from the weights. benchmarks/dng_frozen.py and dng_paper.py have the measured rows.
+it is asked once for all steps: 96.2 % of unseen digits. So brief a tuning takes a little away again, 95.5 %; it pays
+where it is long, as in dng_paper.py. The picture has three rows: digits that the encoder never saw, their networks
+rendered, and what the decoder draws from the weights. benchmarks/dng_frozen.py and dng_paper.py have the measured rows.
 """
 
 from __future__ import annotations

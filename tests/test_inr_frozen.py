@@ -15,7 +15,7 @@ from torch import Tensor
 from dnge_compress.core.errors import DataError, DngeError
 from dnge_compress.inr import INR2JLS, HeadConfig, InrEncoder, InrEncoderConfig, JlsConfig
 from dnge_compress.inr.classifier import SMOOTHING
-from dnge_compress.inr.head import LatentHead
+from dnge_compress.inr.head import Halving, LatentHead
 from dnge_compress.inr.learning import TrainSettings
 from dnge_compress.inr.readings import read_all
 from dnge_compress.inr.sets import InrSet
@@ -150,6 +150,28 @@ def test_a_head_reads_latents_of_any_side(side: int) -> None:
     assert head(torch.zeros(2, 4, side, side)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("height", [1, 2, 5, 8])
+def test_a_halving_convolution_is_the_convolution(height: int) -> None:
+    torch.manual_seed(0)
+    halving, pixels = Halving(3, 5), torch.randn(2, 3, height, 4, requires_grad=True)
+    plain = torch.nn.functional.conv2d(pixels, halving.weight, halving.bias, stride=2, padding=1)
+    torch.testing.assert_close(halving(pixels), plain)
+    turned = torch.randn_like(plain)
+    own, wanted = (torch.autograd.grad(found, (halving.weight, pixels), turned) for found in (halving(pixels), plain))
+    torch.testing.assert_close(own, wanted)
+
+
+def test_in_bfloat16_places_that_see_padding_alone_learn_nothing() -> None:
+    halving = Halving(4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        halving(torch.randn(3, 4, 1, 1)).sum().backward()
+    assert halving.weight.grad is not None
+    around = halving.weight.grad.clone()
+    assert around[..., 1, 1].abs().sum() > 0
+    around[..., 1, 1] = 0
+    assert not around.any()
+
+
 def test_a_fair_static_graph_begins_as_inference_too() -> None:
     """Rounds that hear messages alone come to the states of the walk; rounds that add their memory don't."""
     inrs = a_set()
@@ -176,6 +198,14 @@ def test_every_network_may_have_views_of_its_own() -> None:
     reading, views = jls.encoder.read(inrs.stack, SIREN), torch.tensor([[0, 5], [3, 1], [2, 4], [1, 0], [5, 5], [4, 2]])
     everything = jls.latents(reading)
     torch.testing.assert_close(jls.latents(reading, views), everything[torch.arange(6)[:, None], views])
+
+
+def test_tuning_draws_the_views_of_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    jls, seen = a_jls(), []
+    own = jls.latents
+    monkeypatch.setattr(jls, "latents", lambda reading, views: seen.append(views) or own(reading, views))
+    jls.fit_classifier(a_set(60), TrainSettings(steps=1, batch=60), fine_tune=True)
+    assert len(seen[0].unique(dim=0)) > 1 and set(seen[0].flatten().tolist()) == set(range(6))
 
 
 def test_readings_and_fine_tuning_exclude_each_other() -> None:

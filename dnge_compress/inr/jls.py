@@ -168,14 +168,15 @@ class INR2JLS(nn.Module):
         if fine_tune:
 
             def loss(batch: InrBatch) -> Tensor:
-                latents = self.latents(self._read(batch.stack, batch.siren), self._some_views(chance))
+                reading = self._read(batch.stack, batch.siren)
+                latents = self.latents(reading, self._views_of_each(len(batch.index), chance))
                 return self._missed(latents, inrs.labels[batch.index])
 
             return train(self, inrs, loss, settings, progress)
         found = self._readings(inrs, settings, progress, readings)
 
         def loss_at(index: Tensor) -> Tensor:
-            views = torch.rand(len(index), VIEWS, generator=chance).argsort(1)[:, : self.config.views]
+            views = self._views_of_each(len(index), chance)
             with torch.no_grad():  # what has no gradient stays as it is
                 latents = self.latents(found.select(index), views)
             return self._missed(latents, inrs.labels[found.network[index]])
@@ -230,6 +231,10 @@ class INR2JLS(nn.Module):
 
     def _some_views(self, chance: torch.Generator) -> list[int]:
         return torch.randperm(VIEWS, generator=chance)[: self.config.views].tolist()
+
+    def _views_of_each(self, networks: int, chance: torch.Generator) -> Int[Tensor, "N V"]:
+        """Drawn for each network: batch norms then see a mixture of all six in every step."""
+        return torch.rand(networks, VIEWS, generator=chance).argsort(1)[:, : self.config.views]
 
     def _per_view(self, latents: Tensor) -> Tensor:
         with fast_products(self.training):

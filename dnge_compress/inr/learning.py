@@ -101,7 +101,7 @@ def _optimised(
 ) -> list[float]:
     learning = [p for p in module.parameters() if p.requires_grad]
     groups = _groups(module, settings)
-    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     steps = max(3, settings.steps)  # fewer have no room for a rise and a fall
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, [group["lr"] for group in groups], total_steps=steps, pct_start=max(RISE, 2 / steps)
