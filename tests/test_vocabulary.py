@@ -527,7 +527,7 @@ def test_bad_input_gets_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     folder = base("gpt2, bytes", tmp_path / "base")
     for arguments, message in (
         ([], "pass texts (--data) or scripts (--scripts)"),
-        (["--data", str(tmp_path / "no.txt")], "can't be read"),
+        (["--data", str(tmp_path / "no.txt")], "doesn't exist"),
         (["--scripts", "Klingon"], "'Klingon' is no script"),
         (["--scripts", "Latin,Lu"], "'Lu' is no script"),  # a property of letters
         (["--scripts", "Alphabetic"], "'Alphabetic' is no script"),
