@@ -97,7 +97,7 @@ def test_the_command_compares_two_folders(folder: Path, capsys: pytest.CaptureFi
     assert [m["name"] for m in json.loads(capsys.readouterr().out)["milestones"]] == ["base", "small"]
     for words, command in (
         ("compare needs text", [base, small]),
-        ("no such file", [base, small, "--data", "none.txt"]),
+        ("doesn't exist", [base, small, "--data", "none.txt"]),
         ("there is no folder", [base, str(tmp_path / "none"), "--data", text]),
         ("exists; name another file", [base, small, "--data", text, "-o", str(page)]),
     ):

@@ -202,7 +202,7 @@ def test_the_command_line_draws_a_curve_and_writes_its_page(tmp_path: Path, caps
         (2, "exists; name another file", []),
         (3, "must be at least 0 and below 1", ["--force", "--ratios", ".5:1.5:.5"]),
         (3, "ratio 0.97 can't be reached", ["--force", "--ratios", ".1,.97"]),
-        (2, "can't be read: no such file", ["--force", "--held-out", "none.txt"]),
+        (2, "doesn't exist", ["--force", "--held-out", "none.txt"]),
     ):
         assert main([*command, *options]) == code
         out, err = capsys.readouterr()

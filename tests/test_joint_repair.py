@@ -77,7 +77,7 @@ def test_the_cut_model_answers_as_the_masked_one_does_under_a_joint_repair(name:
     context = context_of(name, model, data=(rows,) if name == "mlp" else many_texts())
     applied = first_half_of(context.graph, FEED_FORWARD)
     found = best_repair(context, applied, JOINT)
-    assert found.damage == found.damages["jointly"] < found.damages["side by side"]
+    assert found.damage == found.damages["joint fit"] < found.damages["side by side"]
     small = copy.deepcopy(model)
     with torch.no_grad():
         cut(small, applied)
@@ -110,7 +110,7 @@ def test_a_joint_repair_is_a_recipe_and_survives_saving(tmp_path: Any) -> None:
     small: Any = compress(models.make("gpt2"), compensate="joint", **settings)
     again: Any = compress(models.make("gpt2"), compensate="joint", **settings)
     assert all(torch.equal(a, b) for a, b in zip(small.state_dict().values(), again.state_dict().values(), strict=True))
-    assert any("jointly" in note for note in small.dnge.plan.notes)
+    assert any("joint fit" in note for note in small.dnge.plan.notes)
     small.save_pretrained(tmp_path)
     opened = type(small).from_pretrained(tmp_path).eval()
     ids = torch.arange(4, 12)[None]

@@ -113,7 +113,7 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
         context.progress("repair", 3, steps)
         run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts, most_joint=repair.most_joint)
         if run.layers:
-            ways["jointly"] = _run(run, context)
+            ways["joint fit"] = _run(run, context)
     trial = trial or Trial(context)
     asked = "bias" if repair.compensate == "bias" else "least squares"
     damages = {
