@@ -52,6 +52,13 @@ class LayerRefit:
         wholes = [(producer.module.get_parameter("weight"), producer.slot.axis) for producer in self.producers]
         return max((len(self.keep) * w.numel() // w.shape[axis] for w, axis in wholes), default=0)
 
+    @property
+    def _is_usable(self) -> bool:
+        """Whether all of them were heard, and have read the same."""
+        heard = self.heard.values()
+        is_whole = len(heard) == len(self.modules) and all(h.is_whole for h in heard)
+        return is_whole and len({id(h.read) for h in heard}) == 1
+
     def hear(self, module: nn.Module, read: Tensor, written: Tensor) -> None:
         """What one of them has read and written, both halves."""
         self.heard[module] = _Heard(read, written, written._version)
@@ -63,19 +70,21 @@ class LayerRefit:
         target: Float[Tensor, "P D"],
         positions: Int[Tensor, " P"],
         examples: Int[Tensor, " P"],
+        rows: int,
     ) -> Fit | None:
         """The fit of the consumer that belongs to new rows of the producers; None where nothing better is found.
 
         `read` and `target` are what the consumer reads in the pruned network, and should write, at these positions of
-        its second half, each of one of the numbered `examples`. The rows are fitted on three quarters of these, and
-        the consumer at the end on all of them.
+        its second half, which has so many `rows`, each of one of the numbered `examples`. The producers are fitted on
+        three quarters of these, and the consumer at the end on all of them.
         """
         judged = first_examples_of(examples)
-        is_usable = len({id(h.read) for h in self.heard.values()}) == 1 and all(h.is_whole for h in self.heard.values())
-        if not is_usable or not bool(judged.any()) or bool(judged.all()):
+        if not self._is_usable or not bool(judged.any()) or bool(judged.all()):
             return None
         few = slice(None, None, -(-read.numel() // MOST_NUMBERS))
         inputs, written = self._second_half()
+        if inputs.shape[:-1].numel() != rows:  # what was written is spread or gathered before it is read
+            return None
         x = self._with_ones(inputs.flatten(0, -2)[positions].float())
         zs = tuple(z.flatten(0, -2)[positions].float() for z in written)
         self.formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
@@ -107,7 +116,8 @@ class LayerRefit:
             assert self.formula is not None, "another formula than that of the changes"
         x = self._with_ones(inputs.float())
         after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
-        return before.index_copy(-1, self.keep, after.to(before.dtype))
+        after = after.to(before.dtype).reshape(*before.shape[:-1], len(self.keep))
+        return before.index_copy(-1, self.keep, after)
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New values of the producers' parameters; rows that go are as they were."""

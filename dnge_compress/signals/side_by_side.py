@@ -88,7 +88,7 @@ class SideBySide:
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for layer in self.layers.values():
                 for module in layer.modules:
-                    hooks.enter_context(module.register_forward_hook(run.hear))
+                    hooks.enter_context(module.register_forward_hook(run.hear, with_kwargs=True))
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write))
             for module, own in self.fixed.items():
@@ -169,10 +169,10 @@ class _Run(TorchFunctionMode):
         if not self.is_settling:
             self.open[id(out)] = _Output(module, args[0], out, out)
 
-    def hear(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what the kept neurons are computed from."""
         if not self.is_settling:
-            self.computed_by[module].hear(module, args[0], out)
+            self.computed_by[module].hear(module, *args, *kwargs.values(), out)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -256,8 +256,9 @@ class _Run(TorchFunctionMode):
             layer.changes = tuple(found[name] for name in sorted(found) if name.startswith("change/"))
 
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
-        positions = counted_positions(self.mask, len(target), target.device)
-        each = max(1, len(target) // self.examples)
+        rows = len(target)
+        positions = counted_positions(self.mask, rows, target.device)
+        each = max(1, rows // self.examples)
         if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
@@ -271,7 +272,7 @@ class _Run(TorchFunctionMode):
             target = target - module.bias.detach().float()
         examples = positions // each
         layer = self.layers.get(module)
-        found = None if layer is None else layer.fit(consumer, x, target, positions, examples)
+        found = None if layer is None else layer.fit(consumer, x, target, positions, examples, rows)
         return found or best_fit(x, target, spread_examples_of(examples), consumer)
 
 
