@@ -12,7 +12,7 @@ import torch
 from models import make
 from torch import Tensor, nn
 
-from dnge_compress import compress
+from dnge_compress import compress, score
 from dnge_compress.core.errors import CheckpointError, DngeError
 from dnge_compress.core.parts import BASIS, Parts, kept_parts
 from dnge_compress.signals import second_moments
@@ -133,3 +133,30 @@ def test_work_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         compress(make("llama"), work=tmp_path / "work", **SETTINGS)
+
+
+def test_parts_made_on_other_example_inputs_or_scores_are_made_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.Flatten(2), Mean()).eval()
+    with kept_parts(tmp_path / "work") as parts:
+        for size in (8, 11):
+            pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(size))
+            found = weights_of(compress(model, 0.3, example_inputs=pictures, work=parts))
+            wanted = weights_of(compress(model, 0.3, example_inputs=pictures))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted), size
+    llama, settings = make("llama"), SETTINGS | {"scorer": "magnitude"}
+    rows = [torch.randint(4, 20, (8, 16), generator=torch.Generator().manual_seed(0))]
+    scored = score(llama, "prune/neurons", data=rows, **{k: v for k, v in settings.items() if k != "ratio"})
+    with kept_parts(tmp_path / "work") as parts:
+        for scores in (None, scored):
+            found = weights_of(compress(llama, "prune/neurons", scores=scores, work=parts, **settings))
+            wanted = weights_of(compress(llama, "prune/neurons", scores=scores, **settings))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted), scores is None
+
+
+class Mean(nn.Module):
+    """Of the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Without it."""
+        return x.mean(-1)
