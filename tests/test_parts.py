@@ -107,7 +107,11 @@ def test_other_content_of_the_folder_is_refused_or_stays(tmp_path: Path) -> None
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="something else"):
         Parts(tmp_path).begin({})
-    (tmp_path / BASIS).write_text("{}")
+    (tmp_path / BASIS).write_text('{"mine": 1}')
+    with pytest.raises(CheckpointError, match="something else"):
+        Parts(tmp_path).begin({})
+    assert (tmp_path / BASIS).read_text() == '{"mine": 1}'
+    (tmp_path / BASIS).write_text('{"dnge_parts": {}}')
     with kept_parts(tmp_path) as parts:
         parts.begin({})
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
@@ -126,7 +130,7 @@ def test_parts_stay_when_the_work_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(DngeError, match="stop"), kept_parts(tmp_path / "work") as parts:
         parts.begin({"a": 1})
         raise DngeError("stop")
-    assert json.loads((tmp_path / "work" / BASIS).read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "work" / BASIS).read_text()) == {"dnge_parts": {"a": 1}}
 
 
 def test_work_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -160,3 +164,27 @@ class Mean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Without it."""
         return x.mean(-1)
+
+
+def test_parts_that_a_killed_process_left_half_written_go_with_the_others(tmp_path: Path) -> None:
+    (tmp_path / f".{BASIS}.4000000.part").touch()
+    parts = Parts(tmp_path)
+    parts.begin({"seed": 1})
+    (tmp_path / ".signals.part.safetensors.4000000.part").touch()
+    parts.begin({"seed": 2})
+    assert [file.name for file in tmp_path.iterdir()] == [BASIS]
+    (tmp_path / ".x.part.json.4000000.part").touch()
+    parts.remove()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "n" * 300, "é" * 200])
+def test_a_part_of_any_name_lies_in_the_folder(name: str, tmp_path: Path) -> None:
+    with kept_parts(tmp_path / "work") as parts:
+        parts.begin({})
+        for value in (1.0, 2.0):
+            for other, wanted in ((name, 1.0), (f"{name}.", 5.0)):
+                found = parts.tensors(other, lambda wanted=wanted, value=value: {"a": torch.tensor(wanted * value)})
+                assert float(found["a"]) == wanted
+        assert len(list((tmp_path / "work").iterdir())) == 3
+    assert list(tmp_path.iterdir()) == []
