@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from models import make
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dnge_compress import compress, score
 from dnge_compress.core.errors import CheckpointError, DngeError
 from dnge_compress.core.parts import BASIS, Parts, kept_parts
-from dnge_compress.signals import second_moments
+from dnge_compress.signals import layer_refit, second_moments
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "tokens": 256, "length": 16}
 
@@ -69,6 +70,19 @@ def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
     assert ("signals.part.safetensors" in names) is not in_turn
     for name, value in weights_of(found).items():
         assert torch.equal(value, wanted[name]), name
+
+
+def test_a_joint_repair_goes_on_with_the_formulas_that_its_parts_were_fitted_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told again from all positions, padding too, another one might come out, or none."""
+    model, settings = make("llama"), SETTINGS | {"compensate": "joint"}
+    with kept_parts(tmp_path / "work") as parts:
+        wanted = weights_of(compress(model, "prune/neurons", work=parts, **settings))
+        assert any("formula" in load_file(file) for file in (tmp_path / "work").glob("*jointly*"))
+        monkeypatch.setattr(layer_refit, "formula_of", lambda *args: None)
+        found = weights_of(compress(model, "prune/neurons", work=parts, **settings))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_parts_are_made_once_and_taken_away_at_the_end(tmp_path: Path) -> None:

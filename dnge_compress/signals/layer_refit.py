@@ -14,7 +14,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Slot
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, first_examples_of, spread_examples_of
 from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
-from dnge_compress.signals.producers import Producer, formula_of, producers_of
+from dnge_compress.signals.producers import Producer, formula_of, formulas, producers_of
 
 MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; a dozen copies of them are held
 
@@ -105,15 +105,25 @@ class LayerRefit:
         moved = self.formula([z + x @ v.T for z, v in zip(zs, self.changes, strict=True)])
         return best_fit(moved, target, spread_examples_of(examples), consumer, found.fit)
 
+    def found(self) -> dict[str, Tensor]:
+        """What the fit has found, in named tensors; none where that is nothing."""
+        if not self.changes or self.formula is None:
+            return {}
+        number = torch.tensor(formulas(len(self.producers)).index(self.formula))
+        return {"formula": number, **{f"change/{i}": change for i, change in enumerate(self.changes)}}
+
+    def take(self, found: Mapping[str, Tensor]) -> None:
+        """Go on from what a fit has found, maybe before the work was stopped; `found` may hold more."""
+        if "formula" in found:
+            self.formula = formulas(len(self.producers))[int(found["formula"])]
+            self.changes = tuple(found[f"change/{i}"] for i in range(len(self.producers)))
+
     def read(self, before: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
         """What the consumer reads in the pruned network under the new rows, `before` under the old ones."""
         if not self.changes:
             return before
         inputs, written = self._second_half()
-        if self.formula is None:  # the changes were found before the work was stopped
-            kept = before[..., self.keep].flatten(0, -2).float()
-            self.formula = formula_of([z.flatten(0, -2).float() for z in written], kept, torch.finfo(inputs.dtype).eps)
-            assert self.formula is not None, "another formula than that of the changes"
+        assert self.formula is not None
         x = self._with_ones(inputs.float())
         after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
         after = after.to(before.dtype).reshape(*before.shape[:-1], len(self.keep))

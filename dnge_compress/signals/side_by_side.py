@@ -247,13 +247,12 @@ class _Run(TorchFunctionMode):
         def made() -> dict[str, Tensor]:
             consumer.settle(fitted(), self.shelf)
             assert consumer.value is not None and consumer.added is not None
-            changes = {} if layer is None else {f"change/{i}": change for i, change in enumerate(layer.changes)}
-            return {"value": consumer.value, "added": consumer.added, **changes}
+            return {"value": consumer.value, "added": consumer.added, **({} if layer is None else layer.found())}
 
         found = self.parts.tensors(consumer.slot.param, made)
         consumer.value, consumer.added = found["value"], found["added"]
         if layer is not None:
-            layer.changes = tuple(found[name] for name in sorted(found) if name.startswith("change/"))
+            layer.take(found)
 
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
         rows = len(target)
