@@ -231,7 +231,7 @@ class Called(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores."""
         if self.way == "by keyword":
-            return self.head(torch.relu(self.down(self.act(self.up(input=x)))))
+            return self.head(torch.relu(self.down(input=self.act(self.up(input=x)))))
         if self.way == "spread":  # what is computed once is read five times
             read = self.act(self.up(x))[:, None].expand(-1, 5, -1)
         else:  # in other shapes than it is read

@@ -90,7 +90,7 @@ class SideBySide:
                 for module in layer.modules:
                     hooks.enter_context(module.register_forward_hook(run.hear, with_kwargs=True))
             for module in self.consumers:
-                hooks.enter_context(module.register_forward_hook(run.write))
+                hooks.enter_context(module.register_forward_hook(run.write, with_kwargs=True))
             for module, own in self.fixed.items():
                 hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
             for module, changes in self.moved.items():
@@ -164,10 +164,10 @@ class _Run(TorchFunctionMode):
         self.open: dict[int, _Output] = {}
         self.is_settling = False
 
-    def write(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+    def write(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what was computed from what."""
         if not self.is_settling:
-            self.open[id(out)] = _Output(module, args[0], out, out)
+            self.open[id(out)] = _Output(module, *args, *kwargs.values(), out, out)
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what the kept neurons are computed from."""
