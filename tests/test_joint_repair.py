@@ -218,3 +218,33 @@ def test_a_matrix_that_was_written_over_is_left_alone() -> None:
     assert applied.cuts
     side, joint = jointly(context, applied)
     assert side.keys() == joint.keys() and all(torch.equal(side[n], joint[n]) for n in side)
+
+
+class Called(nn.Module):
+    """A layer whose matrices are called in a way that few models have, once per example."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.up, self.act, self.down, self.head = nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 9), nn.Linear(9, 4)
+        self.way = way
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Class scores."""
+        if self.way == "by keyword":
+            return self.head(torch.relu(self.down(input=self.act(self.up(input=x)))))
+        if self.way == "spread":  # what is computed once is read five times
+            read = self.act(self.up(x))[:, None].expand(-1, 5, -1)
+        else:  # in other shapes than it is read
+            read = self.act(self.up(torch.stack([x, -x], 1).flatten(0, 1))).unflatten(0, (-1, 2))
+        return self.head(torch.relu(self.down(read)).mean(1))
+
+
+@pytest.mark.parametrize(("way", "moves"), [("by keyword", True), ("spread", False), ("reshaped", True)])
+def test_a_layer_that_is_called_in_another_way_is_refitted_or_left_alone(way: str, moves: bool) -> None:
+    torch.manual_seed(0)
+    model, inputs = Called(way).eval(), torch.randn(EXAMPLES, 6, generator=torch.Generator().manual_seed(1))
+    graph = build_graph(model, inputs[:2])
+    context = ScoringContext(graph=graph, model=model, data=(inputs,), example_inputs=inputs[:2])
+    side, joint = jointly(context, first_half_of(graph, FEED_FORWARD))
+    assert ("up.weight" in joint) is moves
+    assert "up.weight" not in side

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from models import make
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dnge_compress import compress
+from dnge_compress import compress, score
 from dnge_compress.core.errors import CheckpointError, DngeError
 from dnge_compress.core.parts import BASIS, Parts, kept_parts
-from dnge_compress.signals import second_moments
+from dnge_compress.signals import layer_refit, second_moments
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "tokens": 256, "length": 16}
 
@@ -71,6 +72,19 @@ def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
         assert torch.equal(value, wanted[name]), name
 
 
+def test_a_joint_repair_goes_on_with_the_formulas_that_its_parts_were_fitted_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told again from all positions, padding too, another one might come out, or none."""
+    model, settings = make("llama"), SETTINGS | {"compensate": "joint"}
+    with kept_parts(tmp_path / "work") as parts:
+        wanted = weights_of(compress(model, "prune/neurons", work=parts, **settings))
+        assert any("formula" in load_file(file) for file in (tmp_path / "work").glob("*jointly*"))
+        monkeypatch.setattr(layer_refit, "formula_of", lambda *args: None)
+        found = weights_of(compress(model, "prune/neurons", work=parts, **settings))
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
 def test_parts_are_made_once_and_taken_away_at_the_end(tmp_path: Path) -> None:
     made = 0
 
@@ -107,7 +121,11 @@ def test_other_content_of_the_folder_is_refused_or_stays(tmp_path: Path) -> None
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="something else"):
         Parts(tmp_path).begin({})
-    (tmp_path / BASIS).write_text("{}")
+    (tmp_path / BASIS).write_text('{"mine": 1}')
+    with pytest.raises(CheckpointError, match="something else"):
+        Parts(tmp_path).begin({})
+    assert (tmp_path / BASIS).read_text() == '{"mine": 1}'
+    (tmp_path / BASIS).write_text('{"dnge_parts": {}}')
     with kept_parts(tmp_path) as parts:
         parts.begin({})
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
@@ -126,10 +144,61 @@ def test_parts_stay_when_the_work_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(DngeError, match="stop"), kept_parts(tmp_path / "work") as parts:
         parts.begin({"a": 1})
         raise DngeError("stop")
-    assert json.loads((tmp_path / "work" / BASIS).read_text()) == {"a": 1}
+    assert json.loads((tmp_path / "work" / BASIS).read_text()) == {"dnge_parts": {"a": 1}}
 
 
 def test_work_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "work").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
         compress(make("llama"), work=tmp_path / "work", **SETTINGS)
+
+
+def test_parts_made_on_other_example_inputs_or_scores_are_made_again(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, 8, 3), nn.Flatten(2), Mean()).eval()
+    with kept_parts(tmp_path / "work") as parts:
+        for size in (8, 11):
+            pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(size))
+            found = weights_of(compress(model, 0.3, example_inputs=pictures, work=parts))
+            wanted = weights_of(compress(model, 0.3, example_inputs=pictures))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted), size
+    llama, settings = make("llama"), SETTINGS | {"scorer": "magnitude"}
+    rows = [torch.randint(4, 20, (8, 16), generator=torch.Generator().manual_seed(0))]
+    scored = score(llama, "prune/neurons", data=rows, **{k: v for k, v in settings.items() if k != "ratio"})
+    with kept_parts(tmp_path / "work") as parts:
+        for scores in (None, scored):
+            found = weights_of(compress(llama, "prune/neurons", scores=scores, work=parts, **settings))
+            wanted = weights_of(compress(llama, "prune/neurons", scores=scores, **settings))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted), scores is None
+
+
+class Mean(nn.Module):
+    """Of the last axis."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Without it."""
+        return x.mean(-1)
+
+
+def test_parts_that_a_killed_process_left_half_written_go_with_the_others(tmp_path: Path) -> None:
+    (tmp_path / f".{BASIS}.4000000.part").touch()
+    parts = Parts(tmp_path)
+    parts.begin({"seed": 1})
+    (tmp_path / ".signals.part.safetensors.4000000.part").touch()
+    parts.begin({"seed": 2})
+    assert [file.name for file in tmp_path.iterdir()] == [BASIS]
+    (tmp_path / ".x.part.json.4000000.part").touch()
+    parts.remove()
+    assert not tmp_path.exists()
+
+
+@pytest.mark.parametrize("name", ["a/b", "../a", "n" * 300, "é" * 200])
+def test_a_part_of_any_name_lies_in_the_folder(name: str, tmp_path: Path) -> None:
+    with kept_parts(tmp_path / "work") as parts:
+        parts.begin({})
+        for value in (1.0, 2.0):
+            for other, wanted in ((name, 1.0), (f"{name}.", 5.0)):
+                found = parts.tensors(other, lambda wanted=wanted, value=value: {"a": torch.tensor(wanted * value)})
+                assert float(found["a"]) == wanted
+        assert len(list((tmp_path / "work").iterdir())) == 3
+    assert list(tmp_path.iterdir()) == []

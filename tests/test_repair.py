@@ -385,9 +385,10 @@ def test_fewer_positions_than_features_are_fitted_from_the_samples_side(monkeypa
 
 def test_with_too_few_examples_to_judge_by_the_one_shot_fit_stays() -> None:
     consumer, x, judged = a_consumer(80)
-    found = best_fit(x, torch.randn(80, 3), torch.zeros_like(judged), consumer)
-    assert torch.equal(found.weight, consumer.one_shot().weight)
-    assert torch.equal(found.added, consumer.one_shot().added)
+    for nothing_learned in (torch.zeros_like(judged), torch.ones_like(judged)):
+        found = best_fit(x, torch.randn(80, 3), nothing_learned, consumer)
+        assert torch.equal(found.weight, consumer.one_shot().weight)
+        assert torch.equal(found.added, consumer.one_shot().added)
 
 
 def depthwise() -> nn.Sequential:

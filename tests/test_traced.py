@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nnf
 
+from dnge_compress.core import deadline as watchdog
 from dnge_compress.core.deadline import deadline
 from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.families import build_graph, traced
@@ -249,6 +250,14 @@ def test_a_deadline_that_is_kept_changes_nothing() -> None:
 def test_waiting_takes_no_time_from_a_deadline() -> None:
     with deadline(0.2, LATE):
         time.sleep(0.6)
+
+
+def test_a_thread_that_waits_near_its_deadline_is_not_watched_without_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    monkeypatch.setattr(watchdog, "_clock_of", lambda thread: lambda: float(looks.append(thread) or 0))
+    with deadline(1e-6, LATE):
+        time.sleep(0.3)
+    assert len(looks) < 200
 
 
 def test_a_deadline_ends_a_loop_whose_finalisers_swallow_what_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:

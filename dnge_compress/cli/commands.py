@@ -229,7 +229,8 @@ def _work(options: Namespace, model: nn.Module) -> Path | None:
     """Where finished parts are kept: beside the result of a large model, if nothing else is said."""
     if options.work or world() > 1 or sum(p.numel() for p in model.parameters()) < LARGE:
         return Path(options.work) if options.work else None
-    return Path(f"{options.output.rstrip('/')}.unfinished")
+    target = Path(options.output).expanduser().resolve()
+    return target.with_name(f"{target.name}.unfinished")
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:

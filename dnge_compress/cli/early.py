@@ -39,6 +39,8 @@ def refuse_early(options: Namespace) -> None:
     if getattr(options, "held_out", None):
         source_of(options.held_out)
     output = getattr(options, "output", None)
+    if getattr(options, "work", None):
+        _refuse_work(Path(options.work), Path(output))
     if output and options.function in ("compress", "apply", "vocabulary"):
         base = whole_folder(Path(options.model))
         refuse_target(Path(output), options.force, _least_bytes(options, recipe), base if base.is_dir() else None)
@@ -50,6 +52,15 @@ def refuse_early(options: Namespace) -> None:
         if options.function in ("curve", "compare") and Path(output).exists() and not options.force:
             raise CheckpointError(f"'{output}' exists; name another file, or pass --force to replace it")
         _refuse_place(Path(output))
+
+
+def _refuse_work(work: Path, output: Path) -> None:
+    """The result takes the place of all that its folder holds."""
+    place, target = work.expanduser().resolve(), output.expanduser().resolve()
+    if target in (place, *place.parents):
+        raise CheckpointError(f"--work '{work}' lies in what '{output}' will be; name a folder beside it")
+    if place.exists() and not place.is_dir():
+        raise CheckpointError(f"'{work}' is a file, and parts of a work are kept in a folder; name another place")
 
 
 def _refuse_place(file: Path) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dnge_compress.core.errors import DngeError
 
 WATCH_EVERY = 0.05  # seconds
+LOOK_EVERY = 0.002  # seconds, at the clock of a thread that is near its end
 
 
 class _OvertimeError(BaseException):
@@ -31,7 +32,7 @@ def deadline(seconds: float, over: DngeError) -> Iterator[None]:
 
     def watch() -> None:
         while (left := end_at - worked()) > 0:
-            if has_ended.wait(left):
+            if has_ended.wait(max(left, LOOK_EVERY)):  # however near: a thread that waits comes no nearer
                 return
         while not has_ended.wait(WATCH_EVERY):
             _raise_in(thread, _OvertimeError)

@@ -6,17 +6,20 @@ the last bit; tensors are then mapped into memory, and take none until they are 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dnge_compress.core.claims import claimed
+from dnge_compress.core.claims import PART, claimed
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import path_of
@@ -24,7 +27,8 @@ from dnge_compress.core.processes import world
 from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.core.tensors import read_tensors, write_tensors
 
-BASIS = "unfinished.json"
+BASIS, KEY = "unfinished.json", "dnge_parts"
+MOST_LETTERS = 160  # of a part's name, that its file's has
 TENSORS, FACTS = ".part.safetensors", ".part.json"
 F = TypeVar("F")
 
@@ -52,17 +56,20 @@ class Parts:
         if self.folder is None:
             return ""
         place, wanted = self.folder / BASIS, json_values(basis)
+        whole = json.dumps({KEY: wanted}, indent=1) + "\n"
         if not place.is_file():
-            if self.folder.is_dir() and any(self.folder.iterdir()):
-                raise CheckpointError(f"'{self.folder}' holds something else than parts of a work; name another folder")
-            write_whole(place, json.dumps(wanted, indent=1) + "\n")
+            if self.folder.is_dir() and any(not _is_left(file, BASIS) for file in self.folder.iterdir()):
+                raise self._foreign()
+            write_whole(place, whole)
             return ""
         found = read_json(place)
-        if found == wanted:
+        if not isinstance(found, dict) or not isinstance(found.get(KEY), dict):
+            raise self._foreign()
+        if found[KEY] == wanted:
             return ""
         self.remove()
-        write_whole(place, json.dumps(wanted, indent=1) + "\n")
-        changed = sorted(k for k in wanted if not isinstance(found, dict) or found.get(k) != wanted[k])
+        write_whole(place, whole)
+        changed = sorted(k for k in wanted if found[KEY].get(k) != wanted[k])
         return f"parts in '{self.folder}' were of another work ({', '.join(changed)}), so it began anew"
 
     def tensors(self, name: str, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
@@ -70,7 +77,7 @@ class Parts:
         CheckpointError where they can't be written or read."""
         if self.folder is None:
             return make()
-        file = self.folder / f"{self.prefix}{name}{TENSORS}"
+        file = self._file(name, TENSORS)
         if not file.is_file():
             made = {n: t.detach() for n, t in make().items()}
             devices = {n: str(t.device) for n, t in made.items()}
@@ -81,21 +88,33 @@ class Parts:
         """The facts of a part, of JSON's types alone; made if they aren't there."""
         if self.folder is None:
             return make()
-        file = self.folder / f"{self.prefix}{name}{FACTS}"
+        file = self._file(name, FACTS)
         if not file.is_file():
             write_whole(file, json.dumps(make()) + "\n")
         found: F = read_json(file)
         return found
 
     def remove(self) -> None:
-        """Take the parts away, and their folder if it holds nothing else."""
-        if self.folder is None:
+        """Take the parts away, whole and half written, and their folder if it holds nothing else."""
+        if self.folder is None or not self.folder.is_dir():
             return
-        for pattern in (f"*{TENSORS}", f"*{FACTS}", BASIS):
-            for file in self.folder.glob(pattern):
+        for file in list(self.folder.iterdir()):
+            is_whole = file.name.endswith((TENSORS, FACTS)) or file.name == BASIS
+            if is_whole or _is_left(file, TENSORS, FACTS, BASIS):
                 file.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
+
+    def _file(self, name: str, ending: str) -> Path:
+        """Where a part lies. Names of modules may hold slashes, or be longer than those of files."""
+        assert self.folder is not None
+        whole = quote(f"{self.prefix}{name}", safe=" ")
+        if len(whole) > MOST_LETTERS:
+            whole = f"{whole[:MOST_LETTERS]}-{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+        return self.folder / f"{whole}{ending}"
+
+    def _foreign(self) -> CheckpointError:
+        return CheckpointError(f"'{self.folder}' holds something else than parts of a work; name another folder")
 
 
 NOTHING_KEPT = Parts()
@@ -118,6 +137,11 @@ def kept_parts(place: str | Path | Parts | None) -> Iterator[Parts]:
         parts = Parts(folder)
         yield parts
         parts.remove()
+
+
+def _is_left(file: Path, *endings: str) -> bool:
+    """Whether a process that was killed left it, half written (core/files.py)."""
+    return re.fullmatch(rf"\..*({'|'.join(map(re.escape, endings))})\.\d+\.{PART}", file.name) is not None
 
 
 def _own(values: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ def basis_of(context: ScoringContext, recipe: Recipe) -> Basis:
         ridge=recipe.repair.ridge,
         measured=tuple(kind for kind in MEASURED if kind in context.kinds),
         calibration=json_values(recipe.calibration.model_dump()),
-        data="" if context.data is None else _digest_of(context.data),
+        data="" if context.data is None else digest_of(context.data),
     )
 
 
@@ -227,7 +227,7 @@ def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
     file.chmod(0o666 & ~umask())  # safetensors leaves files to their owner alone
 
 
-def _digest_of(batches: Iterable[Inputs]) -> str:
+def digest_of(batches: Iterable[Inputs]) -> str:
     """Sixteen hex digits over all values of some inputs."""
     sha = hashlib.sha256()
     for batch in batches:

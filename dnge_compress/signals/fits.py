@@ -165,7 +165,7 @@ def best_fit(
     All fits are changes of that weight, so that large activations cost no digits: `rest` is what it leaves.
     """
     first, can_shift = start or consumer.one_shot(), consumer.shift is not None
-    if not bool(judged.any()):
+    if not bool(judged.any()) or bool(judged.all()):
         return first
     order, seen = judged.byte().argsort(stable=True), int((~judged).sum())
     x, rest = x[order], (target - x @ first.weight.T)[order]

@@ -14,7 +14,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Slot
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, first_examples_of, spread_examples_of
 from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
-from dnge_compress.signals.producers import Producer, formula_of, producers_of
+from dnge_compress.signals.producers import Producer, formula_of, formulas, producers_of
 
 MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; a dozen copies of them are held
 
@@ -52,6 +52,13 @@ class LayerRefit:
         wholes = [(producer.module.get_parameter("weight"), producer.slot.axis) for producer in self.producers]
         return max((len(self.keep) * w.numel() // w.shape[axis] for w, axis in wholes), default=0)
 
+    @property
+    def _is_usable(self) -> bool:
+        """Whether all of them were heard, and have read the same."""
+        heard = self.heard.values()
+        is_whole = len(heard) == len(self.modules) and all(h.is_whole for h in heard)
+        return is_whole and len({id(h.read) for h in heard}) == 1
+
     def hear(self, module: nn.Module, read: Tensor, written: Tensor) -> None:
         """What one of them has read and written, both halves."""
         self.heard[module] = _Heard(read, written, written._version)
@@ -63,19 +70,21 @@ class LayerRefit:
         target: Float[Tensor, "P D"],
         positions: Int[Tensor, " P"],
         examples: Int[Tensor, " P"],
+        rows: int,
     ) -> Fit | None:
         """The fit of the consumer that belongs to new rows of the producers; None where nothing better is found.
 
         `read` and `target` are what the consumer reads in the pruned network, and should write, at these positions of
-        its second half, each of one of the numbered `examples`. The rows are fitted on three quarters of these, and
-        the consumer at the end on all of them.
+        its second half, which has so many `rows`, each of one of the numbered `examples`. The producers are fitted on
+        three quarters of these, and the consumer at the end on all of them.
         """
         judged = first_examples_of(examples)
-        is_usable = len({id(h.read) for h in self.heard.values()}) == 1 and all(h.is_whole for h in self.heard.values())
-        if not is_usable or not bool(judged.any()) or bool(judged.all()):
+        if not self._is_usable or not bool(judged.any()) or bool(judged.all()):
             return None
         few = slice(None, None, -(-read.numel() // MOST_NUMBERS))
         inputs, written = self._second_half()
+        if inputs.shape[:-1].numel() != rows:  # what was written is spread or gathered before it is read
+            return None
         x = self._with_ones(inputs.flatten(0, -2)[positions].float())
         zs = tuple(z.flatten(0, -2)[positions].float() for z in written)
         self.formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
@@ -96,18 +105,29 @@ class LayerRefit:
         moved = self.formula([z + x @ v.T for z, v in zip(zs, self.changes, strict=True)])
         return best_fit(moved, target, spread_examples_of(examples), consumer, found.fit)
 
+    def found(self) -> dict[str, Tensor]:
+        """What the fit has found, in named tensors; none where that is nothing."""
+        if not self.changes or self.formula is None:
+            return {}
+        number = torch.tensor(formulas(len(self.producers)).index(self.formula))
+        return {"formula": number, **{f"change/{i}": change for i, change in enumerate(self.changes)}}
+
+    def take(self, found: Mapping[str, Tensor]) -> None:
+        """Go on from what a fit has found, maybe before the work was stopped; `found` may hold more."""
+        if "formula" in found:
+            self.formula = formulas(len(self.producers))[int(found["formula"])]
+            self.changes = tuple(found[f"change/{i}"] for i in range(len(self.producers)))
+
     def read(self, before: Float[Tensor, "*rows F"]) -> Float[Tensor, "*rows F"]:
         """What the consumer reads in the pruned network under the new rows, `before` under the old ones."""
         if not self.changes:
             return before
         inputs, written = self._second_half()
-        if self.formula is None:  # the changes were found before the work was stopped
-            kept = before[..., self.keep].flatten(0, -2).float()
-            self.formula = formula_of([z.flatten(0, -2).float() for z in written], kept, torch.finfo(inputs.dtype).eps)
-            assert self.formula is not None, "another formula than that of the changes"
+        assert self.formula is not None
         x = self._with_ones(inputs.float())
         after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
-        return before.index_copy(-1, self.keep, after.to(before.dtype))
+        after = after.to(before.dtype).reshape(*before.shape[:-1], len(self.keep))
+        return before.index_copy(-1, self.keep, after)
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New values of the producers' parameters; rows that go are as they were."""

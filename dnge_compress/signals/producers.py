@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as nnf
@@ -81,14 +81,16 @@ def formula_of(
     def error(formula: Formula) -> float:
         return float((formula(written) - activations).abs().max())
 
-    best = min(_formulas(len(written)), key=error)
+    best = min(formulas(len(written)), key=error)
     return best if error(best) <= max(TOLERANCE, 4 * eps) * float(activations.abs().max()) else None
 
 
-def _formulas(count: int) -> list[Formula]:
+@cache
+def formulas(count: int) -> tuple[Formula, ...]:
+    """The known ones, of what so many matrices write."""
     if count == 1:
-        return [partial(_plain, activation) for activation in ACTIVATIONS]
-    return [partial(_gated, activation, gate) for activation in ACTIVATIONS for gate in (0, 1)]
+        return tuple(partial(_plain, activation) for activation in ACTIVATIONS)
+    return tuple(partial(_gated, activation, gate) for activation in ACTIVATIONS for gate in (0, 1))
 
 
 def _plain(activation: Callable[[Tensor], Tensor], written: Sequence[Tensor]) -> Tensor:

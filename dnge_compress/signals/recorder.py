@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class Recorder:
         """Listen to the module until the hooks are closed."""
         if self.slot.part is not None or isinstance(self.module, nn.RNNBase):
             return  # no module reads or writes what the matrix does; it is told of the products
-        hooks.enter_context(self.module.register_forward_pre_hook(lambda m, args: self._read(args[0])))
+        read = partial(self.module.register_forward_pre_hook, with_kwargs=True)
+        hooks.enter_context(read(lambda m, args, kwargs: self._read(*args, *kwargs.values())))
         hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
 
     def watch(self, x: Tensor, out: Tensor) -> None:

@@ -88,9 +88,9 @@ class SideBySide:
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for layer in self.layers.values():
                 for module in layer.modules:
-                    hooks.enter_context(module.register_forward_hook(run.hear))
+                    hooks.enter_context(module.register_forward_hook(run.hear, with_kwargs=True))
             for module in self.consumers:
-                hooks.enter_context(module.register_forward_hook(run.write))
+                hooks.enter_context(module.register_forward_hook(run.write, with_kwargs=True))
             for module, own in self.fixed.items():
                 hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
             for module, changes in self.moved.items():
@@ -164,15 +164,15 @@ class _Run(TorchFunctionMode):
         self.open: dict[int, _Output] = {}
         self.is_settling = False
 
-    def write(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+    def write(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what was computed from what."""
         if not self.is_settling:
-            self.open[id(out)] = _Output(module, args[0], out, out)
+            self.open[id(out)] = _Output(module, *args, *kwargs.values(), out, out)
 
-    def hear(self, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+    def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what the kept neurons are computed from."""
         if not self.is_settling:
-            self.computed_by[module].hear(module, args[0], out)
+            self.computed_by[module].hear(module, *args, *kwargs.values(), out)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -247,17 +247,17 @@ class _Run(TorchFunctionMode):
         def made() -> dict[str, Tensor]:
             consumer.settle(fitted(), self.shelf)
             assert consumer.value is not None and consumer.added is not None
-            changes = {} if layer is None else {f"change/{i}": change for i, change in enumerate(layer.changes)}
-            return {"value": consumer.value, "added": consumer.added, **changes}
+            return {"value": consumer.value, "added": consumer.added, **({} if layer is None else layer.found())}
 
         found = self.parts.tensors(consumer.slot.param, made)
         consumer.value, consumer.added = found["value"], found["added"]
         if layer is not None:
-            layer.changes = tuple(found[name] for name in sorted(found) if name.startswith("change/"))
+            layer.take(found)
 
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
-        positions = counted_positions(self.mask, len(target), target.device)
-        each = max(1, len(target) // self.examples)
+        rows = len(target)
+        positions = counted_positions(self.mask, rows, target.device)
+        each = max(1, rows // self.examples)
         if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
@@ -271,7 +271,7 @@ class _Run(TorchFunctionMode):
             target = target - module.bias.detach().float()
         examples = positions // each
         layer = self.layers.get(module)
-        found = None if layer is None else layer.fit(consumer, x, target, positions, examples)
+        found = None if layer is None else layer.fit(consumer, x, target, positions, examples, rows)
         return found or best_fit(x, target, spread_examples_of(examples), consumer)
 
 

@@ -33,7 +33,7 @@ from dnge_compress.plans.held import full_path
 from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import budget_of, make_plan
 from dnge_compress.plans.prune_plan import PrunePlan
-from dnge_compress.plans.scoring import Scoring, basis_of, carried_on, read_scoring, scoring_of
+from dnge_compress.plans.scoring import Scoring, basis_of, carried_on, digest_of, read_scoring, scoring_of
 from dnge_compress.plans.targets import reach, shown
 from dnge_compress.plans.trial import Repaired, Trial, best_repair
 from dnge_compress.recipes.library import resolve
@@ -44,7 +44,7 @@ from dnge_compress.scorers import ScoringContext
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import length_note, synthesize
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
-from dnge_compress.signals.inference import Inputs, first_examples
+from dnge_compress.signals.inference import Inputs, device_of, first_examples, to_device
 from dnge_compress.signals.tokenizer import tokenizer_fault
 from dnge_compress.signals.user_data import refuse_without_pictures
 from dnge_compress.surgery.cut import cut
@@ -101,13 +101,10 @@ class Task:
             progress=self.progress,
         )
         self.notes = given.notes if given is not None else self._calibration_notes()
-        if parts.are_kept:
-            basis = json_values(basis_of(self.context, self.recipe))
-            note = parts.begin({**basis, "version": __version__, "kinds": sorted(self.context.kinds)})
-            self.notes = (*self.notes, *([note] if note else []))
-            self.context = replace(self.context, parts=parts)
         if scores is not None:
             self._take(scores)
+        if parts.are_kept:
+            self._begin(parts)
         self.trial = Trial(self.context)
         self._repaired: tuple[tuple[Cut, ...], Repaired] | None = None
 
@@ -121,9 +118,7 @@ class Task:
         """Go on from scores that were made before, and from their inputs and signals, if they have them."""
         if isinstance(scores, str | Path):
             scores = read_scoring(Path(scores), self.context, self.recipe)
-            self.context = replace(
-                scores.context, progress=self.progress, parts=self.context.parts, watch=self.context.watch
-            )
+            self.context = replace(scores.context, progress=self.progress, watch=self.context.watch)
         elif isinstance(scores, Scoring):
             self.context = carried_on(scores, self.context, self.recipe, "the scores")
         elif not isinstance(scores, Scores):
@@ -133,6 +128,21 @@ class Task:
         if isinstance(scores, Scoring) and self.context.data is not None:
             self.notes = scores.data_notes
         self.scores = scores
+
+    def _begin(self, parts: Parts) -> None:
+        """Keep what is finished among these parts, and go on from those that rest on the same."""
+        shown = () if self.example_inputs is None else (to_device(self.example_inputs, torch.device("cpu")),)
+        note = parts.begin(
+            {
+                **json_values(basis_of(self.context, self.recipe)),
+                "kinds": sorted(self.context.kinds),
+                "example_inputs": digest_of(shown),
+                "device": str(device_of(self.model)),
+                "version": __version__,
+            }
+        )
+        self.notes = (*self.notes, *([note] if note else []))
+        self.context = replace(self.context, parts=parts)
 
     @cached_property
     def scores(self) -> Scores:
