@@ -137,6 +137,7 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
             datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}),
             r"several splits \(train\); .* data\['train'\]",
         ),
+        ("", "--data is empty; name a file"),
         ([{"body": "x"}], "data row 1 has body; rows need text"),
         ([{"text": "x"}, {"text": 3}], "data row 2: column 'text' holds a number"),
         ([{"text": "x"}], "the data 'data' hold .* needs at least 64"),
