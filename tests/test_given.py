@@ -93,6 +93,12 @@ def test_images_in_bfloat16_are_taken_as_rows_and_as_batches() -> None:
         assert given_data(given, model, SMALL)[0]["pixel_values"].shape == (4, *image.shape)
 
 
+def test_rows_of_images_are_read_in_the_models_own_precision() -> None:
+    model = make("resnet_basic").bfloat16()
+    images = [{"pixel_values": torch.rand(model.config.num_channels, 32, 32, dtype=torch.bfloat16)}] * 2
+    assert given_data(images, model, SMALL)[0]["pixel_values"].dtype == torch.bfloat16
+
+
 def test_a_file_is_taken_by_its_path(model: Any, wanted: list[list[int]], tmp_path: Path) -> None:
     datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "rows.parquet")
     for given in (tmp_path / "rows.parquet", str(tmp_path / "rows.parquet")):

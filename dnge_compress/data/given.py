@@ -76,10 +76,12 @@ def _batches(rows: Iterator[Any], first: Any, model: nn.Module, calibration: Cal
     if isinstance(first, Mapping) and _token_row(first) is not None:
         return _tokenised(rows, model, calibration)
     if isinstance(first, Mapping) and _image_row(first) is not None:
-        return _images(rows)
+        return _images(rows, model)
     if isinstance(first, Mapping) and _is_columns(first):
         rows = (row for columns in rows for row in _from_columns(columns))
-    placed = ((f"data row {i}", row if isinstance(row, Mapping) else {"text": row}) for i, row in enumerate(rows, 1))
+    placed = (
+        (f"data row {i}", dict(row) if isinstance(row, Mapping) else {"text": row}) for i, row in enumerate(rows, 1)
+    )
     place, row = next(placed)
     source = told(Dataset(path=NAME), row, place)
     found = Opened(source, said(source, row), ())
@@ -132,13 +134,14 @@ def _token_row(row: Mapping[str, Any]) -> list[int] | None:
     return [int(i) for i in kept]
 
 
-def _images(rows: Iterable[Mapping[str, Any]]) -> UserData:
+def _images(rows: Iterable[Mapping[str, Any]], model: nn.Module) -> UserData:
     found: list[Tensor] = []
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for i, row in enumerate(rows, 1):
         image = _image_row(row)
         if image is None or (found and image.shape != found[0].shape):
             raise DataError(f"data row {i} holds no {PIXELS} of the first row's shape; give images of one size")
-        found.append(image)
+        found.append(image.to(dtype))
     return UserData(tuple({PIXELS: batch} for batch in torch.stack(found).split(IMAGES)))
 
 
