@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pandas
 import pytest
 import torch
 from models import make
@@ -69,6 +70,33 @@ def test_tokenised_rows_are_taken_without_their_padding(form: str | None, model:
     masks = [[int(i < len(ids)) for i in range(longest + 3)] for ids in wanted]
     found = datasets.Dataset.from_dict({"input_ids": padded, "attention_mask": masks, "id": list(range(12))})
     assert rows_of(given_data(found.with_format(form) if form else found, model, SMALL)) == wanted
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("form", [None, "torch", "numpy"])
+def test_rows_without_tokens_are_left_out(form: str | None, first: bool, model: Any, wanted: list[list[int]]) -> None:
+    rows = [[], *wanted] if first else [*wanted, []]
+    found = given_data(datasets.Dataset.from_dict({"input_ids": rows}).with_format(form), model, SMALL)
+    assert rows_of(found) == wanted and "; 1 row without text left out" in found.notes[0]
+
+
+def test_a_text_that_is_missing_is_left_out(model: Any, wanted: list[list[int]]) -> None:
+    found = given_data([*(row["text"] for row in ROWS), None], model, SMALL)
+    assert rows_of(found) == wanted and "; 1 row without text left out" in found.notes[0]
+
+
+def test_images_in_bfloat16_are_taken_as_rows_and_as_batches() -> None:
+    model = make("vit").bfloat16()
+    side = model.config.image_size
+    image = torch.rand(model.config.num_channels, side, side, dtype=torch.bfloat16)
+    for given in ([{"pixel_values": image}] * 4, [{"pixel_values": image[None].repeat(4, 1, 1, 1)}]):
+        assert given_data(given, model, SMALL)[0]["pixel_values"].shape == (4, *image.shape)
+
+
+def test_rows_of_images_are_read_in_the_models_own_precision() -> None:
+    model = make("resnet_basic").bfloat16()
+    images = [{"pixel_values": torch.rand(model.config.num_channels, 32, 32, dtype=torch.bfloat16)}] * 2
+    assert given_data(images, model, SMALL)[0]["pixel_values"].dtype == torch.bfloat16
 
 
 def test_a_file_is_taken_by_its_path(model: Any, wanted: list[list[int]], tmp_path: Path) -> None:
@@ -137,6 +165,10 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
             datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}),
             r"several splits \(train\); .* data\['train'\]",
         ),
+        ("", "--data is empty; name a file"),
+        (pandas.DataFrame(ROWS), r"data\.to_dict\('records'\)"),
+        ([TEXT, float("nan")], "data row 2: column 'text' holds a number, not text"),
+        ([{"prompt": [TEXT, TEXT], "completion": [TEXT]}], "prompt, completion in unequal numbers"),
         ([{"body": "x"}], "data row 1 has body; rows need text"),
         ([{"text": "x"}, {"text": 3}], "data row 2: column 'text' holds a number"),
         ([{"text": "x"}], "the data 'data' hold .* needs at least 64"),

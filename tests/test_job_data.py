@@ -21,6 +21,7 @@ from dnge_compress.data.changes import changed, marks_of
 from dnge_compress.data.reading import read_rows
 from dnge_compress.data.rows import Collator, Rows, split_rows
 from dnge_compress.data.sources import check_sources
+from dnge_compress.jobs.outline import _tokens_in
 from dnge_compress.recipes.data_schema import Dataset
 
 BOOKWORM = Path(__file__).resolve().parents[1] / "examples" / "bookworm"
@@ -423,6 +424,24 @@ def test_max_rows_counts_rows_over_all_files_of_a_source(tmp_path: Path, books: 
         (tmp_path / f"{name}.jsonl").write_text(f'{{"text": "{name}1"}}\n\n{{"text": "{name}2"}}\n')
     rows = read(tmp_path, books, max_rows=3)
     assert texts(rows, books) == [f"{t}<|endoftext|>" for t in ("a1", "a2", "b1")] and rows.counts["read"] == 3
+
+
+def test_files_beyond_max_rows_leave_no_empty_text_behind(tmp_path: Path, books: Any) -> None:
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text("Yes.\nNo.\n")
+    assert texts(read(tmp_path, books, packing=True, max_rows=2), books) == ["Yes.\nNo.\n<|endoftext|>"]
+
+
+@pytest.mark.parametrize("part", [{"max_rows": 5}, {"split": "train[:50%]"}])
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
+def test_the_plan_guesses_the_tokens_of_a_part_of_any_file(tmp_path: Path, suffix: str, part: dict[str, Any]) -> None:
+    line, file = "A line of forty letters, or of about that.", tmp_path / f"a{suffix}"
+    if suffix == ".txt":
+        file.write_text(f"{line}\n" * 10)
+    else:
+        written(file, [{"text": line}] * 10)
+    whole, half = (_tokens_in(Dataset(path=str(file), **told)) for told in ({}, part))
+    assert whole is not None and half == whole // 2
 
 
 def test_a_slice_of_a_split_takes_its_share(tmp_path: Path, books: Any) -> None:

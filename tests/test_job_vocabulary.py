@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnge_compress.core.errors import RecipeError
 from dnge_compress.data.rows import Examples
+from dnge_compress.jobs import running
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.outline import planned
@@ -61,6 +62,30 @@ def test_tokens_that_were_taken_away_are_made_again_where_they_are_needed(
     assert run(job_of(recipe(model, rows, out, **TOLD))) is not None
     ours, theirs = (load_file(folder / "model" / "model.safetensors") for folder in (out, finished))
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
+
+
+def test_all_that_knows_the_old_tokens_starts_over_where_other_rows_use_others(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, out = tmp_path / "rows.jsonl", tmp_path / "out"
+    lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:20]), encoding="utf-8")
+    job = job_of(recipe(model, file, out, **TOLD, calibrate_on="synthetic"))
+    real = running.timed
+
+    def stopped(stage: Any, work: Any) -> Any:
+        if stage.name == "train" and len(file.read_text(encoding="utf-8")) < len("".join(lines)):
+            raise KeyboardInterrupt
+        return real(stage, work)
+
+    monkeypatch.setattr(running, "timed", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(job)
+    before = json.loads((out / "pruned" / "config.json").read_text())["vocab_size"]
+    file.write_text("".join(lines), encoding="utf-8")
+    run(job)
+    after, whole = (json.loads((out / name / "config.json").read_text())["vocab_size"] for name in ("pruned", "model"))
+    assert before < after == whole
 
 
 def test_the_plan_says_whose_tokens_stay(model: Path, rows: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from test_jobs import model, recipe, rows
 from transformers import AutoModelForCausalLM
 
 from dnge_compress import load
-from dnge_compress.core.errors import RecipeError
-from dnge_compress.jobs import stages
-from dnge_compress.jobs.checking import job_of
+from dnge_compress.core.errors import CheckpointError, RecipeError
+from dnge_compress.jobs import folder as folders
+from dnge_compress.jobs import rounds, stages
+from dnge_compress.jobs.checking import due, job_of
+from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.outline import planned
 from dnge_compress.jobs.running import run
 
@@ -115,3 +118,50 @@ def test_the_plan_says_what_each_round_takes(model: Path, rows: Path, tmp_path: 
     assert list(found)[:4] == ["data", "round 1", "round 2", "prune"]
     assert found["round 1"] == "prunes 26.3% of what is left, and recovers"
     assert found["prune"].startswith("26.3% of what is left of the units")
+
+
+def test_rounds_and_what_goes_on_from_them_start_over_when_the_rows_are_others(
+    model: Path, rows: Path, tmp_path: Path
+) -> None:
+    job = job_of(recipe(model, rows, tmp_path / "out", **TOLD, calibrate_on="synthetic"))
+    assert stages.stages_that_saw_data(job) == [stage.name for stage in planned(job)]
+
+
+def test_the_rounds_before_one_that_is_gone_are_made_again_with_it(
+    model: Path, rows: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rounds"
+    shutil.copytree(finished, out)
+    for name in ("round-1", "round-2", "pruned"):
+        shutil.rmtree(out / name)
+    job = job_of(recipe(model, rows, out, **TOLD))
+    assert {"round 1", "round 2", "prune"} <= due(JobFolder(out), job)
+
+
+def test_the_report_keeps_the_curves_of_rounds_that_somebody_deleted(
+    model: Path, rows: Path, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "rounds"
+    shutil.copytree(finished, out)
+    for name in ("round-1", "round-2", "model"):
+        shutil.rmtree(out / name)
+    job = job_of(recipe(model, rows, out, **TOLD))
+    assert due(JobFolder(out), job) == {"save"}
+    report = run(job)
+    assert report is not None and [curve.name for curve in report.curves][1:] == [
+        "trained in round 1",
+        "trained in round 2",
+    ]
+
+
+def test_a_round_waits_for_the_processes_that_a_killed_run_left_in_it(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "rounds"
+    shutil.copytree(finished, out)
+    monkeypatch.setattr(folders, "PATIENCE", 0.1)
+    outer = JobFolder(out)
+    inner, job = rounds.of_round(outer, outer.job(), 1)
+    with folders.at_work(inner), pytest.raises(CheckpointError, match="still at work"):
+        rounds.begin(outer, inner, job)
+    rounds.begin(outer, inner, job)

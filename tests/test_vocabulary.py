@@ -575,6 +575,21 @@ def test_rows_are_read_as_jobs_read_them_and_not_as_json(tmp_path: Path) -> None
     assert list(texts_in(tmp_path / "plain.txt", model)) == ["first", "second", whole]
 
 
+def test_what_is_said_in_an_earlier_turn_alone_and_no_row_beyond_max_rows_is_used(tmp_path: Path) -> None:
+    folder = base("gpt2, bytes", tmp_path / "base")
+    model: Any = open_model(folder)
+    thinks = "{% if loop.last and m.role == 'assistant' %}Hm. {% endif %}"
+    (folder / "chat_template.jinja").write_text(f"{{% for m in messages %}}{thinks}{{{{ m.content }}}}{{% endfor %}}")
+    turns = [{"role": role, "content": word} for word in "ab" for role in ("user", "assistant")]
+    path = tmp_path / "chats.jsonl"
+    path.write_text(f"{json.dumps({'messages': turns})}\n" * 3, encoding="utf-8")
+    whole = ["aabHm. b", "aHm. a"]
+    assert list(texts_in(f"{{path: {path}}}", model)) == whole * 3
+    assert list(texts_in(f"{{path: {path}, max_rows: 2}}", model)) == whole * 2
+    (tmp_path / "plain.txt").write_text("one\ntwo\n", encoding="utf-8")
+    assert list(texts_in(f"{{path: {tmp_path / 'plain.txt'}, max_rows: 1}}", model)) == ["one", "one\n"]
+
+
 TOOLS_ONLY = "{% if not tools %}{{ raise_exception('no') }}{% endif %}Watson {{ tools[0].function.name }}"
 
 

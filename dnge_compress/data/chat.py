@@ -52,6 +52,17 @@ def rendered(talk: Conversation, tokenizer: Any, place: str) -> str:
     return str(_applied(talk, talk.messages, tokenizer, place, tokenize=False))
 
 
+def renderings(talk: Conversation, tokenizer: Any, place: str) -> list[str]:
+    """A whole conversation, and its beginnings that end in a learned turn, where the template writes them otherwise, as
+    they have rows of their own then. Raises DataError naming `place`."""
+    whole = rendered(talk, tokenizer, place)
+    if GENERATION.search(_template(talk, tokenizer, place)):
+        return [whole]
+    ends = [i for i, is_learned in enumerate(talk.learned, 1) if is_learned]
+    parts = [str(_applied(talk, talk.messages[:end], tokenizer, place, tokenize=False)) for end in ends]
+    return [whole, *(part for part in parts if not whole.startswith(part))]
+
+
 def _template(talk: Conversation, tokenizer: Any, place: str) -> str:
     """The template for a conversation, which must have a place for its tools."""
     template: str = tokenizer.get_chat_template(tools=list(talk.tools) or None)

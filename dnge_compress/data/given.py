@@ -61,6 +61,8 @@ def _refuse_splits(data: Any) -> None:
     if isinstance(data, Mapping) and data and all(hasattr(part, "column_names") for part in data.values()):
         names = ", ".join(map(str, data))
         raise DataError(f"data holds several splits ({names}); pass one of them, data['{next(iter(data))}']")
+    if hasattr(data, "iterrows"):  # pandas' tables, which are iterated by the names of their columns
+        raise DataError("data is a table, which isn't read by rows; pass data.to_dict('records')")
 
 
 def _is_row(first: Mapping[str, Any]) -> bool:
@@ -74,10 +76,12 @@ def _batches(rows: Iterator[Any], first: Any, model: nn.Module, calibration: Cal
     if isinstance(first, Mapping) and _token_row(first) is not None:
         return _tokenised(rows, model, calibration)
     if isinstance(first, Mapping) and _image_row(first) is not None:
-        return _images(rows)
+        return _images(rows, model)
     if isinstance(first, Mapping) and _is_columns(first):
         rows = (row for columns in rows for row in _from_columns(columns))
-    placed = ((f"data row {i}", {"text": row} if isinstance(row, str) else row) for i, row in enumerate(rows, 1))
+    placed = (
+        (f"data row {i}", dict(row) if isinstance(row, Mapping) else {"text": row}) for i, row in enumerate(rows, 1)
+    )
     place, row = next(placed)
     source = told(Dataset(path=NAME), row, place)
     found = Opened(source, said(source, row), ())
@@ -91,6 +95,8 @@ def _is_columns(row: Mapping[str, Any]) -> bool:
 
 def _from_columns(columns: Mapping[str, Any]) -> Iterator[dict[str, str]]:
     texts = _texts(columns)
+    if len({len(values) if isinstance(values, list | tuple) else None for values in texts.values()}) > 1:
+        raise DataError(f"data gives {', '.join(texts)} in unequal numbers; give as many texts of each")
     for values in zip(*texts.values(), strict=True):
         yield dict(zip(texts, values, strict=True))
 
@@ -103,13 +109,15 @@ def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tokenised(rows: Iterable[Mapping[str, Any]], model: nn.Module, calibration: Calibration) -> UserData:
     length = text_length(model, calibration.length)
-    spread = Spread(calibration.tokens)
+    spread, empty = Spread(calibration.tokens), 0
     for i, row in enumerate(rows, 1):
         ids = _token_row(row)
         if ids is None:
             raise DataError(f"data row {i} holds no {IDS} [tokens], as the first row does; give rows of one kind")
-        spread.add(partial(_cut, ids, length))
-    return spread_batches(spread, f"'{NAME}'", model, length)
+        if ids:
+            spread.add(partial(_cut, ids, length))
+        empty += not ids
+    return spread_batches(spread, f"'{NAME}'", model, length, empty)
 
 
 def _cut(ids: list[int], length: int) -> tuple[list[int], bool]:
@@ -119,20 +127,21 @@ def _cut(ids: list[int], length: int) -> tuple[list[int], bool]:
 def _token_row(row: Mapping[str, Any]) -> list[int] | None:
     """The token ids of one row, without its padding; None for something else."""
     ids = _array(row.get(IDS))
-    if ids is None or ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+    if ids is None or ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
         return None
     mask = _array(row.get(MASK))
     kept = ids if mask is None else ids[mask.astype(bool)]
     return [int(i) for i in kept]
 
 
-def _images(rows: Iterable[Mapping[str, Any]]) -> UserData:
+def _images(rows: Iterable[Mapping[str, Any]], model: nn.Module) -> UserData:
     found: list[Tensor] = []
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     for i, row in enumerate(rows, 1):
         image = _image_row(row)
         if image is None or (found and image.shape != found[0].shape):
             raise DataError(f"data row {i} holds no {PIXELS} of the first row's shape; give images of one size")
-        found.append(image)
+        found.append(image.to(dtype))
     return UserData(tuple({PIXELS: batch} for batch in torch.stack(found).split(IMAGES)))
 
 
@@ -145,10 +154,11 @@ def _image_row(row: Mapping[str, Any]) -> Tensor | None:
 def _array(value: Any) -> np.ndarray | None:
     """A list of numbers, an array or a tensor as an array; None for anything else."""
     if isinstance(value, Tensor):
-        return np.asarray(value.detach().cpu())
+        found = value.detach().cpu()
+        return np.asarray(found.float() if found.is_floating_point() else found)  # NumPy has no bfloat16
     if isinstance(value, np.ndarray):
         return value
     try:
-        return np.array(value) if isinstance(value, list | tuple) and value else None
+        return np.array(value) if isinstance(value, list | tuple) else None
     except ValueError:  # lists of several lengths
         return None

@@ -80,6 +80,8 @@ class _Reader:
         source, read = opened.source, self.ledger.counts["read"]
         for table in opened.tables:
             done = self.ledger.counts["read"] - read
+            if done == source.max_rows:
+                break
             rows = islice(table, None if source.max_rows is None else source.max_rows - done)
             is_lines = isinstance(table, RowFile) and table.suffix == ".txt"
             if is_lines and self.ledger.packing:

@@ -71,6 +71,8 @@ def source_of(given: str | Path) -> Dataset:
     """What a command's --data names: a file, a folder of files, a hub id, or a source as recipes write it ("{path: …,
     split: …}"). Raises DataError, or RecipeError for keys that nobody knows."""
     text = str(given)
+    if not text:
+        raise DataError("--data is empty; name a file, a folder of files, or a hub id")
     if text.startswith("{"):
         source = validate(parse_value(text, "--data", "--data"), "--data", kind=Dataset)
     else:

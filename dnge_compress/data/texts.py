@@ -15,7 +15,7 @@ from torch import nn
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.wording import several
-from dnge_compress.data.chat import check_template, rendered
+from dnge_compress.data.chat import check_template, rendered, renderings
 from dnge_compress.data.conversations import Conversation
 from dnge_compress.data.formats import Placed, RowFile
 from dnge_compress.data.lessons import CONVERSATIONS, Answer, Lesson, lesson
@@ -40,8 +40,7 @@ def read_texts(given: str | Path, model: nn.Module, calibration: Calibration) ->
     """Batches of the texts of what --data names (`source_of`), on the model's device, and what was cut; a .txt file has
     a text on every line. See `texts_batches`. Raises DataError for what can't be read or holds too little."""
     found = opened(source_of(given), Path.cwd())
-    rows = (placed for table in found.tables for placed in table)
-    return texts_batches(islice(rows, found.source.max_rows), found, model, calibration)
+    return texts_batches(_rows(found), found, model, calibration)
 
 
 def texts_batches(rows: Placed, found: Opened, model: nn.Module, calibration: Calibration) -> UserData:
@@ -90,22 +89,23 @@ def texts_in(given: str | Path, model: nn.Module) -> Iterator[str]:
 
 
 def texts_of(source: Dataset, model: nn.Module) -> Iterator[str]:
-    """The texts of a source as the model will meet them: whole, and prompts alone; of a .txt file its lines, and long
-    pieces of the whole, so that the tokens of line ends and indents count as used. Raises DataError."""
+    """The texts of a source as the model will meet them: whole, prompts alone, and conversations up to each turn that
+    is written otherwise while it is the last; of .txt files their lines, and long pieces of the whole, so that the
+    tokens of line ends and indents count as used. Raises DataError."""
     found = opened(source, Path.cwd())
     tokenizer: Any = None
     if found.source.type in (*CONVERSATIONS, "alpaca"):
         tokenizer = tokenizer_for(model)
-    for table in found.tables:
-        if isinstance(table, RowFile) and table.suffix == ".txt":
-            yield from _lines_and_pieces(row["text"] for _, row in table)
-            continue
-        for place, taught in _lessons(table, found.source, tokenizer):
-            if isinstance(taught, Conversation):
-                yield rendered(taught, tokenizer, place)
-            elif taught is not None:
-                parts = (taught.prompt, taught.completion) if isinstance(taught, Answer) else (taught,)
-                yield from dict.fromkeys(("".join(parts), "".join(parts).strip(), *parts))
+    rows = _rows(found)
+    if any(isinstance(table, RowFile) and table.suffix == ".txt" for table in found.tables):
+        yield from _lines_and_pieces(row["text"] for _, row in rows)
+        return
+    for place, taught in _lessons(rows, found.source, tokenizer):
+        if isinstance(taught, Conversation):
+            yield from renderings(taught, tokenizer, place)
+        elif taught is not None:
+            parts = (taught.prompt, taught.completion) if isinstance(taught, Answer) else (taught,)
+            yield from dict.fromkeys(("".join(parts), "".join(parts).strip(), *parts))
 
 
 def _lines_and_pieces(lines: Iterable[str]) -> Iterator[str]:
@@ -135,8 +135,7 @@ def read_windows(given: str | Path, model: nn.Module) -> UserData:
         return read_texts(given, model, Calibration(tokens=JUDGED_TOKENS, length=length))
     tokenizer, counts = tokenizer_for(model), Counter[str]()
     found = opened(source_of(given), Path.cwd())
-    rows = islice((placed for table in found.tables for placed in table), found.source.max_rows)
-    text = "\n\n".join(text for text, _ in _texts(rows, found.source, tokenizer, counts))
+    text = "\n\n".join(text for text, _ in _texts(_rows(found), found.source, tokenizer, counts))
     ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     name = Path(found.source.path).name
     if len(ids) < LEAST_TOKENS:
@@ -146,6 +145,11 @@ def read_windows(given: str | Path, model: nn.Module) -> UserData:
     taken = windows[_evenly(len(windows), JUDGED_TOKENS // length)].to(device_of(model))
     note = f"judged on {taken.numel():,} of {len(ids):,} tokens of '{name}'"
     return UserData(tuple({"input_ids": part} for part in taken.split(max(1, BATCH_TOKENS // length))), (note,))
+
+
+def _rows(found: Opened) -> Placed:
+    """The rows of a source, as many as it asks for."""
+    return islice((placed for table in found.tables for placed in table), found.source.max_rows)
 
 
 def _evenly(count: int, most: int) -> list[int]:

@@ -12,6 +12,7 @@ from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError,
 from dnge_compress.data.sources import check_sources
 from dnge_compress.jobs.folder import REPORT, JobFolder, refuse
 from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.rounds import names
 from dnge_compress.recipes.job_schema import CAUSAL, Job
 from dnge_compress.recipes.library import anchor, kind_of, load, resolve, validate
 from dnge_compress.recipes.methods import PLACERS, SCORERS
@@ -57,7 +58,7 @@ def due(folder: JobFolder, job: Job) -> set[str]:
     done = folder.read()["stages"]
     stages = [stage.name for stage in planned(job)]
     found = {name for name in stages if name not in done or not _stands(folder, job, name)}
-    for before, after in pairwise([f"round {number}" for number in range(1, job.rounds)] + ["prune"]):
+    for after, before in pairwise(["prune", *reversed(names(job))]):
         found |= {before} if after in found and not folder.round(int(before.split()[1])).model.is_dir() else set()
     if "vocabulary" in stages and found and not folder.fewer_tokens.is_dir():
         found.add("vocabulary")

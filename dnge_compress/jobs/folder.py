@@ -189,7 +189,7 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
     """
     with claimed(folder.root, folder.root / LOCK, what="run"):
         refuse(folder, job)
-        _outlive_workers(folder)
+        outlive_workers(folder)
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
         if folder.read()["identity"] != identity(job):
             write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
@@ -206,7 +206,8 @@ def at_work(folder: JobFolder) -> Iterator[None]:
         yield
 
 
-def _outlive_workers(folder: JobFolder) -> None:
+def outlive_workers(folder: JobFolder) -> None:
+    """Wait for the processes that a killed run left at work in the folder. Raises CheckpointError where they stay."""
     deadline = time.monotonic() + PATIENCE
     with (folder.root / WORKERS).open("w") as lock:
         while True:

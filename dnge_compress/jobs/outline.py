@@ -141,6 +141,7 @@ def _tokens(job: Job) -> int | None:
 def _tokens_in(source: Dataset) -> int | None:
     if is_on_hub(source, Path.cwd()):
         return None
+    source, _ = settled(source, Path.cwd())
     splits = {split: [RowFile(f, source) for f in files] for split, files in wanted(source, Path.cwd()).items()}
     sizes = {split: sum(file.path.stat().st_size for file in files) for split, files in splits.items()}
     total = sum(sizes.values())

@@ -6,15 +6,18 @@ import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import yaml
 
 from dnge_compress.core.files import atomic_file, write_whole
-from dnge_compress.jobs.folder import VERSION, JobFolder, identity
-from dnge_compress.plans.space_rows import SpaceRow
+from dnge_compress.jobs.folder import VERSION, JobFolder, identity, outlive_workers
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.schema import Prune
+
+if TYPE_CHECKING:
+    from dnge_compress.plans.space_rows import SpaceRow
 
 
 def names(job: Job) -> list[str]:
@@ -56,7 +59,10 @@ def start_of(folder: JobFolder, job: Job, number: int = 0) -> str:
 
 
 def begin(outer: JobFolder, inner: JobFolder, job: Job) -> None:
-    """Make a round's folder, with the rows of the whole job. What another recipe left there goes."""
+    """Make a round's folder, with the rows of the whole job. What another recipe left there goes. Raises
+    CheckpointError where processes of a killed run don't end there."""
+    if inner.root.is_dir():
+        outlive_workers(inner)
     if inner.read()["identity"] == identity(job):
         return
     if inner.root.exists():

@@ -95,7 +95,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     data, trained = done.get("data", {}), done.get("train", {})
     variants = ("", *job.compare) if job.train is not None else ()
     rounds = [*names(job), "prune"]
-    early = [_curve(folder.round(number), "", f"trained in round {number}") for number in range(1, job.rounds)]
+    early = [_curve(done[name]["curve"], f"trained in {name}") for name in names(job)]
     adapters = folder.read_lora_plan().adapters if job.lora is not None else ()
     counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
     return JobReport(
@@ -107,7 +107,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         milestones=tuple(read_strictly(Milestone, m, "a milestone") for m in _milestones(job, done)),
         widths=whole_widths([SpaceRow(**row) for row in done.get(name, {}).get("widths", ())] for name in rounds),
         ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
-        curves=(*(_curve(folder, variant) for variant in variants), *early),
+        curves=(*(_curve(read_json(folder.curve(v)), f"trained, {v}" if v else "trained") for v in variants), *early),
         samples=tuple(read_strictly(Sample, s, "a sample") for s in done["measure"].get("samples", ())),
         rows=counts,
         machine=trained.get("machine", {}) | {"threads": str(folder.threads)} | versions(),
@@ -145,7 +145,6 @@ def _milestones(job: Job, done: Mapping[str, Any]) -> Iterator[Mapping[str, Any]
     yield from rest
 
 
-def _curve(folder: JobFolder, variant: str, name: str = "") -> Curve:
-    raw = read_json(folder.curve(variant))
+def _curve(raw: Mapping[str, Any], name: str) -> Curve:
     train, held_out = (tuple((int(step), float(loss)) for step, loss in raw[key]) for key in ("train", "held_out"))
-    return Curve(name or (f"trained, {variant}" if variant else "trained"), train, held_out)
+    return Curve(name, train, held_out)

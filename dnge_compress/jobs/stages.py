@@ -72,13 +72,16 @@ def stages_of(job: Job) -> list[Stage]:
 
 
 def stages_that_saw_data(job: Job) -> list[str]:
-    """The stages whose results depend on the rows; pruning and placing do by scorers and placers that look at them."""
+    """The stages whose results depend on the rows; pruning and placing do by scorers and placers that look at them, and
+    where their model does: by tokens that left, or by the training of an earlier round."""
+    has_seen = job.vocabulary is not None or job.rounds > 1
     sees = {
-        "prune": job.prune is not None and (_prunes_on_rows(job) or SCORERS.usable(job.scorer, True).NEEDS_DATA),
+        "prune": job.prune is not None
+        and (has_seen or _prunes_on_rows(job) or SCORERS.usable(job.scorer, True).NEEDS_DATA),
         "place": job.lora is not None
         and any(PLACERS.usable(placer, True).NEEDS_DATA for placer in (job.lora.placer, *job.compare)),
     }
-    sees["place"] = sees["place"] or sees["prune"]
+    sees["place"] = sees["place"] or sees["prune"] or has_seen
     return [stage.name for stage in stages_of(job) if sees.get(stage.name, True)]
 
 
@@ -133,7 +136,8 @@ def early_round(work: Work, number: int) -> Facts:
         if stage.name in wanted:
             folder.finish(stage.name, timed(stage, inner))
     pruned, measured = folder.done("prune") or {}, folder.done("measure") or {}
-    return {"widths": pruned["widths"], "notes": pruned["notes"], "milestones": measured["milestones"]}
+    found = {"widths": pruned["widths"], "notes": pruned["notes"], "milestones": measured["milestones"]}
+    return found | {"curve": read_json(folder.curve())}
 
 
 def prune(work: Work) -> Facts:
