@@ -12,7 +12,7 @@ import torch
 from models import make
 
 from dnge_compress import compress, load, save
-from dnge_compress.core import paging
+from dnge_compress.core import memory, paging
 from dnge_compress.core.memory import page_out
 from dnge_compress.core.paging import Shelf
 from dnge_compress.tasks import task
@@ -77,3 +77,12 @@ def test_a_large_result_of_a_folder_lies_in_files_and_is_saved_whole(
     again = load(tmp_path / "small").state_dict()
     assert all(torch.equal(again[name], value) for name, value in wanted.state_dict().items())
     found.get_parameter(narrower).data.zero_()  # a mapped weight can be written to
+
+
+def test_what_lies_in_no_file_is_not_swapped_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    advised: list[tuple[object, ...]] = []
+    monkeypatch.setattr(memory, "_libc", lambda name: lambda *args: advised.append(args))
+    page_out(torch.ones(1 << 20))
+    assert not advised
+    page_out(paging.paged(torch.ones(1 << 20), "numbers"))
+    assert len(advised) == 1

@@ -39,7 +39,7 @@ def refuse_early(options: Namespace) -> None:
     if getattr(options, "held_out", None):
         source_of(options.held_out)
     output = getattr(options, "output", None)
-    if getattr(options, "work", None):
+    if output and getattr(options, "work", None):
         _refuse_work(Path(options.work), Path(output))
     if output and options.function in ("compress", "apply", "vocabulary"):
         base = whole_folder(Path(options.model))
