@@ -64,8 +64,9 @@ def test_tokens_that_were_taken_away_are_made_again_where_they_are_needed(
     assert all(bool((ours[name] == theirs[name]).all()) for name in theirs)
 
 
+@pytest.mark.parametrize("end", ["data", "train"])
 def test_all_that_knows_the_old_tokens_starts_over_where_other_rows_use_others(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    end: str, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, out = tmp_path / "rows.jsonl", tmp_path / "out"
     lines = rows.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -74,14 +75,14 @@ def test_all_that_knows_the_old_tokens_starts_over_where_other_rows_use_others(
     real = running.timed
 
     def stopped(stage: Any, work: Any) -> Any:
-        if stage.name == "train" and len(file.read_text(encoding="utf-8")) < len("".join(lines)):
+        if stage.name == end and len(file.read_text(encoding="utf-8")) < len("".join(lines)):
             raise KeyboardInterrupt
         return real(stage, work)
 
     monkeypatch.setattr(running, "timed", stopped)
     with pytest.raises(KeyboardInterrupt):
         run(job)
-    before = json.loads((out / "pruned" / "config.json").read_text())["vocab_size"]
+    before = json.loads((out / "vocabulary" / "config.json").read_text())["vocab_size"]
     file.write_text("".join(lines), encoding="utf-8")
     run(job)
     after, whole = (json.loads((out / name / "config.json").read_text())["vocab_size"] for name in ("pruned", "model"))

@@ -70,11 +70,12 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
 
 def _forget_changed(folder: JobFolder, job: Job) -> None:
     """Start those stages over that saw files which are no longer what they were, and say so."""
-    data = folder.done("data") or {}
-    file = changed([*job.datasets, *job.eval_datasets], Path.cwd(), data["files"]) if "files" in data else None
+    first = "data" if folder.done("data") else "vocabulary"
+    facts = folder.done(first) or {}
+    file = changed([*job.datasets, *job.eval_datasets], Path.cwd(), facts["files"]) if "files" in facts else None
     if file is None:
         return
-    again = sorted(stages_that_saw_data(job), key=lambda name: name != "data")  # whose facts tell, is forgotten last
+    again = sorted(stages_that_saw_data(job), key=lambda name: name != first)  # whose facts tell, is forgotten last
     print(f"dnge: '{file}' changed since this job was stopped; {', '.join(again)} start over", file=sys.stderr)
     folder.forget(again, ("", *job.compare))
 

@@ -87,7 +87,8 @@ def stages_that_saw_data(job: Job) -> list[str]:
 
 def vocabulary(work: Work) -> Facts:
     """Take tokens that nobody uses out of model and tokenizer."""
-    return {"notes": cut_tokens(work.folder, work.job, work.progress)}
+    files = marks_of([*work.job.datasets, *work.job.eval_datasets], Path.cwd())
+    return {"notes": cut_tokens(work.folder, work.job, work.progress), "files": files}
 
 
 def data(work: Work) -> Facts:
