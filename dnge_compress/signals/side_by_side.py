@@ -167,12 +167,12 @@ class _Run(TorchFunctionMode):
     def write(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what was computed from what."""
         if not self.is_settling:
-            self.open[id(out)] = _Output(module, *args, *kwargs.values(), out, out)
+            self.open[id(out)] = _Output(module, (*args, *kwargs.values())[0], out, out)
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what the kept neurons are computed from."""
         if not self.is_settling:
-            self.computed_by[module].hear(module, *args, *kwargs.values(), out)
+            self.computed_by[module].hear(module, (*args, *kwargs.values())[0], out)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
