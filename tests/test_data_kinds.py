@@ -285,7 +285,8 @@ def test_rows_are_shown_with_marks_around_what_is_learned(tmp_path: Path, capsys
     assert main(["data", "show", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "assistant: ⟦Gladly, thank you.⟧" in shown and "assistant: A friend.\n" in shown
-    assert "read as messages (messages)" in shown and "nothing to learn" in shown
+    words = " ".join(shown.split())  # lines break where paths are long
+    assert "read as messages (messages)" in words and "nothing to learn" in words
 
 
 def test_a_models_tokenizer_shows_what_it_writes(tmp_path: Path, capsys: Any) -> None:
