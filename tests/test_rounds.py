@@ -127,13 +127,18 @@ def test_rounds_and_what_goes_on_from_them_start_over_when_the_rows_are_others(
     assert stages.stages_that_saw_data(job) == [stage.name for stage in planned(job)]
 
 
+def without(finished: Path, out: Path, *names: str) -> Path:
+    """A copy of a job's folder that lacks some of what is in it."""
+    shutil.copytree(finished, out)
+    for name in names:
+        shutil.rmtree(out / name)
+    return out
+
+
 def test_the_rounds_before_one_that_is_gone_are_made_again_with_it(
     model: Path, rows: Path, finished: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "rounds"
-    shutil.copytree(finished, out)
-    for name in ("round-1", "round-2", "pruned"):
-        shutil.rmtree(out / name)
+    out = without(finished, tmp_path / "rounds", "round-1", "round-2", "pruned")
     job = job_of(recipe(model, rows, out, **TOLD))
     assert {"round 1", "round 2", "prune"} <= due(JobFolder(out), job)
 
@@ -141,10 +146,7 @@ def test_the_rounds_before_one_that_is_gone_are_made_again_with_it(
 def test_the_report_keeps_the_curves_of_rounds_that_somebody_deleted(
     model: Path, rows: Path, finished: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "rounds"
-    shutil.copytree(finished, out)
-    for name in ("round-1", "round-2", "model"):
-        shutil.rmtree(out / name)
+    out = without(finished, tmp_path / "rounds", "round-1", "round-2", "model")
     job = job_of(recipe(model, rows, out, **TOLD))
     assert due(JobFolder(out), job) == {"save"}
     report = run(job)

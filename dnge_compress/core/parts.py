@@ -79,9 +79,9 @@ class Parts:
             return make()
         file = self._file(name, TENSORS)
         if not file.is_file():
-            made = {n: t.detach() for n, t in make().items()}
+            made = make()
             devices = {n: str(t.device) for n, t in made.items()}
-            write_tensors(file, {n: _own(t) for n, t in made.items()}, {"devices": json.dumps(devices)})
+            write_tensors(file, made, {"devices": json.dumps(devices)})
         return _read(file)
 
     def facts(self, name: str, make: Callable[[], F]) -> F:
@@ -142,12 +142,6 @@ def kept_parts(place: str | Path | Parts | None) -> Iterator[Parts]:
 def _is_left(file: Path, *endings: str) -> bool:
     """Whether a process that was killed left it, half written (core/files.py)."""
     return re.fullmatch(rf"\..*({'|'.join(map(re.escape, endings))})\.\d+\.{PART}", file.name) is not None
-
-
-def _own(values: Tensor) -> Tensor:
-    """A tensor that shares no memory with others, as safetensors wants it."""
-    found = values.cpu().contiguous()
-    return found.clone() if found.nbytes < found.untyped_storage().nbytes() else found
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -19,7 +19,13 @@ class UnorderedTensors(dict[str, Tensor]):
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str] | None = None) -> None:
     """Write one file, whole or not at all. Raises CheckpointError."""
     with atomic_file(path) as part:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, part, dict(header or {}))
+        save_file({name: owned(tensor) for name, tensor in tensors.items()}, part, dict(header or {}))
+
+
+def owned(values: Tensor) -> Tensor:
+    """A tensor in memory that shares it with no other, as safetensors wants it."""
+    found = values.detach().cpu().contiguous()
+    return found.clone() if found.nbytes < found.untyped_storage().nbytes() else found
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:

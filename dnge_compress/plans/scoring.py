@@ -18,6 +18,7 @@ from dnge_compress.core.files import umask
 from dnge_compress.core.folders import atomic_folder, path_of, whole_folder
 from dnge_compress.core.processes import one_process_writes
 from dnge_compress.core.strict_json import json_values
+from dnge_compress.core.tensors import owned
 from dnge_compress.graph.digest import digest
 from dnge_compress.graph.types import ModelGraph, Scores
 from dnge_compress.plans.basis import AGAIN, HEADER, MEASURED, Basis, Header, named, refuse_other_content
@@ -221,9 +222,7 @@ def _tensors_of(signals: Signals, spaces: Iterable[str]) -> Iterator[tuple[str, 
 
 
 def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Tensors that share memory, as parts of one batch do, each on its own."""
-    shared = {n: t.numel() * t.element_size() < t.untyped_storage().nbytes() for n, t in tensors.items()}
-    save_file({n: (t.clone() if shared[n] else t).cpu().contiguous() for n, t in tensors.items()}, file)
+    save_file({n: owned(t) for n, t in tensors.items()}, file)
     file.chmod(0o666 & ~umask())  # safetensors leaves files to their owner alone
 
 

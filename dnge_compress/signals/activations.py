@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dnge_compress.signals.consumers import feature_axis
+
+
+def read_by(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module was called with first, by place or by name."""
+    return (*args, *kwargs.values())[0]
 
 
 def windows(conv: Any, x: Tensor) -> Tensor:

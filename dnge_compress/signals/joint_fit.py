@@ -31,9 +31,8 @@ RIDGE = 0.1  # of the mean second moment, in the coordinates of inputs and featu
 LEAST_WEIGHT = 1e-3  # of an output, of their mean
 
 _Rows: TypeAlias = tuple[Tensor, list[Tensor], Tensor]
-Formula: TypeAlias = Callable[
-    [Sequence[Tensor]], Tensor
-]  # the units' activations from what the layers before them write
+# The units' activations from what the layers before them write.
+Formula: TypeAlias = Callable[[Sequence[Tensor]], Tensor]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dnge_compress.core.processes import summed
 from dnge_compress.graph.layer_types import CONVS, TRANSPOSED
 from dnge_compress.graph.types import ModelGraph
-from dnge_compress.signals.activations import rows_at, windows
+from dnge_compress.signals.activations import read_by, rows_at, windows
 from dnge_compress.signals.consumers import Place, feature_axis, reading_at
 from dnge_compress.signals.divergence import attended_outputs
 from dnge_compress.signals.second_moments import MomentStore
@@ -55,7 +55,7 @@ class Recorder:
         if self.slot.part is not None or isinstance(self.module, nn.RNNBase):
             return  # no module reads or writes what the matrix does; it is told of the products
         read = partial(self.module.register_forward_pre_hook, with_kwargs=True)
-        hooks.enter_context(read(lambda m, args, kwargs: self._read(*args, *kwargs.values())))
+        hooks.enter_context(read(lambda m, args, kwargs: self._read(read_by(args, kwargs))))
         hooks.enter_context(self.module.register_forward_hook(lambda m, args, out: self._watch_output(out)))
 
     def watch(self, x: Tensor, out: Tensor) -> None:

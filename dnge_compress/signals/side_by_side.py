@@ -32,7 +32,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.graph.masking import hidden_given, with_hidden
 from dnge_compress.graph.tracing.running import tensors_in
-from dnge_compress.signals.activations import counted_positions, rows_at, rows_written, windows
+from dnge_compress.signals.activations import counted_positions, read_by, rows_at, rows_written, windows
 from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumers_of, spread_examples_of
 from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
@@ -167,12 +167,12 @@ class _Run(TorchFunctionMode):
     def write(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what was computed from what."""
         if not self.is_settling:
-            self.open[id(out)] = _Output(module, (*args, *kwargs.values())[0], out, out)
+            self.open[id(out)] = _Output(module, read_by(args, kwargs), out, out)
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what the kept neurons are computed from."""
         if not self.is_settling:
-            self.computed_by[module].hear(module, (*args, *kwargs.values())[0], out)
+            self.computed_by[module].hear(module, read_by(args, kwargs), out)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

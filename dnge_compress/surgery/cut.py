@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from dnge_compress.core.memory import page_out
 from dnge_compress.core.paging import Keep, as_it_is
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.layers import moved_up
@@ -50,7 +49,6 @@ def _replace(model: nn.Module, name: str, applied: AppliedCuts, keep: Keep) -> N
     module = model.get_submodule(path)
     old: Tensor = getattr(module, leaf)
     new = keep(applied.remaining(name, old.data).contiguous())
-    page_out(old.data)
     setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
 
 
