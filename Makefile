@@ -8,6 +8,9 @@ export GOMP_SPINCOUNT ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest
+# A process for each core, each with a thread of its own; `make test WORKERS=0` runs all in one.
+WORKERS ?= logical
+ON_ALL_CORES := -n $(WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .PHONY: demo test test-slow test-oldest lint types docs check scatter
@@ -17,13 +20,13 @@ demo: $(READY)  ## compress the example model, offline, and compare it before an
 	$(BIN)/python examples/demo.py
 
 test: $(READY)  ## the tests that take minutes at most
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ON_ALL_CORES)
 
 test-slow: $(READY)  ## the slow ones as well; those for an accelerator stay out
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not gpu"
 
 test-oldest: $(OLDEST)/.ready  ## the tests with the oldest versions that pyproject.toml allows; they may warn
-	$(OLDEST)/bin/python -m pytest -o filterwarnings=default
+	$(OLDEST)/bin/python -m pytest $(ON_ALL_CORES) -o filterwarnings=default
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

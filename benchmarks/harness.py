@@ -72,12 +72,13 @@ class Source:
     seed: int = 0
     tokens: int = 16384
     example: Inputs | None = None  # of a plain module
+    prompts: tuple[str, ...] = ()  # with which the model begins the texts that it writes
     is_plain: bool = False  # calibrated as release 0.1 did it: on words or painted images as they are, 64 tokens long
     scores: dict[str, Scores] = field(default_factory=dict)
     damage: float = math.nan  # of the last default repair, on the calibration inputs
 
     def __post_init__(self) -> None:
-        settings = Calibration(tokens=self.tokens, seed=self.seed)
+        settings = Calibration(tokens=self.tokens, seed=self.seed, prompts=self.prompts)
         self.context = ScoringContext(
             graph=build_graph(self.model, self.example),
             model=self.model,

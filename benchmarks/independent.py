@@ -11,6 +11,7 @@ Writes results/independent.{md,json}.
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable
@@ -42,7 +43,13 @@ REAL = (
 )
 FORESEEN = "independent_expected"  # where damage on calibration inputs is kept beside the real one
 BEFORE = ("encoder", "lstsq")  # the default of the release before, on its calibration inputs
-DATA = {"synthetic": "none", "real": "256 real", "before": "none, as 0.1 made them"}
+PROMPTED = ("encoder", OURS)  # where users know with what every text begins
+DATA = {
+    "synthetic": "none",
+    "real": "256 real",
+    "before": "none, as 0.1 made them",
+    "prompted": "none, begun as its users do",
+}
 
 
 def main() -> None:
@@ -64,10 +71,11 @@ def main() -> None:
 
 def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int) -> None:
     """All arms on one stranger that are not measured yet."""
-    wanted = [(n, s, r, DATA[d]) for n in (name,) for d, arms in _arms().items() for s, r in arms]
+    wanted = [(name, s, r, DATA[d]) for d, arms in _arms().items() for s, r in arms]
     if all(table.has(wanted, seed) for seed in range(seeds)):
         return
     stranger = open_it()
+    measured = _arms() | ({"prompted": (PROMPTED,)} if stranger.begun else {})
     judge = judged_by(stranger)
     for seed in range(seeds):
         sources: dict[str, Callable[[], Source]] = {
@@ -75,9 +83,10 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
             "real": lambda seed=seed: Source(
                 stranger.model, data=stranger.real(seed), seed=seed, example=stranger.example
             ),
+            "prompted": lambda seed=seed: _begun(stranger, seed),
             "before": partial(Source, stranger.model, seed=seed, example=stranger.example, is_plain=True),
         }
-        for kind, arms in _arms().items():
+        for kind, arms in measured.items():
             keys = [(name, *arm, DATA[kind]) for arm in arms]
             if table.has(keys, seed):
                 continue
@@ -102,6 +111,14 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
                             {"row": [*key, seed], "inputs": inputs, "measured": damages, "real": table.rows[key][seed]},
                         ],
                     )
+
+
+def _begun(stranger: Stranger, seed: int) -> Source:
+    """Nothing but what texts begin with, as `calibration.prompts` gives it."""
+    assert stranger.begun is not None
+    model, prompt = copy.copy(stranger.model), stranger.begun[1]
+    model.name_or_path = stranger.begun[0]
+    return Source(model, seed=seed, prompts=(prompt,))
 
 
 def _arms() -> dict[str, Iterable[tuple[str, str]]]:

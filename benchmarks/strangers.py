@@ -12,7 +12,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class Stranger:
     real: Callable[[int], list[Inputs]]
     judged: list[Inputs]
     example: Inputs | None = None  # of a plain module
+    begun: tuple[str, str] | None = None  # a tokenizer that reads control tokens, and what users begin texts with
 
 
 def package(name: str, version: str) -> Path:
@@ -141,14 +142,18 @@ def iglm(size: str) -> Stranger:
     """GPT-2 on antibodies: 33 symbols, two control tokens begin every text."""
     trained = package("iglm", "0.1.0") / "iglm/trained_models"
     model = GPT2LMHeadModel.from_pretrained(trained / size).eval()
-    tokenizer = BertTokenizer(str(trained / "vocab.txt"), do_lower_case=False)
-    chain, species, end = tokenizer.convert_tokens_to_ids(["[HEAVY]", "[HUMAN]", "[SEP]"])
-    folder = PACKAGES / f"with-tokenizer-{size}"
+    controls, vocabulary = ["[HEAVY]", "[HUMAN]"], str(trained / "vocab.txt")
+    tokenizer = BertTokenizer(vocabulary, do_lower_case=False)
+    chain, species, end = tokenizer.convert_tokens_to_ids([*controls, "[SEP]"])
+    folder, reader = PACKAGES / f"with-tokenizer-{size}", PACKAGES / f"with-controls-{size}"
+    if not reader.is_dir():
+        BertTokenizer(vocabulary, do_lower_case=False, additional_special_tokens=controls).save_pretrained(reader)
     if not folder.is_dir():
         tokenizer.save_pretrained(folder)
     model.name_or_path = str(folder)
     known = tokenizer.get_vocab()
-    return of_antibodies(model, lambda text: [chain, species, *(known[a] for a in text), end], known["[PAD]"])
+    found = of_antibodies(model, lambda text: [chain, species, *(known[a] for a in text), end], known["[PAD]"])
+    return replace(found, begun=(str(reader), "".join(controls)))
 
 
 def sapiens() -> Stranger:

@@ -127,6 +127,7 @@ def test_sharegpt_is_the_same_conversation_in_other_words(tmp_path: Path, chatty
         ([{"from": "human", "value": "x"}], "no assistant turn"),
         ([{"role": "user", "content": "x"}, *SHARED], "message 1 has no 'from'.*type 'messages' has those"),
         ([{"from": "function_call", "value": "no"}], "a function_call's value should be JSON"),
+        ([{"from": ["human"], "value": "x"}], "message 1: from is a list, not text"),
     ],
 )
 def test_sharegpt_that_is_none_is_refused_by_row(
@@ -135,6 +136,41 @@ def test_sharegpt_that_is_none_is_refused_by_row(
     file = jsonl(tmp_path / "a.jsonl", [{"conversations": said}])
     with pytest.raises(DataError, match=f"a.jsonl', line 1: column 'conversations'.*{words}"):
         read(file, chatty(CHATML), type="sharegpt")
+
+
+def test_contents_in_parts_are_the_texts_in_them(tmp_path: Path, chatty: Callable[[str], Any]) -> None:
+    tokenizer = chatty(CHATML)
+    whole = read(jsonl(tmp_path / "a.jsonl", [{"messages": TALK}]), tokenizer, max_length=256)
+    halves = [
+        {**m, "content": [{"type": "text", "text": m["content"][:3]}, {"type": "text", "text": m["content"][3:]}]}
+        for m in TALK
+    ]
+    parted = read(jsonl(tmp_path / "b.jsonl", [{"messages": halves}]), tokenizer, max_length=256)
+    assert texts(parted, tokenizer) == texts(whole, tokenizer) and learned(parted, tokenizer) == learned(
+        whole, tokenizer
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"messages": [{"role": ["user"], "content": "x"}, *TALK]}, "message 1: role is a list, not text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, *TALK]},
+            "message 1: part 1 of its content is of type 'image_url', and only text is learned",
+        ),
+        ({"messages": [{"role": "user", "content": [{"text": 3}]}, *TALK]}, "part 1 of its content is a number"),
+        (
+            {"system": "Be brief.", "conversations": [{"from": "system", "value": "Be long."}, *SHARED]},
+            "line 1 has a system text in its own column and another among its messages; give one",
+        ),
+    ],
+)
+def test_messages_that_are_no_conversation_are_refused(
+    tmp_path: Path, chatty: Callable[[str], Any], row: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        read(jsonl(tmp_path / "a.jsonl", [row]), chatty(CHATML))
 
 
 # --- what is learned

@@ -303,6 +303,7 @@ def test_a_checkpoint_that_runs_is_a_failure(setting: Setting, monkeypatch: pyte
 
 def test_work_that_leaks_or_differs_is_a_failure(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reliability_repeats, "WARM", 2)
+    monkeypatch.setattr(reliability_repeats, "TIMES", 4)
     kept: list[Any] = []
     leaks = reliability_repeats._repeated(setting, lambda folder: len(kept.append(torch.ones(3 << 20)) or "same"))
     assert any("memory grew" in line for line in leaks.failed)

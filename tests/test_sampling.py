@@ -240,6 +240,20 @@ def test_a_chat_model_is_also_asked_by_itself(strict: bool, monkeypatch: pytest.
     assert beginnings(model, torch.Generator()) == ([start] if strict else [start, (8, 9)])
 
 
+def test_a_prompt_that_begins_with_a_special_token_gets_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Framing:
+        all_special_ids = (1, 2, 7)
+
+        def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+            own = [7, 8] if text.startswith("<control>") else [8]
+            return SimpleNamespace(input_ids=[1, *own, 2] if add_special_tokens else own)
+
+    monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: Framing())
+    model = make("llama")
+    model.config.eos_token_id = 2
+    assert beginnings(model, torch.Generator(), ("<control> a", "a")) == [(7, 8), (1, 8)]
+
+
 def test_prompts_without_a_tokenizer_are_refused() -> None:
     with pytest.raises(DataError, match="calibration.prompts are texts, and the model has no tokenizer"):
         synthesize(make("llama"), Calibration(tokens=64, length=8, prompts=("Once",)))

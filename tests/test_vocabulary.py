@@ -288,7 +288,8 @@ def test_what_is_tied_stays_tied_and_every_named_id_moves_with_its_token(name: s
 
 def test_forbidden_tokens_that_went_are_forgotten_and_others_stay_forbidden(tmp_path: Path) -> None:
     dense: Any = open_model(base("gpt2, bytes", tmp_path / "base"))
-    rare = next(i for i in range(300, 900) if i not in plan_vocabulary(dense, CORPUS).keep)
+    kept = set(plan_vocabulary(dense, CORPUS).keep)
+    rare = next(i for i in range(300, 900) if i not in kept)
     dense.generation_config.suppress_tokens = [40, rare]
     dense.generation_config.bad_words_ids = [[40, 41], [41, rare]]
     small: Any = trim_vocabulary(dense, CORPUS)
@@ -312,7 +313,8 @@ def test_ids_under_other_names_move_with_their_tokens(tmp_path: Path) -> None:
             self.vocab_map = vocab_map
 
     dense: Any = open_model(base("gpt2, bytes", tmp_path / "base"))
-    rare = [i for i in range(300, 900) if i not in plan_vocabulary(dense, CORPUS).keep]
+    kept = set(plan_vocabulary(dense, CORPUS).keep)
+    rare = [i for i in range(300, 900) if i not in kept]
     single = ("im_start_id", "im_end_id", "im_newline_id", "image_patch_id", "image_token_offset")
     for name, token in zip(single, [*rare[:4], dense.config.vocab_size - 5], strict=True):
         setattr(dense.config, name, token)

@@ -58,6 +58,8 @@ def conversation(ours: Mapping[str, Any], kind: str, column: str, place: str) ->
         raise DataError(f"{where} holds no assistant turn, so there is nothing to learn; take the row out")
     learned = [_is_learned(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
     if ours.get("system"):
+        if any(m["role"] == "system" for m in messages):
+            raise DataError(f"{place} has a system text in its own column and another among its messages; give one")
         messages, learned = [{"role": "system", "content": ours["system"]}, *messages], [False, *learned]
     plain = tuple({key: m[key] for key in m if key not in LEARNED_KEYS} for m in messages)
     tools = _tools(ours["tools"], place) if ours.get("tools") else ()
@@ -66,9 +68,13 @@ def conversation(ours: Mapping[str, Any], kind: str, column: str, place: str) ->
 
 def _message(message: Any, where: str) -> Message:
     _check_object(message, where, ("role", "content"))
+    check_text(message["role"], f"{where}: role is", "not text")
     if message["role"] not in ROLES:
-        raise DataError(f"{where}: unknown role '{message['role']}'; {nearest(str(message['role']), ROLES)}")
+        raise DataError(f"{where}: unknown role '{message['role']}'; {nearest(message['role'], ROLES)}")
     content = message.get("content")
+    if isinstance(content, list):
+        content = _joined(content, where)
+        message = {**message, "content": content}
     if content is None and not message.get("tool_calls"):
         raise DataError(f"{where} has no content")
     if content is not None:
@@ -76,12 +82,23 @@ def _message(message: Any, where: str) -> Message:
     return _without_nulls(message)
 
 
+def _joined(parts: list[Any], where: str) -> str:
+    """The text of a content in parts, `{"type": "text", "text": …}` each, as chat interfaces write it."""
+    for i, part in enumerate(parts, 1):
+        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
+            kind = f"of type '{part.get('type')}'" if isinstance(part, Mapping) else kind_in_json(part)
+            raise DataError(f"{where}: part {i} of its content is {kind}, and only text is learned")
+        check_text(part.get("text"), f"{where}: part {i} of its content is", "and only text is learned")
+    return "".join(part["text"] for part in parts)
+
+
 def _said(message: Any, where: str) -> Message:
     """A message of ShareGPT's."""
     _check_object(message, where, ("from", "value"))
     speaker = message["from"]
+    check_text(speaker, f"{where}: from is", "not text")
     if speaker not in SPEAKERS:
-        raise DataError(f"{where}: nobody is called '{speaker}'; {nearest(str(speaker), SPEAKERS)}")
+        raise DataError(f"{where}: nobody is called '{speaker}'; {nearest(speaker, SPEAKERS)}")
     value = message.get("value")
     if value is None:
         raise DataError(f"{where} has no value")

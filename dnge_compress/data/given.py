@@ -125,11 +125,13 @@ def _cut(ids: list[int], length: int) -> tuple[list[int], bool]:
 
 
 def _token_row(row: Mapping[str, Any]) -> list[int] | None:
-    """The token ids of one row, without its padding; None for something else."""
+    """The token ids of one row, without its padding; None for something else. Raises DataError."""
     ids = _array(row.get(IDS))
     if ids is None or ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
         return None
     mask = _array(row.get(MASK))
+    if mask is not None and mask.shape != ids.shape:
+        raise DataError(f"a row of data has {len(ids)} {IDS} and an {MASK} of {mask.size}; give as many of each")
     kept = ids if mask is None else ids[mask.astype(bool)]
     return [int(i) for i in kept]
 

@@ -17,6 +17,8 @@ from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
 from dnge_compress.signals.positions import positions_of
 
+MASKED = (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask"))  # [rows, length] each
+
 
 @dataclass(frozen=True)
 class UserData(Sequence[Inputs]):
@@ -44,6 +46,7 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
         tensors = list(_tensors_of(batch, i))
         if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
             raise DataError(f"data batch {i} holds NaN or infinite values")
+        _check_masks(batch, i)
         batches.append(to_device(batch, device_of(model)))
     if not batches:
         raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
@@ -109,6 +112,14 @@ def _text_in(batch: Inputs) -> Tensor | None:
 def _shortened(batch: Inputs, limit: int) -> Inputs:
     assert isinstance(batch, Mapping)
     return {name: t[:, :limit] if t.dim() == 2 else t for name, t in batch.items()}
+
+
+def _check_masks(batch: Any, index: int) -> None:
+    """Raise DataError for a mask that isn't of its ids' shape: attention stretches or ignores it without a word."""
+    for ids, mask in MASKED if isinstance(batch, Mapping) else ():
+        shapes = [list(batch[key].shape) for key in (ids, mask) if key in batch]
+        if len(shapes) == 2 and len(shapes[1]) == 2 and shapes[0][:2] != shapes[1]:
+            raise DataError(f"data batch {index} has {ids} of {shapes[0]} and {mask} of {shapes[1]}; make them equal")
 
 
 def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
