@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 from dnge_compress.cli.main import main
 from dnge_compress.core import processes
 from dnge_compress.core.errors import DngeError, LaunchError
-from dnge_compress.core.launcher import launcher_world
+from dnge_compress.core.launcher import launcher_world, local_rank
 
 SCRIPT = """
 import sys
@@ -132,6 +132,16 @@ def test_a_launcher_is_known_by_its_environment(
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
     assert launcher_world() == found
+
+
+def test_a_card_is_numbered_among_those_of_its_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert local_rank(9) == 9
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert local_rank(9) == 1
+    monkeypatch.setenv("LOCAL_RANK", "first")
+    with pytest.raises(LaunchError, match="LOCAL_RANK is 'first', which is no whole number"):
+        local_rank(9)
 
 
 @pytest.mark.parametrize(("size", "rank", "told"), [("two", "0", "WORLD_SIZE is 'two'"), ("2", "2", "RANK is 2")])

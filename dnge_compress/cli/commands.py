@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from argparse import Namespace
@@ -24,6 +23,7 @@ from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.launcher import local_rank
 from dnge_compress.core.parts import kept_parts
 from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
@@ -207,7 +207,7 @@ def _write_page(made: RatioCurve | Compared, options: Namespace) -> None:
 
 def _open(options: Namespace, progress: Progress, source: str = "") -> nn.Module:
     if options.device == "cuda" and world() > 1:  # a card for each process of this machine
-        options.device = f"cuda:{os.environ.get('LOCAL_RANK', rank())}"
+        options.device = f"cuda:{local_rank(rank())}"
     if options.device:
         try:
             torch.empty(0, device=options.device)

@@ -8,7 +8,7 @@ from pathlib import Path
 from dnge_compress.checkpoint.model_files import least_bytes, read_config, refuse_missing
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
-from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.folders import refuse_file, whole_folder
 from dnge_compress.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
@@ -59,8 +59,7 @@ def _refuse_work(work: Path, output: Path) -> None:
     place, target = work.expanduser().resolve(), output.expanduser().resolve()
     if target in (place, *place.parents):
         raise CheckpointError(f"--work '{work}' lies in what '{output}' will be; name a folder beside it")
-    if place.exists() and not place.is_dir():
-        raise CheckpointError(f"'{work}' is a file, and parts of a work are kept in a folder; name another place")
+    refuse_file(work.expanduser(), "parts of a work")
 
 
 def _refuse_place(file: Path) -> None:

@@ -56,6 +56,12 @@ def beside(target: Path, place: Path | None = None) -> Path:
     return (place or target.parent) / f".{target.name}.{NEW}-{os.getpid()}-{uuid4().hex[:8]}"
 
 
+def refuse_file(place: Path, kept: str) -> None:
+    """Raises CheckpointError if there is a file where a folder should hold what is `kept`."""
+    if place.exists() and not place.is_dir():
+        raise CheckpointError(f"'{place}' is a file, and {kept} are kept in a folder; name another place")
+
+
 def path_of(value: object, verb: str) -> Path:
     """A path that was passed to a `verb`. Raises CheckpointError for what is none."""
     if not isinstance(value, str | Path):

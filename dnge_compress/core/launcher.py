@@ -27,6 +27,13 @@ def is_rank0() -> bool:
     return world is None or world[0] == 0
 
 
+def local_rank(rank: int) -> int:
+    """This process's number among those of its machine, which is also that of its card; `rank` where no launcher says.
+    Raises LaunchError."""
+    found = _number("LOCAL_RANK")
+    return rank if found is None else found
+
+
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
     """While entered, signals end this process as they do by default: one that waits for others outside of Python hears

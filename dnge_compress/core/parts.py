@@ -22,7 +22,7 @@ from torch import Tensor
 from dnge_compress.core.claims import PART, claimed
 from dnge_compress.core.errors import CheckpointError, first_line
 from dnge_compress.core.files import write_whole
-from dnge_compress.core.folders import path_of
+from dnge_compress.core.folders import path_of, refuse_file
 from dnge_compress.core.processes import world
 from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.core.tensors import read_tensors, write_tensors
@@ -131,8 +131,7 @@ def kept_parts(place: str | Path | Parts | None) -> Iterator[Parts]:
     folder = path_of(place, "work").expanduser().resolve()
     if world() > 1:
         raise CheckpointError(f"finished parts are kept by one process, and these are {world()}; leave work out")
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"'{folder}' is a file, and parts of a work are kept in a folder; name another place")
+    refuse_file(folder, "parts of a work")
     with claimed(folder):
         parts = Parts(folder)
         yield parts
