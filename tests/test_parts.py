@@ -172,6 +172,15 @@ def test_parts_made_on_other_example_inputs_or_scores_are_made_again(tmp_path: P
             assert all(torch.equal(found[name], wanted[name]) for name in wanted), scores is None
 
 
+def test_parts_of_another_torch_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    llama, settings = make("llama"), SETTINGS | {"scorer": "magnitude"}
+    with kept_parts(tmp_path / "work") as parts:
+        compress(llama, "prune/neurons", work=parts, **settings)
+        monkeypatch.setattr(torch, "__version__", "2.99.0")
+        again: Any = compress(llama, "prune/neurons", work=parts, **settings)
+    assert any("were of another work (torch)" in note for note in again.dnge.report.notes)
+
+
 class Mean(nn.Module):
     """Of the last axis."""
 

@@ -139,6 +139,7 @@ class Task:
                 "example_inputs": digest_of(shown),
                 "device": str(device_of(self.model)),
                 "version": __version__,
+                "torch": torch.__version__,
             }
         )
         self.notes = (*self.notes, *([note] if note else []))
