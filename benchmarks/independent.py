@@ -65,6 +65,7 @@ def main() -> None:
     for name, open_it in STRANGERS.items():
         if any(part in name for part in options.only.split(",")):
             measure(table, name, open_it, options.seeds)
+    table.rows = dict(sorted(table.rows.items(), key=lambda item: _place(item[0])))
     table.notes += [*summary(table)]
     table.write(("network", "selection", "repair", "data"))
 
@@ -111,6 +112,14 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
                             {"row": [*key, seed], "inputs": inputs, "measured": damages, "real": table.rows[key][seed]},
                         ],
                     )
+
+
+def _place(key: tuple[str, ...]) -> tuple[int, int, int]:
+    """Where a row stands: by network, data, and arm."""
+    name, scorer, repair, data = key
+    kind = next(k for k, told in DATA.items() if told == data)
+    arms = [*_arms().get(kind, (PROMPTED,))]
+    return [*STRANGERS].index(name), [*DATA].index(kind), arms.index((scorer, repair))
 
 
 def _begun(stranger: Stranger, seed: int) -> Source:
