@@ -43,6 +43,7 @@ def publish() -> None:
             head = f"{r['steps'][0] if 'drawing' in r else '–'} / {r['steps'][1]} / {r['steps'][2] or '–'}"
             mixed = f", mixup {r['mixup']}" if r["mixup"] else ""
             mixed += "" if r["dropout"] == OFFICIAL else f", dropout {r['dropout'][0]} and {r['dropout'][1]}"
+            mixed += f", tuned at {r['tuning rate']:g}{_parts(r)}" if "fine-tuned" in r else ""
             arms.setdefault((r["arm"] + mixed, f"{r['learned']} × {r['copies']} / {r['judged']}", head), []).append(r)
         if not arms:
             continue
@@ -70,6 +71,10 @@ def _whole(data: str, rows: list[dict[str, Any]]) -> list[str]:
         f"The whole of the longest row, from fits to accuracy: {fits + sum(minutes.values()):.1f} CPU minutes of one "
         f"core (fits {fits:.1f}, {told})."
     ]
+
+
+def _parts(row: dict[str, Any]) -> str:
+    return " all but the walk" if row["tuned"] == "latents" else ""
 
 
 def _minutes(found: list[dict[str, Any]]) -> str:

@@ -22,6 +22,8 @@ ROWS = {
     "cifar10, DNG only": Row("DNG 54.00 (one fit or ten: unresolved), ScaleGMN-B 38.8, phase reader 44.2", "38"),
     "mnist, INR2JLS": Row("98.6 (ten fits an image)", "97.5"),
     "cifar10, INR2JLS": Row("73.2 (ten fits an image)", "55"),
+    "mnist, order of messages": Row("none"),
+    "cifar10, order of messages": Row("none"),
     "mnist, ablations": Row("none"),
     "mnist, width transfer": Row(
         "MNIST: plain 82.9, raw-weight products 97.5; Fashion: 48.0, 85.2 (all muP; the mean of wider ones)",

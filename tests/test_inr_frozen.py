@@ -184,6 +184,23 @@ def test_a_fair_static_graph_begins_as_inference_too() -> None:
     assert (unfair - walk).abs().max() > 1e-3
 
 
+def test_a_static_graph_that_hears_messages_alone_is_the_dynamic_graph_whatever_was_learned() -> None:
+    """And one that remembers is it too until it has learned to."""
+    inrs = a_set()
+    sizes = {"hidden": 16, "output_hidden": 16, "embedding": 12}
+    walk, fair, remembering = (VariantEncoder(Variant(order=order, **sizes), 3)
+                               for order in ("inference", "fair static", "remembering"))  # fmt: skip
+    for values in walk.parameters():
+        torch.nn.init.normal_(values, std=0.3)
+    fair.load_state_dict(walk.state_dict())
+    remembering.load_state_dict(walk.state_dict(), strict=False)
+    wanted = walk(inrs.stack, SIREN)
+    torch.testing.assert_close(fair(inrs.stack, SIREN), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(remembering(inrs.stack, SIREN), wanted, rtol=0, atol=1e-5)
+    torch.nn.init.constant_(remembering.network.passes[0].remembered, 0.5)
+    assert (remembering(inrs.stack, SIREN) - wanted).abs().max() > 1e-3
+
+
 def test_the_upper_bound_sees_the_pictures_of_its_networks_in_all_views() -> None:
     inrs = a_set()
     bound = rendered(Rendering(8, 3), JlsConfig(side=8, classes=3, head=HeadConfig(width=8)))
