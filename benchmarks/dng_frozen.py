@@ -23,7 +23,7 @@ import torch
 from dng_arms import COLOURS, SIDE
 from dng_frozen_tables import publish
 from dng_paper import _decibels as decibels
-from dng_tuning import PARTS, kept_or_learned, tune
+from dng_tuning import PARTS, kept_or_learned, missed, tune
 from harness import DATA, keep_rows, kept_rows
 from inr_variants import FlatEncoder, Variant, VariantEncoder
 from renderings import Rendering, rendered
@@ -77,8 +77,8 @@ ARMS = {
     "points": Arm("DNG, 4 points a cell, walk as it began, skip", _walk, skip=True),
     "points-no-skip": Arm("DNG, 4 points a cell, walk as it began", _walk),
     "small": Arm("DNG, 64 points, learned by drawing", _small, learns=True),
-    "static": Arm("fair static graph, 64 points, learned by drawing",
-                  lambda data, inrs: VariantEncoder(Variant(order="fair static"), COLOURS[data]), learns=True),
+    "static": Arm("static graph that begins as inference, 64 points, learned by drawing",
+                  lambda data, inrs: VariantEncoder(Variant(order="remembering"), COLOURS[data]), learns=True),
     "random": Arm("DNG of random initial values, as large, skip", _random, skip=True),
     "flat": Arm("flat perceptron, learned by drawing", lambda data, inrs: FlatEncoder(inrs.siren, 512), learns=True),
 }  # fmt: skip
@@ -105,7 +105,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for data, seed, arm in product(options.only, options.seeds, options.arms):
         measure(data, arm, seed, options)
-    publish()
+    if not options.choose:
+        publish()
 
 
 def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> None:
@@ -131,6 +132,8 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
         model, frozen, options.inrs, lambda: _learned(model, data, arm, learned, settings, options)
     )
     found |= _judged(model, data, arm, judged, options.choose)
+    if options.choose:
+        found["missed"] = missed(model, judged)
     if options.steps[2] and not arm.is_rendered:
         clock = Clock()
         tune(
@@ -140,6 +143,8 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
             options.parts,
         )
         found |= {"tuning": clock.minutes(), "fine-tuned": model.accuracy(judged)}
+        if options.choose:
+            found["missed, tuned"] = missed(model, judged)
     print(found, flush=True)
     if not options.choose:
         keep_rows("dng_frozen", [*kept_rows("dng_frozen"), found])

@@ -30,7 +30,9 @@ and 5,000 it is ahead of this bound. Latents are told apart by view (their place
 aren't; what that is worth wasn't measured. Where the walk stays as it
 began, it is the network's inference at the points, message by message, so the skip hands those answers to the
 cells: near to *rendered at as many points*, and what is learned lies in latents and head. A static graph whose
-rounds hear messages alone is the same function there, exactly; only walks that learn can tell the two apart.
+rounds hear messages alone is the same function, whatever either has learned, and costs up to three times as much (a
+test holds them together); one that can remember is beside the dynamic graph in dng_paper.md. *Tuned*: steps after the
+head at a rate of its own, on networks moved anew in every step; all learns, or all but the walk.
 Random initial values: message passing that never learned, of the same size, with the same skip."""
 
 

@@ -9,12 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as nnf
 from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from dnge_compress.core.progress import printed
 from dnge_compress.inr import INR2JLS, InrSet, TrainSettings
+from dnge_compress.inr.learning import in_pieces
+from dnge_compress.inr.views import VIEWS
 
 PARTS = {"all": True, "latents": False}  # what learns besides latents and head: whether the reader does
 
@@ -23,6 +27,14 @@ def tune(model: INR2JLS, learned: InrSet, settings: TrainSettings, parts: str) -
     """Learn on, networks moved anew in every step."""
     model.encoder.requires_grad_(PARTS[parts])
     model.fit_classifier(learned, settings, fine_tune=True, progress=printed)
+
+
+@torch.no_grad()
+def missed(model: INR2JLS, judged: InrSet) -> float:
+    """Cross-entropy of the mean logits of the six views, nats: tells finer than accuracy where few are judged."""
+    found = [nnf.cross_entropy(model.classify(part.stack, part.siren) / VIEWS, part.labels, reduction="sum")
+             for part in in_pieces(judged)]  # fmt: skip
+    return float(sum(found)) / len(judged)
 
 
 def kept_or_learned(

@@ -64,11 +64,10 @@ def run(out: Path, count: int, steps: int) -> None:
     frozen = jls.accuracy(unseen)
     shown = pictures(images("mnist", "held-out", data_root=data_root), slice(0, SHOWN))
     draw(jls, unseen, shown).save(out / "digits.png")
-    encoder.requires_grad_(True)
-    jls.fit_classifier(seen, learn(max(1, steps // 6), learning_rate=1e-4), fine_tune=True, progress=printed)
+    jls.fit_classifier(seen, learn(max(1, steps // 2), learning_rate=1e-3), fine_tune=True, progress=printed)
     print(
-        f"{out / 'digits.png'}; of {len(unseen)} unseen digits {frozen:.1%} are classified rightly with the encoder "
-        f"frozen, {jls.accuracy(unseen):.1%} tuned"
+        f"{out / 'digits.png'}; of {len(unseen)} unseen digits {frozen:.1%} are classified rightly by the head, "
+        f"{jls.accuracy(unseen):.1%} with tuned latents"
     )
 
 

@@ -184,6 +184,20 @@ def test_a_fair_static_graph_begins_as_inference_too() -> None:
     assert (unfair - walk).abs().max() > 1e-3
 
 
+def test_latents_are_tuned_under_a_frozen_encoder_on_networks_that_are_moved_anew() -> None:
+    inrs, jls = a_set(), a_jls()
+    jls.encoder.requires_grad_(False)
+    before = {name: p.clone() for name, p in jls.named_parameters()}
+    asked: list[Tensor] = []
+    read = jls.encoder.read
+    jls.encoder.read = lambda stack, siren: asked.append(stack["0.weight"]) or read(stack, siren)
+    jls.fit_classifier(inrs, TrainSettings(steps=2, batch=6, jitter="cifar10"), fine_tune=True)
+    changed = {name.split(".")[0] for name, p in jls.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"cells", "place", "content", "generate", "own", "recognise"}
+    norms = [weights.flatten(1).norm(dim=1).sort().values for weights in asked]
+    assert len(norms) == 2 and (norms[0] - norms[1]).abs().max() > 1e-3  # not the same moves twice
+
+
 def test_a_static_graph_that_hears_messages_alone_is_the_dynamic_graph_whatever_was_learned() -> None:
     """And one that remembers is it too until it has learned to."""
     inrs = a_set()
