@@ -18,18 +18,19 @@ from harness import DATA
 
 from dnge_compress.core.progress import printed
 from dnge_compress.zoo.blueprint import Blueprint, blueprints
-from dnge_compress.zoo.build import RUNS, record, train_networks
+from dnge_compress.zoo.build import record, train_networks
 from dnge_compress.zoo.data_root import DataRoot
 
 FAMILIES = ("mlp", "cnn", "resnet", "vit")
 SHARE = 0.15  # of the schedule of `dnge zoo`
+SHORT = 140  # of its runs, 80 of which are images
 
 
 def main() -> None:
     """Make what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy/zoo"))
-    parser.add_argument("--runs", type=int, default=RUNS, help="of `dnge zoo`; those of texts are left out")
+    parser.add_argument("--runs", type=int, default=SHORT, help="of `dnge zoo`; those of texts are left out")
     parser.add_argument("--share", type=float, default=SHARE, help="of the steps of `dnge zoo`")
     options = parser.parse_args()
     torch.set_num_threads(1)
