@@ -100,9 +100,9 @@ RUNS = (
     Run("jls-cifar10", ("random-probes",), (1800, 900, 450)),
     Run("ablations", tuple(ABLATIONS), (1000,)),
     Run("order-mnist", ("dng", "remembering", "fair-static"), (400,)),
-    Run("order-mnist", ("dng",), (800,)),  # as many minutes as the static graphs take for 400
+    Run("order-mnist", ("dng",), (1000,)),  # as many minutes as the static graphs take for 400
     Run("order-cifar10", ("dng", "remembering"), (400,)),
-    Run("order-cifar10", ("dng",), (800,)),
+    Run("order-cifar10", ("dng",), (1000,)),
     Run("width", ("dng",), (3000,)),
     Run("width", ("random",), (12000,)),
 )  # fmt: skip
