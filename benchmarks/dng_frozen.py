@@ -135,19 +135,26 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
     if options.choose:
         found["missed"] = missed(model, judged)
     if options.steps[2] and not arm.is_rendered:
-        clock = Clock()
-        tune(
-            model,
-            learned,
-            replace(settings[1], steps=options.steps[2], learning_rate=options.tuning_rate),
-            options.parts,
+        found |= kept_or_learned(
+            model, _but_judged(known), options.inrs, lambda: _tuned(model, learned, settings[1], options)
         )
-        found |= {"tuning": clock.minutes(), "fine-tuned": model.accuracy(judged)}
+        found["fine-tuned"] = model.accuracy(judged)
         if options.choose:
             found["missed, tuned"] = missed(model, judged)
     print(found, flush=True)
     if not options.choose:
         keep_rows("dng_frozen", [*kept_rows("dng_frozen"), found])
+
+
+def _but_judged(known: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if name != "judged"}
+
+
+def _tuned(model: INR2JLS, learned: InrSet, heading: TrainSettings, options: argparse.Namespace) -> dict[str, float]:
+    """Minutes that tuning takes."""
+    clock = Clock()
+    tune(model, learned, replace(heading, steps=options.steps[2], learning_rate=options.tuning_rate), options.parts)
+    return {"tuning": clock.minutes()}
 
 
 def _settings(data: str, seed: int, options: argparse.Namespace) -> tuple[TrainSettings, TrainSettings]:

@@ -1,5 +1,5 @@
 """What follows a frozen encoder's head: all of INR2JLS, or all but the walk, learns on at a small rate, on copies that
-are moved anew in every step. The models that it begins from are kept."""
+are moved anew in every step. Models are kept, to go on from and to be judged on others."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def kept_or_learned(
     """Give a model the values that it was kept with under what is known of it, or have it learn and keep those; the
     minutes that it took."""
     name = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-    file = folder / "models" / f"frozen-{name}.safetensors"
+    file = folder / "models" / f"jls-{name}.safetensors"
     if file.is_file():
         load_model(model, str(file))
         with safe_open(str(file), "pt") as found:
