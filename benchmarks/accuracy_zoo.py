@@ -1,5 +1,5 @@
 """The zoo of the accuracy rows: mixed networks and ViTs of `dnge zoo`, their schedules shortened so that it can be made
-again in ten minutes of one core.
+again in five minutes of one core.
 
     python benchmarks/accuracy_zoo.py --out runs/accuracy/zoo
     python benchmarks/accuracy.py --only mixed-short vit-short --reduced
@@ -23,7 +23,7 @@ from dnge_compress.zoo.data_root import DataRoot
 
 FAMILIES = ("mlp", "cnn", "resnet", "vit")
 SHARE = 0.15  # of the schedule of `dnge zoo`
-SHORT = 140  # of its runs, 80 of which are images
+SHORT = 98  # of its runs, 56 of which are images
 
 
 def main() -> None:

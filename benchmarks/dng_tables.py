@@ -47,19 +47,20 @@ their memory to what they hear. So it doesn't say what the order is worth; the a
 the tables of the order of messages. There, static graphs begin as the dynamic one does (the same initial values): one
 hears messages alone and is the same function whatever both have learned, at three rounds over all layers for one
 walk; the other also hears a learned share of what a unit was before, none at first. Learned from the first 20,000
-networks of MNIST and 15,000 of CIFAR-10, judged on 5,000 and 3,000; minutes there are CPU time. Arms of random
-initial values (and the ablations that don't say otherwise) have weights relative to their block's, norms, readouts of
-128 units and embeddings of 256; they learn at one rate. Signs of neurons are canonical, unless an arm says otherwise;
-in the ablations free, but for those that begin as inference and the one as large as they. Arms are compared at equal
-steps: the long runs of DNG have no rivals of as many (*rendered* is ahead with fewer). The flat perceptron learned
-little at the rate and steps of the others, and was not tuned. Wide networks that were fitted by maximal update
-parametrisation have matrices' rates of 3e-3 · 32 / fan-in (512: the first 200 images). *With probes* the network's
-function is asked at learned points, a square grid at first, and every hidden and output node hears its own answers
-there: not the weights alone, and near to *rendered, then classified*. INR2JLS takes steps to draw, to classify with
-the encoder frozen (*accuracy*) and to fine-tune, the last at a quarter of the rate unless it is as long as the others
-together; the rendered rival takes them all to classify, knows one view, and its whole size is given, of the others
-the encoder's alone. The shuffled order is one order for all seeds. The arm of random Fourier features differs in more
-than φ: weights are not relative, and messages are not rooted."""
+networks, judged on the first 5,000 (CIFAR-10: 15,000 and 3,000); minutes there are CPU time. The two that are one
+function differ by rounding in bfloat16 alone. Arms of random initial values (and the ablations that don't say
+otherwise) have weights relative to their block's, norms, readouts of 128 units and embeddings of 256; they learn at
+one rate. Signs of neurons are canonical, unless an arm says otherwise; in the ablations free, but for those that
+begin as inference and the one as large as they. Arms are compared at equal steps: the long runs of DNG have no rivals
+of as many (*rendered* is ahead with fewer). The flat perceptron learned little at the rate and steps of the others,
+and was not tuned. Wide networks that were fitted by maximal update parametrisation have matrices' rates of 3e-3 · 32
+/ fan-in (512: the first 200 images). *With probes* the network's function is asked at learned points, a square grid
+at first, and every hidden and output node hears its own answers there: not the weights alone, and near to *rendered,
+then classified*. INR2JLS takes steps to draw, to classify with the encoder frozen (*accuracy*) and to fine-tune, the
+last at a quarter of the rate unless it is as long as the others together; the rendered rival takes them all to
+classify, knows one view, and its whole size is given, of the others the encoder's alone. The shuffled order is one
+order for all seeds. The arm of random Fourier features differs in more than φ: weights are not relative, and messages
+are not rooted."""
 
 
 def publish() -> None:
