@@ -48,7 +48,7 @@ the tables of the order of messages. There, static graphs begin as the dynamic o
 hears messages alone and is the same function whatever both have learned, at three rounds over all layers for one
 walk; the other also hears a learned share of what a unit was before, none at first. Learned from the first 20,000
 networks, judged on the first 5,000 (CIFAR-10: 15,000 and 3,000); minutes there are CPU time. The two that are one
-function differ by rounding in bfloat16 alone. Arms of random initial values (and the ablations that don't say
+function differ by rounding. Arms of random initial values (and the ablations that don't say
 otherwise) have weights relative to their block's, norms, readouts of 128 units and embeddings of 256; they learn at
 one rate. Signs of neurons are canonical, unless an arm says otherwise; in the ablations free, but for those that
 begin as inference and the one as large as they. Arms are compared at equal steps: the long runs of DNG have no rivals
