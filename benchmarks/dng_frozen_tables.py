@@ -26,7 +26,8 @@ the others with AMX. CIFAR-10 is a JPEG copy.
 *Rendered* knows the function at every pixel (or at as many points as the walk has channels) and has no
 encoder: its pixels are the latents. INR2JLS on a frozen encoder can't know more than its own renderings show,
 but on MNIST the head learns more in as many steps from latents that have learned to draw than from pixels: after 600,
-800 and 5,000 it is ahead of this bound; on CIFAR-10 it is behind after 600. Latents are told apart by view (their places are learned for each), pixels
+800 and 5,000 it is ahead of this bound; on CIFAR-10 it is behind after 600.
+Latents are told apart by view (their places are learned for each), pixels
 aren't; what that is worth wasn't measured. Where the walk stays as it
 began, it is the network's inference at the points, message by message, so the skip hands those answers to the
 cells: near to *rendered at as many points*, and what is learned lies in latents and head. A static graph whose
