@@ -147,9 +147,9 @@ def publish() -> None:
         "Regressors on tables: the better of trees and perceptrons, in 28 settings, by the runs to choose by; they are "
         "not reduced where encoders are, which have one setting each. "
         "Answers are what a network says to painted pictures: its function is asked. Early trials of directions and "
-        "losses (dev/LOG.md) saw some of the small CNNs' judged runs. The short zoo is that of accuracy_zoo.py, of "
-        "fewer runs and shorter schedules than the other's, so its rows stand apart. Untrained walks are random message "
-        "passing: means and deviations of the states, read by the regressors on tables."
+        "losses (dev/LOG.md) saw some of the small CNNs' judged runs. The short zoo is that of accuracy_zoo.py, "
+        "of fewer runs and shorter schedules than the other's, so its rows stand apart. Untrained walks are random "
+        "message passing: means and deviations of the states, read by the regressors on tables."
     )
     write("accuracy", "Accuracy read from weights", lines)
 
