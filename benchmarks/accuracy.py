@@ -2,6 +2,7 @@
 
     python benchmarks/small_cnns.py --help       # makes runs/accuracy/cnns.safetensors
     python benchmarks/accuracy.py --only cnn mixed vit       # writes results/accuracy.{json,md}; hours of one core
+    python benchmarks/accuracy_zoo.py && python benchmarks/accuracy.py --only mixed-short vit-short --reduced
 
 A training run's networks stay on one side of every split. Readers and regressors choose epochs and settings on some of
 the learning runs. Arms and seeds are kept when they are done; a run that was stopped goes on with what is missing.
@@ -21,13 +22,14 @@ from pathlib import Path
 
 import torch
 from accuracy_networks import BOTH, CLASSES, Herd, Subjects, small_cnn_subjects, splits, zoo_subjects
-from accuracy_readers import ENCODER, PROBING, ReaderSettings, agreement, fitted_scores, inside, tau
+from accuracy_readers import ENCODER, PROBING, ReaderSettings, agreement, fitted_scores, inside, ranks, tau
 from accuracy_tables import PERCEPTRONS, TREES, table_scores
+from accuracy_walks import walked
 from harness import keep_rows, kept_rows, markdown, over_seeds, write
 from torch import Tensor
 
 MEASURED = ("seeds", "values", "within data sets", "seconds")  # one of each per seed; "values" are taus
-FOLDS = {"cnn": 1, "mixed": 1, "vit": 4}  # how many of the parts are, each in its turn
+FOLDS = {"vit": 4, "vit-short": 4}  # of the parts that are judged, each in its turn; of other rows one
 REDUCED_EPOCHS, REDUCED_BATCH = 30, 12
 REDUCED = (
     f"reduced: encoders learn for {REDUCED_EPOCHS} epochs instead of 60, in batches of {REDUCED_BATCH}, "
@@ -43,11 +45,18 @@ READERS = {
 }
 TABLES = {"hand statistics": "statistics", "answers to probes": "answers", "hand statistics and answers": BOTH,
           "hyper-parameters and epoch": "hyper", "epoch only": "epoch", "weight norm": "norm"}  # fmt: skip
+WALKS = {"untrained walk": ("walk",), "untrained walk and hand statistics": ("walk", "statistics")}
+MEANS = {"DNG and hand statistics, ranks averaged": ("DNG", "hand statistics"),
+         "DNG + statistics and hand statistics, ranks averaged": ("DNG + statistics", "hand statistics")}  # fmt: skip
+ARMS = (*READERS, *TABLES, *WALKS, *MEANS)
 ROWS: dict[str, tuple[str, str, Callable[[argparse.Namespace], Subjects]]] = {
     "cnn": ("zoo CNN, grey CIFAR-10", "DNG .936, hand statistics .915", lambda o: small_cnn_subjects(o.cnns)),
     "mixed": ("mixed architectures (MLP, CNN, ResNet)", "DNG .874, NG-T .817, with probes .933",
               lambda o: zoo_subjects(o.zoo, ("mlp", "cnn", "resnet"))),
     "vit": ("tiny ViTs", "DNG .903, NG-T .892", lambda o: zoo_subjects(o.zoo, ("vit",))),
+    "mixed-short": ("mixed architectures, the short zoo", "DNG .874, NG-T .817, with probes .933",
+                    lambda o: zoo_subjects(o.short, ("mlp", "cnn", "resnet"))),
+    "vit-short": ("tiny ViTs, the short zoo", "DNG .903, NG-T .892", lambda o: zoo_subjects(o.short, ("vit",))),
 }  # fmt: skip
 
 
@@ -58,8 +67,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--cnns", type=Path, default=Path("runs/accuracy/cnns.safetensors"))
     parser.add_argument("--zoo", type=Path, default=Path("zoo"))
+    parser.add_argument("--short", type=Path, default=Path("runs/accuracy/zoo"), help="what accuracy_zoo.py makes")
     parser.add_argument("--reduced", action="store_true", help="few epochs, one part judged (not for cnn)")
-    parser.add_argument("--arms", nargs="*", choices=(*READERS, *TABLES), default=[*READERS, *TABLES])
+    parser.add_argument("--arms", nargs="*", choices=ARMS, default=[*ARMS])
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.only:
@@ -78,7 +88,7 @@ def measure(row: str, arm: str, seed: int, subjects: Subjects, *, is_reduced: bo
         return
     started = time.perf_counter()
     found = []
-    for fit, choose, judge in splits(subjects.run, seed)[: 1 if is_reduced else FOLDS[row]]:
+    for fit, choose, judge in splits(subjects.run, seed)[: 1 if is_reduced else FOLDS.get(row, 1)]:
         scores = _scores(arm, subjects, fit, choose, seed, is_reduced)[judge]
         found.append((tau(scores, subjects.accuracy[judge]), inside(scores, subjects, judge)))
     overall, within = (statistics.mean(v) for v in zip(*found, strict=True))
@@ -95,13 +105,20 @@ def measure(row: str, arm: str, seed: int, subjects: Subjects, *, is_reduced: bo
 
 
 def _scores(arm: str, subjects: Subjects, fit: Tensor, choose: Tensor, seed: int, is_reduced: bool) -> Tensor:
+    if arm in MEANS:
+        both = [_scores(part, subjects, fit, choose, seed, is_reduced) for part in MEANS[arm]]
+        return sum(ranks(scores, scores) for scores in both)
     if arm in READERS:
         settings = replace(READERS[arm], seed=seed)
         if is_reduced:
             settings = replace(settings, epochs=REDUCED_EPOCHS, batch=REDUCED_BATCH)
         return fitted_scores(subjects, settings, fit, choose)
+    if arm in WALKS:
+        tables = subjects.tables | {"walk": walked(subjects, fit, seed)}
+        subjects = replace(subjects, tables={arm: torch.cat([tables[name] for name in WALKS[arm]], 1)})
     subjects = _without_weights(subjects)
-    tried = [table_scores(subjects, TABLES[arm], kind, fit, choose, seed=seed) for kind in (TREES, PERCEPTRONS)]
+    table = TABLES.get(arm, arm)
+    tried = [table_scores(subjects, table, kind, fit, choose, seed=seed) for kind in (TREES, PERCEPTRONS)]
     return max(tried, key=lambda scores: agreement(scores[choose], subjects, choose))
 
 
@@ -117,7 +134,7 @@ def publish() -> None:
     lines: list[str] = []
     for name, (title, anchor, _) in ROWS.items():
         for note in ("", REDUCED):
-            kept = [e for arm in (*READERS, *TABLES) for e in kept_rows("accuracy")
+            kept = [e for arm in ARMS for e in kept_rows("accuracy")
                     if (e["row"], e["note"], e["arm"]) == (name, note, arm)]  # fmt: skip
             if kept:
                 cells = [[e["arm"], str(len(e["seeds"])), *(over_seeds(e[v], 3) for v in MEASURED[1:3])] for e in kept]
@@ -130,7 +147,9 @@ def publish() -> None:
         "Regressors on tables: the better of trees and perceptrons, in 28 settings, by the runs to choose by; they are "
         "not reduced where encoders are, which have one setting each. "
         "Answers are what a network says to painted pictures: its function is asked. Early trials of directions and "
-        "losses (dev/LOG.md) saw some of the small CNNs' judged runs."
+        "losses (dev/LOG.md) saw some of the small CNNs' judged runs. The short zoo is that of accuracy_zoo.py, "
+        "of fewer runs and shorter schedules than the other's, so its rows stand apart. Untrained walks are random "
+        "message passing: means and deviations of the states, read by the regressors on tables."
     )
     write("accuracy", "Accuracy read from weights", lines)
 

@@ -83,7 +83,7 @@ def network_encoder(
 
 def fitted_scores(subjects: Subjects, settings: ReaderSettings, fit: Tensor, choose: Tensor) -> Tensor:
     """Scores `[N]` of all subjects, by the reader as it is after the epoch that is best on `choose`."""
-    subjects = _standardised(subjects, fit)
+    subjects = standardised(subjects, fit)
     torch.manual_seed(1000 * settings.seed)
     table = subjects.tables[settings.table] if settings.table else torch.zeros(len(subjects), 0)
     reader = Reader(settings, table.shape[1])
@@ -174,7 +174,7 @@ def _taken(subjects: Subjects, who: Tensor) -> list[Herd]:
     return found
 
 
-def _standardised(subjects: Subjects, fit: Tensor) -> Subjects:
+def standardised(subjects: Subjects, fit: Tensor) -> Subjects:
     """Features and tables with mean 0 and deviation 1 over the networks at `fit`."""
     units = torch.cat([f.flatten(0, 1) for h in _taken(subjects, fit) for f in h.features.values()])
     shift, scale = units.mean(0), units.std(0).clamp_min(1e-6)

@@ -35,6 +35,8 @@ ARMS = {
     "dng": Arm("DNG"),
     "fixed": Arm("DNG whose walk stays as it began", backbone_lr_scale=0.0),
     "static": Arm("static graph", Variant(order="static")),
+    "fair-static": Arm("static graph that hears messages alone: the same function", Variant(order="fair static")),
+    "remembering": Arm("static graph that begins as inference", Variant(order="remembering")),
     "probes": Arm("DNG with probes", is_probing=True),
     "random": Arm("DNG, random initial values", RANDOM),
     "random-wide": Arm("DNG, random initial values, as large", Variant(is_functional=False)),
@@ -97,6 +99,10 @@ RUNS = (
     Run("jls-cifar10", ("dng",), (600, 300, 4800)),
     Run("jls-cifar10", ("random-probes",), (1800, 900, 450)),
     Run("ablations", tuple(ABLATIONS), (1000,)),
+    Run("order-mnist", ("dng", "remembering", "fair-static"), (400,)),
+    Run("order-mnist", ("dng",), (1000,)),  # as many minutes as the static graphs take for 400
+    Run("order-cifar10", ("dng", "remembering"), (400,)),
+    Run("order-cifar10", ("dng",), (1000,)),
     Run("width", ("dng",), (3000,)),
     Run("width", ("random",), (12000,)),
 )  # fmt: skip

@@ -23,6 +23,7 @@ import torch
 from dng_arms import COLOURS, SIDE
 from dng_frozen_tables import publish
 from dng_paper import _decibels as decibels
+from dng_tuning import PARTS, kept_or_learned, missed, tune
 from harness import DATA, keep_rows, kept_rows
 from inr_variants import FlatEncoder, Variant, VariantEncoder
 from renderings import Rendering, rendered
@@ -36,7 +37,7 @@ from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.images import images
 
 CELLS = {data: side // 4 for data, side in SIDE.items()}  # a side of the latents
-CHOSEN_BY = 500  # networks at the end of the train split
+CHOSEN_BY = 1000  # networks at the end of the train split
 DRAWN = 1000  # held-out images whose drawings are measured
 DRAWING = 2e-3  # rate
 
@@ -56,7 +57,7 @@ def _points(data: str, per_cell: int = 2) -> int:
     return (per_cell * CELLS[data]) ** 2
 
 
-def _begun(data: str, inrs: InrSet) -> InrReader:
+def _walk(data: str, inrs: InrSet) -> InrReader:
     return InrEncoder(InrEncoderConfig(outputs=COLOURS[data], hidden=_points(data)))
 
 
@@ -73,11 +74,11 @@ ARMS = {
                     is_rendered=True),
     "rendered-coarse": Arm("rendered at as many points as the walk has channels",
                            lambda data, inrs: Rendering(2 * CELLS[data], COLOURS[data]), is_rendered=True),
-    "points": Arm("DNG, 4 points a cell, walk as it began, skip", _begun, skip=True),
-    "points-no-skip": Arm("DNG, 4 points a cell, walk as it began", _begun),
+    "points": Arm("DNG, 4 points a cell, walk as it began, skip", _walk, skip=True),
+    "points-no-skip": Arm("DNG, 4 points a cell, walk as it began", _walk),
     "small": Arm("DNG, 64 points, learned by drawing", _small, learns=True),
-    "static": Arm("fair static graph, 64 points, learned by drawing",
-                  lambda data, inrs: VariantEncoder(Variant(order="fair static"), COLOURS[data]), learns=True),
+    "static": Arm("static graph that begins as inference, 64 points, learned by drawing",
+                  lambda data, inrs: VariantEncoder(Variant(order="remembering"), COLOURS[data]), learns=True),
     "random": Arm("DNG of random initial values, as large, skip", _random, skip=True),
     "flat": Arm("flat perceptron, learned by drawing", lambda data, inrs: FlatEncoder(inrs.siren, 512), learns=True),
 }  # fmt: skip
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--head-rate", type=float, default=2e-3)
     parser.add_argument("--tuning-rate", type=float, default=1e-4)
+    parser.add_argument("--parts", choices=tuple(PARTS), default="all", help="that are tuned; or all but the walk")
     parser.add_argument("--copies", type=int, default=2)
     parser.add_argument("--mixup", type=float, default=0.0)
     parser.add_argument("--dropout", type=float, nargs=2, default=(0.2, 0.5), help="of the head, within and last")
@@ -103,7 +105,8 @@ def main() -> None:
     torch.set_num_threads(1)
     for data, seed, arm in product(options.only, options.seeds, options.arms):
         measure(data, arm, seed, options)
-    publish()
+    if not options.choose:
+        publish()
 
 
 def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> None:
@@ -113,52 +116,93 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
         learned, judged = learned.select(slice(0, -CHOSEN_BY)), learned.select(slice(-CHOSEN_BY, None))
     if options.networks:
         learned, judged = (s.select(slice(0, n)) for s, n in zip((learned, judged), options.networks, strict=True))
-    known: dict[str, Any] = {"data": data, "arm": ARMS[name].told, "seed": seed, "learned": len(learned),
-                             "judged": len(judged), "steps": list(options.steps), "batch": options.batch,
-                             "rate": options.head_rate, "copies": options.copies, "mixup": options.mixup,
-                             "dropout": list(options.dropout)}  # fmt: skip
+    frozen: dict[str, Any] = {"data": data, "arm": ARMS[name].told, "seed": seed, "learned": len(learned),
+                              "steps": list(options.steps[:2]), "batch": options.batch, "rate": options.head_rate,
+                              "copies": options.copies, "mixup": options.mixup,
+                              "dropout": list(options.dropout)}  # fmt: skip
+    known = frozen | {"judged": len(judged), "steps": list(options.steps)}
     if options.steps[2]:
-        known["tuning rate"] = options.tuning_rate
+        known |= {"tuning rate": options.tuning_rate, "tuned": options.parts}
     if not options.choose and any(known.items() <= kept.items() for kept in kept_rows("dng_frozen")):
         return
-    found = known | _measured(data, ARMS[name], learned, judged, seed, options)
+    arm, settings = ARMS[name], _settings(data, seed, options)
+    model = _begun(data, arm, learned, seed, options)
+    found: dict[str, Any] = dict(known)
+    found |= kept_or_learned(
+        model, frozen, options.inrs, lambda: _learned(model, data, arm, learned, settings, options)
+    )
+    found |= _judged(model, data, arm, judged, options.choose)
+    if options.choose:
+        found["missed"] = missed(model, judged)
+    if options.steps[2] and not arm.is_rendered:
+        found |= kept_or_learned(
+            model, _but_judged(known), options.inrs, lambda: _tuned(model, learned, settings[1], options)
+        )
+        found["fine-tuned"] = model.accuracy(judged)
+        if options.choose:
+            found["missed, tuned"] = missed(model, judged)
     print(found, flush=True)
     if not options.choose:
         keep_rows("dng_frozen", [*kept_rows("dng_frozen"), found])
 
 
-def _measured(
-    data: str, arm: Arm, learned: InrSet, judged: InrSet, seed: int, options: argparse.Namespace
-) -> dict[str, Any]:
+def _but_judged(known: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in known.items() if name != "judged"}
+
+
+def _tuned(model: INR2JLS, learned: InrSet, heading: TrainSettings, options: argparse.Namespace) -> dict[str, float]:
+    """Minutes that tuning takes."""
+    clock = Clock()
+    tune(model, learned, replace(heading, steps=options.steps[2], learning_rate=options.tuning_rate), options.parts)
+    return {"tuning": clock.minutes()}
+
+
+def _settings(data: str, seed: int, options: argparse.Namespace) -> tuple[TrainSettings, TrainSettings]:
+    """To draw, and of the head."""
+    drawing, heading, _ = options.steps
+    settings = TrainSettings(steps=drawing, batch=options.batch, learning_rate=DRAWING, jitter=data, seed=seed)
+    return settings, replace(settings, steps=heading, learning_rate=options.head_rate, weight_decay=0.1)
+
+
+def _begun(data: str, arm: Arm, learned: InrSet, seed: int, options: argparse.Namespace) -> INR2JLS:
+    """The arm's model before it learns."""
     torch.manual_seed(seed)
     reader = arm.reader(data, learned)
     dropout, last = options.dropout
     head = HeadConfig(dropout=dropout, last_dropout=last, mixup=options.mixup)
     config = JlsConfig(side=SIDE[data], head=head, skip=arm.skip, copies=options.copies)
-    model = rendered(reader, config) if arm.is_rendered else INR2JLS(reader, config)
-    drawing, heading, tuning = options.steps
-    settings = TrainSettings(steps=drawing, batch=options.batch, learning_rate=DRAWING, jitter=data, seed=seed)
+    return rendered(reader, config) if arm.is_rendered else INR2JLS(reader, config)
+
+
+def _learned(
+    model: INR2JLS,
+    data: str,
+    arm: Arm,
+    learned: InrSet,
+    settings: tuple[TrainSettings, TrainSettings],
+    options: argparse.Namespace,
+) -> dict[str, float]:
+    """Minutes that the arm takes to learn to draw, and its head to classify."""
+    drawing, heading = settings
     clock = Clock()
-    found: dict[str, Any] = {}
-    reader.requires_grad_(arm.learns)
-    readings = None if arm.learns else read_all(reader, learned, jitter=data, copies=options.copies, seed=seed)
+    minutes: dict[str, float] = {}
+    reader = model.encoder.requires_grad_(arm.learns)
+    readings = None
+    if not arm.learns:
+        readings = read_all(reader, learned, jitter=data, copies=options.copies, seed=drawing.seed)
     if not arm.is_rendered:
-        model.fit(learned, _pictures(data, "train"), settings, readings=readings, progress=printed)
-        found["drawing"] = clock.minutes()
-        if not options.choose:
-            found["dB"] = decibels(model, data, judged.select(slice(0, DRAWN)))
-    clock = clock if arm.is_rendered else Clock()
-    classifying = replace(settings, steps=heading, learning_rate=options.head_rate, weight_decay=0.1)
-    model.fit_classifier(learned, classifying, readings=readings, progress=printed)
-    found["head"], clock = clock.minutes(), Clock()
-    found |= {"accuracy": model.accuracy(judged), "judging": clock.minutes()}
-    if tuning and not arm.is_rendered:
-        clock = Clock()
-        reader.requires_grad_(True)
-        brief = replace(settings, steps=tuning, learning_rate=options.tuning_rate, weight_decay=0.1)
-        model.fit_classifier(learned, brief, fine_tune=True, progress=printed)
-        found |= {"tuning": clock.minutes(), "fine-tuned": model.accuracy(judged)}
-    return found
+        model.fit(learned, _pictures(data, "train"), drawing, readings=readings, progress=printed)
+        minutes["drawing"], clock = clock.minutes(), Clock()
+    model.fit_classifier(learned, heading, readings=readings, progress=printed)
+    return minutes | {"head": clock.minutes()}
+
+
+def _judged(model: INR2JLS, data: str, arm: Arm, judged: InrSet, is_choosing: bool) -> dict[str, float]:
+    found: dict[str, float] = {}
+    if not arm.is_rendered and not is_choosing:
+        found["dB"] = decibels(model, data, judged.select(slice(0, DRAWN)))
+    clock = Clock()
+    return found | {"accuracy": model.accuracy(judged), "judging": clock.minutes()}
 
 
 class Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -119,8 +120,8 @@ class Static(MessagePass):
 
 
 class FairStatic(Static):
-    """A static graph whose updates hear messages alone and not what a unit was before: with the initial values of
-    inference, as many rounds as a network has layers are inference too."""
+    """A static graph whose updates hear messages alone and not what a unit was before. After as many rounds as a chain
+    has layers it is the dynamic graph, whatever was learned: a layer's state comes from that of the one before."""
 
     def _updated(
         self, graph: ModelGraph, together: Iterable[Snapshot], memory: States, features: Mapping[str, Tensor]
@@ -133,11 +134,33 @@ class FairStatic(Static):
         return updated
 
 
+class Remembering(Static):
+    """A static graph whose updates hear a learned share of what a unit was before, none at first: it begins as the
+    dynamic graph does, and can learn what that one can't."""
+
+    def __init__(self, hidden: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(hidden, *args, **kwargs)
+        self.remembered = nn.Parameter(torch.zeros(hidden))
+
+    def _updated(
+        self, graph: ModelGraph, together: Iterable[Snapshot], memory: States, features: Mapping[str, Tensor]
+    ) -> States:
+        updated: States = {}
+        for step in together:
+            told = dict(memory)
+            for name in {self._target(edge) for edge in step.edges} & memory.keys():
+                own = self._own(graph, name, features)
+                told[name] = own + self.remembered * (memory[name] - own)
+            updated |= super()._updated(graph, [step], told, features)
+        return updated
+
+
 ORDERS: dict[str, type[MessagePass]] = {
     "inference": MessagePass,
     "shuffled": Shuffled,
     "static": Static,
     "fair static": FairStatic,
+    "remembering": Remembering,
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import small_cnns
 import torch
-from accuracy_networks import splits
+from accuracy_networks import FEATURES, Herd, Subjects, readable, splits
 from accuracy_readers import network_encoder
+from accuracy_walks import walked
+from accuracy_zoo import shortened
 from grouped_training import CONVOLUTIONS, draw, train_together
 from small_cnns import PART, CnnSet, about, accuracy_of, build_set, graph, photographs
 from torch import Tensor
 
 from dnge_compress.core.errors import CheckpointError, DataError
 from dnge_compress.zoo import resumable as parts
+from dnge_compress.zoo.blueprint import blueprints
 from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import Images
 
@@ -93,6 +97,35 @@ def test_an_embedding_does_not_change_when_channels_are_permuted(quick: pytest.M
     before, after = (encoder.embed(graph(), s, biases(s)) for s in (stack, permuted(stack)))
     assert (before - after).abs().max() < 1e-10
     assert (before[0] - before[1]).abs().max() > 1e-3
+
+
+def test_an_untrained_walk_tells_networks_apart_whose_weights_have_the_same_statistics(
+    quick: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Equal columns for channels in another order, others where a layer reads the wrong channels."""
+    found = build_set(about(2, kept=(2,), count=70), tmp_path / "set", data_root=DATA_ROOT)
+    crossed = dict(found.stack)
+    crossed["head.weight"] = crossed["head.weight"].flip(2)
+    before, after, other = (
+        walked(subjects(s), torch.arange(2), seed=3) for s in (found.stack, permuted(found.stack), crossed)
+    )
+    assert before.shape == (2, 192) and (before - after).abs().max() < 1e-4
+    assert (before - other).abs().max() > 1e-3
+
+
+def test_a_short_zoo_has_the_runs_of_the_zoo_on_a_share_of_their_schedules() -> None:
+    plan = next(p for p in blueprints(30, 0) if p.family == "vit")
+    short = shortened(plan, 0.15)
+    assert short.steps == int(0.15 * plan.steps) and short.stop == int(0.15 * plan.stop)
+    assert replace(short, steps=plan.steps, stop=plan.stop) == plan
+
+
+def subjects(stack: dict[str, Tensor]) -> Subjects:
+    """Two small CNNs that show their units' biases alone."""
+    shown = {name: torch.nn.functional.pad(values, (0, FEATURES - 1)) for name, values in biases(stack).items()}
+    shown["classes"] = torch.nn.functional.pad(stack["head.bias"][..., None], (0, FEATURES - 1))
+    herd = Herd(readable(graph()), stack, shown, torch.arange(2))
+    return Subjects((herd,), torch.rand(2), torch.arange(2), torch.zeros(2), {})
 
 
 def biases(stack: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -184,6 +184,37 @@ def test_a_fair_static_graph_begins_as_inference_too() -> None:
     assert (unfair - walk).abs().max() > 1e-3
 
 
+def test_latents_are_tuned_under_a_frozen_encoder_on_networks_that_are_moved_anew() -> None:
+    inrs, jls = a_set(), a_jls()
+    jls.encoder.requires_grad_(False)
+    before = {name: p.clone() for name, p in jls.named_parameters()}
+    asked: list[Tensor] = []
+    read = jls.encoder.read
+    jls.encoder.read = lambda stack, siren: asked.append(stack["0.weight"]) or read(stack, siren)
+    jls.fit_classifier(inrs, TrainSettings(steps=2, batch=6, jitter="cifar10"), fine_tune=True)
+    changed = {name.split(".")[0] for name, p in jls.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"cells", "place", "content", "generate", "own", "recognise"}
+    norms = [weights.flatten(1).norm(dim=1).sort().values for weights in asked]
+    assert len(norms) == 2 and (norms[0] - norms[1]).abs().max() > 1e-3  # not the same moves twice
+
+
+def test_a_static_graph_that_hears_messages_alone_is_the_dynamic_graph_whatever_was_learned() -> None:
+    """And one that remembers is it too until it has learned to."""
+    inrs = a_set()
+    sizes = {"hidden": 16, "output_hidden": 16, "embedding": 12}
+    walk, fair, remembering = (VariantEncoder(Variant(order=order, **sizes), 3)
+                               for order in ("inference", "fair static", "remembering"))  # fmt: skip
+    for values in walk.parameters():
+        torch.nn.init.normal_(values, std=0.3)
+    fair.load_state_dict(walk.state_dict())
+    remembering.load_state_dict(walk.state_dict(), strict=False)
+    wanted = walk(inrs.stack, SIREN)
+    torch.testing.assert_close(fair(inrs.stack, SIREN), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(remembering(inrs.stack, SIREN), wanted, rtol=0, atol=1e-5)
+    torch.nn.init.constant_(remembering.network.passes[0].remembered, 0.5)
+    assert (remembering(inrs.stack, SIREN) - wanted).abs().max() > 1e-3
+
+
 def test_the_upper_bound_sees_the_pictures_of_its_networks_in_all_views() -> None:
     inrs = a_set()
     bound = rendered(Rendering(8, 3), JlsConfig(side=8, classes=3, head=HeadConfig(width=8)))

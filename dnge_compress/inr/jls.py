@@ -155,9 +155,10 @@ class INR2JLS(nn.Module):
         readings: Readings | None = None,
         progress: Progress = silent,
     ) -> list[float]:
-        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`. Without it, what
-        the encoder says is read once, or given as `readings` that `read_all` made of this set before; `settings.jitter`
-        has no effect on those.
+        """Learn the set's labels from the latents; what makes the latents learns too if `fine_tune`, the encoder with
+        it as far as it asks for gradients, from networks that are moved anew in every step. Without it, what the
+        encoder says is read once, or given as `readings` that `read_all` made of this set before; `settings.jitter` has
+        no effect on those.
 
         Returns the loss of every step. Raises DataError.
         """
