@@ -173,7 +173,10 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
         ([{"text": "x"}, {"text": 3}], "data row 2: column 'text' holds a number"),
         ([{"text": "x"}], "the data 'data' hold .* needs at least 64"),
         ([{"input_ids": [1, 2]}, {"text": "x"}], "data row 2 holds no input_ids"),
-        ([{"input_ids": [1, 2], "attention_mask": [1]}], "has 2 input_ids and an attention_mask of 1"),
+        (
+            [{"input_ids": [1, 2]}, {"input_ids": [1, 2], "attention_mask": [1]}],
+            r"data row 2 has input_ids of \[2\] and attention_mask of \[1\]; make them equal",
+        ),
         (
             [{"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}],
             r"data batch 0 has input_ids of \[2, 8\] and attention_mask of \[2, 5\]; make them equal",
