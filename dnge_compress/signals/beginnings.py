@@ -59,7 +59,8 @@ def _prompt(tokenizer: Any, prompt: str, model: Any) -> Beginning:
     """A prompt's tokens, without those that end a text; one that begins with a special token is taken as it is. Raises
     DataError."""
     own = list(tokenizer(prompt, add_special_tokens=False).input_ids)
-    ids = own if own and own[0] in tokenizer.all_special_ids else list(tokenizer(prompt).input_ids)
+    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id}  # what stands for a word begins no text
+    ids = own if own and own[0] in {*tokenizer.all_special_ids} - unknown else list(tokenizer(prompt).input_ids)
     while ids and ids[-1] in ends(model):
         ids.pop()
     if not ids or max(ids) >= model.config.get_text_config().vocab_size:
