@@ -20,7 +20,7 @@ from functools import partial
 import torch
 from harness import Source, Table, keep_rows, kept_rows, markdown
 from scipy.stats import binomtest
-from strangers import STRANGERS, Stranger
+from strangers import BEGUN, STRANGERS, Stranger
 from torch import nn
 from transformers import logging
 
@@ -72,11 +72,11 @@ def main() -> None:
 
 def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int) -> None:
     """All arms on one stranger that are not measured yet."""
-    wanted = [(name, s, r, DATA[d]) for d, arms in _arms().items() for s, r in arms]
+    measured = _arms() | ({"prompted": (PROMPTED,)} if name in BEGUN else {})
+    wanted = [(name, s, r, DATA[d]) for d, arms in measured.items() for s, r in arms]
     if all(table.has(wanted, seed) for seed in range(seeds)):
         return
     stranger = open_it()
-    measured = _arms() | ({"prompted": (PROMPTED,)} if stranger.begun else {})
     judge = judged_by(stranger)
     for seed in range(seeds):
         sources: dict[str, Callable[[], Source]] = {
