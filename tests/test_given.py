@@ -179,7 +179,15 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
         ),
         (
             [{"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}],
-            r"data batch 0 has input_ids of \[2, 8\] and attention_mask of \[2, 5\]; make them equal",
+            r"data batch 0 has input_ids of \[2, 8\] and attention_mask of \[2, 5\]; make rows",
+        ),
+        (
+            [{"inputs_embeds": torch.rand(2, 8, 4), "attention_mask": torch.ones(2, 5, dtype=torch.long)}],
+            r"data batch 0 has inputs_embeds of \[2, 8, 4\] and attention_mask of \[2, 5\]; make rows",
+        ),
+        (
+            [{"decoder_inputs_embeds": torch.rand(2, 8, 4), "decoder_attention_mask": torch.ones(2, 5)}],
+            r"data batch 0 has decoder_inputs_embeds of \[2, 8, 4\] and decoder_attention_mask of \[2, 5\]; ",
         ),
     ],
 )
