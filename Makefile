@@ -8,8 +8,9 @@ export GOMP_SPINCOUNT ?= 0
 BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest
-# A process for each core, each with a thread of its own; `make test WORKERS=0` runs all in one.
-WORKERS ?= logical
+# A process for each core, eight at most, as each holds torch and its models; `make test WORKERS=0` runs all in one.
+CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || echo $(CORES))
 ON_ALL_CORES := -n $(WORKERS) --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 

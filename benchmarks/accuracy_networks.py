@@ -131,7 +131,7 @@ def small_cnn_subjects(file: Path) -> Subjects:
 
 def zoo_subjects(zoo: Path, families: Sequence[str]) -> Subjects:
     """Networks of the pretraining zoo. Tables: statistics, epoch (share of the schedule, steps), hyper, norm,
-    answers to probes."""
+    answers to probes. Raises SystemExit where none is there."""
     runs: dict[str, list[Path]] = {}
     for folder in finished(zoo):
         if folder.name.partition("-")[0] in families:
@@ -141,6 +141,9 @@ def zoo_subjects(zoo: Path, families: Sequence[str]) -> Subjects:
         herd, own = _run(folders, sum(len(h.places) for h in herds))
         herds.append(herd)
         rows += [row | {"run": number} for row in own]
+    if not rows:
+        kinds = " or ".join(families)
+        raise SystemExit(f"'{zoo}' holds no {kinds}; `dnge zoo` makes them, or accuracy_zoo.py those of the short rows")
     accuracy, run, data = (torch.tensor([row[key] for row in rows]) for key in ("accuracy", "run", "data"))
     names = [key for key in rows[0] if key not in ("accuracy", "run", "data")]
     tables = {n: torch.stack([row[n] for row in rows]) for n in names}

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from dnge_compress.core.files import atomic_file
 from dnge_compress.core.progress import printed
 from dnge_compress.inr import INR2JLS, InrSet, TrainSettings
 from dnge_compress.inr.learning import in_pieces
@@ -49,6 +50,6 @@ def kept_or_learned(
         with safe_open(str(file), "pt") as found:
             return json.loads(found.metadata()["minutes"])
     minutes = learn()
-    file.parent.mkdir(exist_ok=True)
-    save_model(model, str(file), {"minutes": json.dumps(minutes)})
+    with atomic_file(file) as part:
+        save_model(model, str(part), {"minutes": json.dumps(minutes)})
     return minutes

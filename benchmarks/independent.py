@@ -14,13 +14,13 @@ import argparse
 import copy
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
 from harness import Source, Table, keep_rows, kept_rows, markdown
 from scipy.stats import binomtest
-from strangers import STRANGERS, Stranger
+from strangers import BEGUN, STRANGERS, Stranger
 from torch import nn
 from transformers import logging
 
@@ -72,11 +72,11 @@ def main() -> None:
 
 def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int) -> None:
     """All arms on one stranger that are not measured yet."""
-    wanted = [(name, s, r, DATA[d]) for d, arms in _arms().items() for s, r in arms]
+    measured = _arms() | ({"prompted": (PROMPTED,)} if name in BEGUN else {})
+    wanted = [(name, s, r, DATA[d]) for d, arms in measured.items() for s, r in arms]
     if all(table.has(wanted, seed) for seed in range(seeds)):
         return
     stranger = open_it()
-    measured = _arms() | ({"prompted": (PROMPTED,)} if stranger.begun else {})
     judge = judged_by(stranger)
     for seed in range(seeds):
         sources: dict[str, Callable[[], Source]] = {
@@ -176,7 +176,7 @@ def summary(table: Table) -> list[str]:
         )
         rows.append([name, *cells, f"{closed / gap:.0%}" if gap > 0.05 else "–"])
     lines += ["", *markdown(["network", *(f"{r:.1%}" for r in RATIOS), "all"], rows), ""]
-    lines += [foreseen(), ""]
+    lines += [foreseen(names), ""]
     for kind, rivals in (
         ("synthetic", [(a, "real") for a in REAL if a != ours] + [(a, "synthetic") for a in FREE[1:]]),
         ("real", [(a, "real") for a in REAL if a != ours]),
@@ -196,10 +196,12 @@ def summary(table: Table) -> list[str]:
     return lines
 
 
-def foreseen() -> str:
-    """How often the real damage lay in the band that a plan foretells."""
+def foreseen(names: Sequence[str]) -> str:
+    """How often the real damage of these networks lay in the band that a plan foretells."""
     counts = {"synthetic": [0, 0], "real": [0, 0]}
     for row in kept_rows(FORESEEN):
+        if row["row"][0] not in names or row["row"][3] == DATA["prompted"]:
+            continue
         for measured, real in zip(row["measured"], row["real"], strict=True):
             band = expected(measured, row["inputs"])
             if band is not None:

@@ -92,7 +92,7 @@ def main() -> None:
 def recovery(options: argparse.Namespace) -> dict[str, Any]:
     """Every arm and seed: perplexities on books that no job saw, before, after pruning and after training; minutes.
     Arms that aren't asked for stay as they were measured."""
-    wanted = {arm: told for arm, told in ARMS.items() if any(part in arm for part in options.arms.split(","))}
+    wanted = arms_named(options.arms)
     stored = RESULTS / "jobs.json"
     known = json.loads(stored.read_text()).get("recovery", {}) if stored.is_file() else {}
     found: dict[str, Any] = {arm: rows for arm, rows in known.items() if arm not in wanted}
@@ -113,7 +113,16 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
             named = judged(out)
             found.setdefault(arm, []).append({"seed": seed, "seconds": seconds, "perplexity": named})
             print(f"{arm}/{seed}: {named}, {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
-    return found
+    return {arm: found[arm] for arm in (*ARMS, *found) if arm in found}
+
+
+def arms_named(parts: str) -> dict[str, tuple[list[str], str]]:
+    """The arms whose names hold one of the parts, with commas between. Raises SystemExit for a part of none."""
+    named = [part.strip() for part in parts.split(",")]
+    for part in named:
+        if not any(part in arm for arm in ARMS):
+            raise SystemExit(f"--arms: '{part}' is in the name of no arm; they are: {'; '.join(ARMS)}")
+    return {arm: told for arm, told in ARMS.items() if any(part in arm for part in named)}
 
 
 def rates(options: argparse.Namespace) -> list[dict[str, Any]]:

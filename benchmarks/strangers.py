@@ -310,6 +310,7 @@ STRANGERS: dict[str, Callable[[], Stranger]] = {
     "EfficientNet-Lite0": efficientnet,
     "IgLM (GPT-2)": partial(iglm, "IgLM"),
 }
+BEGUN = ("IgLM-S (GPT-2)", "IgLM (GPT-2)")  # those whose texts users begin: `Stranger.begun`
 
 
 def main() -> None:

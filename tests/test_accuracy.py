@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_cnns
 import torch
-from accuracy_networks import FEATURES, Herd, Subjects, readable, splits
+from accuracy_networks import FEATURES, Herd, Subjects, readable, splits, zoo_subjects
 from accuracy_readers import network_encoder
 from accuracy_walks import walked
 from accuracy_zoo import shortened
@@ -118,6 +118,11 @@ def test_a_short_zoo_has_the_runs_of_the_zoo_on_a_share_of_their_schedules() -> 
     short = shortened(plan, 0.15)
     assert short.steps == int(0.15 * plan.steps) and short.stop == int(0.15 * plan.stop)
     assert replace(short, steps=plan.steps, stop=plan.stop) == plan
+
+
+def test_a_zoo_that_was_not_made_is_named_with_what_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="zoo' holds no mlp or cnn; `dnge zoo` makes them, or accuracy_zoo.py"):
+        zoo_subjects(tmp_path / "zoo", ("mlp", "cnn"))
 
 
 def subjects(stack: dict[str, Tensor]) -> Subjects:

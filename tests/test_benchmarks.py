@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
+import dng_tuning
+import independent
+import jobs
 import pytest
 import torch
 from allocation import MeasuredAllocation
+from harness import Table
 from models import example_inputs, graph_of, make
+from strangers import Stranger
 
 from dnge_compress import scorers
 from dnge_compress.recipes.schema import Calibration
@@ -56,3 +62,45 @@ def test_the_knapsack_finds_what_trying_everything_finds(table: MeasuredAllocati
 def test_a_ratio_out_of_reach_is_no_free_win(table: MeasuredAllocation) -> None:
     with pytest.raises(SystemExit, match="no way to remove"):
         table.cuts(0.999)
+
+
+def test_arms_of_a_recovery_are_taken_by_name_and_a_name_of_none_is_told() -> None:
+    assert list(jobs.arms_named("")) == list(jobs.ARMS)
+    assert list(jobs.arms_named("on both, all weights")) == [
+        "prune-recover on both",
+        "magnitude, all weights on real books",
+    ]
+    with pytest.raises(SystemExit, match="'alone' is in the name of no arm; they are: prune-recover on its own"):
+        jobs.arms_named("on both,alone")
+
+
+def test_a_stranger_lacks_something_until_texts_begun_by_its_users_are_measured_too() -> None:
+    def opened() -> Stranger:
+        raise AssertionError("opened")
+
+    table = Table("of a test", "", independent.RATIOS)
+    for name in ("IgLM-S (GPT-2)", "ResNet-20"):
+        for kind, arms in independent._arms().items():
+            table.rows |= {(name, *arm, independent.DATA[kind]): {0: [0.1] * 4} for arm in arms}
+    independent.measure(table, "ResNet-20", opened, 1)
+    with pytest.raises(AssertionError, match="opened"):
+        independent.measure(table, "IgLM-S (GPT-2)", opened, 1)
+    table.rows[("IgLM-S (GPT-2)", *independent.PROMPTED, independent.DATA["prompted"])] = {0: [0.1] * 4}
+    independent.measure(table, "IgLM-S (GPT-2)", opened, 1)
+
+
+def test_a_model_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, known = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2), {"arm": "a"}
+    save = dng_tuning.save_model
+
+    def stopped(model: torch.nn.Module, file: str, told: dict[str, str]) -> None:
+        save(model, file, told)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dng_tuning, "save_model", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        dng_tuning.kept_or_learned(first, known, tmp_path, lambda: {"head": 1.5})
+    monkeypatch.setattr(dng_tuning, "save_model", save)
+    assert dng_tuning.kept_or_learned(first, known, tmp_path, lambda: {"head": 2.5}) == {"head": 2.5}
+    assert dng_tuning.kept_or_learned(second, known, tmp_path, lambda: {"head": 9.0}) == {"head": 2.5}
+    assert torch.equal(first.weight, second.weight)

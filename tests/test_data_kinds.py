@@ -142,7 +142,7 @@ def test_contents_in_parts_are_the_texts_in_them(tmp_path: Path, chatty: Callabl
     tokenizer = chatty(CHATML)
     whole = read(jsonl(tmp_path / "a.jsonl", [{"messages": TALK}]), tokenizer, max_length=256)
     halves = [
-        {**m, "content": [{"type": "text", "text": m["content"][:3]}, {"type": "text", "text": m["content"][3:]}]}
+        {**m, "content": [{"type": "text", "text": m["content"][:3]}, {"type": None, "text": m["content"][3:]}]}
         for m in TALK
     ]
     parted = read(jsonl(tmp_path / "b.jsonl", [{"messages": halves}]), tokenizer, max_length=256)
@@ -160,6 +160,8 @@ def test_contents_in_parts_are_the_texts_in_them(tmp_path: Path, chatty: Callabl
             "message 1: part 1 of its content is of type 'image_url', and only text is learned",
         ),
         ({"messages": [{"role": "user", "content": [{"text": 3}]}, *TALK]}, "part 1 of its content is a number"),
+        ({"messages": [{"role": "user", "content": ["x"]}, *TALK]}, "part 1 of its content is text, not an object"),
+        ({"messages": [{"role": "user", "content": []}, *TALK]}, "message 1 has no content"),
         (
             {"system": "Be brief.", "conversations": [{"from": "system", "value": "Be long."}, *SHARED]},
             "line 1 has a system text in its own column and another among its messages; give one",

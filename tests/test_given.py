@@ -173,10 +173,21 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
         ([{"text": "x"}, {"text": 3}], "data row 2: column 'text' holds a number"),
         ([{"text": "x"}], "the data 'data' hold .* needs at least 64"),
         ([{"input_ids": [1, 2]}, {"text": "x"}], "data row 2 holds no input_ids"),
-        ([{"input_ids": [1, 2], "attention_mask": [1]}], "has 2 input_ids and an attention_mask of 1"),
+        (
+            [{"input_ids": [1, 2]}, {"input_ids": [1, 2], "attention_mask": [1]}],
+            r"data row 2 has input_ids of \[2\] and attention_mask of \[1\]; make them equal",
+        ),
         (
             [{"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(2, 5, dtype=torch.long)}],
-            r"data batch 0 has input_ids of \[2, 8\] and attention_mask of \[2, 5\]; make them equal",
+            r"data batch 0 has input_ids of \[2, 8\] and attention_mask of \[2, 5\]; make rows",
+        ),
+        (
+            [{"inputs_embeds": torch.rand(2, 8, 4), "attention_mask": torch.ones(2, 5, dtype=torch.long)}],
+            r"data batch 0 has inputs_embeds of \[2, 8, 4\] and attention_mask of \[2, 5\]; make rows",
+        ),
+        (
+            [{"decoder_inputs_embeds": torch.rand(2, 8, 4), "decoder_attention_mask": torch.ones(2, 5)}],
+            r"data batch 0 has decoder_inputs_embeds of \[2, 8, 4\] and decoder_attention_mask of \[2, 5\]; ",
         ),
     ],
 )

@@ -328,7 +328,10 @@ def test_messages_need_a_chat_template(tmp_path: Path, books: Any) -> None:
         ([{"role": "asistant", "content": "hi"}], "unknown role 'asistant'; did you mean 'assistant'"),
         ([{"role": "user", "content": "hi"}], "no assistant turn"),
         ([{"role": "assistant", "content": None}], "message 1 has no content"),
-        ([{"role": "assistant", "content": [{"type": "image"}]}], "part 1 of its content is of type .image., and only text is learned"),
+        (
+            [{"role": "assistant", "content": [{"type": "image"}]}],
+            "part 1 of its content is of type .image., and only text is learned",
+        ),
     ],
 )
 def test_messages_that_are_none_are_refused_by_row(

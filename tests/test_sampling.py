@@ -240,18 +240,22 @@ def test_a_chat_model_is_also_asked_by_itself(strict: bool, monkeypatch: pytest.
     assert beginnings(model, torch.Generator()) == ([start] if strict else [start, (8, 9)])
 
 
-def test_a_prompt_that_begins_with_a_special_token_gets_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("declared", "controlled"), [(1, (1, 7, 8)), (None, (7, 8))])
+def test_a_prompt_begins_once_and_as_its_model_declares(
+    declared: int | None, controlled: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Framing:
-        all_special_ids = (1, 2, 7)
+        all_special_ids, bos_token_id, unk_token_id = (0, 1, 2, 7), 1, 0
 
         def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
-            own = [7, 8] if text.startswith("<control>") else [8]
+            own = [{"<s>": 1, "<control>": 7, "§": 0}.get(word, 8) for word in text.split()]
             return SimpleNamespace(input_ids=[1, *own, 2] if add_special_tokens else own)
 
     monkeypatch.setattr("dnge_compress.signals.beginnings.tokenizer_of", lambda path: Framing())
     model = make("llama")
-    model.config.eos_token_id = 2
-    assert beginnings(model, torch.Generator(), ("<control> a", "a")) == [(7, 8), (1, 8)]
+    model.config.bos_token_id, model.config.eos_token_id = declared, 2
+    prompts = ("<control> a", "a", "§ a", "<s> a")
+    assert beginnings(model, torch.Generator(), prompts) == [controlled, (1, 8), (1, 0, 8), (1, 8)]
 
 
 def test_prompts_without_a_tokenizer_are_refused() -> None:

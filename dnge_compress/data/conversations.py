@@ -73,7 +73,7 @@ def _message(message: Any, where: str) -> Message:
         raise DataError(f"{where}: unknown role '{message['role']}'; {nearest(message['role'], ROLES)}")
     content = message.get("content")
     if isinstance(content, list):
-        content = _joined(content, where)
+        content = _joined(content, where) if content else None
         message = {**message, "content": content}
     if content is None and not message.get("tool_calls"):
         raise DataError(f"{where} has no content")
@@ -85,10 +85,12 @@ def _message(message: Any, where: str) -> Message:
 def _joined(parts: list[Any], where: str) -> str:
     """The text of a content in parts, `{"type": "text", "text": …}` each, as chat interfaces write it."""
     for i, part in enumerate(parts, 1):
-        if not isinstance(part, Mapping) or part.get("type", "text") != "text":
-            kind = f"of type '{part.get('type')}'" if isinstance(part, Mapping) else kind_in_json(part)
-            raise DataError(f"{where}: part {i} of its content is {kind}, and only text is learned")
-        check_text(part.get("text"), f"{where}: part {i} of its content is", "and only text is learned")
+        which = f"{where}: part {i} of its content is"
+        if not isinstance(part, Mapping):
+            raise DataError(f"{which} {kind_in_json(part)}, not an object with type and text")
+        if part.get("type") not in (None, "text"):  # columnar files fill up what isn't there with nulls
+            raise DataError(f"{which} of type '{part['type']}', and only text is learned; take the row out")
+        check_text(part.get("text"), which, "and only text is learned")
     return "".join(part["text"] for part in parts)
 
 

@@ -111,7 +111,7 @@ def _tokenised(rows: Iterable[Mapping[str, Any]], model: nn.Module, calibration:
     length = text_length(model, calibration.length)
     spread, empty = Spread(calibration.tokens), 0
     for i, row in enumerate(rows, 1):
-        ids = _token_row(row)
+        ids = _token_row(row, i)
         if ids is None:
             raise DataError(f"data row {i} holds no {IDS} [tokens], as the first row does; give rows of one kind")
         if ids:
@@ -124,14 +124,15 @@ def _cut(ids: list[int], length: int) -> tuple[list[int], bool]:
     return ids[:length], len(ids) > length
 
 
-def _token_row(row: Mapping[str, Any]) -> list[int] | None:
-    """The token ids of one row, without its padding; None for something else. Raises DataError."""
+def _token_row(row: Mapping[str, Any], number: int = 1) -> list[int] | None:
+    """The token ids of the row of that number, without its padding; None for something else. Raises DataError."""
     ids = _array(row.get(IDS))
     if ids is None or ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
         return None
     mask = _array(row.get(MASK))
     if mask is not None and mask.shape != ids.shape:
-        raise DataError(f"a row of data has {len(ids)} {IDS} and an {MASK} of {mask.size}; give as many of each")
+        shapes = f"{IDS} of {list(ids.shape)} and {MASK} of {list(mask.shape)}"
+        raise DataError(f"data row {number} has {shapes}; make them equal")
     kept = ids if mask is None else ids[mask.astype(bool)]
     return [int(i) for i in kept]
 

@@ -56,10 +56,13 @@ def in_turn(starts: Sequence[Beginning], rows: int) -> list[Beginning]:
 
 
 def _prompt(tokenizer: Any, prompt: str, model: Any) -> Beginning:
-    """A prompt's tokens, without those that end a text; one that begins with a special token is taken as it is. Raises
-    DataError."""
-    own = list(tokenizer(prompt, add_special_tokens=False).input_ids)
-    ids = own if own and own[0] in tokenizer.all_special_ids else list(tokenizer(prompt).input_ids)
+    """A prompt's tokens, without those that end a text. The tokenizer's start comes first, but not before itself, and
+    not before another special token of a model that declares no such start. Raises DataError."""
+    own, ids = list(tokenizer(prompt, add_special_tokens=False).input_ids), list(tokenizer(prompt).input_ids)
+    unknown = {tokenizer.unk_token_id} - {tokenizer.bos_token_id}  # what stands for a word begins no text
+    is_begun = bool(own) and own[0] in {*tokenizer.all_special_ids} - unknown
+    if is_begun and (ids[0] == own[0] or ids[0] != declared_start(model)):
+        ids = own
     while ids and ids[-1] in ends(model):
         ids.pop()
     if not ids or max(ids) >= model.config.get_text_config().vocab_size:

@@ -17,7 +17,11 @@ from dnge_compress.graph.types import ModelGraph
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
 from dnge_compress.signals.positions import positions_of
 
-MASKED = (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask"))  # [rows, length] each
+MASKED = tuple(  # [rows, length] each, or [rows, length, features]
+    (f"{side}{tokens}", f"{side}attention_mask")
+    for side in ("", "decoder_")
+    for tokens in ("input_ids", "inputs_embeds")
+)
 
 
 @dataclass(frozen=True)
@@ -115,11 +119,13 @@ def _shortened(batch: Inputs, limit: int) -> Inputs:
 
 
 def _check_masks(batch: Any, index: int) -> None:
-    """Raise DataError for a mask that isn't of its ids' shape: attention stretches or ignores it without a word."""
+    """Raise DataError for a mask that isn't of its tokens' shape: attention stretches or ignores it without a word."""
     for ids, mask in MASKED if isinstance(batch, Mapping) else ():
         shapes = [list(batch[key].shape) for key in (ids, mask) if key in batch]
         if len(shapes) == 2 and len(shapes[1]) == 2 and shapes[0][:2] != shapes[1]:
-            raise DataError(f"data batch {index} has {ids} of {shapes[0]} and {mask} of {shapes[1]}; make them equal")
+            raise DataError(
+                f"data batch {index} has {ids} of {shapes[0]} and {mask} of {shapes[1]}; make rows and lengths equal"
+            )
 
 
 def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
