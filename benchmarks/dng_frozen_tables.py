@@ -30,7 +30,7 @@ but on MNIST the head learns more in as many steps from latents that have learne
 Latents are told apart by view (their places are learned for each), pixels
 aren't; what that is worth wasn't measured. Where the walk stays as it
 began, it is the network's inference at the points, message by message, so the skip hands those answers to the
-cells: near to *rendered at as many points*, and what is learned lies in latents and head. A static graph whose
+cells: what *rendered at as many points* reads as well, and what is learned lies in latents and head. A static graph whose
 rounds hear messages alone is the same function, whatever either has learned, and costs up to three times as much (a
 test holds them together); one that can remember is beside the dynamic graph in dng_paper.md. *Tuned*: steps after the
 head at a rate of its own, on networks moved anew in every step; all learns, or all but the walk. Rates, steps and parts
@@ -73,8 +73,8 @@ def _whole(data: str, rows: list[dict[str, Any]]) -> list[str]:
     minutes = {told: sum(r[name] for r in found) / len(found) for told, name in stages.items()}
     told = ", ".join(f"{name} {part:.1f}" for name, part in minutes.items())
     return [
-        f"The whole of the longest row, from fits to accuracy: {fits + sum(minutes.values()):.1f} CPU minutes of one "
-        f"core (fits {fits:.1f}, {told})."
+        f"From fits to accuracy, frozen, {longest['learned']} networks and {longest['steps'][1]} steps of the head: "
+        f"{fits + sum(minutes.values()):.1f} CPU minutes of one core (fits {fits:.1f}, {told})."
     ]
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import io
 import runpy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
@@ -25,6 +29,7 @@ from dnge_compress.inr.siren import Siren, grid, spread_points
 from dnge_compress.inr.symmetry import canonical, move, recolour, wrapped_phases
 from dnge_compress.inr.views import JITTERS, Moves, six_views
 from dnge_compress.zoo.data_root import DataRoot
+from dnge_compress.zoo.images import images
 
 SIREN = Siren((2, 7, 5, 3))
 
@@ -74,6 +79,36 @@ def data_root(tmp_path: Path) -> DataRoot:
     x = np.random.default_rng(0).integers(0, 255, (7, 28, 28), dtype=np.uint8)
     np.savez(tmp_path / "mnist.npz", x_train=x, y_train=np.arange(7), x_test=x, y_test=np.arange(7))
     return DataRoot.find(tmp_path, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("shape", [(7, 20, 20), (5, 28, 28)])
+def test_digits_of_another_size_or_number_than_their_labels_are_damaged(data_root: DataRoot, shape: Any) -> None:
+    y = np.arange(7)
+    np.savez(data_root.data / "mnist.npz", x_train=np.zeros(shape, np.uint8), y_train=y, x_test=y, y_test=y)
+    with pytest.raises(DataError, match=r"mnist\.npz' is no MNIST as Keras ships it, or damaged"):
+        images("mnist", "train", data_root=data_root)
+
+
+def test_photographs_are_those_of_the_folder_and_not_of_another(tmp_path: Path) -> None:
+    def folder(name: str, shade: int) -> DataRoot:
+        (tmp_path / name).mkdir()
+        picture = io.BytesIO()
+        Image.new("RGB", (32, 32), (shade, shade, shade)).save(picture, "PNG")
+        rows = {"split": ["train"], "jpeg": [picture.getvalue()], "label": [1]}
+        parquet.write_table(pyarrow.table(rows), tmp_path / name / "cifar10.parquet")
+        return DataRoot.find(tmp_path / name, tmp_path / "cache")
+
+    for name, shade in (("dark", 9), ("light", 200)):
+        assert int(images("cifar10", "train", data_root=folder(name, shade)).pixels.max()) == shade
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="cifar10.parquet is missing from"):
+        images("cifar10", "train", data_root=DataRoot.find(tmp_path / "empty", tmp_path / "cache"))
+    (tmp_path / "empty" / "cifar10.parquet").write_bytes(b"bad")
+    with pytest.raises(DataError, match=r"cifar10\.parquet' is no Parquet file, or damaged"):
+        images("cifar10", "train", data_root=DataRoot.find(tmp_path / "empty", tmp_path / "cache"))
+    parquet.write_table(pyarrow.table({"split": ["train"]}), tmp_path / "empty" / "cifar10.parquet")
+    with pytest.raises(DataError, match="has no column jpeg, label"):
+        images("cifar10", "train", data_root=DataRoot.find(tmp_path / "empty", tmp_path / "cache"))
 
 
 def test_rendering_is_what_plain_torch_computes() -> None:

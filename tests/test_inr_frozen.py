@@ -280,3 +280,22 @@ def test_a_disk_without_room_for_readings_is_told() -> None:
             read_all(jls.encoder, inrs)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_readings_of_nothing_or_in_no_known_way_are_refused() -> None:
+    encoder, inrs = a_jls().encoder, a_set()
+    for told, call in {
+        "copies is 0": lambda: read_all(encoder, inrs, copies=0),
+        "unknown jitter 'x'": lambda: read_all(encoder, inrs, jitter="x"),
+        "set of networks is empty": lambda: read_all(encoder, inrs.select(slice(0, 0))),
+    }.items():
+        with pytest.raises(DngeError, match=told):
+            call()
+
+
+def test_networks_without_labels_have_no_accuracy() -> None:
+    inrs = a_set()
+    with pytest.raises(DataError, match="no label"):
+        a_jls().accuracy(replace(inrs, labels=torch.full_like(inrs.labels, -1)))
+    with pytest.raises(DataError, match="label 50"):
+        a_jls().accuracy(replace(inrs, labels=torch.full_like(inrs.labels, 50)))

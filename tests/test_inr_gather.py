@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,5 +208,45 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_told(tmp_path: Path, content: bytes) -> None:
     a_folder(tmp_path)
     (tmp_path / "b.pt").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"b\.pt' is no checkpoint that can be read safely"):
+    with pytest.raises(CheckpointError, match=r"b\.pt' is no checkpoint that can be read safely") as caught:
         read_checkpoints(tmp_path)
+    assert "weights_only" not in str(caught.value), "torch's advice is to run the file"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (lambda sd: sd, "networks is one state dict; give a list of them"),
+        (lambda sd: [nn.Linear(2, 3)], r"network 0 is a module; give its state_dict\(\)"),
+        (lambda sd: [sd, None], "network 1 is a NoneType, not a state dict"),
+        (
+            lambda sd: [{name: value.numpy() for name, value in sd.items()}],
+            "network 0: '0.weight' is a ndarray; .*from_numpy",
+        ),
+        (lambda sd: [{name: value.to("meta") for name, value in sd.items()}], "'0.weight' is a tensor without values"),
+        (lambda sd: [{name: value.to_sparse() for name, value in sd.items()}], "'0.weight' is a sparse tensor"),
+    ],
+)
+def test_what_is_no_list_of_state_dicts_is_told(given: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told) as caught:
+        gather(given(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)).state_dict()))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_dict_is_found_in_its_checkpoint_as_in_a_folder() -> None:
+    weights = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 3)).state_dict()
+    found, plain = gather([{"state_dict": weights, "epoch": 3}]), gather([weights])
+    assert all(torch.equal(found.stack[name], plain.stack[name]) for name in plain.stack)
+
+
+def test_a_folder_that_is_not_there_is_named_before_its_table(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="there is no folder 'nowhere'"):
+        read_checkpoints("nowhere", tmp_path / "table.csv")
+
+
+def test_blanks_around_headings_are_no_part_of_them(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    table = tmp_path / "table.csv"
+    table.write_text(table.read_text().replace(",", " , ", 1))
+    assert all(heading == heading.strip() for heading in read_checkpoints(tmp_path).columns)

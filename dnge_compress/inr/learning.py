@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below, refuse_rate
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.encoders import InrReader
-from dnge_compress.inr.sets import InrSet
+from dnge_compress.inr.sets import EMPTY, InrSet
 from dnge_compress.inr.siren import Siren, take
 from dnge_compress.inr.views import JITTERS, Moves
 
@@ -138,14 +138,18 @@ def _groups(module: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
 def share_right(answers: Callable[[dict[str, Tensor], Siren], Tensor], inrs: InrSet) -> float:
     """Share of the set's networks whose class has the largest of the logits `[N, classes]`. Raises DataError."""
     refuse_empty(inrs)
-    right = [(answers(part.stack, part.siren).argmax(1) == part.labels).sum() for part in in_pieces(inrs)]
-    return float(sum(right)) / len(inrs)
+    right = 0
+    for part in in_pieces(inrs):
+        logits = answers(part.stack, part.siren)
+        refuse_labels(inrs, logits.shape[1])
+        right += int((logits.argmax(1) == part.labels).sum())
+    return right / len(inrs)
 
 
 def refuse_empty(inrs: InrSet) -> None:
     """Raise DataError if there is nothing to learn from or to judge."""
     if not len(inrs):
-        raise DataError("the set of networks is empty; make one with `dnge inr`")
+        raise DataError(EMPTY)
 
 
 def refuse_labels(inrs: InrSet, classes: int) -> None:

@@ -17,11 +17,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dnge_compress.core.errors import DataError
+from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below
 from dnge_compress.core.paging import mapped, written
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.encoders import InrReader, Reading
-from dnge_compress.inr.sets import InrSet
+from dnge_compress.inr.sets import EMPTY, InrSet
 from dnge_compress.inr.siren import take
 from dnge_compress.inr.views import JITTERS, Jitter, Moves
 
@@ -56,7 +56,13 @@ def read_all(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Readings:
-    """Readings of a set's networks, each as it is and in `copies` − 1 moved copies; of one copy without moves."""
+    """Readings of a set's networks, each as it is and in `copies` − 1 moved copies; of one copy without moves. Raises
+    DataError for a set without networks, DngeError for no copy or an unknown `jitter`."""
+    refuse_below(1, copies=copies)
+    if jitter not in JITTERS:
+        raise UnknownNameError("jitter", jitter, JITTERS)
+    if not len(inrs):
+        raise DataError(EMPTY)
     generator = torch.Generator().manual_seed(seed)
     bounds = JITTERS[jitter]
     channels, copies = inrs.siren.widths[-1], copies if bounds != Jitter() else 1

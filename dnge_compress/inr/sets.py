@@ -8,7 +8,7 @@ A set is made in parts, each kept when it is done, so the command can be killed 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnge_compress.core.errors import CheckpointError, DataError, UnsupportedModelError, WeightError, first_line
 from dnge_compress.core.files import refuse_unreadable
@@ -25,6 +25,7 @@ from dnge_compress.core.tensors import read_tensors, write_tensors
 from dnge_compress.inr.chain import layers_of, read_chain, widths_of
 from dnge_compress.inr.fitting import FitSettings, fit
 from dnge_compress.inr.siren import Siren, take
+from dnge_compress.zoo.checkpoints import unwrapped
 from dnge_compress.zoo.data_root import DataRoot, Split
 from dnge_compress.zoo.images import Images, images
 from dnge_compress.zoo.resumable import build_resumably
@@ -32,6 +33,7 @@ from dnge_compress.zoo.resumable import build_resumably
 PART = 250  # networks that are fitted together
 STEPS = {"mnist": 300, "cifar10": 400}
 HIDDEN = (32, 32)
+EMPTY = "the set of networks is empty; make one with `dnge inr`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,20 +103,20 @@ class InrSet:
 
 
 def gather(
-    networks: Sequence[Mapping[str, Tensor]],
-    labels: Sequence[int] | Tensor = (),
-    *,
-    omega: float = 30.0,
-    layers: Sequence[str] = (),
+    networks: Iterable[Any], labels: Sequence[int] | Tensor = (), *, omega: float = 30.0, layers: Sequence[str] = ()
 ) -> InrSet:
-    """A set of networks that were fitted elsewhere, from their state dicts: chains of linear layers with sines, in
-    float32, of points (row, column) at the pixels' centres in −1 … 1 and colours −1 … 1. Without labels, all are −1.
+    """A set of networks that were fitted elsewhere, from their state dicts, or checkpoints that hold one each: chains
+    of linear layers with sines, in float32, of points (row, column) at the pixels' centres in −1 … 1 and colours −1 … 1.
+    Without labels, all are −1.
 
     Layers are in the order of `layers`, their names; without it as `read_chain` says: a state dict keeps its own.
     Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
     """
-    chains = [_read(number, weights, layers) for number, weights in enumerate(networks)]
-    orders = [layers_of(weights, layers) for weights in networks]
+    if isinstance(networks, Mapping):
+        raise DataError("networks is one state dict; give a list of them")
+    dicts = [_state_dict(number, weights) for number, weights in enumerate(networks)]
+    chains = [_read(number, weights, layers) for number, weights in enumerate(dicts)]
+    orders = [layers_of(weights, layers) for weights in dicts]
     for number, order in enumerate(orders):
         if sorted(order) == sorted(orders[0]) and order != orders[0]:
             raise UnsupportedModelError(
@@ -146,6 +148,21 @@ def gather(
         psnr=torch.full((count,), torch.nan),
         about={},
     )
+
+
+def _state_dict(number: int, given: Any) -> Mapping[str, Tensor]:
+    """A state dict, out of the checkpoint that holds it. Raises DataError for anything else."""
+    if isinstance(given, nn.Module):
+        raise DataError(f"network {number} is a module; give its state_dict()")
+    weights = unwrapped(given) if isinstance(given, Mapping) else given
+    if not isinstance(weights, Mapping):
+        raise DataError(f"network {number} is a {type(given).__name__}, not a state dict; give one")
+    for name, value in weights.items():
+        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
+            found = f"a {type(value).__name__}" if not isinstance(value, Tensor) else "a tensor without values"
+            found = found if not isinstance(value, Tensor) or value.is_meta else "a sparse tensor"
+            raise DataError(f"network {number}: '{name}' is {found}; give dense tensors (torch.from_numpy makes some)")
+    return weights
 
 
 def _read(number: int, weights: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:

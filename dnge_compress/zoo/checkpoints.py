@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,8 @@ def read_checkpoints(folder: Path | str, table: Path | str | None = None) -> Che
         inrs = gather(found.weights, found.column("label").long())
     """
     root = Path(folder)
+    if not root.is_dir():
+        raise CheckpointError(f"there is no folder '{root}'; give the one that holds the checkpoints")
     source = Path(table) if table is not None else root / "table.csv"
     numbers: dict[str, list[float]] = {}
     weights: dict[str, Mapping[str, Tensor]] = {}
@@ -82,7 +85,7 @@ def _rows(source: Path) -> list[tuple[int, dict[str, str]]]:
         raise DataError(
             f"can't read '{source}' ({first_line(e)}); give a table of comma-separated values with a column '{FILE}'"
         ) from e
-    head = rows[0][1] if rows else []
+    head = [heading.strip() for heading in rows[0][1]] if rows else []
     if FILE not in head:
         raise DataError(f"'{source}' has no column '{FILE}'; its first line must name the columns")
     if len(set(head)) < len(head):
@@ -107,15 +110,23 @@ def _read(file: Path, name: str) -> Mapping[str, Tensor]:
     told = f"'{name}' is no checkpoint that can be read safely"
     if file.suffix not in (".safetensors", *PICKLED):
         raise CheckpointError(f"'{name}' is no checkpoint; give .safetensors, {', '.join(PICKLED)}")
-    try:
-        if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors":
+        try:
             return UnorderedTensors(read_tensors(file)[0])
+        except Exception as e:
+            raise CheckpointError(f"{told} ({first_line(e)}); give a state dict") from e
+    try:
         found = torch.load(file, "cpu", weights_only=True)
-    except Exception as e:  # what torch raises depends on where a file is damaged: KeyError, struct.error, …
-        raise CheckpointError(f"{told} ({first_line(e)}); give a state dict") from e
+    except Exception as e:  # what torch raises depends on where a file is damaged; its words advise to run the file
+        raise CheckpointError(f"{told}: it is damaged, or holds more than tensors; give a state dict") from e
     if isinstance(found, Mapping):
-        inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
-        found = inner[0] if len(inner) == 1 else found
-        if found and all(isinstance(value, Tensor) for value in found.values()):
-            return dict(found)
+        weights = unwrapped(found)
+        if weights and all(isinstance(value, Tensor) for value in weights.values()):
+            return dict(weights)
     raise CheckpointError(f"{told}; give a state dict, tensors by name")
+
+
+def unwrapped(found: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state dict that a checkpoint keeps beside other things, or what was given where it keeps none."""
+    inner = [found[key] for key in WRAPPERS if isinstance(found.get(key), Mapping)]
+    return inner[0] if len(inner) == 1 else found

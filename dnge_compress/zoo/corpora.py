@@ -44,7 +44,7 @@ def unigram(name: str, *, data_root: DataRoot) -> Tensor:
 
 def book_texts(split: Split, data_root: DataRoot) -> list[str]:
     """The books of one split, whole. Raises: DataError if the file or pyarrow is missing."""
-    return table(_BOOKS[split], data_root)["text"].to_pylist()
+    return table(_BOOKS[split], data_root, ("text",))["text"].to_pylist()
 
 
 def _encode(name: str, split: Split, data_root: DataRoot) -> np.ndarray:

@@ -61,13 +61,16 @@ def images(name: str, split: Split, *, data_root: DataRoot) -> Images:
 def _mnist(path: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
-            return file[f"x_{part}"][:, None], file[f"y_{part}"]
+            pixels, labels = file[f"x_{part}"], file[f"y_{part}"]
+            if pixels.dtype != np.uint8 or pixels.shape[1:] != (28, 28) or labels.shape != pixels.shape[:1]:
+                raise ValueError(f"images {pixels.shape}, labels {labels.shape}")
+            return pixels[:, None], labels
     except (OSError, KeyError, ValueError, TypeError, BadZipFile) as e:
         raise DataError(f"'{path}' is no MNIST as Keras ships it, or damaged; copy it there again") from e
 
 
 def _cifar10(split: Split, data_root: DataRoot) -> Any:
-    rows = table("cifar10.parquet", data_root)
+    rows = table("cifar10.parquet", data_root, ("split", "jpeg", "label"))
     return rows.filter(np.array([s == _STORED[split] for s in rows["split"].to_pylist()]))
 
 
@@ -77,7 +80,12 @@ def _decode_cifar10(split: Split, data_root: DataRoot) -> np.ndarray:
     except ImportError as error:
         raise DataError("decoding CIFAR-10 needs pillow: pip install 'dnge-compress[pretrain]'") from error
     files = _cifar10(split, data_root)["jpeg"].to_pylist()
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])  # [N, 32, 32, 3]
+    try:
+        pixels = np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])  # [N, 32, 32, 3]
+    except (OSError, TypeError, ValueError) as e:
+        raise DataError(
+            f"'{data_root.file('cifar10.parquet')}' holds an image that can't be read; copy it again"
+        ) from e
     return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
 
 
