@@ -106,8 +106,8 @@ def gather(
     networks: Iterable[Any], labels: Sequence[int] | Tensor = (), *, omega: float = 30.0, layers: Sequence[str] = ()
 ) -> InrSet:
     """A set of networks that were fitted elsewhere, from their state dicts, or checkpoints that hold one each: chains
-    of linear layers with sines, in float32, of points (row, column) at the pixels' centres in −1 … 1 and colours −1 … 1.
-    Without labels, all are −1.
+    of linear layers with sines, in float32, of points (row, column) at the pixels' centres in −1 … 1 and colours
+    −1 … 1. Without labels, all are −1.
 
     Layers are in the order of `layers`, their names; without it as `read_chain` says: a state dict keeps its own.
     Raises DataError if there are none or their widths differ, UnsupportedModelError or WeightError on other networks.
