@@ -31,11 +31,11 @@ Latents are told apart by view (their places are learned for each), pixels
 aren't; what that is worth wasn't measured. Where the walk stays as it
 began, it is the network's inference at the points, message by message, so the skip hands those answers to the
 cells: what *rendered at as many points* reads as well, and what is learned lies in latents and head. A static graph
-whose rounds hear messages alone is the same function, whatever either has learned, and costs up to three times as much (a
-test holds them together); one that can remember is beside the dynamic graph in dng_paper.md. *Tuned*: steps after the
-head at a rate of its own, on networks moved anew in every step; all learns, or all but the walk. Rates, steps and parts
-were chosen on the end of the train split, which these rows didn't learn from; they have more steps than the frozen
-rows beside them, and what of the gain is steps, moves or latents wasn't told apart.
+whose rounds hear messages alone is the same function, whatever either has learned, and costs up to three times as
+much (a test holds them together); one that can remember is beside the dynamic graph in dng_paper.md. *Tuned*: steps
+after the head at a rate of its own, on networks moved anew in every step; all learns, or all but the walk. Rates,
+steps and parts were chosen on the end of the train split, which these rows didn't learn from; they have more steps
+than the frozen rows beside them, and what of the gain is steps, moves or latents wasn't told apart.
 Random initial values: message passing that never learned, of the same size, with the same skip."""
 
 
