@@ -52,8 +52,16 @@ def run(out: Path, count: int, steps: int) -> None:
     """The whole example; leaves the sets, so that a second run fits nothing again."""
     torch.manual_seed(0)
     data_root = DataRoot.find()
-    seen = build_set(about("mnist", "train", count=count), out / "seen.safetensors", data_root=data_root, jobs=2)
-    unseen = build_set(about("mnist", "held-out", count=1000), out / "unseen.safetensors", data_root=data_root, jobs=2)
+    seen = build_set(
+        about("mnist", "train", count=count), out / "seen.safetensors", data_root=data_root, jobs=2, progress=printed
+    )
+    unseen = build_set(
+        about("mnist", "held-out", count=1000),
+        out / "unseen.safetensors",
+        data_root=data_root,
+        jobs=2,
+        progress=printed,
+    )
     encoder = InrEncoder(InrEncoderConfig(hidden=POINTS))
     jls = INR2JLS(encoder, JlsConfig(side=SIDE, skip=True, head=HeadConfig(width=128, dropout=0.0, last_dropout=0.2)))
     encoder.requires_grad_(False)
