@@ -9,9 +9,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest
 # A process for each core, eight at most, as each holds torch and its models; `make test WORKERS=0` runs all in one.
-CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
-WORKERS ?= $(shell test $(CORES) -gt 8 && echo 8 || echo $(CORES))
-ON_ALL_CORES := -n $(WORKERS) --dist worksteal
+WORKERS ?= logical
+ON_ALL_CORES := -n $(WORKERS) --maxprocesses 8 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
 .PHONY: demo test test-slow test-oldest lint types docs check scatter

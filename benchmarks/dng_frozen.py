@@ -120,9 +120,10 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
                               "steps": list(options.steps[:2]), "batch": options.batch, "rate": options.head_rate,
                               "copies": options.copies, "mixup": options.mixup,
                               "dropout": list(options.dropout)}  # fmt: skip
-    known = frozen | {"judged": len(judged), "steps": list(options.steps)}
+    tuned = frozen | {"steps": list(options.steps)}
     if options.steps[2]:
-        known |= {"tuning rate": options.tuning_rate, "tuned": options.parts}
+        tuned |= {"tuning rate": options.tuning_rate, "tuned": options.parts}
+    known = tuned | {"judged": len(judged)}
     if not options.choose and any(known.items() <= kept.items() for kept in kept_rows("dng_frozen")):
         return
     arm, settings = ARMS[name], _settings(data, seed, options)
@@ -135,19 +136,13 @@ def measure(data: str, name: str, seed: int, options: argparse.Namespace) -> Non
     if options.choose:
         found["missed"] = missed(model, judged)
     if options.steps[2] and not arm.is_rendered:
-        found |= kept_or_learned(
-            model, _but_judged(known), options.inrs, lambda: _tuned(model, learned, settings[1], options)
-        )
+        found |= kept_or_learned(model, tuned, options.inrs, lambda: _tuned(model, learned, settings[1], options))
         found["fine-tuned"] = model.accuracy(judged)
         if options.choose:
             found["missed, tuned"] = missed(model, judged)
     print(found, flush=True)
     if not options.choose:
         keep_rows("dng_frozen", [*kept_rows("dng_frozen"), found])
-
-
-def _but_judged(known: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in known.items() if name != "judged"}
 
 
 def _tuned(model: INR2JLS, learned: InrSet, heading: TrainSettings, options: argparse.Namespace) -> dict[str, float]:

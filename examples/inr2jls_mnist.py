@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,16 +53,9 @@ def run(out: Path, count: int, steps: int) -> None:
     """The whole example; leaves the sets, so that a second run fits nothing again."""
     torch.manual_seed(0)
     data_root = DataRoot.find()
-    seen = build_set(
-        about("mnist", "train", count=count), out / "seen.safetensors", data_root=data_root, jobs=2, progress=printed
-    )
-    unseen = build_set(
-        about("mnist", "held-out", count=1000),
-        out / "unseen.safetensors",
-        data_root=data_root,
-        jobs=2,
-        progress=printed,
-    )
+    fitted = partial(build_set, data_root=data_root, jobs=2, progress=printed)
+    seen = fitted(about("mnist", "train", count=count), out / "seen.safetensors")
+    unseen = fitted(about("mnist", "held-out", count=1000), out / "unseen.safetensors")
     encoder = InrEncoder(InrEncoderConfig(hidden=POINTS))
     jls = INR2JLS(encoder, JlsConfig(side=SIDE, skip=True, head=HeadConfig(width=128, dropout=0.0, last_dropout=0.2)))
     encoder.requires_grad_(False)

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below, refuse_rate
+from dnge_compress.core.errors import DataError, refuse_below, refuse_rate
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.encoders import InrReader
-from dnge_compress.inr.sets import EMPTY, InrSet
+from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import Siren, take
-from dnge_compress.inr.views import JITTERS, Moves
+from dnge_compress.inr.views import Moves, jitter_named
 
 RISE = 0.1  # share of the steps, and two at least
 CLIP = 1.0  # norm of a step's gradient
@@ -38,8 +38,7 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.jitter not in JITTERS:
-            raise UnknownNameError("jitter", self.jitter, JITTERS)
+        jitter_named(self.jitter)
         refuse_below(1, steps=self.steps, batch=self.batch)
         refuse_below(0, weight_decay=self.weight_decay, backbone_lr_scale=self.backbone_lr_scale)
         refuse_rate(self.learning_rate)
@@ -141,7 +140,7 @@ def share_right(answers: Callable[[dict[str, Tensor], Siren], Tensor], inrs: Inr
     right = 0
     for part in in_pieces(inrs):
         logits = answers(part.stack, part.siren)
-        refuse_labels(inrs, logits.shape[1])
+        refuse_labels(part, logits.shape[1])
         right += int((logits.argmax(1) == part.labels).sum())
     return right / len(inrs)
 
@@ -149,7 +148,7 @@ def share_right(answers: Callable[[dict[str, Tensor], Siren], Tensor], inrs: Inr
 def refuse_empty(inrs: InrSet) -> None:
     """Raise DataError if there is nothing to learn from or to judge."""
     if not len(inrs):
-        raise DataError(EMPTY)
+        raise DataError("the set of networks is empty; make one with `dnge inr`")
 
 
 def refuse_labels(inrs: InrSet, classes: int) -> None:
@@ -173,7 +172,7 @@ def in_pieces(inrs: InrSet, size: int = 256) -> Iterator[InrSet]:
 def _batches(inrs: InrSet, settings: TrainSettings) -> Iterator[InrBatch]:
     generator = torch.Generator().manual_seed(settings.seed)
     for index in shuffled(len(inrs), settings, generator):
-        moves = Moves.draw(JITTERS[settings.jitter], len(index), inrs.siren.widths[-1], generator)
+        moves = Moves.draw(jitter_named(settings.jitter), len(index), inrs.siren.widths[-1], generator)
         yield InrBatch(
             stack=moves.of_networks(take(inrs.stack, index), inrs.siren), siren=inrs.siren, index=index, moves=moves
         )

@@ -17,13 +17,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from dnge_compress.core.errors import DataError, UnknownNameError, refuse_below
+from dnge_compress.core.errors import DataError, refuse_below
 from dnge_compress.core.paging import mapped, written
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.inr.encoders import InrReader, Reading
-from dnge_compress.inr.sets import EMPTY, InrSet
+from dnge_compress.inr.learning import refuse_empty
+from dnge_compress.inr.sets import InrSet
 from dnge_compress.inr.siren import take
-from dnge_compress.inr.views import JITTERS, Jitter, Moves
+from dnge_compress.inr.views import Jitter, Moves, jitter_named
 
 AT_ONCE = 256  # networks
 CLOSE = 0.01  # relative, of readings in half precision
@@ -58,13 +59,10 @@ def read_all(
 ) -> Readings:
     """Readings of a set's networks, each as it is and in `copies` − 1 moved copies; of one copy without moves. Raises
     DataError for a set without networks, DngeError for no copy or an unknown `jitter`."""
+    bounds = jitter_named(jitter)
     refuse_below(1, copies=copies)
-    if jitter not in JITTERS:
-        raise UnknownNameError("jitter", jitter, JITTERS)
-    if not len(inrs):
-        raise DataError(EMPTY)
+    refuse_empty(inrs)
     generator = torch.Generator().manual_seed(seed)
-    bounds = JITTERS[jitter]
     channels, copies = inrs.siren.widths[-1], copies if bounds != Jitter() else 1
     firsts = range(0, len(inrs), AT_ONCE)
     with _Pages() as pages:

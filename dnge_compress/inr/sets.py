@@ -33,7 +33,6 @@ from dnge_compress.zoo.resumable import build_resumably
 PART = 250  # networks that are fitted together
 STEPS = {"mnist": 300, "cifar10": 400}
 HIDDEN = (32, 32)
-EMPTY = "the set of networks is empty; make one with `dnge inr`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +157,15 @@ def _state_dict(number: int, given: Any) -> Mapping[str, Tensor]:
     if not isinstance(weights, Mapping):
         raise DataError(f"network {number} is a {type(given).__name__}, not a state dict; give one")
     for name, value in weights.items():
-        if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
-            found = f"a {type(value).__name__}" if not isinstance(value, Tensor) else "a tensor without values"
-            found = found if not isinstance(value, Tensor) or value.is_meta else "a sparse tensor"
-            raise DataError(f"network {number}: '{name}' is {found}; give dense tensors (torch.from_numpy makes some)")
+        if not isinstance(value, Tensor):
+            found = f"a {type(value).__name__}"
+        elif value.is_meta:
+            found = "a tensor without values"
+        elif value.layout != torch.strided:
+            found = "a sparse tensor"
+        else:
+            continue
+        raise DataError(f"network {number}: '{name}' is {found}; give dense tensors (torch.from_numpy makes some)")
     return weights
 
 

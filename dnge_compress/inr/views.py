@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dnge_compress.core.errors import UnknownNameError
 from dnge_compress.inr.siren import Siren, Stack
 from dnge_compress.inr.symmetry import move, recolour
 
@@ -51,6 +52,13 @@ JITTERS = {
     "mnist": Jitter(degrees=12, zoom=0.12, shear=0.12, shift=0.1),
     "cifar10": Jitter(degrees=8, zoom=0.15, shear=0.05, shift=0.15, flip=True, contrast=0.2, brightness=0.2),
 }
+
+
+def jitter_named(name: str) -> Jitter:
+    """The bounds of that name. Raises UnknownNameError."""
+    if name not in JITTERS:
+        raise UnknownNameError("jitter", name, JITTERS)
+    return JITTERS[name]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,15 +110,14 @@ def _read(file: Path, name: str) -> Mapping[str, Tensor]:
     told = f"'{name}' is no checkpoint that can be read safely"
     if file.suffix not in (".safetensors", *PICKLED):
         raise CheckpointError(f"'{name}' is no checkpoint; give .safetensors, {', '.join(PICKLED)}")
-    if file.suffix == ".safetensors":
-        try:
-            return UnorderedTensors(read_tensors(file)[0])
-        except Exception as e:
-            raise CheckpointError(f"{told} ({first_line(e)}); give a state dict") from e
+    is_pickled = file.suffix in PICKLED
     try:
-        found = torch.load(file, "cpu", weights_only=True)
+        found = torch.load(file, "cpu", weights_only=True) if is_pickled else UnorderedTensors(read_tensors(file)[0])
     except Exception as e:  # what torch raises depends on where a file is damaged; its words advise to run the file
-        raise CheckpointError(f"{told}: it is damaged, or holds more than tensors; give a state dict") from e
+        why = ": it is damaged, or holds more than tensors" if is_pickled else f" ({first_line(e)})"
+        raise CheckpointError(f"{told}{why}; give a state dict") from e
+    if not is_pickled:
+        return found
     if isinstance(found, Mapping):
         weights = unwrapped(found)
         if weights and all(isinstance(value, Tensor) for value in weights.values()):

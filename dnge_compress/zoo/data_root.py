@@ -71,12 +71,11 @@ def table(file: str, data_root: DataRoot, columns: Sequence[str]) -> Any:
         raise DataError("reading the data sets needs pyarrow: pip install 'dnge-compress[pretrain]'") from error
     path = data_root.file(file)
     try:
-        found = parquet.read_table(path)
+        lacking = sorted(set(columns) - set(parquet.read_schema(path).names))
+        if not lacking:
+            return parquet.read_table(path, columns=list(columns))
     except (OSError, pyarrow.ArrowException) as e:
         raise DataError(f"'{path}' is no Parquet file, or damaged ({first_line(e)}); copy it there again") from e
-    lacking = sorted(set(columns) - set(found.column_names))
-    if lacking:
-        raise DataError(
-            f"'{path}' has no column {', '.join(lacking)}, which the data set's own file has; copy it there again"
-        )
-    return found
+    raise DataError(
+        f"'{path}' has no column {', '.join(lacking)}, which the data set's own file has; copy it there again"
+    )
