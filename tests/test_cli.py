@@ -209,6 +209,7 @@ def test_a_large_compress_that_is_stopped_goes_on_from_its_parts(
     with monkeypatch.context() as context:
         context.setattr("dnge_compress.api.save", lambda *args, **kwargs: (_ for _ in ()).throw(DngeError("full disk")))
         assert main(command) != 0
+    assert f"finished parts stay in '{work}'" in capsys.readouterr().err
     assert (work / "signals.part.safetensors").is_file()
     monkeypatch.setattr("dnge_compress.signals.side_by_side.best_fit", lambda *args: pytest.fail("fitted again"))
     assert main(command) == 0

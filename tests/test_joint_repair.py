@@ -22,6 +22,7 @@ from dnge_compress.plans import trial
 from dnge_compress.plans.trial import best_repair, repair_values
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals import joint_fit as joint_fit_module
 from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.fits import Fit
 from dnge_compress.signals.joint_fit import Layer, joint_fit
@@ -146,6 +147,24 @@ def test_a_joint_fit_finds_most_of_what_refitting_one_side_cannot() -> None:
     z = [w + layer.x @ c.T for w, c in zip(layer.written, found.changes, strict=True)]
     left = (target - layer.formula(z) @ found.fit.weight.T)[judged].square().sum()
     assert left < 0.3 * (target - h @ alone.T)[judged].square().sum()
+
+
+def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, read, target = layer_with(6, 5, 7)
+    found = []
+    for at_once in (len(target), 300):
+        monkeypatch.setattr(joint_fit_module, "AT_ONCE", at_once)
+        run = joint_fit_module._Run(layer, target, Fit(read, torch.zeros(len(read))), torch.ones(len(read)), True)
+        parts, rows = run.parts(), run.rows(torch.arange(len(target)) % 4 != 0)
+        error = run.error_with_gradient(parts, rows, 2.0)
+        assert float(error) == pytest.approx(float(run.error(parts, rows)) / 2, rel=1e-5)
+        found.append([part.grad for part in parts])
+    step = 1e-3
+    for at_once, in_pieces, part in zip(*found, parts, strict=True):
+        torch.testing.assert_close(in_pieces, at_once, rtol=1e-4, atol=1e-6)
+        moved = [p + step * (p is part) for p in parts], [p - step * (p is part) for p in parts]
+        slope = (run.error(moved[0], rows) - run.error(moved[1], rows)) / (2 * step) / 2
+        assert float(slope) == pytest.approx(float(in_pieces.sum()), rel=0.02)
 
 
 def test_where_nothing_is_missing_a_joint_fit_changes_nothing() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dnge_compress.core import precision
-from dnge_compress.core.precision import widened_products
+from dnge_compress.core.precision import fast_float32_products, has_bfloat16, widened_products
 from dnge_compress.signals.inference import call, inference_mode_of
 
 
@@ -70,3 +70,16 @@ def test_nothing_is_widened_where_it_is_fast(monkeypatch: pytest.MonkeyPatch) ->
         assert mode is None
     with widened_products(half) as mode:
         assert mode is not None
+
+
+def test_fast_products_are_near_and_end_with_the_block() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact = a @ b
+    with pytest.raises(RuntimeError, match="stop"), fast_float32_products():
+        near = a @ b
+        raise RuntimeError("stop")
+    assert (near - exact).norm() < 0.01 * exact.norm()
+    if has_bfloat16() and hasattr(torch.backends.mkldnn, "matmul"):
+        assert not torch.equal(near, exact)
+    assert torch.equal(a @ b, exact)

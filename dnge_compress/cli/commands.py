@@ -5,7 +5,8 @@ from __future__ import annotations
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, fir
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.launcher import local_rank
-from dnge_compress.core.parts import kept_parts
+from dnge_compress.core.parts import BASIS, Parts, kept_parts
 from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
@@ -105,7 +106,7 @@ def compress(options: Namespace) -> None:
     with session() as progress:
         model = _open(options, progress)
         data = _data(options, model, recipe)
-        with kept_parts(_work(options, model)) as parts:
+        with _parts(_work(options, model)) as parts:
             how = {"scores": options.scores, "data": data, "work": parts}
             small: Any = api.compress(model, recipe, **how, inplace=True, progress=progress)
             _save(small, options, progress)
@@ -231,6 +232,18 @@ def _work(options: Namespace, model: nn.Module) -> Path | None:
         return Path(options.work) if options.work else None
     target = Path(options.output).expanduser().resolve()
     return target.with_name(f"{target.name}.unfinished")
+
+
+@contextmanager
+def _parts(folder: Path | None) -> Iterator[Parts]:
+    """Finished parts, kept in a folder; where the work is stopped before its end, they stay, and it is said."""
+    try:
+        with kept_parts(folder) as parts:
+            yield parts
+    except BaseException:
+        if folder is not None and (folder / BASIS).is_file():
+            print(f"dnge: finished parts stay in '{folder}'; the same command goes on from them", file=sys.stderr)
+        raise
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,22 @@ def fast_products(training: bool) -> torch.autocast:
     """While training, matrix products in bfloat16 where the CPU has instructions for them: several times as fast there,
     and on others twenty times as slow."""
     return torch.autocast("cpu", torch.bfloat16, enabled=training and has_bfloat16())
+
+
+@contextmanager
+def fast_float32_products() -> Iterator[None]:
+    """While entered, products of float32 matrices take their factors in bfloat16 where the CPU has instructions for it,
+    and in TF32 on cards, and are summed in float32: two to five times as fast, their factors right to three digits."""
+    products = [(torch.backends.cuda, "tf32"), *([(torch.backends.mkldnn, "bf16")] if has_bfloat16() else [])]
+    owners = [(getattr(backend, "matmul", None), fast) for backend, fast in products]  # torch 2.9 and later
+    known = [(owner, fast, owner.fp32_precision) for owner, fast in owners if hasattr(owner, "fp32_precision")]
+    try:
+        for owner, fast, _ in known:
+            owner.fp32_precision = fast
+        yield
+    finally:
+        for owner, _, before in known:
+            owner.fp32_precision = before
 
 
 def has_bfloat16() -> bool:

@@ -13,7 +13,7 @@ Letters: P positions, H inputs of the layer, K kept units, D outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dnge_compress.core.precision import fast_float32_products
 from dnge_compress.signals.fits import Fit
 from dnge_compress.signals.obs import factor
 
@@ -28,6 +29,8 @@ ROUNDS = 6  # at most; after each, the judged examples decide whether to go on
 STEPS = 5  # of a round
 SHARES = (1.0, 0.5, 0.25, 0.125)  # of a round's way that are tried in turn, until one errs less on the judged examples
 RIDGE = 0.1  # of the mean second moment, in the coordinates of inputs and features
+AT_ONCE = 2048  # rows; what is written for them stays near the processor
+NOISE = 1e-5  # of what is wanted: what fast products may miss of it
 LEAST_WEIGHT = 1e-3  # of an output, of their mean
 
 _Rows: TypeAlias = tuple[Tensor, list[Tensor], Tensor]
@@ -66,33 +69,39 @@ def joint_fit(
     """A fit that errs less on the judged positions than `first`, from which it starts; None where none is found."""
     run = _Run(layer, target, first, importance, can_shift)
     seen, unseen = run.rows(~judged), run.rows(judged)
+    if not float(run.error(run.parts(), seen)) > NOISE * float(seen[2].square().sum(1).mean()):
+        return None
+    with fast_float32_products():
+        best = _descended(run, seen, unseen)
+    return None if best is None else run.found(best)
+
+
+def _descended(run: _Run, seen: _Rows, unseen: _Rows) -> list[Tensor] | None:
+    """The parts with the least error on unseen rows, on the way down from no change on the seen ones; None where none
+    has less than no change."""
     parts = run.parts()
-    with torch.no_grad():
-        scale, least = float(run.error(parts, seen)), float(run.error(parts, unseen))
+    scale, least = float(run.error(parts, seen)), float(run.error(parts, unseen))
     if not scale > 0 or not least > 0:
         return None
     optimiser = torch.optim.LBFGS(parts, max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        error = run.error(parts, seen) / scale
-        error.backward()
-        return error
+        return run.error_with_gradient(parts, seen, scale)
 
     best, has_gained = [part.detach().clone() for part in parts], False
     for _ in range(ROUNDS):
-        with torch.enable_grad():
-            optimiser.step(closure)
+        optimiser.step(closure)
         with torch.no_grad():
             ways = [[b + share * (part - b) for b, part in zip(best, parts, strict=True)] for share in SHARES]
-            errors = (float(run.error(way, unseen)) for way in ways)
-            error, way = next(((e, way) for e, way in zip(errors, ways, strict=True) if e < least), (least, None))
+        errors = (float(run.error(way, unseen)) for way in ways)
+        error, way = next(((e, way) for e, way in zip(errors, ways, strict=True) if e < least), (least, None))
         if way is None:
             break
         least, best, has_gained = error, way, True
         if way is not ways[0]:  # the whole round went too far, and so would the next
             break
-    return run.found(best) if has_gained else None
+    return best if has_gained else None
 
 
 class _Run:
@@ -121,12 +130,25 @@ class _Run:
         shapes = [(units, self.layer.x.shape[1])] * len(self.sizes) + [(outputs, units + self.can_shift)]
         return [self.layer.x.new_zeros(shape).requires_grad_() for shape in shapes]
 
+    @torch.no_grad()
     def error(self, parts: Sequence[Tensor], rows: _Rows) -> Tensor:
         """Mean square of what is missing, outputs weighed by their importance."""
-        x, written, target = rows
-        read = self.layer.formula([z + x @ v.T for z, v in zip(written, self._changes(parts), strict=True)])
-        reading = self.reading + self.size * _back(parts[-1], self.features)
-        return (target - self._read(read) @ reading.T).square().sum(1).mean()
+        weights = self._weights(parts)
+        return torch.stack([self._lost(weights, *piece) for piece in _pieces(rows)]).sum() / len(rows[0])
+
+    @torch.enable_grad()
+    def error_with_gradient(self, parts: Sequence[Tensor], rows: _Rows, scale: float) -> Tensor:
+        """The error over `scale`, whose gradient is added to that of the parts, a piece of the rows at a time: what is
+        written between the matrices is several times as large as what is held of it."""
+        weights = self._weights(parts)
+        leaves = [w.detach().requires_grad_() for w in weights]
+        lost = []
+        for piece in _pieces(rows):
+            part = self._lost(leaves, *piece) / (len(rows[0]) * scale)
+            part.backward()
+            lost.append(part.detach())
+        torch.autograd.backward(weights, [leaf.grad for leaf in leaves])
+        return torch.stack(lost).sum()
 
     def found(self, parts: Sequence[Tensor]) -> JointFit:
         """The changes in the layer's own coordinates."""
@@ -135,12 +157,26 @@ class _Run:
         added = self.first.added + read[:, units] if self.can_shift else self.first.added
         return JointFit(tuple(self._changes(parts)), Fit(self.first.weight + read[:, :units], added))
 
+    def _weights(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The changes of the matrices that compute the units, and the matrix that reads these."""
+        return [*self._changes(parts), self.reading + self.size * _back(parts[-1], self.features)]
+
+    def _lost(self, weights: Sequence[Tensor], x: Tensor, target: Tensor, *written: Tensor) -> Tensor:
+        read = self.layer.formula([z + x @ v.T for z, v in zip(written, weights[:-1], strict=True)])
+        return (target - self._read(read) @ weights[-1].T).square().sum()
+
     def _changes(self, parts: Sequence[Tensor]) -> list[Tensor]:
         return [size * _back(part, self.inputs) for size, part in zip(self.sizes, parts[:-1], strict=True)]
 
     def _read(self, activations: Tensor) -> Tensor:
         """With a column of ones where something takes up a mean."""
         return torch.cat([activations, torch.ones_like(activations[:, :1])], 1) if self.can_shift else activations
+
+
+def _pieces(rows: _Rows) -> Iterator[tuple[Tensor, ...]]:
+    """Some rows at a time: inputs, what is wanted, what was written by each matrix."""
+    x, written, target = rows
+    return zip(*(values.split(AT_ONCE) for values in (x, target, *written)), strict=True)
 
 
 def _white(rows: Float[Tensor, "P H"]) -> Float[Tensor, "H H"]:

@@ -16,7 +16,7 @@ from dnge_compress.signals.fits import Consumer, Fit, best_fit, first_examples_o
 from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
 from dnge_compress.signals.producers import Producer, formula_of, formulas, producers_of
 
-MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; a dozen copies of them are held
+MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; some copies of them are held
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,10 @@ class LayerRefit:
         after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
         after = after.to(before.dtype).reshape(*before.shape[:-1], len(self.keep))
         return before.index_copy(-1, self.keep, after)
+
+    def forget(self) -> None:
+        """Let go of what was heard: all of it together is many times as large as the weights."""
+        self.heard.clear()
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New values of the producers' parameters; rows that go are as they were."""

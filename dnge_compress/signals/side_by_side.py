@@ -225,7 +225,9 @@ class _Run(TorchFunctionMode):
             self._settle_consumer(consumer, partial(self._fitted, consumer, output.module, read, target), output.module)
         assert consumer.value is not None and consumer.added is not None
         if output.module in self.layers:
-            read = self.layers[output.module].read(read)
+            layer = self.layers[output.module]
+            read = layer.read(read)
+            layer.forget()
         self.is_settling = True
         weights = {consumer.slot.param.rpartition(".")[2]: consumer.value}
         written = functional_call(output.module, weights, (read,))
