@@ -162,7 +162,8 @@ def prune(work: Work) -> Facts:
     notes = list(small.dnge.plan.notes)
     if rows is None and _prunes_on_rows(job):
         notes.insert(0, TOO_FEW)
-    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": notes}
+    sensitivity = [asdict(found) for found in small.dnge.report.sensitivity]
+    return {"widths": [asdict(row) for row in small.dnge.report.rows], "sensitivity": sensitivity, "notes": notes}
 
 
 def place(work: Work) -> Facts:

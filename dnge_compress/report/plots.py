@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dnge_compress.core.wording import percent
+from dnge_compress.core.wording import count, extent, percent
 from dnge_compress.report.axes import Point, decimals, layer_ticks, thinned, ticks
 from dnge_compress.report.markup import tag
 
@@ -17,7 +17,10 @@ SIDE = 1000.0
 Mark = tuple[float, str]  # a place (0..1) along an axis and what stands there
 COLOURS = 5  # how many series the style sheet tells apart by colour; dashes tell more
 FAINTEST = 0.12  # opacity of the lowest rank
-NUMBERED = ((14, "few"), (36, "some"))  # up to how many layers cells have room for numbers: always, on wide screens
+# Up to how many layers cells have room for numbers, always and on wide screens; less where one of them is long.
+NUMBERED = ((14, "few"), (36, "some"))
+LONG_NUMBERED = ((6, "few"), (14, "some"))
+SHORT = 4  # characters
 CROWDED = 36  # more columns than this stand without gaps
 
 
@@ -123,6 +126,56 @@ def tradeoff(points: Sequence[tuple[float, float]], marked: float | None, across
     )
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A model in a plane of size and quality: where it stands, what a pointer is told, and the word beside it."""
+
+    size: float
+    quality: float
+    label: str
+    word: str = ""
+
+
+def pareto(found: Sequence[Tried], across: str, up: str, *, is_high_good: bool) -> Markup:
+    """Models by size, from zero, and quality, from the lowest to the highest; a line leads along those that no smaller
+    model equals or beats, the others stand off it. `across` and `up` say what the axes are. All are finite, one at
+    least is larger than nothing."""
+    front = _front(found, is_high_good)
+    xs, ys = ticks(0, max(t.size for t in found)), ticks(*extent(t.quality for t in found))
+    right, low, high = xs[-1], ys[0], ys[-1]
+    beside = decimals(ys)
+
+    def place(t: Tried) -> tuple[float, float]:
+        return t.size / right * SIDE, (high - t.quality) / (high - low) * SIDE
+
+    rules = [_line("rule", (0, SIDE * i / (len(ys) - 1)), (SIDE, SIDE * i / (len(ys) - 1))) for i in range(len(ys))]
+    line = tag("path", d=_through([place(t) for t in front]), class_="held-out series-0 dash-0")
+    dots = [
+        tag("g", tag("title", t.label), _line(f"point series-{0 if t in front else 1}", place(t), place(t)))
+        for t in found
+    ]
+    words = [(place(t), t.word) for t in found if t.word]
+    said = "; ".join(t.label for t in found)
+    return _plot(
+        [*rules, line, *dots],
+        (f"{up} over {across}", f"{said}. The line leads along those that no smaller one equals or beats."),
+        left=[((y - low) / (high - low), f"{y:.{beside}f}") for y in ys],
+        below=[(x / right, count(x)) for x in xs],
+        kind="curves",
+        words=words,
+    )
+
+
+def _front(found: Sequence[Tried], is_high_good: bool) -> list[Tried]:
+    """Those that are better than every smaller one, the smallest first."""
+    sign = -1 if is_high_good else 1
+    front: list[Tried] = []
+    for t in sorted(found, key=lambda t: (t.size, sign * t.quality)):
+        if not front or sign * t.quality < sign * front[-1].quality:
+            front.append(t)
+    return front
+
+
 def swatch(number: int) -> Markup:
     """The line of a series, for the legend."""
     return _inline(
@@ -130,17 +183,25 @@ def swatch(number: int) -> Markup:
     )
 
 
-def heat(
-    name: str, description: str, layers: Sequence[int], cells: Mapping[int, Sequence[int]], highest: int
-) -> Markup:
-    """A cell per layer, the stronger the higher its numbers; an outline is zero. Layers without a cell stay empty."""
+@dataclass(frozen=True)
+class Shade:
+    """A cell of a heat map: its strength (0..1; None is an outline), the number in it, and what a pointer is told."""
+
+    strength: float | None
+    text: str
+    label: str
+
+
+def heat(title: str, description: str, layers: Sequence[int], cells: Mapping[int, Shade]) -> Markup:
+    """A cell per layer. Layers without one stay empty."""
     drawn = _svg(
-        [_cell(f"{name}, layer {x}", cells[x], i, len(layers), highest) for i, x in enumerate(layers) if x in cells],
-        (f"Ranks on {name}", description),
+        [_cell(cells[layer], i, len(layers)) for i, layer in enumerate(layers) if layer in cells],
+        (title, description),
         box=f"0 0 {len(layers)} 1",
     )
-    room = next((f" numbers-{size}" for most, size in NUMBERED if len(layers) <= most), "")
-    spans = (tag("span", _span(cells[layer]) if layer in cells else None) for layer in layers)
+    rooms = NUMBERED if all(len(shade.text) <= SHORT for shade in cells.values()) else LONG_NUMBERED
+    room = next((f" numbers-{size}" for most, size in rooms if len(layers) <= most), "")
+    spans = (tag("span", cells[layer].text if layer in cells else None) for layer in layers)
     numbers = tag("div", *spans, class_="numbers", aria_hidden="true") if room else None
     return tag("div", drawn, numbers, class_=f"strip{room}", style=f"--layers:{len(layers)}")
 
@@ -151,19 +212,13 @@ def layer_axis(layers: Sequence[int]) -> Markup:
     return tag("div", _below(marks), class_="strip-axis", style=f"--layers:{len(layers)}")
 
 
-def _cell(where: str, ranks: Sequence[int], position: int, count: int, highest: int) -> Markup:
-    mean = sum(ranks) / len(ranks)
-    label = tag("title", f"{where}: {'rank ' + _span(ranks) if mean else 'no adapter'}")
+def _cell(shade: Shade, position: int, count: int) -> Markup:
+    label = tag("title", shade.label)
     gap = 0.08 if count <= CROWDED else 0.0
     place = {"x": position + gap / 2, "y": 0.0, "width": 1 - gap, "height": 1.0}
-    if not mean:
+    if shade.strength is None:
         return tag("rect", label, class_="none", **place)
-    return tag("rect", label, fill_opacity=FAINTEST + (1 - FAINTEST) * mean / highest, **place)
-
-
-def _span(ranks: Sequence[int]) -> str:
-    low, high = min(ranks), max(ranks)
-    return f"{low}" if low == high else f"{low}–{high}"
+    return tag("rect", label, fill_opacity=FAINTEST + (1 - FAINTEST) * shade.strength, **place)
 
 
 def _plot(
@@ -174,11 +229,22 @@ def _plot(
     below: Sequence[Mark],
     kind: str,
     style: str | None = None,
+    words: Sequence[tuple[tuple[float, float], str]] = (),
 ) -> Markup:
-    """An SVG with its ticks; `described` are its title and description."""
+    """An SVG with its ticks; `described` are its title and description, `words` stand beside places in it."""
     marks = (tag("span", text, style=f"bottom:{100 * at:.2f}%") for at, text in left)
     beside = tag("div", *marks, class_="left", aria_hidden="true")
-    return tag("div", beside, _svg(shapes, described), _below(below), class_=f"plot {kind}", style=style)
+    drawn = _svg(shapes, described)
+    if words:
+        drawn = tag("div", drawn, *(_word(place, word) for place, word in words), class_="worded")
+    return tag("div", beside, drawn, _below(below), class_=f"plot {kind}", style=style)
+
+
+def _word(place: tuple[float, float], word: str) -> Markup:
+    """A word left of a place in the right half, right of one in the left half."""
+    x, y = place
+    side = "before" if x > SIDE / 2 else "behind"
+    return tag("span", word, class_=side, style=f"left:{x / SIDE:.2%};top:{y / SIDE:.2%}", aria_hidden="true")
 
 
 def _below(marks: Sequence[Mark]) -> Markup:
