@@ -176,8 +176,8 @@ def test_a_page_plots_size_against_damage_with_the_original_and_the_knee() -> No
     assert "<title>original: 1.00 G parameters, damage 0</title>" in drawn
     assert re.findall(r'aria-hidden="true">([^<]+)</span>', drawn) == ["0.1", "0.2, knee", "0.3", "original"]
     assert 'role="img"' in drawn and "lower is better" in drawn
-    # x: parameters over 1 G, y: damage from 0 at the bottom to 0.4 at the top
-    assert 'd="M800.0 0.0L900.0 950.0L1000.0 1000.0"' in drawn  # the first has as many parameters as the original
+    # x: 800 M to 1 G parameters, y: damage from 0 at the bottom to 0.4 at the top
+    assert 'd="M0.0 0.0L500.0 950.0L1000.0 1000.0"' in drawn  # the first has as many parameters as the original
 
 
 def test_held_out_quality_takes_the_place_of_damage_and_what_a_smaller_model_beats_stands_off_the_line() -> None:

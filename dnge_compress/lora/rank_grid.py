@@ -11,8 +11,7 @@ from dnge_compress.core.document import Cell, Column, Paragraph, Section, Table
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.wording import count, extent, several, span
 from dnge_compress.plans.space_rows import MAX_LINES
-from dnge_compress.report import plots
-from dnge_compress.report.plots import Shade
+from dnge_compress.report.heat import Shade, heat, layer_axis
 
 WIDEST_GAP = 1024  # layers without an adapter are shown as gaps up to here
 INDEXED = re.compile(r"(.*?)\.?\b([0-9]{1,9})\.(.+)")
@@ -115,7 +114,7 @@ def ranks_section(found: Sequence[Rank]) -> Section | None:
         rows=tuple(rows),
         look="heat ranks",
         forms=("markdown", "page"),
-        axis=plots.layer_axis(placed.layers) if placed.layers else "",
+        axis=layer_axis(placed.layers) if placed.layers else "",
     )
     more = [
         Cell(text=f"and {several(len(rows) - MAX_LINES, 'more type')}", style="quiet"),
@@ -166,7 +165,7 @@ def _rank_row(row: ModuleRow, placed: RankGrid) -> tuple[Cell, ...]:
     means = (sum(found) / len(found) if (found := row.cells.get(x, ())) else 0.0 for x in placed.layers)
     strip = tuple(mean / max(1, placed.highest) for mean in means)
     shades = {layer: _shade(f"{row.name}, layer {layer}", found, placed.highest) for layer, found in row.cells.items()}
-    return (*cells, Cell(strip=strip, drawing=plots.heat(f"Ranks on {row.name}", description, placed.layers, shades)))
+    return (*cells, Cell(strip=strip, drawing=heat(f"Ranks on {row.name}", description, placed.layers, shades)))
 
 
 def _shade(where: str, ranks: Sequence[int], highest: int) -> Shade:

@@ -14,7 +14,7 @@ from dnge_compress.core.wording import UNKNOWN, count, duration, percent
 from dnge_compress.plans.expected import Expected
 from dnge_compress.report import plots
 from dnge_compress.report.page import page
-from dnge_compress.report.plots import Tried
+from dnge_compress.report.pareto import Tried, pareto
 from dnge_compress.report.terminal_plot import drawn
 
 
@@ -97,9 +97,7 @@ class RatioCurve(Printable):
             return None
         original = Tried(self.params, whole, self._said(self.params, measure, whole, "original"), "original")
         unit = "held-out" if self.measure else "nats, calibration inputs"
-        figure = plots.pareto(
-            [*found, original], "parameters", f"{measure}, {unit}", is_high_good=measure == "accuracy"
-        )
+        figure = pareto([*found, original], "parameters", f"{measure}, {unit}", is_high_good=measure == "accuracy")
         better = "higher" if measure == "accuracy" else "lower"
         caption = f"Up: {measure} ({unit}), {better} is better. Across: parameters. The line leads along the best."
         return Section("Size and quality", (Figure(figure), Paragraph(caption, "quiet", ("page",))))

@@ -9,8 +9,7 @@ from dnge_compress.core.document import Cell, Column, Paragraph, Section, Table
 from dnge_compress.core.wording import cost_span, extent, span
 from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import COST, PLURAL
-from dnge_compress.report import plots
-from dnge_compress.report.plots import Shade
+from dnge_compress.report.heat import Shade, heat, layer_axis
 
 WIDEST_GAP = 1024  # layers of which nothing is known are shown as gaps up to here
 Cells = Mapping[int, Sequence[Sensitivity]]
@@ -35,7 +34,7 @@ def sensitivity_section(found: Sequence[Sensitivity]) -> Section | None:
         columns=columns,
         rows=tuple(_row(name, cells, places, scale) for name, cells in rows.items()),
         look="heat costs",
-        axis=plots.layer_axis(places) if has_layers else "",
+        axis=layer_axis(places) if has_layers else "",
         forms=("page",),
     )
     what = "layer" if has_layers else "space, in the order of the network"
@@ -84,7 +83,7 @@ def _row(name: str, cells: Cells, places: Sequence[int], scale: tuple[float, flo
         Cell(text=name),
         Cell(text=removed),
         Cell(text=cost_span(extent(s.cost for s in own))),
-        Cell(drawing=plots.heat(f"Predicted cost of {name}", description, places, shades)),
+        Cell(drawing=heat(f"Predicted cost of {name}", description, places, shades)),
     )
 
 
