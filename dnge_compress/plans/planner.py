@@ -19,6 +19,7 @@ from dnge_compress.plans.candidates import Fits, candidates, uneven_candidate
 from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
+from dnge_compress.plans.sensitivity import sensitivities
 from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import Trial
 from dnge_compress.recipes.schema import Prune, Recipe
@@ -71,6 +72,7 @@ def make_plan(
         uneven=_is_uneven(chosen.applied, context.model),
         notes=(*scores.notes, *notes, *measured, *_measure_note(context)),
         costs=chosen.costs,
+        sensitivity=sensitivities(graph, scores, recipe.prune),
     )
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
