@@ -56,7 +56,7 @@ class _Register:
         return CPU if found is None else found[1]
 
     def put(self, tensor: Tensor, device: torch.device) -> Tensor:
-        storage = tensor.untyped_storage()
+        storage = _plain(tensor).untyped_storage()
         if device == CPU:
             self.known.pop(storage._cdata, None)
         else:
@@ -65,7 +65,14 @@ class _Register:
 
 
 def _address(tensor: Tensor) -> int:
-    return 0 if tensor.is_sparse else int(tensor.untyped_storage()._cdata)
+    return 0 if tensor.is_sparse else int(_plain(tensor).untyped_storage()._cdata)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor that holds memory, within `vmap`."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
 
 
 class _Devices(TorchFunctionMode):
@@ -86,7 +93,10 @@ class _Devices(TorchFunctionMode):
             return self.register.device(args[0]) != CPU
         if func in (Tensor.numpy, Tensor.__array__) and self.register.device(args[0]) != CPU:
             raise TypeError("can't convert a tensor on a card to numpy; use Tensor.cpu() first")
-        if func is Tensor.__deepcopy__:
+        if func is torch.unravel_index:  # written in Python, where tensors are made that must be seen
+            with self:
+                return torch.functional._unravel_index(*args, **kwargs).unbind(-1)
+        if func in (Tensor.__deepcopy__, Tensor.new_tensor) and kwargs.get("device") is None:
             return self.register.put(func(*args, **kwargs), self.register.device(args[0]))
         if func is Tensor.register_hook:  # torch leaves modes while gradients come back
             return func(args[0], partial(self._hooked, args[1]))
@@ -118,7 +128,11 @@ class _Devices(TorchFunctionMode):
         return Tensor.to(moved, dtype or moved.dtype, **copy, **({"memory_format": layout} if layout else {}))
 
     def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
-        return tensor if self.register.device(tensor) == device else _Move.apply(tensor, device, self.register)
+        if self.register.device(tensor) == device:
+            return tensor
+        if tensor.requires_grad and torch.is_grad_enabled():
+            return _Move.apply(tensor, device, self.register)
+        return self.register.put(tensor.clone(), device)
 
 
 class _Move(torch.autograd.Function):

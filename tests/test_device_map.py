@@ -11,13 +11,14 @@ from typing import Any
 
 import models
 import pytest
+import test_vocabulary
 import torch
 from accelerate import dispatch_model
 from accelerate.hooks import AlignDevicesHook
 from cards import simulated_cards
 from torch import Tensor, nn
 
-from dnge_compress import compress, save
+from dnge_compress import compress, open_model, save, trim_vocabulary
 from dnge_compress.signals import moments, second_moments
 from dnge_compress.signals.obs import Consumer, removal_costs
 from dnge_compress.surgery.placement import is_spread
@@ -124,6 +125,17 @@ def test_a_spread_result_is_saved_and_read_back(two: tuple[str, str], tmp_path: 
     plain: Any = type(small).from_pretrained(tmp_path / "out")
     for name, value in small.state_dict().items():
         assert torch.equal(value.cpu(), plain.state_dict()[name])
+
+
+def test_a_smaller_vocabulary_keeps_hooks_and_ties(tmp_path: Path) -> None:
+    folder = test_vocabulary.base("llama, BPE that falls back to bytes", tmp_path / "base")
+    model: Any = dispatch_model(open_model(folder), {"": "cpu"}, force_hooks=True)
+    small: Any = trim_vocabulary(model, test_vocabulary.CORPUS)
+    assert_is_dispatched(small, model)
+    assert small.lm_head.weight is small.model.embed_tokens.weight and small.hf_device_map == {"": "cpu"}
+    ids = torch.arange(12)[None]
+    plain = trim_vocabulary(str(folder), test_vocabulary.CORPUS)
+    assert torch.equal(test_vocabulary.answers(small, ids), test_vocabulary.answers(plain, ids))
 
 
 def test_consumers_of_one_space_may_lie_on_several_devices(two: tuple[str, str]) -> None:

@@ -138,7 +138,7 @@ class Task:
                 **json_values(basis_of(self.context, self.recipe)),
                 "kinds": sorted(self.context.kinds),
                 "example_inputs": digest_of(shown),
-                "device": str(device_of(self.model)),
+                "device": str(getattr(self.model, "hf_device_map", device_of(self.model))),
                 "version": __version__,
                 "torch": torch.__version__,
             }
