@@ -13,7 +13,7 @@ WORKERS ?= logical
 ON_ALL_CORES := -n $(WORKERS) --maxprocesses 8 --dist worksteal
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 
-.PHONY: demo test test-slow test-oldest lint types docs check scatter
+.PHONY: demo test test-slow test-gpu test-oldest lint types docs check scatter
 .DEFAULT_GOAL := demo
 
 demo: $(READY)  ## compress the example model, offline, and compare it before and after
@@ -24,6 +24,9 @@ test: $(READY)  ## the tests that take minutes at most
 
 test-slow: $(READY)  ## the slow ones as well; those for an accelerator stay out
 	$(BIN)/python -m pytest $(ON_ALL_CORES) -m "not gpu"
+
+test-gpu: $(READY)  ## those for an accelerator, the slow ones as well, in one process; each says what it misses
+	$(BIN)/python -m pytest -m gpu
 
 test-oldest: $(OLDEST)/.ready  ## the tests with the oldest versions that pyproject.toml allows; they may warn
 	$(OLDEST)/bin/python -m pytest $(ON_ALL_CORES) -o filterwarnings=default

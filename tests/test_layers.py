@@ -40,7 +40,7 @@ HOMES = {
         *(f"recipes/{name}.py" for name in ("library", "explaining")),
     },
     "datasets": {"data/formats.py"},
-    "accelerate": {"jobs/launching.py"},
+    "accelerate": {"jobs/launching.py", "surgery/placement.py"},
     "peft": {
         "lora/placers/kappa.py",
         *(f"lora/{name}.py" for name in ("peft_config", "verify", "export", "attach", "plan")),

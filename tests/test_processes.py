@@ -27,6 +27,7 @@ import sys
 import torch
 import models
 from dnge_compress import compress, save
+from dnge_compress.core.launcher import local_rank
 from dnge_compress.core.processes import joined_processes, rank
 from dnge_compress.signals import second_moments
 second_moments.MEMORY_BYTES = int(sys.argv[3])
@@ -36,18 +37,19 @@ with joined_processes():
     if sys.argv[1] == "llama":
         data = [{"input_ids": torch.randint(4, 61, (3, 11), generator=generator)} for _ in range(5)]
     example = None if models.MODELS[sys.argv[1]].family else models.example_inputs(sys.argv[1])
-    small = compress(models.make(sys.argv[1]), ratio=0.3, data=data, example_inputs=example)
+    place = f"cuda:{local_rank(rank())}" if sys.argv[4] == "cuda" else "cpu"
+    small = compress(models.make(sys.argv[1]).to(place), ratio=0.3, data=data, example_inputs=example)
     save(small, sys.argv[2])
     if rank() == 1:
-        torch.save(small.state_dict(), sys.argv[2] + ".other")
+        torch.save({name: t.cpu() for name, t in small.state_dict().items()}, sys.argv[2] + ".other")
 """
 
 
-def run(name: str, out: Path, processes: int, memory: int, tmp_path: Path) -> None:
+def run(name: str, out: Path, processes: int, memory: int, tmp_path: Path, device: str = "cpu") -> None:
     script = tmp_path / "script.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{SCRIPT}")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), script, name, out, memory]
+    command = [sys.executable, *(launcher if processes > 1 else []), script, name, out, memory, device]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
 
 

@@ -31,6 +31,7 @@ from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import kind
 from dnge_compress.core.wrappers import unwrapped
 from dnge_compress.signals.inference import call, device_of, inference_mode_of, to_device
+from dnge_compress.surgery.placement import is_spread, spread_like
 
 TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
@@ -124,7 +125,11 @@ def _verify(model: nn.Module, compression: Compression, stage: Path) -> None:
         reloaded.set_attn_implementation(model.config._attn_implementation)
     _compare_weights(model.state_dict(), reloaded.state_dict())
     if compression.inputs is not None:
-        _compare_outputs(model, reloaded.to(device_of(model)), compression)
+        if is_spread(model):
+            spread_like(reloaded, model)
+        else:
+            reloaded.to(device_of(model))
+        _compare_outputs(model, reloaded, compression)
 
 
 def _compare_weights(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:

@@ -27,7 +27,7 @@ def attended_outputs(output: Float[Tensor, "..."], mask: Bool[Tensor, "N T"] | N
     """The rows of a model's output that count: positions that are no padding."""
     if mask is None or output.dim() != 3 or output.shape[:2] != mask.shape:
         return output
-    return output[mask]
+    return output[mask.to(output.device)]
 
 
 def outputs_of(model: nn.Module, batch: Inputs) -> Float[Tensor, "..."]:

@@ -148,7 +148,8 @@ class LayerRefit:
     def _second_half(self) -> tuple[Tensor, list[Tensor]]:
         inputs = next(iter(self.heard.values())).read
         half = len(inputs) // 2
-        return inputs[half:], [self.heard[p.module].written[half:][..., self._rows(p.slot)] for p in self.producers]
+        written = [self.heard[p.module].written[half:][..., self._rows(p.slot)] for p in self.producers]
+        return inputs[half:].to(written[0].device), written
 
     def _rows(self, slot: Slot) -> Tensor:
         return slot.rows(self.keep.cpu()).to(self.keep.device)
@@ -175,7 +176,8 @@ def layer_refits(
 
 
 def _layer_refit(model: nn.Module, applied: AppliedCuts, cut: Cut, consumer: Consumer) -> LayerRefit | None:
-    """The refit of a cut layer that is read by one matrix, in which a unit is a column; None where it isn't one."""
+    """The refit of a cut layer that is read by one matrix, in which a unit is a column; None where it isn't one,
+    or lies on several devices."""
     slots = applied.graph.consumers(cut.space)
     is_plain = len(slots) == 1 and slots[0].width == 1 and not slots[0].offset
     units = applied.graph.space(cut.space).units
@@ -183,7 +185,8 @@ def _layer_refit(model: nn.Module, applied: AppliedCuts, cut: Cut, consumer: Con
         return None
     producers = producers_of(model, applied, cut.space)
     has = {p.bias is not None for p in producers}
-    return LayerRefit(producers, consumer.keep) if len(has) == 1 else None
+    devices = {p.module.get_parameter("weight").device for p in producers} | {consumer.original.device}
+    return LayerRefit(producers, consumer.keep) if len(has) == len(devices) == 1 else None
 
 
 def _added(weight: Tensor, axis: int, rows: Tensor, change: Tensor) -> Tensor:

@@ -31,13 +31,20 @@ class Consumer:
     moments: Float[Tensor, "F F"]
     importance: Float[Tensor, " D"]
 
+    def on(self, device: torch.device) -> Consumer:
+        """The same on a device."""
+        return Consumer(self.weight.to(device), self.moments.to(device), self.importance.to(device))
+
 
 def removal_costs(consumers: Iterable[Consumer], units: int, ridge: float) -> Float[Tensor, " U"]:
     """Cost in nats of removing each unit `[U]`, at the moment greedy elimination takes it; larger = keep.
 
-    Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors.
+    Costs never fall along the elimination, so keeping the k largest keeps exactly the last k survivors. Consumers on
+    several devices are weighed on the first one's.
     """
-    states = [_State(consumer, units, ridge) for consumer in consumers]
+    states: list[_State] = []
+    for consumer in consumers:
+        states.append(_State(consumer.on(states[0].weight.device) if states else consumer, units, ridge))
     frame = torch.arange(units, device=states[0].weight.device)  # the units that the states still hold
     live = torch.arange(units, device=frame.device)  # places in the frame of those that aren't removed
     costs = torch.zeros(units, dtype=torch.float64)

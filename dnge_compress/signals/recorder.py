@@ -40,11 +40,11 @@ class Recorder:
         self.weight, self.own, self.rows, self.inputs = reading.matrix, reading.own, reading.rows, reading.inputs
         outputs, self.features = self.weight.shape
         self.own_rows = slice(slot.offset, slot.offset + units * slot.width)
-        device = self.weight.device
+        self.device = self.weight.device  # what is read may come from another one
         self.labels = 0
-        self.moments = store.moments(self.features, device)
-        self.grad_square, self.out_fisher = (torch.zeros(n, device=device) for n in (self.features, outputs))
-        self.fisher, self.taylor = (torch.zeros(units, device=device) for _ in range(2))
+        self.moments = store.moments(self.features, self.device)
+        self.grad_square, self.out_fisher = (torch.zeros(n, device=self.device) for n in (self.features, outputs))
+        self.fisher, self.taylor = (torch.zeros(units, device=self.device) for _ in range(2))
         self.mask: Tensor | None = None
         self.grid: tuple[int, int] | None = None  # examples and positions of a batch of texts
         self.pictures: int | None = None  # whose patches the model reads as one list
@@ -70,7 +70,7 @@ class Recorder:
         self._watch_output(out)
 
     def _read(self, x: Tensor) -> None:
-        self.moments.add(self._rows(self._own_inputs(x.detach())))
+        self.moments.add(self._rows(self._own_inputs(x.detach().to(self.device))))
         self._watch_input(x)
 
     def _own_inputs(self, x: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class Recorder:
 
     def _input_gradient(self, x: Tensor, g: Tensor, is_intact: bool) -> None:
         self.overwritten |= not is_intact
-        x, g = self._own_inputs(x), self._own_inputs(g)
+        x, g = self._own_inputs(x.to(self.device)), self._own_inputs(g.to(self.device))
         square = g.float().square().sum(_positions(self.module, g))
         self.grad_square += square.repeat_interleave(self.features // len(square))
         product = self._by_example((x * g).float()) if self.slot.part is None else (x * g).float()

@@ -167,7 +167,7 @@ class _Run(TorchFunctionMode):
     def write(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what was computed from what."""
         if not self.is_settling:
-            self.open[id(out)] = _Output(module, read_by(args, kwargs), out, out)
+            self.open[id(out)] = _Output(module, read_by(args, kwargs).to(out.device), out, out)
 
     def hear(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         """A hook: remember what the kept neurons are computed from."""
@@ -188,6 +188,8 @@ class _Run(TorchFunctionMode):
             if isinstance(result, Tensor) and result is not args[0]:
                 self._settle(used[0])
             return result
+        if func is Tensor.to and func(*args, **kwargs) is args[0]:  # as accelerate asks, before every module
+            return args[0]
         if func is nn.functional.batch_norm and self._takes_shift(used[0], args):
             result = func(*args, **kwargs)
             output = self.open.pop(id(used[0].final))
@@ -310,4 +312,4 @@ def _second_half_with(values: Mapping[str, Tensor], module: nn.Module, args: tup
 def _pass_on_second(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
     """A dropped block's second half is what came in."""
     came, whole = hidden_given(args, kwargs), output[0] if isinstance(output, tuple) else output
-    return with_hidden(output, torch.cat([whole[: len(whole) // 2], came[len(came) // 2 :]]))
+    return with_hidden(output, torch.cat([whole[: len(whole) // 2], came[len(came) // 2 :].to(whole.device)]))

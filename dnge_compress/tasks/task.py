@@ -49,6 +49,7 @@ from dnge_compress.signals.tokenizer import tokenizer_fault
 from dnge_compress.signals.user_data import refuse_without_pictures
 from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.exactness import check
+from dnge_compress.surgery.placement import become, spread_like
 from dnge_compress.surgery.repair import apply_repair
 from dnge_compress.tasks.latency import TIMED_ROWS, ratio_for_latency
 
@@ -137,7 +138,7 @@ class Task:
                 **json_values(basis_of(self.context, self.recipe)),
                 "kinds": sorted(self.context.kinds),
                 "example_inputs": digest_of(shown),
-                "device": str(device_of(self.model)),
+                "device": str(getattr(self.model, "hf_device_map", device_of(self.model))),
                 "version": __version__,
                 "torch": torch.__version__,
             }
@@ -267,6 +268,7 @@ class Task:
             if self.recipe.check:
                 check(small, dense, applied, inputs)
             apply_repair(small, applied, found.values, keep)
+            spread_like(small, dense, applied)
         timings = watch.since(before or {})
         report = build_report(plan, self.graph, before=dense, after=small, inputs=inputs, timings=timings)
         self.progress("cut", 1, 1)
@@ -279,8 +281,7 @@ class Task:
         )
         attach(small, again(dense, self.graph, attached))
         if inplace:  # references to the model see the smaller network
-            self.given.__dict__.clear()
-            self.given.__dict__.update(small.__dict__)
+            become(self.given, small)
             small = self.given
         return small
 

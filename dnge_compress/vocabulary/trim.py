@@ -21,6 +21,7 @@ from dnge_compress.plans.vocabulary_plan import VocabularyPlan, tokens_fingerpri
 from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.inference import Inputs, first_examples
+from dnge_compress.surgery.placement import become, spread_like
 from dnge_compress.surgery.token_ids import named_ids, renumbered_inputs
 from dnge_compress.surgery.vocabulary import check_tokens, cut_vocabulary, new_ids
 from dnge_compress.vocabulary.coverage import template_ids, used_ids, written_in
@@ -131,6 +132,7 @@ def apply_vocabulary(plan: VocabularyPlan, model: Model, *, tokenizer: Any = Non
     cut_vocabulary(small, graph, plan.keep)
     inputs = _inputs(dense, plan.keep)
     check_tokens(small, dense, plan.keep, inputs)
+    spread_like(small, dense)
     cut_tokenizer = trimmed(tokenizer, pieces, plan.keep, small.config)
     before = getattr(dense, "dnge", None) or Compression()
     attached = Compression(
@@ -144,8 +146,7 @@ def apply_vocabulary(plan: VocabularyPlan, model: Model, *, tokenizer: Any = Non
     )
     attach(small, attached)
     if inplace:
-        dense.__dict__.clear()
-        dense.__dict__.update(small.__dict__)
+        become(dense, small)
         small = dense
     return small
 
