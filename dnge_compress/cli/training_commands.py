@@ -12,30 +12,26 @@ from dnge_compress.core.terminal import show
 from dnge_compress.inr.sets import about, build_set, usual
 from dnge_compress.zoo.build import RUNS, build_zoo, finished
 from dnge_compress.zoo.data_root import DataRoot
+from dnge_compress.zoo.engines import Engine
 from dnge_compress.zoo.pretrain.train import STEPS, pretrain_encoder
 
 
 def zoo(options: Namespace) -> None:
     """`dnge zoo -o FOLDER`"""
-    data_root = DataRoot.find(options.data_folder, options.output / "cache")
+    engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.output / "cache")
     with session() as progress:
-        build_zoo(options.output, options.runs or RUNS, options.seed, data_root, options.jobs, progress)
+        build_zoo(options.output, options.runs or RUNS, options.seed, data_root, engine, progress)
     if options.json:
         print_json({"folder": str(options.output), "networks": len(finished(options.output))})
 
 
 def pretrain(options: Namespace) -> None:
     """`dnge pretrain -o FILE.safetensors`"""
-    data_root = DataRoot.find(options.data_folder, options.zoo / "cache")
+    engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.zoo / "cache")
     with session() as progress:
-        build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, options.jobs, progress)
+        build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, engine, progress)
         encoder, provenance = pretrain_encoder(
-            options.zoo,
-            data_root,
-            steps=options.steps or STEPS,
-            seed=options.seed,
-            jobs=options.jobs,
-            progress=progress,
+            options.zoo, data_root, steps=options.steps or STEPS, seed=options.seed, engine=engine, progress=progress
         )
         encoder.save_pretrained(options.output, provenance)
     if options.json:
@@ -68,3 +64,7 @@ def inr(options: Namespace) -> None:
         print_json({"networks": len(made), "psnr": psnr, "file": str(options.output)})
     else:
         show(Document(title=str(options.output), facts=(f"{len(made):,} networks", f"{psnr} dB")))
+
+
+def _engine(options: Namespace) -> Engine:
+    return Engine(options.engine, options.jobs)
