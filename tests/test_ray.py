@@ -49,7 +49,9 @@ def cluster() -> Iterator[None]:
     before = signal.getsignal(signal.SIGTERM)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
     signal.signal(signal.SIGTERM, before)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers don't find the tests
     yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     ray.shutdown()
 
 
@@ -164,7 +166,7 @@ def killing(is_time: Callable[[], bool]) -> Iterator[list[int]]:
 def title(process: psutil.Process) -> str:
     """What a process calls itself, which for a worker of Ray's is what it does: ray::_carry_out."""
     with suppress(psutil.Error):
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()  # it is padded
     return ""
 
 

@@ -155,6 +155,14 @@ def test_a_task_whose_workers_all_die_is_told_in_one_line_with_a_way_out(ray: Ra
     assert ray.ended == 1
 
 
+def test_a_machine_that_lacks_the_package_is_told_what_it_needs(ray: Ray) -> None:
+    def unread(*task: object) -> None:
+        raise ray.exceptions.RayError("System error: No module named 'dnge_compress'\ntraceback: …")
+
+    with pytest.raises(LaunchError, match=r"\(System error: No module named 'dnge_compress'\); all machines"):
+        list(Engine("ray").each_done(unread, [()]))
+
+
 def test_a_cluster_that_an_address_names_keeps_its_own_size(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert list(Engine("ray", 2).each_done(abs, [(-1,)])) == [1]

@@ -85,7 +85,12 @@ def _result(ray: Any, done: Any) -> Any:
     try:
         return ray.get(done)
     except ray.exceptions.RayTaskError as e:
-        raise e.cause from e  # what the action raised; the other holds its traceback
+        if not isinstance(e.cause, ray.exceptions.RayError):
+            raise e.cause from e  # what the action raised; the other holds its traceback
+        raise LaunchError(
+            f"a worker of Ray's can't read its task ({first_line(e.cause)}); all machines of a cluster need this "
+            "package and the same versions of everything"
+        ) from e
     except ray.exceptions.RayError as e:
         raise LaunchError(
             f"a task's workers died {RETRIES + 1} times ({first_line(e)}); what is finished stays: give them more "
