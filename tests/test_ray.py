@@ -21,6 +21,7 @@ import torch
 from test_zoo import tiny
 
 from dnge_compress.core.errors import CheckpointError, LaunchError
+from dnge_compress.core.tensors import read_tensors
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.blueprint import Blueprint
 from dnge_compress.zoo.data_root import DataRoot
@@ -61,9 +62,14 @@ def plans() -> list[Blueprint]:
     return [first, replace(first, name=f"{first.name}-again", seed=first.seed + 1)]
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """Weights and targets below a folder; when and how fast they were made differs."""
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*.safetensors"))}
+def content(folder: Path) -> dict[str, tuple[dict[str, bytes], dict[str, str]]]:
+    """Weights and targets below a folder, to the last bit, and what their headers say. Their order in a header is
+    chance, and when and how fast they were made differs."""
+    found = {}
+    for file in sorted(folder.rglob("*.safetensors")):
+        tensors, header = read_tensors(file)
+        found[str(file.relative_to(folder))] = ({k: v.numpy().tobytes() for k, v in tensors.items()}, dict(header))
+    return found
 
 
 def where(number: int) -> tuple[int, int, str]:

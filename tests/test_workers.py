@@ -187,6 +187,23 @@ def test_a_cluster_that_does_not_answer_is_named(ray: Ray, monkeypatch: pytest.M
         list(Engine("ray").each_done(abs, [(1,)]))
 
 
+def test_a_signal_while_ray_starts_reaches_its_handler(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*args: object, **settings: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *a: None)
+        raise SystemExit(signal.SIGTERM)
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "init", ended)
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(Engine("ray").each_done(abs, [(1,)]))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_machine_without_the_folder_is_named(ray: Ray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "cwd", lambda: tmp_path / "elsewhere")
     with pytest.raises(LaunchError, match=r"can't enter '.*elsewhere' \(No such file.*share"):
@@ -201,7 +218,9 @@ def test_an_engine_that_is_none_is_refused() -> None:
 
 
 @pytest.mark.parametrize("command", ["zoo", "pretrain"])
-def test_a_command_hands_its_engine_to_what_it_builds(command: str, ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_hands_its_engine_to_what_it_builds_and_keeps_stdout_for_data(
+    command: str, ray: Ray, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Stop(Exception):
         pass
 
@@ -209,6 +228,7 @@ def test_a_command_hands_its_engine_to_what_it_builds(command: str, ray: Ray, mo
 
     def build(*given: Any) -> None:
         seen.extend(value for value in given if isinstance(value, Engine))
+        print("a worker died")  # as Ray does
         raise Stop
 
     monkeypatch.setattr(training_commands, "build_zoo", build)
@@ -218,6 +238,8 @@ def test_a_command_hands_its_engine_to_what_it_builds(command: str, ray: Ray, mo
         with pytest.raises(Stop):
             getattr(training_commands, command)(options)
     assert seen == [Engine("pool", 1), Engine("ray", 3)]
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.count("a worker died") == 2
 
 
 def test_the_grammar_offers_every_engine() -> None:

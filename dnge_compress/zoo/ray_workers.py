@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -72,6 +73,9 @@ def _cluster(ray: Any, jobs: int) -> Iterator[None]:
             # What workers print would come on stdout, which is for data; their errors are raised here anyway.
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             ray.init(address, **quiet, **(own if address == HERE else {}))
+    except SystemExit:  # what it makes of a SIGTERM while it starts; whose handler is back takes it
+        signal.raise_signal(signal.SIGTERM)
+        raise
     except Exception as e:  # it has no errors of its own for this
         way_out = "try again when the machine is less busy" if address == HERE else f"correct or unset {ADDRESS}"
         raise LaunchError(f"Ray's cluster '{address}' can't be used ({first_line(e)}); {way_out}") from e
