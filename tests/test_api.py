@@ -446,6 +446,16 @@ def test_what_is_no_model_is_refused(value: Any, words: str) -> None:
         compress(value)
 
 
+def test_of_wide_layers_fewer_plans_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_measured() -> bool:
+        return any(n.startswith("candidates by measured") for n in plan(models.make("llama"), 0.3, **OBS).notes)
+
+    monkeypatch.setattr("dnge_compress.plans.planner.TRIED_IF_WIDE", 1)
+    assert is_measured()
+    monkeypatch.setattr("dnge_compress.plans.planner.WIDE", 1)
+    assert not is_measured()
+
+
 def test_the_chosen_candidate_is_marked() -> None:
     note = next(n for n in plan(models.make("llama"), 0.3, **OBS).notes if n.startswith("candidates by measured"))
     costs = {float(cost): mark for cost, mark in re.findall(r": ([\d.e-]+)( \(chosen\))?(?:;|$)", note)}

@@ -346,6 +346,20 @@ def test_a_broken_plan_is_refused(text: str, llama: str, tmp_path: Path, capsys:
     assert failure(capsys, "apply", str(tmp_path / "none.json"), llama, "-o", str(tmp_path / "out"))[0] == 2
 
 
+def test_a_report_is_printed_as_a_page(
+    small: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capsys.readouterr()
+    assert main(["report", small, "--html"]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("<!doctype html>") and "<h2>Sensitivity</h2>" in page and "Compression report" in page
+    assert page.count("<title>layer 2, ffn.2: ") == 1 and "→" in page
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert main(["report", small, "--html"]) == 0
+    code, message = failure(capsys, "report", small, "--html", "--json")
+    assert code == 2 and "--json: not allowed with argument --html" in message
+
+
 def test_a_folder_without_a_report_is_refused(llama: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, message = failure(capsys, "report", llama)
     assert code == 2 and "wasn't saved by dnge" in message

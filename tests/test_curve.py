@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +155,40 @@ def test_table_plot_and_page_mark_the_knee() -> None:
         assert (
             f"{made.knee:g} knee" in text and text.count(KNEE) == 1 and text.count(POINT) == len(made.points)
         )  # and (0, 0)
-        assert html.count("<svg") == 1 and f"the upright line marks {made.knee:g}" in html
+        assert html.count("<svg") == 2 and f"the upright line marks {made.knee:g}" in html
         assert "<script" not in html and "<b>" not in html.partition("<h1>")[2].partition("</h1>")[0]
         assert json.loads(json.dumps(made.to_dict()))["knee"] == made.knee
 
 
-def test_a_curve_of_one_point_or_of_infinite_damage_has_a_table_alone() -> None:
-    for made in (made_up(0.1), made_up(math.inf, math.inf)):
-        assert "<svg" not in made.to_html() and POINT not in str(made) and "ratio" in str(made)
+def test_a_curve_of_one_point_or_of_infinite_damage_has_no_line_over_ratios() -> None:
+    for made, plots in ((made_up(0.1), 1), (made_up(math.inf, math.inf), 0)):
+        assert made.to_html().count("<svg") == plots and POINT not in str(made) and "ratio" in str(made)
+
+
+def front_of(page: str) -> str:
+    """The plot of size and quality in a page."""
+    return page.partition("<h2>Size and quality</h2>")[2].partition("</section>")[0]
+
+
+def test_a_page_plots_size_against_damage_with_the_original_and_the_knee() -> None:
+    drawn = front_of(made_up(0.01, 0.02, 0.4).to_html())
+    assert "<title>ratio 0.2: 900 M parameters, damage 0.02</title>" in drawn
+    assert "<title>original: 1.00 G parameters, damage 0</title>" in drawn
+    assert re.findall(r'aria-hidden="true">([^<]+)</span>', drawn) == ["0.1", "0.2, knee", "0.3", "original"]
+    assert 'role="img"' in drawn and "lower is better" in drawn
+    # x: 800 M to 1 G parameters, y: damage from 0 at the bottom to 0.4 at the top
+    assert 'd="M0.0 0.0L500.0 950.0L1000.0 1000.0"' in drawn  # the first has as many parameters as the original
+
+
+def test_held_out_quality_takes_the_place_of_damage_and_what_a_smaller_model_beats_stands_off_the_line() -> None:
+    made = made_up(0.01, 0.02, 0.4)
+    points = tuple(replace(p, quality=q) for p, q in zip(made.points, (0.7, 0.8, 0.6), strict=True))
+    judged = front_of(replace(made, points=points, measure="accuracy", quality=0.9).to_html())
+    assert "<title>ratio 0.2: 900 M parameters, accuracy 80.0 %</title>" in judged and "higher is better" in judged
+    off = re.findall(r"<title>([^:]+):[^<]+</title><path d=\"[^\"]+\" class=\"point series-1\"", judged)
+    assert off == ["ratio 0.1"]
+    nothing = replace(made, points=tuple(replace(p, quality=math.nan) for p in points), measure="perplexity")
+    assert front_of(nothing.to_html()) == ""
 
 
 def test_letters_stand_where_the_numbers_are() -> None:

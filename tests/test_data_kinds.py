@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 from test_job_data import CHATML, FORGETFUL, MARKED, TALK, chatty, jsonl, learned, read, spaced, texts
+from transformers import AutoTokenizer
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import DataError
@@ -280,7 +281,7 @@ def test_tools_that_are_none_are_refused(tmp_path: Path, chatty: Callable[[str],
 
 
 def test_a_column_that_is_needed_cant_be_left_out() -> None:
-    with pytest.raises(ValueError, match="'messages' is needed; only tools, system, input may be left out"):
+    with pytest.raises(ValueError, match="'messages' is needed; only tools, id, system, input may be left out"):
         Dataset(path="x", type="messages", columns={"messages": ""})
 
 
@@ -357,3 +358,74 @@ def test_data_is_named_as_a_recipe_names_it(tmp_path: Path) -> None:
         source_of("{type: sampled}")
     with pytest.raises(ValueError, match="--data: unknown key 'colums'"):
         source_of(f"{{path: {file}, colums: {{}}}}")
+
+
+ASKED, SAID = TALK[:3], TALK[3:]
+
+
+def turns(row: dict[str, Any]) -> dict[str, Any]:
+    """A conversation as TRL's prompt and completion."""
+    return {"prompt": ASKED, "completion": SAID, **row}
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED, FORGETFUL])
+def test_of_a_prompt_and_completion_in_messages_only_the_completion_is_learned(
+    tmp_path: Path, chatty: Callable[[str], Any], template: str
+) -> None:
+    tokenizer = chatty(template)
+    rows = read(jsonl(tmp_path / "a.jsonl", [turns({})]), tokenizer, max_length=256)
+    said = learned(rows, tokenizer)
+    assert len(said) == 1 and "Gladly, thank you.<|end|>" in said[0] and "A friend" not in said[0]
+    whole = texts(rows, tokenizer)[0]
+    assert "A friend." in whole and "Who goes there?" in whole and rows.notes[0].endswith("the completion is learned")
+
+
+def test_messages_in_a_columnar_prompt_and_completion_are_the_same_conversation(
+    tmp_path: Path, chatty: Callable[[str], Any]
+) -> None:
+    tokenizer = chatty("{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML)
+    tools = [{"type": "function", "function": {"name": "bell"}}]
+    row = turns({"tools": json.dumps(tools), "id": 3})
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "a.parquet")
+    rows, same = (
+        read(file, tokenizer, max_length=256) for file in (tmp_path / "a.parquet", jsonl(tmp_path / "a.jsonl", [row]))
+    )
+    assert texts(rows, tokenizer) == texts(same, tokenizer) and learned(rows, tokenizer) == learned(same, tokenizer)
+    assert "bell" in texts(rows, tokenizer)[0]
+
+
+def test_a_completion_of_several_turns_keeps_to_its_keys(tmp_path: Path, chatty: Callable[[str], Any]) -> None:
+    tokenizer = chatty(CHATML)
+    completion = [{**TALK[1], "weight": 0}, *TALK[2:]]
+    file = jsonl(tmp_path / "a.jsonl", [{"prompt": TALK[:1], "completion": completion}])
+    rows = read(file, tokenizer, max_length=256)
+    assert learned(rows, tokenizer) == ["Gladly, thank you.<|end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"completion": "Gladly."}, "line 1: column 'completion' holds text, not a list of messages"),
+        ({"prompt": "Who goes there?"}, "line 1: column 'prompt' holds text, not a list of messages"),
+        ({"completion": TALK[2:3]}, "column 'completion' holds no assistant turn"),
+        (
+            {"prompt": [{**TALK[1], "train": True}]},
+            "column 'prompt', message 1: 'train' is true, but no prompt is lear",
+        ),
+        ({"prompt": [{"role": "user"}]}, "column 'prompt', message 1 has no content"),
+        ({"prompt": 3}, "column 'prompt' holds a number, not text"),
+    ],
+)
+def test_prompts_and_completions_that_dont_go_together_are_refused(
+    tmp_path: Path, chatty: Callable[[str], Any], row: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(DataError, match=words):
+        read(jsonl(tmp_path / "a.jsonl", [turns(row)]), chatty(CHATML))
+
+
+def test_messages_in_a_prompt_need_a_chat_template_and_are_shown(tmp_path: Path, capsys: Any) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [turns({})])
+    assert main(["data", "show", str(file)]) == 0
+    assert "assistant: ⟦Gladly, thank you.⟧" in capsys.readouterr().out
+    with pytest.raises(DataError, match="no chat template, which conversations need"):
+        read(file, AutoTokenizer.from_pretrained(BOOKWORM))

@@ -189,6 +189,18 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
             [{"decoder_inputs_embeds": torch.rand(2, 8, 4), "decoder_attention_mask": torch.ones(2, 5)}],
             r"data batch 0 has decoder_inputs_embeds of \[2, 8, 4\] and decoder_attention_mask of \[2, 5\]; ",
         ),
+        (
+            [{"input_ids": torch.ones(2, 8, dtype=torch.long), "attention_mask": torch.ones(8, dtype=torch.long)}],
+            r"data batch 0 has attention_mask of \[8\]; give rows of equal length, as in attention_mask\[None\]",
+        ),
+        (
+            [{"input_ids": torch.ones(0, 8, dtype=torch.long)}],
+            r"data batch 0 is empty: input_ids is of \[0, 8\]; leave it out",
+        ),
+        (
+            [{"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.full((1, 1, 4, 4), -torch.inf)}],
+            r"infinite values in attention_mask; write torch\.finfo\(dtype\)\.min for -inf",
+        ),
     ],
 )
 def test_rows_that_are_none_are_refused_in_one_line(given: Any, words: str, model: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,8 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from dnge_compress.core.errors import DataError
 from dnge_compress.data.changes import changed, marks_of
 from dnge_compress.data.reading import read_rows
-from dnge_compress.data.rows import Collator, Rows, split_rows
+from dnge_compress.data.rows import Collator, Rows
 from dnge_compress.data.sources import check_sources
+from dnge_compress.data.splitting import split_rows
 from dnge_compress.jobs.outline import _tokens_in
 from dnge_compress.recipes.data_schema import Dataset
 
@@ -667,6 +669,81 @@ def test_each_side_of_a_split_holds_a_row(tmp_path: Path, books: Any) -> None:
         split_rows(numbered(tmp_path, books, 1), 0.01, seed=0)
     with pytest.raises(DataError, match="0.9 can't be held out of 2 rows;"):
         split_rows(numbered(tmp_path, books, 2), 0.9, seed=0)
+
+
+def talk(number: int, turn: str, **more: Any) -> dict[str, Any]:
+    """A conversation that says which it is."""
+    said = [{"role": "user", "content": turn}, {"role": "assistant", "content": f"Answer {number}."}]
+    return {"messages": said, **more}
+
+
+def sides(rows: Rows, tokenizer: Any, fraction: float, seed: int) -> tuple[set[int], set[int]]:
+    """Numbers of the conversations that are trained on, and of those held out."""
+    train, test = (texts(part, tokenizer) for part in split_rows(rows, fraction, seed))
+    first, second = (
+        {int(number) for text in part for number in re.findall(r"Answer (\d+)", text)} for part in (train, test)
+    )
+    return first, second
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_of_one_conversation_stand_on_one_side_of_a_split(
+    tmp_path: Path, chatty: Callable[[str], Any], seed: int
+) -> None:
+    tokenizer = chatty(CHATML)
+    # 0–3 share an id, 3–5 a first turn, and so 0–5 belong together; 6 and 7 share a turn; the others are alone
+    rows = [talk(i, f"Question {i}?", id="a") for i in range(3)] + [talk(3, "The same?", id="a")]
+    rows += [talk(i, "The same?", id=i) for i in (4, 5)] + [talk(i, "Hello!") for i in (6, 7)]
+    rows += [talk(i, f"Question {i}?", id=i) for i in range(8, 40)]
+    found = read(jsonl(tmp_path / "a.jsonl", rows), tokenizer)
+    train, test = sides(found, tokenizer, 0.25, seed)
+    assert not train & test and train | test == set(range(40)) and len(test) == 10
+    for together in (range(6), (6, 7)):
+        assert set(together) <= train or set(together) <= test
+    notes = split_rows(found, 0.25, seed)[0].notes
+    assert notes[-1].startswith("8 of 40 rows share their conversation (id, or first turn) with others")
+
+
+def test_turns_that_have_rows_of_their_own_stand_together(tmp_path: Path, chatty: Callable[[str], Any]) -> None:
+    tokenizer = chatty(FORGETFUL)
+    rows = [{"messages": [{"role": "user", "content": f"Question {i}?"}, *TALK[1:]]} for i in range(12)]
+    found = read(jsonl(tmp_path / "a.jsonl", rows), tokenizer)
+    assert len(found.examples) == 24  # two turns each
+    for seed in range(5):
+        held_out = texts(split_rows(found, 0.25, seed)[1], tokenizer)
+        asked = [re.findall(r"Question (\d+)", text)[0] for text in held_out]
+        assert len(asked) == 6 and all(asked.count(number) == 2 for number in asked)
+
+
+def test_an_id_may_have_another_name_or_none(tmp_path: Path, books: Any) -> None:
+    rows = [{"text": f"This is row {i}.", "talk": i // 2, "id": "same"} for i in range(20)]
+    file = jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError, match="all 20 rows belong to one conversation"):
+        split_rows(read(file, books), 0.2, seed=0)
+    for seed in range(3):
+        held_out = texts(split_rows(read(file, books, columns={"id": "talk"}), 0.2, seed)[1], books)
+        numbers = sorted(int(text.partition("row ")[2].partition(".")[0]) for text in held_out)
+        assert len(numbers) == 4 and numbers[::2] == [n - 1 for n in numbers[1::2]]
+    assert len(split_rows(read(file, books, columns={"id": ""}), 0.2, seed=0)[1].examples) == 4
+
+
+def test_a_turn_that_most_begin_with_is_an_instruction_and_ties_nothing(tmp_path: Path, books: Any) -> None:
+    rows = [{"prompt": "Write a line.", "completion": f" Line {i}."} for i in range(30)]
+    found = split_rows(read(jsonl(tmp_path / "a.jsonl", rows), books), 0.1, seed=0)[1]
+    assert len(found.examples) == 3
+    pairs = [{"prompt": f"Write line {i // 2}.", "completion": f" Line {i}."} for i in range(30)]
+    train, test = split_rows(read(jsonl(tmp_path / "b.jsonl", pairs), books), 0.2, seed=0)
+    prompts = [{text.partition(".")[0] for text in texts(part, books)} for part in (train, test)]
+    assert not prompts[0] & prompts[1] and len(test.examples) == 6
+
+
+def test_where_no_conversation_fits_into_the_share_the_smallest_is_held_out(
+    tmp_path: Path, chatty: Callable[[str], Any]
+) -> None:
+    tokenizer = chatty(CHATML)
+    rows = [talk(i, f"Question {i % 3 if i < 9 else 3}?") for i in range(11)]
+    found = read(jsonl(tmp_path / "a.jsonl", rows), tokenizer)
+    assert sides(found, tokenizer, 0.05, seed=0)[1] == {9, 10}
 
 
 def test_a_batch_is_padded_at_the_right_to_its_longest_row(books: Any) -> None:

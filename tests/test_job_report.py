@@ -22,6 +22,7 @@ from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import MEASURES, Milestone, Sample
 from dnge_compress.jobs.report.verdict import verdict
 from dnge_compress.lora.rank_grid import Rank, grid
+from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.axes import decimals, layer_ticks, thinned, ticks
 from dnge_compress.report.plots import Curve
@@ -51,6 +52,7 @@ SECTIONS = (
     "Loss while training",
     "Samples",
     "Units kept",
+    "Sensitivity",
     "Ranks",
     "Time",
     "Data",
@@ -93,6 +95,10 @@ def full(layers: int = 3) -> JobReport:
         seconds={"prune": 1.5, "train": 3725.0},
         milestones=(ORIGINAL, PRUNED, TRAINED, COMPARED),
         widths=(*widths, SpaceRow(space="layers", kind="layer", layer=None, kept=layers - 1, total=layers)),
+        sensitivity=tuple(
+            Sensitivity(space=w.space, kind=w.kind, layer=w.layer, gone=4, total=40, cost=0.1 * i)
+            for i, w in enumerate(widths)
+        ),
         ranks=(*ranks, Rank("lm_head", 4, 50)),
         curves=(
             Curve("trained", ((1, 2.5), (2, 2.25)), ((0, 2.5), (2, 2.25))),
@@ -118,6 +124,10 @@ def hostile() -> JobReport:
         widths=(
             SpaceRow(space=bad, kind="neuron", layer=None, kept=1, total=2),
             SpaceRow(space=bad + "2", kind=bad, layer=0, kept=1, total=2),
+        ),
+        sensitivity=(
+            Sensitivity(space=bad, kind=bad, layer=1, gone=1, total=2, cost=math.inf, stack=bad),
+            Sensitivity(space=bad, kind=bad, layer=2, gone=1, total=2, cost=-1.0),
         ),
         ranks=(Rank(bad, 1, 2), Rank(f"a.1.{bad}", 2, 4)),
         curves=(Curve(bad, ((1, 2.0),), ((1, 2.0), (2, 1.0))),),
@@ -328,6 +338,7 @@ def test_every_rank_and_width_is_told_where_it_is_drawn() -> None:
         ("curves", (), {"Loss while training"}),
         ("curves", (Curve("trained"),), {"Loss while training"}),
         ("widths", (), {"Units kept"}),
+        ("sensitivity", (), {"Sensitivity"}),
         ("ranks", (), {"Ranks"}),
         ("rows", {}, {"Data"}),
         ("machine", {}, {"Machine"}),

@@ -412,6 +412,9 @@ def test_the_resolved_recipe_in_the_folder_is_the_same_job(finished: Path) -> No
 def test_report_shows_a_job_again(finished: Path, capsys: Any) -> None:
     assert main(["report", str(finished)]) == 0
     assert "trained" in capsys.readouterr().out
+    assert main(["report", str(finished), "--html"]) == 0
+    page = capsys.readouterr().out
+    assert page == (finished / "report.html").read_text(encoding="utf-8") + "\n" and "<h2>Sensitivity</h2>" in page
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from dnge_compress.core.parts import BASIS, Parts, kept_parts
 from dnge_compress.signals import layer_refit, second_moments
 
 SETTINGS: dict[str, Any] = {"ratio": 0.3, "tokens": 256, "length": 16}
+LAYERS = 3  # of the test Llama
 
 
 class _StoppedError(Exception):
@@ -48,11 +49,14 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("in_turn", "repair"), [(False, "lstsq"), (True, "lstsq"), (False, "joint")])
+@pytest.mark.parametrize(
+    ("in_turn", "repair", "kinds"),
+    [(False, "lstsq", "neuron"), (True, "lstsq", "neuron"), (False, "joint", "neuron"), (False, "lstsq", "layer")],
+)
 def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
-    in_turn: bool, repair: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_turn: bool, repair: str, kinds: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = SETTINGS | {"compensate": repair}
+    settings = SETTINGS | {"compensate": repair, "kinds": [kinds]}
     if in_turn:
         monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
     model = make("llama")
@@ -64,8 +68,9 @@ def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
             found = compress(model, "prune/neurons", work=parts, **settings)
         except _StoppedError:
             stops += 1
-    assert stops > (12 if in_turn else 5)
+    assert stops > (12 if in_turn else 5 if kinds == "neuron" else 3)
     names = {file.name for file in (tmp_path / "work").iterdir()}
+    assert sum(name.startswith("cost-of.") for name in names) == (LAYERS if kinds == "layer" else 0)
     assert ("block-0.part.safetensors" in names) is in_turn
     assert ("signals.part.safetensors" in names) is not in_turn
     for name, value in weights_of(found).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.terminal import Drawn, plain
 from dnge_compress.core.wording import count
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.graph.types import Cut, ModelGraph, Space
+from dnge_compress.graph.types import Cut, ModelGraph, Scores, Space
 from dnge_compress.plans.expected import BANDS, expected
 from dnge_compress.plans.planner import counted
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.sensitivity import Sensitivity, sensitivities
 from dnge_compress.plans.space_rows import MAX_LINES, SpaceRow, alike, rows_of, spaces_table
+from dnge_compress.recipes.schema import Prune
 from dnge_compress.report.report import Report, build_report
+from dnge_compress.report.sensitivity_map import sensitivity_section
 from dnge_compress.report.sizes import Totals, macs_of, measure
 from dnge_compress.surgery.cut import cut
 
@@ -302,3 +306,68 @@ def test_a_malformed_report_is_refused_in_one_line(raw: dict[str, Any], told: st
 )
 def test_counts_have_three_digits_and_a_prefix(number: float, text: str) -> None:
     assert count(number) == text
+
+
+def scores_of(graph: ModelGraph) -> Scores:
+    """Scores of 1, 2, 3, … in every space, those of layers ten times as high."""
+    units = {s.name: torch.arange(1.0, s.units + 1) * (10 if s.kind == "layer" else 1) for s in cuttable(graph)}
+    return Scores(units=units, scorer="obs", fingerprint=graph.fingerprint)
+
+
+def test_the_sensitivity_is_the_sum_of_the_cheapest_scores_of_every_space_alone() -> None:
+    graph = graph_of("llama", make("llama"))
+    found = sensitivities(graph, scores_of(graph), Prune(ratio=0.3, kinds=("neuron", "layer")))
+    neurons = [s for s in found if s.kind == "neuron"]
+    assert [(s.space, s.layer, s.gone, s.total) for s in neurons] == [(f"ffn.{i}", i, 12, 40) for i in range(3)]
+    assert {s.cost for s in neurons} == {sum(range(1, 13))}
+    assert [(s.layer, s.gone, s.cost) for s in found if s.kind == "layer"] == [(0, 1, 10.0), (1, 1, 20.0), (2, 1, 30.0)]
+    assert not any(s.kind == "head" for s in found)  # which the recipe doesn't let go
+
+
+def test_what_may_not_go_has_no_sensitivity_and_a_tiny_ratio_takes_one_unit() -> None:
+    graph = graph_of("llama", make("llama"))
+    kept = Prune(ratio=0.001, kinds=("neuron", "layer"), protected=("model.layers.1*",), uneven=True)
+    found = sensitivities(graph, scores_of(graph), kept)
+    assert {(s.kind, s.layer) for s in found} == {("neuron", 0), ("neuron", 2), ("layer", 0), ("layer", 2)}
+    assert all(s.gone == 1 for s in found)
+    resnet = graph_of("resnet_basic", make("resnet_basic"))
+    blocks = [s for s in sensitivities(resnet, scores_of(resnet), Prune(kinds=("layer",))) if s.kind == "layer"]
+    assert [(s.space, s.layer) for s in blocks] == [("layers.0", 0), ("layers.1", 1)]  # a stage each
+
+
+def sensitive(layers: int, *stacks: str) -> tuple[Sensitivity, ...]:
+    """Costs that grow tenfold from layer to layer."""
+    return tuple(
+        Sensitivity(space=f"{s}ffn.{i}", kind="neuron", layer=i, gone=3, total=9, cost=10.0**i, stack=s.rstrip("."))
+        for s in stacks or ("",)
+        for i in range(layers)
+    )
+
+
+def test_a_page_shows_the_sensitivity_as_a_map_and_as_a_table() -> None:
+    report = replace(made_up(3, 1), sensitivity=sensitive(3))
+    html = report.to_html()
+    shown = html.partition("<h2>Sensitivity</h2>")[2].partition("</section>")[0]
+    strengths = [float(s) for s in re.findall(r'fill-opacity="([\d.]+)"', shown)]
+    assert strengths == pytest.approx([0.12, 0.56, 1.0])  # a shade for each power of ten
+    assert "<title>layer 1, ffn.1: 10 for 3 of 9 neurons</title>" in shown
+    assert "From layer 0, ffn.0: 1 for 3 of 9 neurons to layer 2, ffn.2: 100" in shown and 'role="img"' in shown
+    assert "<summary>All predicted costs</summary>" in shown and "<span>1e+02</span>" in shown
+    assert "Sensitivity" not in report.to_markdown() and "cheapest units" not in str(report)
+    assert "Sensitivity" not in made_up(3, 1).to_html()
+
+
+def test_stacks_have_rows_of_their_own_and_spaces_without_a_layer_stand_in_order() -> None:
+    section = sensitivity_section(sensitive(2, "encoder.", "decoder."))
+    assert section is not None
+    assert [row[0].text for row in section.blocks[0].rows] == ["decoder neurons", "encoder neurons"]  # type: ignore[union-attr]
+    loose = [replace(s, layer=None, cost=0.0) for s in sensitive(3)]
+    drawn = replace(made_up(1, 1), sensitivity=tuple(loose)).to_html().partition("<h2>Sensitivity</h2>")[2]
+    assert drawn.count('<rect class="none"') == 3 and "strip-axis" not in drawn and "order of the network" in drawn
+
+
+@pytest.mark.parametrize(("layers", "numbered"), [(6, True), (14, True), (15, False), (200, False)])
+def test_numbers_stand_in_cells_where_there_is_room(layers: int, numbered: bool) -> None:
+    costs = [replace(s, cost=0.00123) for s in sensitive(1)] + [replace(s, cost=0.00456) for s in sensitive(layers)[1:]]
+    drawn = replace(made_up(1, 1), sensitivity=tuple(costs)).to_html()
+    assert ("<span>0.0012</span>" in drawn) == numbered

@@ -199,6 +199,16 @@ def test_rows_beyond_the_positions_are_cut_with_a_note(name: str) -> None:
     assert data.notes[0] in plan(network, "prune/neurons", scorer="obs", data=[whole]).notes
 
 
+@pytest.mark.parametrize("shape", [(3, 600), (3, 1, 600, 600)])
+def test_masks_of_numbers_are_cut_with_their_rows(shape: tuple[int, ...]) -> None:
+    network: Any = make("bert")
+    limit = positions_of(network)
+    mask = torch.zeros(shape) if len(shape) > 2 else torch.ones(shape)
+    found: Any = checked_data([{"input_ids": torch.randint(4, 60, (3, 600)), "attention_mask": mask}], network)[0]
+    assert found["input_ids"].shape == (3, limit)
+    assert found["attention_mask"].shape == tuple(limit if n == 600 else n for n in shape)
+
+
 def folder_of(source: PreTrainedModel, place: Path) -> Path:
     source.save_pretrained(place)
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -11,10 +11,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from dnge_compress.core.errors import CheckpointError, WeightError, first_line
+from dnge_compress.core.errors import CheckpointError, UnsupportedModelError, WeightError, first_line
 from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.strict_json import read_json
+from dnge_compress.recipes.job_schema import CAUSAL
 from dnge_compress.recipes.schema import Prune
 
 WEIGHTS = "model.safetensors"
@@ -116,6 +117,14 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object; fetch it again")
     return raw
+
+
+def refuse_silent(architecture: str, source: str | Path) -> None:
+    """Raise UnsupportedModelError for what writes no text: any class but those of causal language models."""
+    if not architecture.endswith(CAUSAL):
+        raise UnsupportedModelError(
+            f"'{source}' is a {architecture}, which writes no text; name a causal language model (…ForCausalLM)"
+        )
 
 
 def architecture_of(folder: Path, raw: Mapping[str, Any]) -> str | None:

@@ -16,14 +16,12 @@ from torch import nn
 
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
-from dnge_compress.checkpoint.compression import REPORT, VOCABULARY
 from dnge_compress.cli.early import lora_recipe, prune_recipe
-from dnge_compress.cli.output import print_json, print_text, say_what_now
+from dnge_compress.cli.output import print_json, print_passage, print_text, say_how_written, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
-from dnge_compress.core.errors import CheckpointError, DngeError, PlanError, first_line
+from dnge_compress.core.errors import DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text, write_whole
-from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.launcher import local_rank
 from dnge_compress.core.parts import BASIS, Parts, kept_parts
 from dnge_compress.core.processes import one_process_writes, rank, world
@@ -33,8 +31,7 @@ from dnge_compress.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.compared import Compared
 from dnge_compress.jobs.compared import compare as compare_models
-from dnge_compress.jobs.folder import STATE
-from dnge_compress.jobs.report.job_report import JobReport, finished
+from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
 from dnge_compress.plans.plan_json import PLANS, plan_in
@@ -47,6 +44,7 @@ from dnge_compress.recipes.schema import Recipe
 from dnge_compress.report.curve import RatioCurve
 from dnge_compress.report.report import Report
 from dnge_compress.signals.user_data import UserData
+from dnge_compress.tasks.writing import written
 from dnge_compress.vocabulary.trim import plan_vocabulary
 
 LARGE = 1_000_000_000  # parameters, whose compression takes so long that finished parts are kept
@@ -138,6 +136,21 @@ def compare(options: Namespace) -> None:
     print_report(made, options)
 
 
+def generate(options: Namespace) -> None:
+    """`dnge generate MODEL PROMPT`"""
+    with session() as progress:
+        model = _open(options, progress)
+        progress("write", 0, 1)
+        how = {"tokens": options.max_new_tokens, "temperature": options.temperature, "seed": options.seed}
+        made = written(model, options.prompt, is_chat=options.chat, **how)
+        progress("write", 1, 1)
+    if options.json:
+        print_json(made.to_dict())
+        return
+    say_how_written(made, options.max_new_tokens)
+    print_passage(made.text)
+
+
 def place(options: Namespace) -> None:
     """`dnge place MODEL -o lora.json`"""
     _make_plan(options, lora_recipe(options), LoraPlan, place_lora)
@@ -154,24 +167,6 @@ def vocabulary(options: Namespace) -> None:
         _apply_vocabulary(made, options, model)
     else:
         print(made.to_json(), end="")
-
-
-def report(options: Namespace) -> None:
-    """`dnge report OUT`"""
-    folder = whole_folder(Path(options.folder))
-    if (folder / STATE).is_file():
-        print_report(finished(folder), options)
-        return
-    pruned = Report.read(folder / REPORT) if (folder / REPORT).is_file() else None
-    tokens = VocabularyPlan.read(folder / VOCABULARY) if (folder / VOCABULARY).is_file() else None
-    if pruned is None and tokens is None:
-        raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
-    if options.json and pruned and tokens:
-        print_json({**pruned.to_dict(), "vocabulary": tokens.to_dict()})
-        return
-    for made in (pruned, tokens):
-        if made is not None:
-            print_report(made, options)
 
 
 def _make_plan(options: Namespace, recipe: Recipe | LoraRecipe, kind: type[P], make: Callable[..., P]) -> None:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from pathlib import Path
 
-from dnge_compress.checkpoint.model_files import least_bytes, read_config, refuse_missing
+from dnge_compress.checkpoint.model_files import (
+    architecture_of,
+    least_bytes,
+    read_config,
+    refuse_missing,
+    refuse_silent,
+)
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
 from dnge_compress.core.folders import refuse_file, whole_folder
@@ -19,6 +25,10 @@ from dnge_compress.recipes.schema import Prune, Recipe
 
 def refuse_early(options: Namespace) -> None:
     """Raise a DngeError where a command on a model can't go well."""
+    if options.function == "generate":
+        refuse_missing(options.model)
+        _refuse_silent(whole_folder(Path(options.model)))
+        return
     recipe, has_data = None, bool(options.data or getattr(options, "scores", None))
     for ratio in getattr(options, "ratios", ()):
         resolve(prune_recipe(options), {"ratio": ratio})
@@ -52,6 +62,12 @@ def refuse_early(options: Namespace) -> None:
         if options.function in ("curve", "compare") and Path(output).exists() and not options.force:
             raise CheckpointError(f"'{output}' exists; name another file, or pass --force to replace it")
         _refuse_place(Path(output))
+
+
+def _refuse_silent(folder: Path) -> None:
+    """What the config of a folder says is no causal language model writes nothing."""
+    if folder.is_dir():
+        refuse_silent(architecture_of(folder, read_config(folder)) or "model without a named class", folder)
 
 
 def _refuse_work(work: Path, output: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -87,6 +88,17 @@ def parser() -> Parser:
     _model(compare)
     compare.add_argument("other", metavar="OTHER", help="folder or Hugging Face id of the second model")
     compare.add_argument("-o", "--output", metavar="COMPARED.html", help="a page with the same")
+    about = "let a causal language model write behind a prompt; any model that dnge opens"
+    generate = command("generate", _opening_flags(), json_flag, about=about)
+    _model(generate)
+    generate.add_argument("prompt", metavar="PROMPT", help="what the model goes on from, or answers to")
+    about = "the prompt is a user's turn (default: where the tokenizer has a chat template)"
+    generate.add_argument("--chat", action=argparse.BooleanOptionalAction, help=about)
+    about = "how much it writes at most (default: %(default)s)"
+    generate.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help=about)
+    about = "0 takes the likeliest token each time, 1 draws them as they are likely (default: 0)"
+    generate.add_argument("--temperature", type=not_negative, default=0.0, metavar="T", help=about)
+    generate.add_argument("--seed", type=int, default=0, help="same seed, same draws (default: 0)")
     about = "decide where LoRA goes and with what rank; changes nothing"
     place = command("place", opening, force, json_flag, about=about)
     _model(place)
@@ -112,8 +124,12 @@ def parser() -> Parser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="e.g. model_name_or_path=gpt2 train.learning_rate=1e-4"
     )
     run.add_argument("--dry-run", action="store_true", help="check the recipe and show the plan; do nothing")
-    report = command("report", json_flag, about="show what was done to a saved model, or by a job")
+    about = "show what was done to a saved model, or by a job"
+    report = command("report", about=about, module="report_commands")
     report.add_argument("folder", metavar="OUT", help="folder that dnge wrote a model or a job to")
+    form = report.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print exactly one JSON document")
+    form.add_argument("--html", action="store_true", help="print one HTML page, with plots")
     _data(commands, json_flag)
     _recipes(commands, json_flag, force)
     about = "print versions and the machine, for reports of faults"
@@ -219,12 +235,14 @@ def _flag(name: str, about: str) -> Parser:
     return flags
 
 
-def _opening_flags(about_data: str) -> Parser:
+def _opening_flags(about_data: str = "") -> Parser:
+    """How a model is opened, and --data if there is something to say about it."""
     flags = Parser(add_help=False)
-    group = flags.add_argument_group("model and data")
+    group = flags.add_argument_group("model and data" if about_data else "model")
     group.add_argument("--device", help="where to run, e.g. cuda (default: cpu)")
     group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: the checkpoint's own")
-    group.add_argument("--data", metavar="FILE", help=about_data)
+    if about_data:
+        group.add_argument("--data", metavar="FILE", help=about_data)
     group.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     group.add_argument("--allow-pickle", action="store_true", help="read pickled weights (they can run code)")
     return flags
@@ -289,4 +307,12 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """A finite number of at least zero."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number of at least 0")
     return value

@@ -8,6 +8,8 @@ import sys
 from argparse import Namespace
 from typing import Any
 
+from dnge_compress.core.wording import safe, several
+
 
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
@@ -20,6 +22,29 @@ def print_text(text: str) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         text = "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
+    print(text)
+
+
+def print_passage(text: str) -> None:
+    """Text with its breaks on stdout, without what could steer a terminal; a letter that can't be written there is a
+    question mark."""
+    shown = "\n".join(map(safe, text.expandtabs(4).split("\n")))
+    encoding = sys.stdout.encoding or "utf-8"
+    print(shown.encode(encoding, "replace").decode(encoding))
+
+
+def say_how_written(made: Any, asked: int) -> None:
+    """A line on stderr: how much of what the model wrote, and why no more."""
+    read = f"{several(made.prompt_tokens, 'token')} of {'a conversation' if made.is_chat else 'bare text'}"
+    less = f", all that it has positions for ({asked:,} were asked)" if made.room < asked else ""
+    ended = ", and ended there" if made.has_ended else less
+    print(f"dnge: behind {read} the model wrote {several(made.tokens, 'token')}{ended}", file=sys.stderr)
+
+
+def print_html(text: str) -> None:
+    """A page, which says that it is UTF-8, on stdout; where that writes something else, characters are escaped."""
+    if (sys.stdout.encoding or "utf-8").lower().replace("-", "") != "utf8":
+        text = text.encode("ascii", "xmlcharrefreplace").decode()
     print(text)
 
 

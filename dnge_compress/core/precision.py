@@ -32,8 +32,9 @@ def fast_products(training: bool) -> torch.autocast:
 def fast_float32_products() -> Iterator[None]:
     """While entered, products of float32 matrices take their factors in bfloat16 where the CPU has instructions for it,
     and in TF32 on cards, and are summed in float32: two to five times as fast, their factors right to three digits."""
-    products = [(torch.backends.cuda, "tf32"), *([(torch.backends.mkldnn, "bf16")] if has_bfloat16() else [])]
-    owners = [(getattr(backend, "matmul", None), fast) for backend, fast in products]  # torch 2.9 and later
+    owners: list[tuple[Any, str]] = [(torch.backends.cuda.matmul, "tf32")]
+    if has_bfloat16() and hasattr(torch.backends.mkldnn, "matmul"):  # torch 2.9 and later, as the attribute below
+        owners.append((torch.backends.mkldnn.matmul, "bf16"))
     known = [(owner, fast, owner.fp32_precision) for owner, fast in owners if hasattr(owner, "fp32_precision")]
     try:
         for owner, fast, _ in known:

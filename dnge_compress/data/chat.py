@@ -23,7 +23,7 @@ def check_template(tokenizer: Any) -> None:
     if not tokenizer.chat_template:
         raise DataError(
             "the tokenizer has no chat template, which conversations need; put a chat_template.jinja into the "
-            "model's folder, or use type 'prompt_completion'"
+            "model's folder, or use type 'prompt_completion' with bare texts"
         )
 
 
@@ -52,6 +52,13 @@ def rendered(talk: Conversation, tokenizer: Any, place: str) -> str:
     return str(_applied(talk, talk.messages, tokenizer, place, tokenize=False))
 
 
+def prompt_of(text: str, tokenizer: Any, place: str = "the prompt") -> str:
+    """What a model reads before it answers a user's text: that turn, and the beginning of its own. Raises DataError
+    naming `place`."""
+    talk = Conversation(({"role": "user", "content": text},), (False,))
+    return str(_applied(talk, talk.messages, tokenizer, place, tokenize=False, add_generation_prompt=True))
+
+
 def renderings(talk: Conversation, tokenizer: Any, place: str) -> list[str]:
     """A whole conversation, and its beginnings that end in a learned turn, where the template writes them otherwise, as
     they have rows of their own then. Raises DataError naming `place`."""
@@ -65,6 +72,7 @@ def renderings(talk: Conversation, tokenizer: Any, place: str) -> list[str]:
 
 def _template(talk: Conversation, tokenizer: Any, place: str) -> str:
     """The template for a conversation, which must have a place for its tools."""
+    check_template(tokenizer)
     template: str = tokenizer.get_chat_template(tools=list(talk.tools) or None)
     if talk.tools and not TOOLS.search(template):
         raise DataError(

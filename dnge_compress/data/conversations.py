@@ -8,7 +8,7 @@ turn is learned; without any, all of them are.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,18 +49,50 @@ def conversation(ours: Mapping[str, Any], kind: str, column: str, place: str) ->
 
     `column` is what the file calls that of the messages. Raises DataError.
     """
-    raw, where = ours["messages" if kind == "messages" else "conversations"], f"{place}: column '{column}'"
-    if not isinstance(raw, list):
-        raise DataError(f"{where} holds {kind_in_json(raw)}, not a list of messages")
+    where = f"{place}: column '{column}'"
     read = _message if kind == "messages" else _said
-    messages = [read(message, f"{where}, message {i}") for i, message in enumerate(raw, 1)]
-    if messages and all(m["role"] != "assistant" for m in messages):
-        raise DataError(f"{where} holds no assistant turn, so there is nothing to learn; take the row out")
-    learned = [_is_learned(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
+    messages = _messages(ours["messages" if kind == "messages" else "conversations"], where, read)
+    learned = _learned(messages, where)
     if ours.get("system"):
         if any(m["role"] == "system" for m in messages):
             raise DataError(f"{place} has a system text in its own column and another among its messages; give one")
         messages, learned = [{"role": "system", "content": ours["system"]}, *messages], [False, *learned]
+    return _together(messages, learned, ours, place)
+
+
+def exchange(ours: Mapping[str, Any], columns: tuple[str, str], place: str) -> Conversation | None:
+    """The conversation in the fields of a row of type "prompt_completion" that hold messages, as TRL has them, or None
+    if nothing of it is learned; of the completion's turns the assistant's are, of the prompt's none.
+
+    `columns` is what the file calls the two. Raises DataError.
+    """
+    before, behind = (f"{place}: column '{column}'" for column in columns)
+    prompt, completion = _messages(ours["prompt"], before, _message), _messages(ours["completion"], behind, _message)
+    for i, message in enumerate(prompt, 1):
+        key = next((key for key in LEARNED_KEYS if message.get(key)), "")
+        if key:
+            value = json.dumps(message[key])
+            raise DataError(f"{before}, message {i}: '{key}' is {value}, but no prompt is learned; take the key out")
+    learned = [False] * len(prompt) + _learned(completion, behind)
+    return _together([*prompt, *completion], learned, ours, place)
+
+
+def _messages(raw: Any, where: str, read: Callable[[Any, str], Message]) -> list[Message]:
+    if not isinstance(raw, list):
+        raise DataError(f"{where} holds {kind_in_json(raw)}, not a list of messages")
+    return [read(message, f"{where}, message {i}") for i, message in enumerate(raw, 1)]
+
+
+def _learned(messages: Sequence[Message], where: str) -> list[bool]:
+    """Whether each is learned, of which one must be the assistant's."""
+    if messages and all(m["role"] != "assistant" for m in messages):
+        raise DataError(f"{where} holds no assistant turn, so there is nothing to learn; take the row out")
+    return [_is_learned(message, f"{where}, message {i}") for i, message in enumerate(messages, 1)]
+
+
+def _together(
+    messages: Sequence[Message], learned: Sequence[bool], ours: Mapping[str, Any], place: str
+) -> Conversation | None:
     plain = tuple({key: m[key] for key in m if key not in LEARNED_KEYS} for m in messages)
     tools = _tools(ours["tools"], place) if ours.get("tools") else ()
     return Conversation(plain, tuple(learned), tools) if any(learned) else None

@@ -8,7 +8,8 @@ from typing import Any
 from dnge_compress.core.errors import DataError, nearest
 from dnge_compress.recipes.data_schema import COLUMNS, OPTIONAL, Dataset
 
-NO_TEXT = ("messages", "conversations", "tools")  # columns that hold lists
+NO_TEXT = ("messages", "conversations", "tools", "id")  # columns that hold lists, or anything
+LISTS = ("prompt", "completion")  # columns that may hold messages in the place of a text
 
 
 def check_columns(names: Iterable[str], source: Dataset, place: str) -> None:
@@ -36,7 +37,7 @@ def fields(row: Mapping[str, Any], source: Dataset, place: str) -> dict[str, Any
     more = {name: row.get(source.column(name)) for name in OPTIONAL.get(source.type, ()) if source.column(name)}
     ours |= {name: value for name, value in more.items() if value not in (None, "", [])}
     for name, value in ours.items():
-        if name not in NO_TEXT:
+        if name not in NO_TEXT and not (name in LISTS and isinstance(value, list)):
             check_text(value, f"{place}: column '{source.column(name)}' holds", "not text")
     learned = ours[COLUMNS[source.type][-1]]
     return ours if (learned.strip() if isinstance(learned, str) else learned) else None

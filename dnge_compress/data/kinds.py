@@ -49,7 +49,7 @@ def said(source: Dataset, row: Mapping[str, Any]) -> str:
 def _conversation(source: Dataset, row: Mapping[str, Any]) -> Dataset | None:
     for ours in ("messages", "conversations"):
         theirs = source.column(ours)
-        if theirs in row and _may_be(source, (ours, "tools", "system")):
+        if theirs in row and _may_be(source, (ours, "tools", "system", "id")):
             turns = row[theirs]
             first = turns[0] if isinstance(turns, list) and turns else {}
             kind = "sharegpt" if isinstance(first, Mapping) and "from" in first and "role" not in first else "messages"
@@ -73,7 +73,7 @@ def _fits(source: Dataset, kind: str, row: Mapping[str, Any]) -> bool:
 
 def _may_be(source: Dataset, names: tuple[str, ...]) -> bool:
     """Whether all columns that the recipe renames are among those of a kind."""
-    return all(ours in names for ours in source.columns if ours not in ("tools", "system"))
+    return all(ours in names for ours in source.columns if ours not in ("tools", "system", "id"))
 
 
 def _way_out(row: Mapping[str, Any]) -> str:

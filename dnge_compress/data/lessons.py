@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from dnge_compress.data.conversations import Conversation, conversation
+from dnge_compress.data.conversations import Conversation, conversation, exchange
 from dnge_compress.data.fields import fields
 from dnge_compress.recipes.data_schema import Dataset
 
@@ -22,6 +22,7 @@ class Answer:
 Lesson: TypeAlias = str | Answer | Conversation
 
 CONVERSATIONS = ("messages", "sharegpt")  # the types that need a chat template
+MAY_SPEAK = (*CONVERSATIONS, "alpaca", "prompt_completion")  # those that use one in some rows at least
 # For models without a template of their own: the prompt of Taori et al., Stanford Alpaca (2023), with a line break
 # behind its end, as training programs write it since.
 ALPACA = (
@@ -43,7 +44,9 @@ def lesson(row: Mapping[str, Any], source: Dataset, place: str, *, speaks: bool)
         case "text":
             return str(ours["text"])
         case "prompt_completion":
-            return Answer(ours["prompt"], ours["completion"])
+            if isinstance(ours["prompt"], str) and isinstance(ours["completion"], str):
+                return Answer(ours["prompt"], ours["completion"])
+            return exchange(ours, (source.column("prompt"), source.column("completion")), place)
         case "alpaca":
             return _instructed(ours) if speaks else _alpaca(ours)
     column = source.column("messages" if source.type == "messages" else "conversations")

@@ -4,6 +4,7 @@
   whole is cut into rows of `max_length`. A .txt file is then one text, line breaks and all; without packing each of its
   lines is a text.
 - "prompt_completion": the completion and an end-of-text token are learned. Nothing is put between the two columns.
+  Where they hold messages, they are a conversation, of which the assistant's turns in the completion are learned.
 - "messages" and "sharegpt": the assistant's turns are learned (chat.py).
 - "alpaca": the output is learned, as a conversation where the tokenizer has a chat template (lessons.py).
 - "sampled": rows of tokens that the model wrote. They begin with its start-of-text token and may break off anywhere, so
@@ -23,6 +24,7 @@ from dnge_compress.data.chat import check_template
 from dnge_compress.data.encoding import Encoder
 from dnge_compress.data.formats import Placed, RowFile
 from dnge_compress.data.kinds import LEARNED
+from dnge_compress.data.kinship import signs_of
 from dnge_compress.data.lessons import CONVERSATIONS, Lesson, lesson
 from dnge_compress.data.pieces import begun, encode
 from dnge_compress.data.rows import Ledger, Rows
@@ -87,14 +89,14 @@ class _Reader:
             if is_lines and self.ledger.packing:
                 self._add_stream(rows)
             elif source.type == "text":
-                texts = (str(found) for _, found in self._lessons(rows, source))
-                self._add_texts(text.rstrip("\n") for text in texts) if is_lines else self._add_texts(texts)
+                self._add_texts(self._lessons(rows, source), is_lines)
             else:
-                for place, found in self._lessons(rows, source):
+                for place, found, number in self._lessons(rows, source):
                     for row in self.encoder.rows(found, place):
-                        self.ledger.add(row)
+                        self.ledger.add(row, lesson=number)
 
-    def _lessons(self, rows: Placed, source: Dataset) -> Iterator[tuple[str, Lesson]]:
+    def _lessons(self, rows: Placed, source: Dataset) -> Iterator[tuple[str, Lesson, int]]:
+        """Where a lesson stands, the lesson, and its number among all."""
         speaks = bool(self.encoder.tokenizer.chat_template)
         for place, row in rows:
             self.ledger.counts["read"] += 1
@@ -102,12 +104,20 @@ class _Reader:
             if found is None:
                 self.ledger.counts["empty"] += 1
             else:
-                yield place, found
+                yield place, found, self.ledger.kinship.add(signs_of(row, source, found))
 
-    def _add_texts(self, texts: Iterator[str]) -> None:
-        for batch in _batches(texts):
-            for ids in self.encoder.texts(batch):
-                self.ledger.add_text(ids)
+    def _add_texts(self, lessons: Iterator[tuple[str, Lesson, int]], is_lines: bool) -> None:
+        numbers: list[int] = []
+
+        def texts() -> Iterator[str]:
+            for _, found, number in lessons:
+                numbers.append(number)
+                yield str(found).rstrip("\n") if is_lines else str(found)
+
+        for batch in _batches(texts()):
+            for ids, number in zip(self.encoder.texts(batch), numbers, strict=True):
+                self.ledger.add_text(ids, lesson=number)
+            numbers.clear()
 
     def _add_stream(self, rows: Placed) -> None:
         """The lines of a .txt file as one text, in blocks of whole lines, so that a library fits into memory."""

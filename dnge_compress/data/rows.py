@@ -1,11 +1,10 @@
-"""Tokenised rows as values: collected, counted, split, stored, and put into batches."""
+"""Tokenised rows as values: collected, counted, stored, and put into batches."""
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.files import atomic_file
+from dnge_compress.data.kinship import Kinship
 from dnge_compress.data.pieces import Row
 
 NOT_LEARNED = -100
@@ -28,31 +28,18 @@ class Rows:
     `counts`: what was "read" (rows of the sources), "empty" (skipped: nothing to learn), "cut" (longer than
     `max_length`), "overlong" (skipped: the cut left nothing to learn); and the result: "rows", their "tokens", and
     "learned_tokens". A row's first token is never among these, for nothing predicts it. `notes` say as what the sources
-    were read.
+    were read. `groups` says of every row which conversation it is of, in numbers; empty where each is its own.
     """
 
     examples: Examples
     counts: Mapping[str, int]
     notes: tuple[str, ...] = ()
+    groups: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), compare=False)
 
-
-def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Rows to train on and rows held out, a share `fraction` of them drawn by `seed`; both keep their order.
-
-    Their counts speak of themselves alone: what was read, cut or skipped stays with the rows they come from. Raises
-    DataError if one side would be empty.
-    """
-    total = len(rows.examples)
-    count = max(1, round(fraction * total))
-    if count >= total:
-        raise DataError(
-            f"a share of {fraction:g} can't be held out of {total} row{'s'[: total > 1]}; give more rows, a smaller "
-            "max_length, or eval_datasets"
-        )
-    held_out = set(random.Random(seed).sample(range(total), count))
-    kept = [i for i in range(total) if i not in held_out]
-    train, test = (rows.examples.take(indices) for indices in (kept, sorted(held_out)))
-    return Rows(train, _sizes(train), rows.notes), Rows(test, _sizes(test))
+    def part(self, indices: Sequence[int]) -> Rows:
+        """The rows at `indices`, in that order, without the notes."""
+        examples = self.examples.take(indices)
+        return Rows(examples, _sizes(examples), groups=self.groups[indices] if len(self.groups) else self.groups)
 
 
 @dataclass(frozen=True)
@@ -125,14 +112,17 @@ class Ledger:
     def __init__(self, max_length: int, packing: bool) -> None:
         self.max_length, self.packing = max_length, packing
         self.counts: Counter[str] = Counter()
+        self.kinship = Kinship()
         self._ids: list[np.ndarray] = []
         self._learned: list[np.ndarray] = []
         self._real: list[bool] = []
+        self._lessons: list[int] = []
         self._stream: list[np.ndarray] = []
         self._stream_real: list[np.ndarray] = []
 
-    def add(self, row: Row, *, is_real: bool = True) -> None:
-        """A row of its own, cut at `max_length`, unless nothing of it can be learned."""
+    def add(self, row: Row, *, is_real: bool = True, lesson: int | None = None) -> None:
+        """A row of its own, cut at `max_length`, unless nothing of it can be learned; of a `lesson` by the number that
+        the kinship gave it."""
         is_long = len(row.ids) > self.max_length
         ids = np.array(row.ids[: self.max_length], dtype=np.int32)
         learned = np.array(row.learned[: self.max_length], dtype=bool)
@@ -145,14 +135,15 @@ class Ledger:
         self._ids.append(ids)
         self._learned.append(learned)
         self._real.append(is_real)
+        self._lessons.append(self.kinship.add() if lesson is None else lesson)
 
-    def add_text(self, ids: list[int], *, is_real: bool = True) -> None:
+    def add_text(self, ids: list[int], *, is_real: bool = True, lesson: int | None = None) -> None:
         """A text that is learned as a whole: packed with others, or a row of its own."""
         if self.packing:
             self._stream.append(np.array(ids, dtype=np.int32))
             self._stream_real.append(np.full(len(ids), is_real))
         else:
-            self.add(Row(ids, [True] * len(ids)), is_real=is_real)
+            self.add(Row(ids, [True] * len(ids)), is_real=is_real, lesson=lesson)
 
     def rows(self) -> Rows:
         """All rows, with the packed ones cut from the stream of texts. Raises DataError if there are none."""
@@ -163,6 +154,7 @@ class Ledger:
             self._ids.append(packed)
             self._learned.append(np.arange(len(packed)) > 0)
             self._real.append(bool(real[first : first + self.max_length].all()))
+            self._lessons.append(self.kinship.add())
         c = self.counts
         if not self._ids:
             raise DataError(
@@ -170,7 +162,8 @@ class Ledger:
                 f"nothing that is learned among their first {self.max_length} tokens (max_length)"
             )
         examples = _examples(self._ids, self._learned, self._real)
-        return Rows(examples, {k: c[k] for k in ("read", "empty", "cut", "overlong")} | _sizes(examples))
+        counts = {k: c[k] for k in ("read", "empty", "cut", "overlong")} | _sizes(examples)
+        return Rows(examples, counts, groups=self.kinship.groups()[self._lessons])
 
 
 def _examples(ids: Sequence[np.ndarray], learned: Sequence[np.ndarray], real: Sequence[bool]) -> Examples:

@@ -18,7 +18,7 @@ from dnge_compress.core.wording import several
 from dnge_compress.data.chat import check_template, rendered, renderings
 from dnge_compress.data.conversations import Conversation
 from dnge_compress.data.formats import Placed, RowFile
-from dnge_compress.data.lessons import CONVERSATIONS, Answer, Lesson, lesson
+from dnge_compress.data.lessons import CONVERSATIONS, MAY_SPEAK, Answer, Lesson, lesson
 from dnge_compress.data.pieces import encode_whole
 from dnge_compress.data.rows import Collator
 from dnge_compress.data.sources import Opened, opened, source_of
@@ -94,7 +94,7 @@ def texts_of(source: Dataset, model: nn.Module) -> Iterator[str]:
     tokens of line ends and indents count as used. Raises DataError."""
     found = opened(source, Path.cwd())
     tokenizer: Any = None
-    if found.source.type in (*CONVERSATIONS, "alpaca"):
+    if found.source.type in MAY_SPEAK:
         tokenizer = tokenizer_for(model)
     rows = _rows(found)
     if any(isinstance(table, RowFile) and table.suffix == ".txt" for table in found.tables):

@@ -27,6 +27,7 @@ from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.rounds import names, whole_widths, with_fewer_tokens
 from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
 from dnge_compress.lora.rank_grid import Rank
+from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.report.plots import Curve
@@ -107,6 +108,7 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
         seconds={stage.name: done[stage.name]["seconds"] for stage in stages},
         milestones=tuple(read_strictly(Milestone, m, "a milestone") for m in _milestones(job, done)),
         widths=whole_widths([SpaceRow(**row) for row in done.get(name, {}).get("widths", ())] for name in rounds),
+        sensitivity=tuple(Sensitivity(**found) for found in done.get("prune", {}).get("sensitivity", ())),
         ranks=tuple(Rank(a.site.path, a.rank, a.params) for a in adapters),
         curves=(*(_curve(read_json(folder.curve(v)), f"trained, {v}" if v else "trained") for v in variants), *early),
         samples=tuple(read_strictly(Sample, s, "a sample") for s in done["measure"].get("samples", ())),

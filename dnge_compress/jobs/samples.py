@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from dnge_compress.data.rows import Examples
-from dnge_compress.signals.inference import device_of, inference_mode_of
+from dnge_compress.tasks.writing import continuation
 
 ROWS = 2
 BEGINNING, CONTINUATION = 24, 40  # tokens
@@ -33,13 +32,4 @@ def beginnings_of(rows: Examples, positions: int | None) -> list[list[int]]:
 
 def continued(model: Any, beginning: list[int], tokenizer: Any, tokens: int) -> str:
     """What the model goes on with for so many tokens, the likeliest each time."""
-    ids = torch.tensor([beginning], device=device_of(model))
-    with torch.inference_mode(), inference_mode_of(model):
-        written = model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        )
-    return str(tokenizer.decode(written[0, len(beginning) :].tolist(), skip_special_tokens=True))
+    return str(tokenizer.decode(continuation(model, beginning, tokenizer, tokens), skip_special_tokens=True))

@@ -19,8 +19,9 @@ from dnge_compress.core.progress import Progress
 from dnge_compress.core.strict_json import json_values, read_json
 from dnge_compress.data.changes import marks_of
 from dnge_compress.data.reading import read_rows
-from dnge_compress.data.rows import Examples, split_rows
+from dnge_compress.data.rows import Examples
 from dnge_compress.data.sampling import sample_rows
+from dnge_compress.data.splitting import split_rows
 from dnge_compress.jobs import models, rates, rounds
 from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
 from dnge_compress.jobs.checking import due, refuse_other_tasks
@@ -162,7 +163,8 @@ def prune(work: Work) -> Facts:
     notes = list(small.dnge.plan.notes)
     if rows is None and _prunes_on_rows(job):
         notes.insert(0, TOO_FEW)
-    return {"widths": [asdict(row) for row in small.dnge.report.rows], "notes": notes}
+    sensitivity = [asdict(found) for found in small.dnge.report.sensitivity]
+    return {"widths": [asdict(row) for row in small.dnge.report.rows], "sensitivity": sensitivity, "notes": notes}
 
 
 def place(work: Work) -> Facts:

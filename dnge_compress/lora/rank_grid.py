@@ -11,7 +11,7 @@ from dnge_compress.core.document import Cell, Column, Paragraph, Section, Table
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.wording import count, extent, several, span
 from dnge_compress.plans.space_rows import MAX_LINES
-from dnge_compress.report import plots
+from dnge_compress.report.heat import Shade, heat, layer_axis
 
 WIDEST_GAP = 1024  # layers without an adapter are shown as gaps up to here
 INDEXED = re.compile(r"(.*?)\.?\b([0-9]{1,9})\.(.+)")
@@ -112,9 +112,9 @@ def ranks_section(found: Sequence[Rank]) -> Section | None:
     table = Table(
         columns=tuple(columns),
         rows=tuple(rows),
-        look="heat",
+        look="heat ranks",
         forms=("markdown", "page"),
-        axis=plots.layer_axis(placed.layers) if placed.layers else "",
+        axis=layer_axis(placed.layers) if placed.layers else "",
     )
     more = [
         Cell(text=f"and {several(len(rows) - MAX_LINES, 'more type')}", style="quiet"),
@@ -164,10 +164,15 @@ def _rank_row(row: ModuleRow, placed: RankGrid) -> tuple[Cell, ...]:
     description = f"{several(row.placed, 'adapter')}, rank {span(row.range)}, layer by layer."
     means = (sum(found) / len(found) if (found := row.cells.get(x, ())) else 0.0 for x in placed.layers)
     strip = tuple(mean / max(1, placed.highest) for mean in means)
-    return (
-        *cells,
-        Cell(strip=strip, drawing=plots.heat(row.name, description, placed.layers, row.cells, placed.highest)),
-    )
+    shades = {layer: _shade(f"{row.name}, layer {layer}", found, placed.highest) for layer, found in row.cells.items()}
+    return (*cells, Cell(strip=strip, drawing=heat(f"Ranks on {row.name}", description, placed.layers, shades)))
+
+
+def _shade(where: str, ranks: Sequence[int], highest: int) -> Shade:
+    """The stronger, the higher the mean rank; an outline is none."""
+    mean, text = sum(ranks) / len(ranks), span(extent(ranks))
+    label = f"{where}: {f'rank {text}' if mean else 'no adapter'}"
+    return Shade(mean / highest if mean else None, text, label)
 
 
 def _rank_matrix(placed: RankGrid) -> Table:

@@ -19,15 +19,18 @@ from dnge_compress.plans.candidates import Fits, candidates, uneven_candidate
 from dnge_compress.plans.held import inside_of
 from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
+from dnge_compress.plans.sensitivity import sensitivities
 from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import Trial
 from dnge_compress.recipes.schema import Prune, Recipe
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import device_of, has_logits, inference_mode_of, main_output, outputs, to_device
+from dnge_compress.signals.obs import WIDE
 from dnge_compress.signals.work import macs_per_element
 
 UNSAID = "widths that the config can't say: the result loads with dnge_compress.load only"
+TRIED_IF_WIDE = 2  # candidates, where matrices have more than WIDE features
 WORTH_KNOWING = 0.8  # of the damage: uneven widths that leave less are named
 
 
@@ -44,13 +47,16 @@ def make_plan(
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
     repaired, on a part of the calibration inputs, and the one whose output moves least is taken. `trial` remembers what
-    was measured. With `tries_uneven` a note tells what widths that differ between layers would be worth; `fits`
-    says which candidates count.
+    was measured; of layers so wide that each refit takes a good part of a minute, the two of least predicted cost are
+    tried. With `tries_uneven` a note tells what widths that differ between layers would be worth; `fits` says which
+    candidates count.
     """
     graph, inside, budget = context.graph, inside_of(recipe.prune.within), budget_of(context, recipe.prune)
     found, notes = candidates(graph, scores, recipe.prune, budget, fits)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
+    if recipe.repair.is_refit and _widest(context) > WIDE:
+        found, tries_uneven = found[:TRIED_IF_WIDE], False
     uneven = uneven_candidate(graph, scores, recipe.prune, budget) if tries_uneven and len(found) > 1 else None
     chosen, measured = _best(trial or Trial(context), found, uneven, recipe)
     if recipe.prune.of != "units" and chosen.removed > recipe.prune.ratio + NOTED_ROUNDING:
@@ -66,6 +72,7 @@ def make_plan(
         uneven=_is_uneven(chosen.applied, context.model),
         notes=(*scores.notes, *notes, *measured, *_measure_note(context)),
         costs=chosen.costs,
+        sensitivity=sensitivities(graph, scores, recipe.prune),
     )
     if recipe.prune.ratio > 0 and not plan.cuts:
         raise BudgetError(f"ratio {recipe.prune.ratio:g} is too small to remove a single unit; raise it")
@@ -79,6 +86,12 @@ def budget_of(context: ScoringContext, prune: Prune) -> Budget:
     prices = macs_per_element(model, graph, context.batches[0]) if is_by_macs else non_embedding_prices(model, graph)
     inside = inside_of(prune.within)
     return Budget.of(model, {name: price for name, price in prices.items() if name.startswith(inside)})
+
+
+def _widest(context: ScoringContext) -> int:
+    """Features of the widest matrix that reads something cuttable."""
+    slots = [slot for space in context.graph.spaces for slot in context.graph.consumers(space.name)]
+    return max((context.model.get_parameter(slot.param).shape[slot.axis] for slot in slots), default=0)
 
 
 def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePlan:

@@ -17,6 +17,7 @@ from dnge_compress.core.wording import count, percent, several
 from dnge_compress.graph.types import Cut
 from dnge_compress.plans.expected import Expected
 from dnge_compress.plans.plan_json import PlanFormat, Values, file_text, plan_text, read_plan
+from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 
 
@@ -27,8 +28,8 @@ class PrunePlan(Printable):
     `params_before` and `params_after` count all parameters; `predicted_cost` is the scorer's sum in nats; `costs` are
     its parts per space, and `rows` say what becomes of each; `expected` is what the repaired network will lose on real
     inputs. All of these belong to the cuts that `counted_cuts` fingerprints: other ones were edited since, and what
-    they cost is None. `notes` explain every rounding. `base` fingerprints names and shapes, `weights` a sample of
-    the values.
+    they cost is None. `sensitivity` is what the ratio would cost each space alone, whatever is cut. `notes` explain
+    every rounding. `base` fingerprints names and shapes, `weights` a sample of the values.
     """
 
     cuts: tuple[Cut, ...]
@@ -44,6 +45,7 @@ class PrunePlan(Printable):
     costs: Mapping[str, float] = field(default_factory=dict)
     rows: tuple[SpaceRow, ...] = ()
     counted_cuts: str = ""
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     FORMAT = PlanFormat(key="dnge_plan", version=1, command="dnge plan")
 
@@ -82,7 +84,7 @@ class PrunePlan(Printable):
 
     def to_json(self) -> str:
         """JSON text, one line per row and cut, made to be read, diffed and edited."""
-        return plan_text(self.to_dict(), "rows", "cuts")
+        return plan_text(self.to_dict(), "rows", "sensitivity", "cuts")
 
     @classmethod
     def from_json(cls, text: str, origin: str = "the plan") -> PrunePlan:

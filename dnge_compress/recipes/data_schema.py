@@ -20,9 +20,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 # Which it takes as well, where they are there.
 OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("tools",),
-    "sharegpt": ("system", "tools"),
-    "alpaca": ("system", "input"),
+    "messages": ("tools", "id"),
+    "sharegpt": ("system", "tools", "id"),
+    "alpaca": ("system", "input", "id"),
+    "prompt_completion": ("tools", "id"),
+    "text": ("id",),
 }
 
 

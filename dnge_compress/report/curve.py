@@ -14,6 +14,7 @@ from dnge_compress.core.wording import UNKNOWN, count, duration, percent
 from dnge_compress.plans.expected import Expected
 from dnge_compress.report import plots
 from dnge_compress.report.page import page
+from dnge_compress.report.pareto import Tried, pareto
 from dnge_compress.report.terminal_plot import drawn
 
 
@@ -68,8 +69,11 @@ class RatioCurve(Printable):
             figure = plots.tradeoff([(0.0, 0.0), *known], self.knee, "ratio", "nats of damage on calibration inputs")
             blocks.append(Figure(figure, drawn([(0.0, 0.0), *known], self.knee)))
         blocks.append(Paragraph(self._caption(), "quiet"))
+        front = self._pareto()
         times = " · ".join(f"{stage} {duration(seconds)}" for stage, seconds in self.timings.items())
         sections = [Section("What each ratio costs", tuple(blocks))]
+        if front:
+            sections.append(front)
         if times:
             sections.append(Section("Time", (Paragraph(times, "quiet", ("terminal", "page")),)))
         if self.notes:
@@ -78,6 +82,31 @@ class RatioCurve(Printable):
         return Document(
             title=self.model_name, facts=tuple(filter(None, facts)), sections=tuple(sections), eyebrow="Curve"
         )
+
+    def _pareto(self) -> Section | None:
+        """Size against quality, on pages; quality is damage where nothing held out was given."""
+        measure = self.measure or "damage"
+        whole = 0.0 if measure == "damage" else self.quality
+        known = [(p, p.quality if self.measure else p.damage) for p in self.points]
+        found = [
+            Tried(p.params, value, self._said(p.params, measure, value, f"ratio {p.ratio:g}"), self._word(p))
+            for p, value in known
+            if value is not None and math.isfinite(value)
+        ]
+        if not found or whole is None or not math.isfinite(whole):
+            return None
+        original = Tried(self.params, whole, self._said(self.params, measure, whole, "original"), "original")
+        unit = "held-out" if self.measure else "nats, calibration inputs"
+        figure = pareto([*found, original], "parameters", f"{measure}, {unit}", is_high_good=measure == "accuracy")
+        better = "higher" if measure == "accuracy" else "lower"
+        caption = f"Up: {measure} ({unit}), {better} is better. Across: parameters. The line leads along the best."
+        return Section("Size and quality", (Figure(figure), Paragraph(caption, "quiet", ("page",))))
+
+    def _word(self, point: RatioPoint) -> str:
+        return f"{point.ratio:g}, knee" if point.ratio == self.knee else f"{point.ratio:g}"
+
+    def _said(self, params: int, measure: str, value: float, what: str) -> str:
+        return f"{what}: {count(params)} parameters, {measure} {_shown(measure, value)}"
 
     def _table(self) -> Table:
         columns = [

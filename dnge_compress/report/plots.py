@@ -1,30 +1,26 @@
-"""The plots of the page: SVG stretched over its place, text around it in HTML, so that letters keep their size on
-every screen. Horizontal coordinates and vertical ones run from 0 to 1000; lines keep their width by CSS."""
+"""The plots of the page: bars, dots, columns, and lines over axes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from dnge_compress.core.wording import percent
+from dnge_compress.report import drawing
 from dnge_compress.report.axes import Point, decimals, layer_ticks, thinned, ticks
+from dnge_compress.report.drawing import CROWDED, SIDE
 from dnge_compress.report.markup import tag
 
-SIDE = 1000.0
-Mark = tuple[float, str]  # a place (0..1) along an axis and what stands there
 COLOURS = 5  # how many series the style sheet tells apart by colour; dashes tell more
-FAINTEST = 0.12  # opacity of the lowest rank
-NUMBERED = ((14, "few"), (36, "some"))  # up to how many layers cells have room for numbers: always, on wide screens
-CROWDED = 36  # more columns than this stand without gaps
 
 
 def bar(share: float, original: float | None = None) -> Markup:
     """A bar from zero, `share` (0..1) of its place long; a line marks the original."""
     parts = [tag("rect", class_="ghost", width=SIDE, height=SIDE), tag("rect", width=SIDE * share, height=SIDE)]
-    return _inline([*parts, _tick(original)], "bar")
+    return drawing.inline([*parts, drawing.tick(original)], "bar")
 
 
 def dot(place: float, original: float | None = None) -> Markup:
@@ -32,10 +28,12 @@ def dot(place: float, original: float | None = None) -> Markup:
     # Round caps reach over the end of a line, so the scale keeps off the edges.
     at, origin = (40 + 920 * p if p is not None else None for p in (place, original))
     assert at is not None
-    parts: list[Markup | None] = [_line("axis", (0, SIDE / 2), (SIDE, SIDE / 2))]
+    parts: list[Markup | None] = [drawing.line("axis", (0, SIDE / 2), (SIDE, SIDE / 2))]
     if origin is not None:
-        parts.append(_line("stem", (origin, SIDE / 2), (at, SIDE / 2)))
-    return _inline([*parts, _tick(original, 40), _line("point", (at, SIDE / 2), (at, SIDE / 2))], "dots")
+        parts.append(drawing.line("stem", (origin, SIDE / 2), (at, SIDE / 2)))
+    return drawing.inline(
+        [*parts, drawing.tick(original, 40), drawing.line("point", (at, SIDE / 2), (at, SIDE / 2))], "dots"
+    )
 
 
 def columns(title: str, description: str, shares: Sequence[tuple[float, str]], layers: Sequence[int | None]) -> Markup:
@@ -51,7 +49,7 @@ def columns(title: str, description: str, shares: Sequence[tuple[float, str]], l
         whole = tag("rect", class_="ghost", y=0, height=SIDE, **place)
         kept = tag("rect", y=SIDE * (1 - share), height=SIDE * share, **place)
         shapes.append(tag("g", tag("title", f"{label} ({percent(share)})"), whole, kept))
-    return _plot(
+    return drawing.framed(
         shapes,
         (title, description),
         left=[(0.0, "0"), (0.5, "50"), (1.0, "100 %")],
@@ -79,8 +77,8 @@ def curves(found: Sequence[Curve]) -> Markup:
 
     def path(series: Sequence[Point], kind: str, number: int, label: str) -> Markup | None:
         places = [((s - first) / (last - first) * SIDE, (high - v) / (high - low) * SIDE) for s, v in series]
-        drawn = tag("path", d=_through(places), class_=f"{kind} series-{number % COLOURS} dash-{number % 4}")
-        marks = [_line(f"point series-{number % COLOURS}", p, p) for p in places if math.isfinite(p[1])]
+        drawn = tag("path", d=drawing.through(places), class_=f"{kind} series-{number % COLOURS} dash-{number % 4}")
+        marks = [drawing.line(f"point series-{number % COLOURS}", p, p) for p in places if math.isfinite(p[1])]
         shown = [drawn, *marks] if kind == "held-out" and len(places) <= 60 else [drawn]
         return tag("g", tag("title", label), *shown) if places else None
 
@@ -88,9 +86,9 @@ def curves(found: Sequence[Curve]) -> Markup:
     numbered = [*enumerate(found)][::-1]
     lines = [path(thinned(c.train), "train", i, f"{c.name}: training batches") for i, c in numbered]
     lines += [path(c.held_out, "held-out", i, f"{c.name}: held-out rows") for i, c in numbered]
-    shown = [*(_line("rule", (0, y), (SIDE, y)) for y in (SIDE * i / (len(up) - 1) for i in range(len(up)))), *lines]
+    shown = [*drawing.rules(len(up)), *lines]
     places = decimals(up)
-    return _plot(
+    return drawing.framed(
         [line for line in shown if line is not None],
         ("Loss while training", f"Nats per token, optimiser steps 0 to {last:,}: {', '.join(c.name for c in found)}."),
         left=[(i / (len(up) - 1), f"{value:.{places}f}") for i, value in enumerate(up)],
@@ -105,16 +103,16 @@ def tradeoff(points: Sequence[tuple[float, float]], marked: float | None, across
     xs, ys = ticks(0, points[-1][0]), ticks(0, max(y for _, y in points))
     right, top = max(points[-1][0], xs[-1]), ys[-1]
     places = [(x / right * SIDE, (1 - y / top) * SIDE) for x, y in points]
-    rules = [_line("rule", (0, SIDE * i / (len(ys) - 1)), (SIDE, SIDE * i / (len(ys) - 1))) for i in range(len(ys))]
+    rules = drawing.rules(len(ys))
     dots = [
-        tag("g", tag("title", f"{x:g}: {y:.3g}"), _line("point series-0", place, place))
+        tag("g", tag("title", f"{x:g}: {y:.3g}"), drawing.line("point series-0", place, place))
         for (x, y), place in zip(points, places, strict=True)
     ]
-    shapes = [*rules, _tick(None if marked is None else marked / right)]
-    shapes += [tag("path", d=_through(places), class_="held-out series-0 dash-0"), *dots]
+    shapes = [*rules, drawing.tick(None if marked is None else marked / right)]
+    shapes += [tag("path", d=drawing.through(places), class_="held-out series-0 dash-0"), *dots]
     said = "" if marked is None else f"; the upright line marks {marked:g}"
     below, beside = decimals(xs), decimals(ys)
-    return _plot(
+    return drawing.framed(
         [shape for shape in shapes if shape is not None],
         (f"{up} over {across}", f"{'; '.join(f'{x:g}: {y:.3g}' for x, y in points)}{said}."),
         left=[(y / top, f"{y:.{beside}f}") for y in ys],
@@ -125,107 +123,7 @@ def tradeoff(points: Sequence[tuple[float, float]], marked: float | None, across
 
 def swatch(number: int) -> Markup:
     """The line of a series, for the legend."""
-    return _inline(
-        [_line(f"held-out series-{number % COLOURS} dash-{number % 4}", (0, SIDE / 2), (SIDE, SIDE / 2))], "swatch"
+    return drawing.inline(
+        [drawing.line(f"held-out series-{number % COLOURS} dash-{number % 4}", (0, SIDE / 2), (SIDE, SIDE / 2))],
+        "swatch",
     )
-
-
-def heat(
-    name: str, description: str, layers: Sequence[int], cells: Mapping[int, Sequence[int]], highest: int
-) -> Markup:
-    """A cell per layer, the stronger the higher its numbers; an outline is zero. Layers without a cell stay empty."""
-    drawn = _svg(
-        [_cell(f"{name}, layer {x}", cells[x], i, len(layers), highest) for i, x in enumerate(layers) if x in cells],
-        (f"Ranks on {name}", description),
-        box=f"0 0 {len(layers)} 1",
-    )
-    room = next((f" numbers-{size}" for most, size in NUMBERED if len(layers) <= most), "")
-    spans = (tag("span", _span(cells[layer]) if layer in cells else None) for layer in layers)
-    numbers = tag("div", *spans, class_="numbers", aria_hidden="true") if room else None
-    return tag("div", drawn, numbers, class_=f"strip{room}", style=f"--layers:{len(layers)}")
-
-
-def layer_axis(layers: Sequence[int]) -> Markup:
-    """The numbers of the layers, to stand under rows of `heat`."""
-    marks = [((i + 0.5) / len(layers), f"{layer}") for i, layer in layer_ticks(layers)]
-    return tag("div", _below(marks), class_="strip-axis", style=f"--layers:{len(layers)}")
-
-
-def _cell(where: str, ranks: Sequence[int], position: int, count: int, highest: int) -> Markup:
-    mean = sum(ranks) / len(ranks)
-    label = tag("title", f"{where}: {'rank ' + _span(ranks) if mean else 'no adapter'}")
-    gap = 0.08 if count <= CROWDED else 0.0
-    place = {"x": position + gap / 2, "y": 0.0, "width": 1 - gap, "height": 1.0}
-    if not mean:
-        return tag("rect", label, class_="none", **place)
-    return tag("rect", label, fill_opacity=FAINTEST + (1 - FAINTEST) * mean / highest, **place)
-
-
-def _span(ranks: Sequence[int]) -> str:
-    low, high = min(ranks), max(ranks)
-    return f"{low}" if low == high else f"{low}–{high}"
-
-
-def _plot(
-    shapes: Iterable[Markup],
-    described: tuple[str, str],
-    *,
-    left: Sequence[Mark],
-    below: Sequence[Mark],
-    kind: str,
-    style: str | None = None,
-) -> Markup:
-    """An SVG with its ticks; `described` are its title and description."""
-    marks = (tag("span", text, style=f"bottom:{100 * at:.2f}%") for at, text in left)
-    beside = tag("div", *marks, class_="left", aria_hidden="true")
-    return tag("div", beside, _svg(shapes, described), _below(below), class_=f"plot {kind}", style=style)
-
-
-def _below(marks: Sequence[Mark]) -> Markup:
-    spans = (
-        tag("span", text, style=f"left:{100 * at:.2f}%", class_="end" if at > 0.99 else None) for at, text in marks
-    )
-    return tag("div", *spans, class_="below", aria_hidden="true")
-
-
-def _svg(shapes: Iterable[Markup], described: tuple[str, str], box: str = "0 0 1000 1000") -> Markup:
-    """A drawing that screen readers describe; `described` are its title and description."""
-    title, description = described
-    return tag(
-        "svg",
-        tag("title", title),
-        tag("desc", description),
-        *shapes,
-        viewBox=box,
-        preserveAspectRatio="none",
-        role="img",
-        aria_label=f"{title}. {description}",
-    )
-
-
-def _inline(shapes: Iterable[Markup | None], kind: str) -> Markup:
-    """A drawing beside a number that says the same, so it is hidden from screen readers."""
-    return tag("svg", *shapes, class_=kind, viewBox="0 0 1000 1000", preserveAspectRatio="none", aria_hidden="true")
-
-
-def _tick(place: float | None, margin: float = 0) -> Markup | None:
-    if place is None:
-        return None
-    x = margin + (SIDE - 2 * margin) * place
-    return _line("mark", (x, 0), (x, SIDE))
-
-
-def _line(kind: str, start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    return tag("path", d=_through([start, end]), class_=kind)
-
-
-def _through(places: Sequence[tuple[float, float]]) -> str:
-    """A path through places; it breaks where a value isn't finite."""
-    steps, pen = [], "M"
-    for x, y in places:
-        if not math.isfinite(y):
-            pen = "M"
-            continue
-        steps.append(f"{pen}{x:.1f} {y:.1f}")
-        pen = "L"
-    return "".join(steps)

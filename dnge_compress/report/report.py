@@ -17,15 +17,18 @@ from dnge_compress.core.wording import UNKNOWN, count, percent
 from dnge_compress.graph.types import ModelGraph
 from dnge_compress.plans.expected import Expected
 from dnge_compress.plans.prune_plan import PrunePlan
+from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import SpaceRow, spaces_table
 from dnge_compress.report.page import page
+from dnge_compress.report.sensitivity_map import sensitivity_section
 from dnge_compress.report.sizes import Totals, measure
 from dnge_compress.signals.inference import Inputs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Printable):
-    """Rows per space, totals and timings in seconds. `print(report)` draws the tables."""
+    """Rows per space, totals, timings in seconds, and how sensitive each space is. `print(report)` draws the tables,
+    `to_html` also a map of the sensitivity."""
 
     rows: tuple[SpaceRow, ...]
     totals: Totals
@@ -36,6 +39,7 @@ class Report(Printable):
     model_name: str = ""
     predicted_cost: float | None = 0.0
     expected: Expected | None = None
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def document(self) -> Document:
         """The report in sections."""
@@ -51,6 +55,9 @@ class Report(Printable):
             Section("Units kept", (spaces_table(self.rows),)),
             Section("Before and after", (_totals(self.totals),)),
         ]
+        found = sensitivity_section(self.sensitivity)
+        if found:
+            sections.append(found)
         if times:
             sections.append(Section("Time", (Paragraph(times, "quiet", ("terminal", "page")),)))
         if self.notes:
@@ -112,6 +119,7 @@ def build_report(
         model_name=name_of(before),
         predicted_cost=plan.predicted_cost,
         expected=plan.expected,
+        sensitivity=plan.sensitivity,
     )
 
 

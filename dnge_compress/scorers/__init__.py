@@ -95,9 +95,7 @@ class ScoringContext:
         graph, spaces = self.graph, (*self.graph.of_kind("layer"), *self.graph.of_kind("expert"))
         costs = {s.name: torch.ones(s.units) for s in spaces}
         if "layer" in self.kinds and any(len(s.protected) < s.units for s in graph.of_kind("layer")):
-            costs |= self.parts.tensors(
-                "costs-of-blocks", lambda: layer_costs(self.model, graph, self.batches, self.progress)
-            )
+            costs |= layer_costs(self.model, graph, self.batches, self.progress, self.parts)
         if "expert" in self.kinds:
             costs |= self.parts.tensors(
                 "costs-of-experts", lambda: expert_costs(self.model, graph, self.batches, self.seed)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.progress import Progress, silent
 from dnge_compress.graph.masking import skipped
 from dnge_compress.graph.types import ModelGraph
@@ -19,17 +21,31 @@ LAYER_ROWS = 16  # examples at least
 
 
 def layer_costs(
-    model: nn.Module, graph: ModelGraph, batches: Sequence[Inputs], progress: Progress = silent
+    model: nn.Module,
+    graph: ModelGraph,
+    batches: Sequence[Inputs],
+    progress: Progress = silent,
+    parts: Parts = NOTHING_KEPT,
 ) -> dict[str, Float[Tensor, " _"]]:
-    """Nats per label of skipping each block, `[layers]` per layer space; of protected blocks, the largest plus 1."""
-    whole = Comparison(model, share_of(batches, LAYER_SHARE, LAYER_ROWS))
+    """Nats per label of skipping each block, `[layers]` per layer space; of protected blocks, the largest plus 1.
+    `parts` keep the cost of each block."""
+
+    @cache
+    def whole() -> Comparison:
+        return Comparison(model, share_of(batches, LAYER_SHARE, LAYER_ROWS))
+
+    def cost(block: str) -> dict[str, Tensor]:
+        answers = whole()
+        with skipped(model, [block]):
+            return {"cost": torch.tensor(answers.damage(model))}
+
     costs, done, total = {}, 0, sum(s.units for s in graph.of_kind("layer"))
     with inference_mode_of(model):
         for space in graph.of_kind("layer"):
             values = torch.zeros(space.units)
             for i in sorted(set(range(space.units)) - set(space.protected)):
-                with skipped(model, [space.modules[i]]):
-                    values[i] = whole.damage(model)
+                block = space.modules[i]
+                values[i] = parts.tensors(f"cost-of.{block}", partial(cost, block))["cost"]
                 progress("try without blocks", done + i, total)
             done += space.units
             progress("try without blocks", done, total)

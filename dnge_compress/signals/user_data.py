@@ -22,6 +22,7 @@ MASKED = tuple(  # [rows, length] each, or [rows, length, features]
     for side in ("", "decoder_")
     for tokens in ("input_ids", "inputs_embeds")
 )
+MASKS = {mask for _, mask in MASKED}
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,8 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
         raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
     batches: list[Inputs] = []
     for i, batch in enumerate(data):
-        tensors = list(_tensors_of(batch, i))
-        if any(t.is_floating_point() and not torch.isfinite(t).all() for t in tensors):
-            raise DataError(f"data batch {i} holds NaN or infinite values")
-        _check_masks(batch, i)
+        _check_values(batch, i)
+        _check_shapes(batch, i)
         batches.append(to_device(batch, device_of(model)))
     if not batches:
         raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
@@ -107,20 +106,44 @@ def _cut(data: UserData, model: Any) -> UserData:
 
 def _text_in(batch: Inputs) -> Tensor | None:
     """The token ids `[rows, tokens]` of a batch that holds nothing but text."""
-    if not isinstance(batch, Mapping) or any(t.is_floating_point() for t in batch.values()):
+    if not isinstance(batch, Mapping) or any(t.is_floating_point() for n, t in batch.items() if n not in MASKS):
         return None
     ids = batch.get("input_ids")
     return ids if ids is not None and ids.dim() == 2 else None
 
 
 def _shortened(batch: Inputs, limit: int) -> Inputs:
+    """Rows cut at a number of tokens; masks between tokens, `[rows, (heads,) tokens, tokens]`, on both sides."""
     assert isinstance(batch, Mapping)
-    return {name: t[:, :limit] if t.dim() == 2 else t for name, t in batch.items()}
+    return {
+        name: t[..., :limit, :limit] if name in MASKS and t.dim() > 2 else t[:, :limit] if t.dim() == 2 else t
+        for name, t in batch.items()
+    }
 
 
-def _check_masks(batch: Any, index: int) -> None:
-    """Raise DataError for a mask that isn't of its tokens' shape: attention stretches or ignores it without a word."""
+def _check_values(batch: Any, index: int) -> None:
+    for name, tensor in _tensors_of(batch, index):
+        if not tensor.numel():
+            raise DataError(
+                f"data batch {index} is empty: {name or 'a tensor'} is of {list(tensor.shape)}; leave it out"
+            )
+        if not tensor.is_floating_point() or torch.isfinite(tensor).all():
+            continue
+        if name in MASKS and not torch.isnan(tensor).any():
+            raise DataError(f"data batch {index} has infinite values in {name}; write torch.finfo(dtype).min for -inf")
+        raise DataError(f"data batch {index} holds NaN or infinite values")
+
+
+def _check_shapes(batch: Any, index: int) -> None:
+    """Raise DataError for tokens or masks without rows, and for a mask that isn't of its tokens' shape: attention
+    stretches or ignores it without a word."""
     for ids, mask in MASKED if isinstance(batch, Mapping) else ():
+        for name in (ids, mask):
+            if name in batch and batch[name].dim() < 2:
+                raise DataError(
+                    f"data batch {index} has {name} of {list(batch[name].shape)}; give rows of equal length, as in "
+                    f"{name}[None]"
+                )
         shapes = [list(batch[key].shape) for key in (ids, mask) if key in batch]
         if len(shapes) == 2 and len(shapes[1]) == 2 and shapes[0][:2] != shapes[1]:
             raise DataError(
@@ -128,11 +151,12 @@ def _check_masks(batch: Any, index: int) -> None:
             )
 
 
-def _tensors_of(batch: Any, index: int) -> Iterator[Tensor]:
-    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else [batch]
-    for part in parts:
+def _tensors_of(batch: Any, index: int) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a batch, with their names ("" where they have none). Raises DataError for anything else."""
+    unnamed = batch if isinstance(batch, tuple | list) else [batch]
+    for name, part in batch.items() if isinstance(batch, Mapping) else (("", part) for part in unnamed):
         if not isinstance(part, Tensor):
             raise DataError(
                 f"data batch {index} holds a {type(part).__name__}; batches are tensors, tuples or dicts of tensors"
             )
-        yield part
+        yield name, part

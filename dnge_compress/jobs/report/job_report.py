@@ -20,9 +20,11 @@ from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.report.verdict import verdict
 from dnge_compress.lora.rank_grid import Rank, ranks_section
+from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import SpaceRow
 from dnge_compress.report.page import page
 from dnge_compress.report.plots import Curve
+from dnge_compress.report.sensitivity_map import sensitivity_section
 
 VERSION_KEY = "dnge_job_report"
 
@@ -32,7 +34,8 @@ class JobReport(Printable):
     """Everything a finished job has to say.
 
     `seconds` per stage; `rows` counts the data (read, cut at max_length, empty, tokens that count); `machine` says
-    what trained: device, processes, strategy, versions. Changes are measured against the first of the milestones.
+    what trained: device, processes, strategy, versions. Changes are measured against the first of the milestones;
+    `sensitivity` is that of the model that the last round pruned.
     """
 
     name: str
@@ -48,6 +51,7 @@ class JobReport(Printable):
     rows: Mapping[str, int] = field(default_factory=dict)
     machine: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     VERSION = 1
 
@@ -59,6 +63,7 @@ class JobReport(Printable):
             content.losses(self.curves),
             content.samples(self.samples),
             content.widths(self.widths),
+            sensitivity_section(self.sensitivity),
             ranks_section(self.ranks),
             content.times(self.times),
             content.facts("Data", {key: f"{n:,}" for key, n in self.rows.items()}),
