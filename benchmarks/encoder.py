@@ -82,7 +82,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     data_root = DataRoot.find(cache=options.zoo / "cache")
-    examples = cache(lambda: measure_all(options.zoo, data_root, 1))  # a minute or more, and not every part needs them
+    examples = cache(lambda: measure_all(options.zoo, data_root))  # a minute or more, and not every part needs them
     if options.only == "ablations":
         ablate(options, examples)
         return

@@ -57,6 +57,7 @@ HOMES = {
     "tokenizers": {"zoo/corpora.py"},
     "regex": {"vocabulary/coverage.py"},
     "shtab": {"cli/completion.py"},
+    "ray": {"zoo/ray_workers.py"},
 }
 FILES = sorted(f.relative_to(PACKAGE).as_posix() for f in PACKAGE.rglob("*.py"))
 MODULES = {("dnge_compress/" + f).removesuffix(".py").removesuffix("/__init__").replace("/", "."): f for f in FILES}

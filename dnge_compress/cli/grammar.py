@@ -274,6 +274,8 @@ def _set_flag(group: argparse._ActionsContainer) -> None:
 
 def _zoo_flags(command: Parser) -> None:
     command.add_argument("--runs", type=positive, help="training runs; each gives three networks (default: 200)")
+    about = "who starts the processes: a pool here (default), or Ray, here or on the cluster RAY_ADDRESS; extra `ray`"
+    command.add_argument("--engine", choices=("pool", "ray"), default="pool", help=about)
     _making_flags(command)
 
 

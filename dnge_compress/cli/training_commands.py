@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 
 from dnge_compress.cli.output import print_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Document, Facts, Section
+from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.inr.sets import about, build_set, usual
 from dnge_compress.zoo.build import RUNS, build_zoo, finished
 from dnge_compress.zoo.data_root import DataRoot
+from dnge_compress.zoo.engines import Engine
 from dnge_compress.zoo.pretrain.train import STEPS, pretrain_encoder
 
 
 def zoo(options: Namespace) -> None:
     """`dnge zoo -o FOLDER`"""
-    data_root = DataRoot.find(options.data_folder, options.output / "cache")
-    with session() as progress:
-        build_zoo(options.output, options.runs or RUNS, options.seed, data_root, options.jobs, progress)
+    engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.output / "cache")
+    with _quiet_session() as progress:
+        build_zoo(options.output, options.runs or RUNS, options.seed, data_root, engine, progress)
     if options.json:
         print_json({"folder": str(options.output), "networks": len(finished(options.output))})
 
 
 def pretrain(options: Namespace) -> None:
     """`dnge pretrain -o FILE.safetensors`"""
-    data_root = DataRoot.find(options.data_folder, options.zoo / "cache")
-    with session() as progress:
-        build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, options.jobs, progress)
+    engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.zoo / "cache")
+    with _quiet_session() as progress:
+        build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, engine, progress)
         encoder, provenance = pretrain_encoder(
-            options.zoo,
-            data_root,
-            steps=options.steps or STEPS,
-            seed=options.seed,
-            jobs=options.jobs,
-            progress=progress,
+            options.zoo, data_root, steps=options.steps or STEPS, seed=options.seed, engine=engine, progress=progress
         )
         encoder.save_pretrained(options.output, provenance)
     if options.json:
@@ -68,3 +68,14 @@ def inr(options: Namespace) -> None:
         print_json({"networks": len(made), "psnr": psnr, "file": str(options.output)})
     else:
         show(Document(title=str(options.output), facts=(f"{len(made):,} networks", f"{psnr} dB")))
+
+
+@contextmanager
+def _quiet_session() -> Iterator[Progress]:
+    """A session in which stderr takes what is printed, as Ray tells of workers that died."""
+    with session() as progress, redirect_stdout(sys.stderr):
+        yield progress
+
+
+def _engine(options: Namespace) -> Engine:
+    return Engine(options.engine, options.jobs)

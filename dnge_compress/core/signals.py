@@ -18,10 +18,24 @@ def handled_by(handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    taken = [number for number in SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
-    before = {number: signal.signal(number, handler) for number in taken}
+    with handlers_kept():
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                signal.signal(number, handler)
+        yield
+
+
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put the handlers of these signals back after a block, which may set others; on other threads than the main one
+    nobody can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler_before in before.items():
-            signal.signal(number, handler_before)
+        for number, handler in before.items():
+            if handler is not None:  # which isn't written in Python
+                signal.signal(number, handler)

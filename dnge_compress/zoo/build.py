@@ -29,9 +29,9 @@ from dnge_compress.zoo.architectures import build
 from dnge_compress.zoo.blueprint import Blueprint, blueprints
 from dnge_compress.zoo.corpora import tokenizer_folder, tokens
 from dnge_compress.zoo.data_root import DataRoot
+from dnge_compress.zoo.engines import ONE_PROCESS, Engine
 from dnge_compress.zoo.images import images
 from dnge_compress.zoo.training import measure, train_through
-from dnge_compress.zoo.workers import each_done
 
 RUNS = 200  # training runs, each of which gives three networks
 
@@ -96,21 +96,23 @@ def finished(out: Path | str) -> list[Path]:
     return sorted(path.parent for path in Path(out).glob("[!.]*/blueprint.json"))
 
 
-def build_zoo(out: Path, runs: int, seed: int, data_root: DataRoot, jobs: int = 1, progress: Progress = silent) -> None:
-    """Make the zoo of so many runs and this seed in `out`, one thread per process; what is there already is kept.
+def build_zoo(
+    out: Path, runs: int, seed: int, data_root: DataRoot, engine: Engine = ONE_PROCESS, progress: Progress = silent
+) -> None:
+    """Make the zoo of so many runs and this seed in `out`; what is there already is kept.
 
-    Raises CheckpointError if another zoo lies there, or another process builds it, DataError.
+    Raises CheckpointError if another zoo lies there, or another process builds it, DataError, LaunchError.
     """
     with claimed(out, out / LOCK):
-        _build(blueprints(runs, seed), out, data_root, jobs, progress)
+        _build(blueprints(runs, seed), out, data_root, engine, progress)
 
 
-def _build(plans: Sequence[Blueprint], out: Path, data_root: DataRoot, jobs: int, progress: Progress) -> None:
+def _build(plans: Sequence[Blueprint], out: Path, data_root: DataRoot, engine: Engine, progress: Progress) -> None:
     missing = [plan for plan in plans if not all(_is_there(m, out) for m in plan.networks())]
     for data in sorted({plan.data for plan in missing}):  # fill the cache once, before the processes need it
         for split in ("train", "held-out"):
             (tokens if data.startswith("books") else images)(data, split, data_root=data_root)
-    found = each_done(jobs, partial(train_networks, out=out, data_root=data_root), [(plan,) for plan in missing])
+    found = engine.each_done(partial(train_networks, out=out, data_root=data_root), [(plan,) for plan in missing])
     for done, folders in enumerate(found, start=len(plans) - len(missing) + 1):
         progress("build zoo", done, len(plans), _line(folders[-1]))
 

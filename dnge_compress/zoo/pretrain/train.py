@@ -14,10 +14,10 @@ from dnge_compress.core.progress import Progress, silent
 from dnge_compress.encoder import DNGEncoder
 from dnge_compress.zoo import build as zoo
 from dnge_compress.zoo.data_root import DataRoot
+from dnge_compress.zoo.engines import ONE_PROCESS, Engine
 from dnge_compress.zoo.pretrain.fit import EVERYTHING, fit
 from dnge_compress.zoo.pretrain.judging import compared
 from dnge_compress.zoo.pretrain.targets import TrainingExample, examples_of, make_targets, read_example
-from dnge_compress.zoo.workers import each_done
 
 STEPS = 1600
 
@@ -28,11 +28,11 @@ def pretrain_encoder(
     *,
     steps: int = STEPS,
     seed: int = 0,
-    jobs: int = 1,
+    engine: Engine = ONE_PROCESS,
     progress: Progress = silent,
 ) -> tuple[DNGEncoder, dict[str, Any]]:
     """The encoder that a zoo teaches, and how it was made. A state in the zoo's folder lets a killed training go on."""
-    examples = measure_all(zoo_folder, data_root, jobs, progress)
+    examples = measure_all(zoo_folder, data_root, engine, progress)
     state = zoo_folder / "training.pt"
     encoder = fit(examples, [EVERYTHING], steps=steps, seed=seed, state=state, progress=progress)[EVERYTHING.name]
     judged = [x for x in examples if not EVERYTHING.learns(x)]
@@ -47,12 +47,14 @@ def pretrain_encoder(
     }
 
 
-def measure_all(folder: Path, data_root: DataRoot, jobs: int, progress: Progress = silent) -> list[TrainingExample]:
+def measure_all(
+    folder: Path, data_root: DataRoot, engine: Engine = ONE_PROCESS, progress: Progress = silent
+) -> list[TrainingExample]:
     """Targets for every network of the zoo, made where missing, and all examples read."""
     wanted = [(f, example) for f in zoo.finished(folder) if has_learned(f) for example in examples_of(f)]
     missing = [pair for pair in wanted if not (pair[0] / f"{pair[1]}.safetensors").is_file()]
     missing.sort(key=lambda pair: ("@" in pair[1], "+" in pair[1]))  # what teaches most comes first
-    made = each_done(jobs, make_targets, [(network, example, data_root) for network, example in missing])
+    made = engine.each_done(make_targets, [(network, example, data_root) for network, example in missing])
     for done, path in enumerate(made, start=1):
         progress("measure targets", done, len(missing), path.stem)
     return [read_example(network, example, data_root) for network, example in wanted]
