@@ -38,7 +38,7 @@ SEEDS = (0, 1, 2)
 RATES = (1e-4, 1e-2, 1.0, 1e4, 1e10)
 BOOK_TOKENS = 262_144  # of real text, as much as the model samples itself
 CHARACTERS_PER_TOKEN = 4.2
-RIVAL = ["scorer=magnitude", "repair.compensate=none", "train.learning_rate=2e-3", "~distill"]
+RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
 # Recipe of ours or a rival's, and the texts it learns from.
 ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on its own samples": ([], "sampled"),
@@ -46,7 +46,7 @@ ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on both": ([], "both"),
     "without a teacher, on its own samples": (["~distill"], "sampled"),
     "without a teacher, on real books": (["~distill"], "books"),
-    "magnitude, uniform LoRA on real books": (RIVAL, "books"),
+    "magnitude, uniform LoRA on real books": ([*RIVAL, "train.learning_rate=2e-3"], "books"),
     "magnitude, all weights on real books": ([*RIVAL, "~lora", "train.learning_rate=3e-4"], "books"),
 }
 # Few steps, dense checkpoints: what is tested is the restart, not the model.

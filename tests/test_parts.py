@@ -77,6 +77,15 @@ def test_a_work_stopped_before_every_part_in_turn_ends_as_an_unbroken_one(
         assert torch.equal(value, wanted[name]), name
 
 
+def test_of_plans_that_lose_only_what_they_cost_is_kept(tmp_path: Path) -> None:
+    with kept_parts(tmp_path / "work") as parts:
+        compress(make("llama"), "prune/default", work=parts, **SETTINGS, compensate="lstsq")
+        names = [file.name.split(".") for file in (tmp_path / "work").iterdir()]
+        measured = {first for first, *rest in names if rest[0] == "damage"}
+        refitted = {first for first, *rest in names if rest[0] == "refit"}
+    assert len(measured) > 1 and len(refitted) == 1 and refitted < measured
+
+
 def test_a_joint_repair_goes_on_with_the_formulas_that_its_parts_were_fitted_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,16 @@ class Parts:
         found: F = read_json(file)
         return found
 
+    def let_go(self) -> None:
+        """Take the tensors under this prefix away, since nobody will ask for them again; facts stay."""
+        if self.folder is None or not self.prefix:
+            return
+        start = quote(self.prefix, safe=" ")
+        for file in self.folder.glob(f"*{TENSORS}"):
+            if file.name.startswith(start):
+                with suppress(OSError):  # mapped, where that holds a file fast
+                    file.unlink()
+
     def remove(self) -> None:
         """Take the parts away, whole and half written, and their folder if it holds nothing else."""
         if self.folder is None or not self.folder.is_dir():

@@ -21,7 +21,7 @@ from dnge_compress.plans.problem import NOTED_ROUNDING, Budget, Candidate
 from dnge_compress.plans.prune_plan import PrunePlan, fingerprint
 from dnge_compress.plans.sensitivity import sensitivities
 from dnge_compress.plans.space_rows import rows_of
-from dnge_compress.plans.trial import Trial
+from dnge_compress.plans.trial import Trial, parts_under
 from dnge_compress.recipes.schema import Prune, Recipe
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals.divergence import are_scores
@@ -136,6 +136,9 @@ def _best(
         costs.append(trial.one_shot(candidate.applied, recipe.repair))
         context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
+    for candidate in measured:
+        if candidate.applied.cuts != found[best].applied.cuts:
+            parts_under(context, candidate.applied, recipe.repair).let_go()
     rows = [f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False)]
     rows[best] += " (chosen)"
     notes = [f"candidates by measured KL divergence on calibration inputs, in nats: {'; '.join(rows)}"]

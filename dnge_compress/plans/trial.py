@@ -12,7 +12,7 @@ from functools import cached_property
 from torch import Tensor
 
 from dnge_compress.core.memory import give_back
-from dnge_compress.core.parts import Parts
+from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.strict_json import json_values
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
@@ -139,7 +139,7 @@ def repair_values(context: ScoringContext, applied: AppliedCuts, repair: Repair)
     """New values of the consumers under the cuts; the signals are gathered only if something is repaired."""
     if repair.compensate == "none" or not applied.cuts:
         return {}
-    parts = parts_under(context, applied, repair)
+    parts = parts_under(context, applied, repair) if repair.is_refit else NOTHING_KEPT
     return least_squares_repair(context.model, context.signals, applied, repair, parts)
 
 
