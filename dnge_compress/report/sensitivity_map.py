@@ -97,7 +97,10 @@ def _strength(cost: float, scale: tuple[float, float]) -> float | None:
     low, high = scale
     if cost <= 0:
         return None
-    return (math.log(cost) - math.log(low)) / (math.log(high) - math.log(low)) if high > low else 1.0
+    if high <= low:
+        return 1.0
+    # A mean with costs of nothing may lie below the lowest that is above zero.
+    return max(0.0, (math.log(cost) - math.log(low)) / (math.log(high) - math.log(low)))
 
 
 def _said(s: Sensitivity) -> str:
