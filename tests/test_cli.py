@@ -217,6 +217,17 @@ def test_a_large_compress_that_is_stopped_goes_on_from_its_parts(
     assert (out / "model.safetensors").read_bytes() == (Path(small) / "model.safetensors").read_bytes()
 
 
+def test_where_no_part_is_finished_none_is_said_to_stay(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "unfinished.json").write_text('{"mine": 1}')
+    assert main(["compress", llama, "-o", str(tmp_path / "out"), *NEURONS, "--work", str(work)]) == 2
+    told = capsys.readouterr().err
+    assert "holds something else than parts of a work" in told and "parts stay" not in told
+
+
 def test_the_base_stays_as_it_was(llama: str, tmp_path: Path) -> None:
     before = content(llama)
     assert main(["compress", llama, "-o", str(tmp_path / "out"), *NEURONS]) == 0
