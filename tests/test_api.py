@@ -456,6 +456,15 @@ def test_of_wide_layers_fewer_plans_are_tried(monkeypatch: pytest.MonkeyPatch) -
     assert not is_measured()
 
 
+def test_only_matrices_that_read_what_is_cut_make_layers_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnge_compress.plans.planner.TRIED_IF_WIDE", 1)
+    notes = {}
+    for wide in (39, 40):  # features behind the neurons are 40, those of heads and of the residual stream 48
+        monkeypatch.setattr("dnge_compress.plans.planner.WIDE", wide)
+        notes[wide] = plan(models.make("llama"), 0.4, kinds=("neuron", "layer"), **OBS).notes
+    assert [any(n.startswith("candidates by measured") for n in notes[wide]) for wide in (39, 40)] == [False, True]
+
+
 def test_the_chosen_candidate_is_marked() -> None:
     note = next(n for n in plan(models.make("llama"), 0.3, **OBS).notes if n.startswith("candidates by measured"))
     costs = {float(cost): mark for cost, mark in re.findall(r": ([\d.e-]+)( \(chosen\))?(?:;|$)", note)}

@@ -28,6 +28,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 import dnge_compress
+from dnge_compress.checkpoint.compression import REPORT, VOCABULARY
 from dnge_compress.cli import completion as completing
 from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.interruption import interruptible
@@ -35,6 +36,7 @@ from dnge_compress.cli.main import main
 from dnge_compress.cli.output import print_json
 from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
 from dnge_compress.core.launcher import ended_by_signals
+from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ("--scorer", "obs", "--set", "tokens=256", "--set", "length=16")
@@ -217,6 +219,17 @@ def test_a_large_compress_that_is_stopped_goes_on_from_its_parts(
     assert (out / "model.safetensors").read_bytes() == (Path(small) / "model.safetensors").read_bytes()
 
 
+def test_where_no_part_is_finished_none_is_said_to_stay(
+    llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "unfinished.json").write_text('{"mine": 1}')
+    assert main(["compress", llama, "-o", str(tmp_path / "out"), *NEURONS, "--work", str(work)]) == 2
+    told = capsys.readouterr().err
+    assert "holds something else than parts of a work" in told and "parts stay" not in told
+
+
 def test_the_base_stays_as_it_was(llama: str, tmp_path: Path) -> None:
     before = content(llama)
     assert main(["compress", llama, "-o", str(tmp_path / "out"), *NEURONS]) == 0
@@ -358,6 +371,19 @@ def test_a_report_is_printed_as_a_page(
     assert main(["report", small, "--html"]) == 0
     code, message = failure(capsys, "report", small, "--html", "--json")
     assert code == 2 and "--json: not allowed with argument --html" in message
+
+
+def test_a_page_of_two_reports_holds_the_head_of_both(
+    small: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = VocabularyPlan(keep=(0, 2), tokens=("a", "c"), rows=8, base="x", params_before=1000, params_per_token=50)
+    shutil.copy(Path(small) / REPORT, tmp_path)
+    (tmp_path / VOCABULARY).write_text(tokens.to_json(), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["report", str(tmp_path), "--html"]) == 0
+    page = capsys.readouterr().out
+    assert page.count("<h1") == 1 and "<h2>8 → 2 tokens</h2>" in page
+    assert "1.00 k → 700 parameters · 30.0 % saved" in page
 
 
 def test_a_folder_without_a_report_is_refused(llama: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -197,6 +197,8 @@ def test_labels_of_a_dict_stay_where_the_model_takes_them() -> None:
             [{"input_ids": torch.ones(0, 8, dtype=torch.long)}],
             r"data batch 0 is empty: input_ids is of \[0, 8\]; leave it out",
         ),
+        ([{"input_ids": torch.ones(1, 4, dtype=torch.long)}, {}], "data batch 1 is empty: it holds no tensors; leave"),
+        ([torch.ones(1, 4, dtype=torch.long), ()], "data batch 1 is empty: it holds no tensors; leave it out"),
         (
             [{"input_ids": torch.ones(1, 4, dtype=torch.long), "attention_mask": torch.full((1, 1, 4, 4), -torch.inf)}],
             r"infinite values in attention_mask; write torch\.finfo\(dtype\)\.min for -inf",

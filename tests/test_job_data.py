@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from dnge_compress.core.errors import DataError
 from dnge_compress.data.changes import changed, marks_of
+from dnge_compress.data.kinship import signs_of
 from dnge_compress.data.reading import read_rows
 from dnge_compress.data.rows import Collator, Rows
 from dnge_compress.data.sources import check_sources
@@ -718,13 +720,21 @@ def test_turns_that_have_rows_of_their_own_stand_together(tmp_path: Path, chatty
 def test_an_id_may_have_another_name_or_none(tmp_path: Path, books: Any) -> None:
     rows = [{"text": f"This is row {i}.", "talk": i // 2, "id": "same"} for i in range(20)]
     file = jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(DataError, match="all 20 rows belong to one conversation"):
+    with pytest.raises(DataError, match=r'all 20 rows belong to one conversation .* columns: \{id: ""\} where'):
         split_rows(read(file, books), 0.2, seed=0)
     for seed in range(3):
         held_out = texts(split_rows(read(file, books, columns={"id": "talk"}), 0.2, seed)[1], books)
         numbers = sorted(int(text.partition("row ")[2].partition(".")[0]) for text in held_out)
         assert len(numbers) == 4 and numbers[::2] == [n - 1 for n in numbers[1::2]]
     assert len(split_rows(read(file, books, columns={"id": ""}), 0.2, seed=0)[1].examples) == 4
+
+
+@pytest.mark.parametrize("missing", [None, "", " ", [], {}, math.nan])
+def test_a_missing_id_ties_nothing_and_zero_is_an_id(missing: Any) -> None:
+    source = Dataset(path="a.jsonl", type="text")
+    assert signs_of({"id": missing}, source, "said") == ()
+    one, other = (signs_of({"id": number}, source, "said") for number in (0, 1))
+    assert one and other and one != other and one == signs_of({"id": 0}, source, "said otherwise")
 
 
 def test_a_turn_that_most_begin_with_is_an_instruction_and_ties_nothing(tmp_path: Path, books: Any) -> None:

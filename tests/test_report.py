@@ -357,6 +357,17 @@ def test_a_page_shows_the_sensitivity_as_a_map_and_as_a_table() -> None:
     assert "Sensitivity" not in made_up(3, 1).to_html()
 
 
+def test_no_cell_is_fainter_than_the_faintest() -> None:
+    of_a_layer = Sensitivity(space="a", kind="neuron", layer=0, gone=1, total=4, cost=0.0)
+    costs = (
+        of_a_layer,
+        replace(of_a_layer, cost=1.0),
+        replace(of_a_layer, layer=1, cost=1.1),
+    )  # a mean of 0.5, and 1.1
+    html = replace(made_up(3, 1), sensitivity=costs).to_html()
+    assert re.findall(r'fill-opacity="([^"]+)"', html.partition("<h2>Sensitivity</h2>")[2]) == ["0.12", "1"]
+
+
 def test_stacks_have_rows_of_their_own_and_spaces_without_a_layer_stand_in_order() -> None:
     section = sensitivity_section(sensitive(2, "encoder.", "decoder."))
     assert section is not None

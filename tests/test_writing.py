@@ -81,6 +81,18 @@ def test_draws_follow_the_seed_and_leave_the_global_generator_alone(plain: Any) 
     assert torch.equal(state, torch.random.get_rng_state()) and not plain.training
 
 
+@pytest.mark.parametrize(
+    "own", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}, {"return_dict_in_generate": True}]
+)
+def test_settings_of_the_models_own_that_ask_for_more_than_one_text_are_left(
+    own: dict[str, Any], plain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = written(plain, "w5 w6", tokens=6)
+    for key, value in own.items():
+        monkeypatch.setattr(plain.generation_config, key, value)
+    assert written(plain, "w5 w6", tokens=6) == wanted
+
+
 def test_an_end_of_its_own_ends_it(plain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     third = likeliest(plain, [8], 3)[-1]
     monkeypatch.setattr(plain.generation_config, "eos_token_id", third)
@@ -139,6 +151,9 @@ def test_the_command_prints_text_or_json(chatty: Any, capsys: pytest.CaptureFixt
         ("llama", ["w5", "--chat"], "the tokenizer has no chat template"),
         ("llama", ["w5", "--temperature", "-1"], "argument --temperature: -1 is no number of at least 0"),
         ("llama", ["w5", "--temperature", "nan"], "argument --temperature: nan is no number of at least 0"),
+        ("llama", ["w5", "--temperature", "1e-30"], "temperature 1e-30 is too small to divide by; give 1e-06 at least"),
+        ("llama", ["w5", "--seed", "-1"], "argument --seed: -1 is no number from 0 to 4294967295"),
+        ("llama", ["w5", "--seed", str(1 << 64)], "argument --seed: 18446744073709551616 is no number from 0 to"),
         ("llama", ["w5", "--max-new-tokens", "0"], "argument --max-new-tokens: 0 is not a positive number"),
         ("llama", [], "arguments are required: PROMPT"),
     ],

@@ -23,7 +23,7 @@ from dnge_compress.core.document import Cell, Column, Table
 from dnge_compress.core.errors import DngeError, PlanError, first_line
 from dnge_compress.core.files import read_text, write_whole
 from dnge_compress.core.launcher import local_rank
-from dnge_compress.core.parts import BASIS, Parts, kept_parts
+from dnge_compress.core.parts import Parts, kept_parts
 from dnge_compress.core.processes import one_process_writes, rank, world
 from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
@@ -232,13 +232,13 @@ def _work(options: Namespace, model: nn.Module) -> Path | None:
 @contextmanager
 def _parts(folder: Path | None) -> Iterator[Parts]:
     """Finished parts, kept in a folder; where the work is stopped before its end, they stay, and it is said."""
-    try:
-        with kept_parts(folder) as parts:
+    with kept_parts(folder) as parts:
+        try:
             yield parts
-    except BaseException:
-        if folder is not None and (folder / BASIS).is_file():
-            print(f"dnge: finished parts stay in '{folder}'; the same command goes on from them", file=sys.stderr)
-        raise
+        except BaseException:
+            if parts.are_there:
+                print(f"dnge: finished parts stay in '{folder}'; the same command goes on from them", file=sys.stderr)
+            raise
 
 
 def _data(options: Namespace, model: nn.Module, recipe: Recipe | LoraRecipe) -> UserData | None:

@@ -98,7 +98,7 @@ def parser() -> Parser:
     generate.add_argument("--max-new-tokens", type=positive, default=128, metavar="N", help=about)
     about = "0 takes the likeliest token each time, 1 draws them as they are likely (default: 0)"
     generate.add_argument("--temperature", type=not_negative, default=0.0, metavar="T", help=about)
-    generate.add_argument("--seed", type=int, default=0, help="same seed, same draws (default: 0)")
+    generate.add_argument("--seed", type=seed, default=0, help="same seed, same draws (default: 0)")
     about = "decide where LoRA goes and with what rank; changes nothing"
     place = command("place", opening, force, json_flag, about=about)
     _model(place)
@@ -261,7 +261,7 @@ def _choosing_flags(with_ratio: bool = True) -> Parser:
     group.add_argument(
         "--scorer", help="the method that scores: encoder, obs, magnitude, random, fisher, taylor, flap, wanda"
     )
-    group.add_argument("--seed", type=int, help="same seed, same result")
+    group.add_argument("--seed", type=seed, help="same seed, same result")
     _set_flag(group)
     return flags
 
@@ -280,7 +280,7 @@ def _zoo_flags(command: Parser) -> None:
 
 
 def _making_flags(command: Parser) -> None:
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=seed, default=0)
     command.add_argument("--jobs", type=positive, default=1, help="processes, one thread each")
     about = "folder of the data sets (else DNGE_DATA, ../shared/data)"
     command.add_argument("--data-folder", type=Path, metavar="FOLDER", help=about)
@@ -307,6 +307,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def seed(text: str) -> int:
+    """A number that all random generators take."""
+    value = int(text)
+    if not 0 <= value < 1 << 32:
+        raise argparse.ArgumentTypeError(f"{value} is no number from 0 to {(1 << 32) - 1}")
     return value
 
 

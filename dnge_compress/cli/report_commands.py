@@ -9,7 +9,7 @@ from pathlib import Path
 from dnge_compress.checkpoint.compression import REPORT, VOCABULARY
 from dnge_compress.cli.commands import print_report
 from dnge_compress.cli.output import print_html, print_json
-from dnge_compress.core.document import Document
+from dnge_compress.core.document import Document, Paragraph, Section
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.jobs.folder import STATE
@@ -50,7 +50,7 @@ def _reports(folder: Path) -> list[Made]:
 
 
 def _together(found: list[Made]) -> Document:
-    """One document of all reports, under the head of the first."""
+    """One document of all reports, under the head of the first; the heads of others are sections."""
     first, *more = (made.document() for made in found)
-    sections = (section for document in more for section in document.sections)
+    sections = [s for d in more for s in (Section(d.title, (Paragraph(" · ".join(d.facts)),)), *d.sections)]
     return replace(first, eyebrow=first.eyebrow or "Report", sections=(*first.sections, *sections))

@@ -46,6 +46,11 @@ class Parts:
         """Whether parts outlive the process."""
         return self.folder is not None
 
+    @property
+    def are_there(self) -> bool:
+        """Whether any is finished."""
+        return self.folder is not None and any(file.name.endswith((TENSORS, FACTS)) for file in _files(self.folder))
+
     def within(self, prefix: str) -> Parts:
         """Parts that belong together, under names of their own."""
         return Parts(self.folder, f"{self.prefix}{prefix}.")
@@ -106,9 +111,9 @@ class Parts:
 
     def remove(self) -> None:
         """Take the parts away, whole and half written, and their folder if it holds nothing else."""
-        if self.folder is None or not self.folder.is_dir():
+        if self.folder is None:
             return
-        for file in list(self.folder.iterdir()):
+        for file in _files(self.folder):
             is_whole = file.name.endswith((TENSORS, FACTS)) or file.name == BASIS
             if is_whole or _is_left(file, TENSORS, FACTS, BASIS):
                 file.unlink(missing_ok=True)
@@ -146,6 +151,10 @@ def kept_parts(place: str | Path | Parts | None) -> Iterator[Parts]:
         parts = Parts(folder)
         yield parts
         parts.remove()
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []
 
 
 def _is_left(file: Path, *endings: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +27,7 @@ def signs_of(row: Mapping[str, Any], source: Dataset, found: Lesson) -> tuple[Si
     column = source.column("id")
     identity = row.get(column) if column else None
     signs = []
-    if identity is not None and str(identity).strip():
+    if not _is_blank(identity):
         signs.append(("id", _digest([source.path, identity])))
     turn = _first_turn(found)
     if turn.strip():
@@ -55,6 +56,12 @@ class Kinship:
                 if counts[sign] > 1 and (sign[0] == "id" or counts[sign] <= most):
                     _join(roots, number, first.setdefault(sign, number))
         return np.array([_root(roots, number) for number in range(len(roots))], dtype=np.int64)
+
+
+def _is_blank(identity: Any) -> bool:
+    """Whether an id is missing; tables write that as NaN too. 0 is an id."""
+    is_nan = isinstance(identity, float) and math.isnan(identity)
+    return is_nan or identity in (None, [], {}) or (isinstance(identity, str) and not identity.strip())
 
 
 def _first_turn(found: Lesson) -> str:

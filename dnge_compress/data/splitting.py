@@ -29,7 +29,7 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     if len(members) == 1:
         raise DataError(
             f"all {total} rows belong to one conversation (the same id, or the same first turn), so none can be held "
-            "out; give rows of others, or eval_datasets"
+            'out; give rows of others, or eval_datasets, or columns: {id: ""} where the id says something else'
         )
     held_out = set(_drawn(members, count, random.Random(seed)))
     kept = [i for i in range(total) if i not in held_out]

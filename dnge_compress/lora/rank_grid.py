@@ -11,9 +11,9 @@ from dnge_compress.core.document import Cell, Column, Paragraph, Section, Table
 from dnge_compress.core.errors import PlanError
 from dnge_compress.core.wording import count, extent, several, span
 from dnge_compress.plans.space_rows import MAX_LINES
+from dnge_compress.report.axes import layers_between
 from dnge_compress.report.heat import Shade, heat, layer_axis
 
-WIDEST_GAP = 1024  # layers without an adapter are shown as gaps up to here
 INDEXED = re.compile(r"(.*?)\.?\b([0-9]{1,9})\.(.+)")
 
 
@@ -71,10 +71,7 @@ class RankGrid:
     @cached_property
     def layers(self) -> tuple[int, ...]:
         """All layers from the first to the last that a row has a cell in."""
-        found = sorted({layer for row in self.rows for layer in row.cells})
-        if found and found[-1] - found[0] <= WIDEST_GAP:
-            return tuple(range(found[0], found[-1] + 1))
-        return tuple(found)
+        return layers_between(layer for row in self.rows for layer in row.cells)
 
     @property
     def highest(self) -> int:

@@ -24,6 +24,7 @@ from dnge_compress.plans.space_rows import rows_of
 from dnge_compress.plans.trial import Trial, parts_under
 from dnge_compress.recipes.schema import Prune, Recipe
 from dnge_compress.scorers import ScoringContext
+from dnge_compress.signals.consumers import places_of, reading_at
 from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import device_of, has_logits, inference_mode_of, main_output, outputs, to_device
 from dnge_compress.signals.obs import WIDE
@@ -47,15 +48,15 @@ def make_plan(
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
     repaired, on a part of the calibration inputs, and the one whose output moves least is taken. `trial` remembers what
-    was measured; of layers so wide that each refit takes a good part of a minute, the two of least predicted cost are
-    tried. With `tries_uneven` a note tells what widths that differ between layers would be worth; `fits` says which
-    candidates count.
+    was measured; of layers so wide that each refit takes a good part of a minute, the first two are tried (of uniform
+    ones, those of least predicted cost). With `tries_uneven` a note tells what widths that differ between layers would
+    be worth, but for layers so wide; `fits` says which candidates count.
     """
     graph, inside, budget = context.graph, inside_of(recipe.prune.within), budget_of(context, recipe.prune)
     found, notes = candidates(graph, scores, recipe.prune, budget, fits)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
-    if recipe.repair.is_refit and _widest(context) > WIDE:
+    if recipe.repair.is_refit and len(found) > 1 and _widest(context, found) > WIDE:
         found, tries_uneven = found[:TRIED_IF_WIDE], False
     uneven = uneven_candidate(graph, scores, recipe.prune, budget) if tries_uneven and len(found) > 1 else None
     chosen, measured = _best(trial or Trial(context), found, uneven, recipe)
@@ -88,10 +89,11 @@ def budget_of(context: ScoringContext, prune: Prune) -> Budget:
     return Budget.of(model, {name: price for name, price in prices.items() if name.startswith(inside)})
 
 
-def _widest(context: ScoringContext) -> int:
-    """Features of the widest matrix that reads something cuttable."""
-    slots = [slot for space in context.graph.spaces for slot in context.graph.consumers(space.name)]
-    return max((context.model.get_parameter(slot.param).shape[slot.axis] for slot in slots), default=0)
+def _widest(context: ScoringContext, found: Sequence[Candidate]) -> int:
+    """Features of the widest matrix that reads what one of the candidates cuts."""
+    model, graph, cut = context.model, context.graph, {c.space for f in found for c in f.applied.cuts}
+    places = [place for place in places_of(model, graph) if place.space in cut]
+    return max((reading_at(model, graph, place).matrix.shape[1] for place in places), default=0)
 
 
 def counted(plan: PrunePlan, applied: AppliedCuts, model: nn.Module) -> PrunePlan:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Point = tuple[int, float]
 ROUND = (1, 2, 2.5, 5, 10)
+WIDEST_GAP = 1024  # layers of which nothing is known are shown as gaps up to here
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
@@ -37,6 +38,12 @@ def layer_ticks(layers: Sequence[int | None], most: int = 10) -> list[tuple[int,
         for position, (before, layer) in enumerate(zip([None, *layers], layers, strict=False))
         if layer is not None and layer != before and layer % step == 0
     ]
+
+
+def layers_between(known: Iterable[int]) -> tuple[int, ...]:
+    """All layers from the first known one to the last; those that are known alone where that would be very many."""
+    found = tuple(sorted(set(known)))
+    return tuple(range(found[0], found[-1] + 1)) if found and found[-1] - found[0] <= WIDEST_GAP else found
 
 
 def thinned(points: Sequence[Point], most: int = 400) -> list[Point]:

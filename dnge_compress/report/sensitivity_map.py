@@ -9,9 +9,9 @@ from dnge_compress.core.document import Cell, Column, Paragraph, Section, Table
 from dnge_compress.core.wording import cost_span, extent, span
 from dnge_compress.plans.sensitivity import Sensitivity
 from dnge_compress.plans.space_rows import COST, PLURAL
+from dnge_compress.report.axes import layers_between
 from dnge_compress.report.heat import Shade, heat, layer_axis
 
-WIDEST_GAP = 1024  # layers of which nothing is known are shown as gaps up to here
 Cells = Mapping[int, Sequence[Sensitivity]]
 
 
@@ -22,7 +22,7 @@ def sensitivity_section(found: Sequence[Sensitivity]) -> Section | None:
     if not rows:
         return None
     has_layers = any(s.layer is not None for s in found)
-    places = _between(sorted({place for cells in rows.values() for place in cells}))
+    places = layers_between(place for cells in rows.values() for place in cells)
     scale = _scale([s.cost for cells in rows.values() for own in cells.values() for s in own])
     columns = (
         Column(title="units", kind="text"),
@@ -63,11 +63,6 @@ def _name(s: Sensitivity) -> str:
     return f"{s.stack} {PLURAL.get(s.kind, s.kind)}".strip()
 
 
-def _between(places: Sequence[int]) -> Sequence[int]:
-    """All layers from the first to the last."""
-    return range(places[0], places[-1] + 1) if places[-1] - places[0] <= WIDEST_GAP else places
-
-
 def _scale(costs: Iterable[float]) -> tuple[float, float]:
     """The lowest and the highest cost above zero."""
     return extent([cost for cost in costs if cost > 0] or [0.0])
@@ -97,7 +92,10 @@ def _strength(cost: float, scale: tuple[float, float]) -> float | None:
     low, high = scale
     if cost <= 0:
         return None
-    return (math.log(cost) - math.log(low)) / (math.log(high) - math.log(low)) if high > low else 1.0
+    if high <= low:
+        return 1.0
+    # A mean with costs of nothing may lie below the lowest that is above zero.
+    return max(0.0, (math.log(cost) - math.log(low)) / (math.log(high) - math.log(low)))
 
 
 def _said(s: Sensitivity) -> str:

@@ -122,7 +122,11 @@ def _shortened(batch: Inputs, limit: int) -> Inputs:
 
 
 def _check_values(batch: Any, index: int) -> None:
-    for name, tensor in _tensors_of(batch, index):
+    """Raise DataError for a batch that holds nothing, or numbers that aren't finite."""
+    tensors = list(_tensors_of(batch, index))
+    if not tensors:
+        raise DataError(f"data batch {index} is empty: it holds no tensors; leave it out")
+    for name, tensor in tensors:
         if not tensor.numel():
             raise DataError(
                 f"data batch {index} is empty: {name or 'a tensor'} is of {list(tensor.shape)}; leave it out"

@@ -18,6 +18,10 @@ from dnge_compress.signals.inference import device_of, inference_mode_of
 from dnge_compress.signals.positions import positions_of
 from dnge_compress.signals.tokenizer import needed_tokenizer
 
+LEAST_TEMPERATURE = 1e-6  # above 0: scores over less may be infinite
+# What a model's own settings may ask for and we don't: one text, token by token, and nothing beside it.
+ALONE = {"num_beams": 1, "num_return_sequences": 1, "return_dict_in_generate": False}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
@@ -45,8 +49,14 @@ def written(
     `is_chat` makes the prompt a user's turn of a conversation; None does where the tokenizer has a chat template. At
     temperature 0 the likeliest token is taken each time, else they are drawn by `seed`, under the model's own
     generation settings (top_k, top_p, …). Raises UnsupportedModelError for a model that writes no text, and DataError
-    for one without a tokenizer, or without the template that is asked for, and for a prompt that leaves no room.
+    for one without a tokenizer, or without the template that is asked for, for a prompt that leaves no room, and for
+    a temperature that no score can be divided by.
     """
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise DataError(
+            f"temperature {temperature:g} is too small to divide by; give {LEAST_TEMPERATURE:g} at least, or 0 for the "
+            "likeliest token each time"
+        )
     path = str(getattr(model, "name_or_path", "") or "")
     refuse_silent(type(model).__name__, path or "the model")
     tokenizer = needed_tokenizer(path, "to write with")
@@ -91,6 +101,7 @@ def continuation(
             pad_token_id=padding,
             eos_token_id=ends or None,
             **drawing,
+            **ALONE,
         )
     return [int(i) for i in found[0, len(beginning) :]]
 
