@@ -391,6 +391,14 @@ def test_a_folder_without_a_report_is_refused(llama: str, capsys: pytest.Capture
     assert code == 2 and "wasn't saved by dnge" in message
 
 
+def test_a_report_of_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, message = failure(capsys, "report", str(tmp_path / "none"))
+    assert code == 2 and "is not there; name a folder" in message
+    (tmp_path / "file").write_text("x")
+    code, message = failure(capsys, "report", str(tmp_path / "file"))
+    assert code == 2 and "is a file; name a folder" in message
+
+
 @pytest.mark.parametrize(
     ("texts", "named"),
     [

@@ -253,3 +253,10 @@ def test_shipped_recipes_are_of_the_kind_their_folder_says() -> None:
     assert {name.split("/")[0] for name in names} == kinds.keys()
     for name in names:
         assert isinstance(load(name), kinds[name.split("/")[0]]), name
+
+
+@pytest.mark.parametrize("key", ["seed", "calibration.seed"])
+def test_a_seed_that_no_generator_takes_is_refused(key: str, tmp_path: Path) -> None:
+    path = write(tmp_path, JOB + "lora: {}\n")
+    assert isinstance(load(path, assignments([f"{key}={2**32 - 1}"])), Job)
+    assert "less than or equal to 4294967295" in error_of(path, f"{key}={2**32}")

@@ -62,6 +62,12 @@ SECTIONS = (
 VOID = {"meta", "link"}
 
 
+def test_samples_stand_apart_and_on_one_line() -> None:
+    assert '\n"It was a …"\n' in (text := full().to_markdown())
+    assert '|\n\n"She looked …"\n' in text
+    assert "�" not in full().to_html()
+
+
 @pytest.mark.parametrize("case", list(VERDICTS))
 def test_the_verdict_says_in_words_what_came_of_it(case: str) -> None:
     before, cut, after, words = VERDICTS[case]
@@ -104,7 +110,10 @@ def full(layers: int = 3) -> JobReport:
             Curve("trained", ((1, 2.5), (2, 2.25)), ((0, 2.5), (2, 2.25))),
             Curve("trained, uniform", held_out=((0, 2.5), (2, 2.375))),
         ),
-        samples=(Sample("It was a", {"original": "dark night.", "pruned": "dark dark."}),),
+        samples=(
+            Sample("It was\na", {"original": "dark night.", "pruned": "dark dark."}),
+            Sample("She looked", {"original": "up.", "pruned": "down."}),
+        ),
         rows={"read": 1200, "cut_at_max_length": 7},
         machine={"device": "cpu"},
         notes=("a note",),

@@ -83,3 +83,18 @@ def test_fast_products_are_near_and_end_with_the_block() -> None:
     if has_bfloat16() and hasattr(torch.backends.mkldnn, "matmul"):
         assert not torch.equal(near, exact)
     assert torch.equal(a @ b, exact)
+
+
+def test_products_that_were_asked_to_be_exact_stay_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=generator) for _ in range(2))
+    exact, owner = a @ b, getattr(torch.backends.mkldnn, "matmul", None)
+    if owner is None:
+        pytest.skip("this torch has no such setting")
+    owner.fp32_precision = "ieee"
+    try:
+        with fast_float32_products():
+            assert torch.equal(a @ b, exact)
+        assert owner.fp32_precision == "ieee"
+    finally:
+        owner.fp32_precision = "none"

@@ -15,12 +15,12 @@ import torch
 from models import FAMILIES, MODELS, PLAIN, example_inputs, graph_of, make
 from torch import nn
 
-from dnge_compress.core.errors import CheckpointError
+from dnge_compress.core.errors import CheckpointError, PlanError
 from dnge_compress.core.terminal import Drawn, plain
 from dnge_compress.core.wording import count
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Scores, Space
-from dnge_compress.plans.expected import BANDS, expected
+from dnge_compress.plans.expected import BANDS, Expected, expected
 from dnge_compress.plans.planner import counted
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.plans.sensitivity import Sensitivity, sensitivities
@@ -265,6 +265,12 @@ def test_a_report_leads_with_the_expected_damage_and_its_band(capsys: pytest.Cap
     assert f"expected damage {found.nats:.2g} nats ({found.low:.2g} to {found.high:.2g}) · prune/default" in text
     assert "predicted cost 0.5" not in text
     assert expected(math.inf, "sampled") is None
+
+
+@pytest.mark.parametrize("edges", [(math.nan, 0.1, 0.2), (0.1, 0.2, 0.05), (-0.1, -0.2, 0.1), (0.1, 0.0, math.inf)])
+def test_what_is_no_band_is_refused(edges: tuple[float, float, float]) -> None:
+    with pytest.raises(PlanError, match="are no band"):
+        Expected(nats=edges[0], low=edges[1], high=edges[2], inputs="your data")
 
 
 def test_the_bands_are_those_that_the_zoo_gave() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import make
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from dnge_compress import compress, load, open_model, save
 from dnge_compress.cli.main import main
@@ -172,3 +172,14 @@ def test_a_model_without_a_tokenizer_says_so(tmp_path: Path, capsys: pytest.Capt
     make("llama").save_pretrained(tmp_path / "llama")  # type: ignore[operator]
     assert main(["generate", str(tmp_path / "llama"), "w5"]) == 2
     assert "there is no tokenizer to write with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", ["0", "1"])
+def test_a_damaged_model_writes_nothing(temperature: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = spoken(tmp_path / "damaged")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    model.save_pretrained(folder)
+    assert main(["generate", str(folder), "w4 w5", "--temperature", temperature]) == 2
+    assert "'model.layers.1.mlp.up_proj.weight' holds NaN" in capsys.readouterr().err

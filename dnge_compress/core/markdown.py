@@ -35,9 +35,13 @@ def escape(text: object) -> str:
 
 
 def _lines(section: Section) -> Iterator[str]:
+    is_table = False
     for block in section.blocks:
         if not isinstance(block, Table | Paragraph) or "markdown" in block.forms:
+            if is_table:  # it would go on with whatever stands right below
+                yield ""
             yield from _block(block)
+            is_table = isinstance(block, Table | Facts)
 
 
 def _block(block: Block) -> Iterator[str]:

@@ -19,6 +19,7 @@ _PRODUCTS = {
     torch.baddbmm, torch.einsum, Tensor.matmul, Tensor.__matmul__, Tensor.__rmatmul__, Tensor.mm, Tensor.bmm,
     Tensor.addmm, Tensor.baddbmm,
 }  # fmt: skip
+UNSET = "none"  # of torch's settings
 _HALVES = {torch.bfloat16: ("amx_bf16", "avx512_bf16", "bf16"), torch.float16: ("amx_fp16", "avx512_fp16", "fp16")}
 
 
@@ -31,18 +32,19 @@ def fast_products(training: bool) -> torch.autocast:
 @contextmanager
 def fast_float32_products() -> Iterator[None]:
     """While entered, products of float32 matrices take their factors in bfloat16 where the CPU has instructions for it,
-    and in TF32 on cards, and are summed in float32: two to five times as fast, their factors right to three digits."""
+    and in TF32 on cards, and are summed in float32: two to five times as fast, their factors right to three digits.
+    What the user has chosen for such products stays."""
     owners: list[tuple[Any, str]] = [(torch.backends.cuda.matmul, "tf32")]
     if has_bfloat16() and hasattr(torch.backends.mkldnn, "matmul"):  # torch 2.9 and later, as the attribute below
         owners.append((torch.backends.mkldnn.matmul, "bf16"))
-    known = [(owner, fast, owner.fp32_precision) for owner, fast in owners if hasattr(owner, "fp32_precision")]
+    free = [(owner, fast) for owner, fast in owners if getattr(owner, "fp32_precision", None) == UNSET]
     try:
-        for owner, fast, _ in known:
+        for owner, fast in free:
             owner.fp32_precision = fast
         yield
     finally:
-        for owner, _, before in known:
-            owner.fp32_precision = before
+        for owner, _ in free:
+            owner.fp32_precision = UNSET
 
 
 def has_bfloat16() -> bool:

@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from dnge_compress.core.errors import PlanError
+
 # log(real damage / damage on calibration inputs) over the zoo: the median, and the ends of the middle four fifths.
 BANDS = {
     "real": (0.24, -0.04, 1.26),
@@ -38,6 +40,10 @@ class Expected:
     high: float
     inputs: str
     doubts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.nats <= self.high < math.inf:
+            raise PlanError(f"nats of {self.low}, {self.nats}, {self.high} are no band; they go up from 0 at least")
 
     def __str__(self) -> str:
         return f"expected damage {self.nats:.2g} nats ({self.low:.2g} to {self.high:.2g})"

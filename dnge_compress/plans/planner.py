@@ -57,6 +57,7 @@ def make_plan(
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
     if recipe.repair.is_refit and len(found) > 1 and _widest(context, found) > WIDE:
+        notes.append(f"each refit of layers this wide takes long, so of {len(found)} plans {TRIED_IF_WIDE} were tried")
         found, tries_uneven = found[:TRIED_IF_WIDE], False
     uneven = uneven_candidate(graph, scores, recipe.prune, budget) if tries_uneven and len(found) > 1 else None
     chosen, measured = _best(trial or Trial(context), found, uneven, recipe)

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.lora_schema import Lora
-from dnge_compress.recipes.schema import Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
+from dnge_compress.recipes.schema import LAST_SEED, Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
 
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models end, which a job trains
 
@@ -119,7 +119,7 @@ class Job(RecipeSection):
     model_name_or_path: str = Field(default="", description="folder or Hugging Face id")
     output_dir: str = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    seed: Whole = Field(default=42, ge=0)
+    seed: Whole = Field(default=42, ge=0, le=LAST_SEED)
     scorer: str = Field(default="encoder", min_length=1)
     calibration: Calibration = Calibration()
     calibrate_on: Literal["rows", "synthetic"] = "rows"

@@ -65,6 +65,7 @@ def _as_share(value: Any) -> Any:
     return number / 100 if is_percent else number
 
 
+LAST_SEED = (1 << 32) - 1  # that every random generator takes
 Whole = Annotated[int, BeforeValidator(_reject_bool)]
 Real = Annotated[float, BeforeValidator(_reject_bool), Field(allow_inf_nan=False)]
 Size = Annotated[Whole, BeforeValidator(_as_size), Field(ge=1), WithJsonSchema({"type": ["integer", "string"]})]
@@ -91,7 +92,7 @@ class Calibration(RecipeSection):
     kind: Literal["auto", "sampled", "words", "images"] = "auto"
     tokens: Whole = Field(default=16384, ge=LEAST_TOKENS)
     length: Whole = Field(default=64, ge=2)
-    seed: Whole = Field(default=0, ge=0)
+    seed: Whole = Field(default=0, ge=0, le=LAST_SEED)
     prompts: Annotated[tuple[str, ...], BeforeValidator(_one_or_several)] = ()
 
     @model_validator(mode="after")

@@ -36,4 +36,4 @@ class Comparison:
             with torch.no_grad():
                 total += count * mean_divergence(model, self.batches, self.answers, self.logits).double().cpu()
         found = float(summed(total)) / int(summed(torch.tensor(count)))
-        return found if math.isfinite(found) else math.inf
+        return max(found, 0.0) if math.isfinite(found) else math.inf  # rounding may leave less than nothing

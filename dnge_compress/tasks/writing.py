@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dnge_compress.checkpoint import check_weights
 from dnge_compress.checkpoint.model_files import refuse_silent
 from dnge_compress.core.errors import DataError
 from dnge_compress.core.wording import several
@@ -49,6 +50,7 @@ def written(
     `is_chat` makes the prompt a user's turn of a conversation; None does where the tokenizer has a chat template. At
     temperature 0 the likeliest token is taken each time, else they are drawn by `seed`, under the model's own
     generation settings (top_k, top_p, …). Raises UnsupportedModelError for a model that writes no text, and DataError
+    WeightError for damaged weights, DataError
     for one without a tokenizer, or without the template that is asked for, for a prompt that leaves no room, and for
     a temperature that no score can be divided by.
     """
@@ -57,6 +59,7 @@ def written(
             f"temperature {temperature:g} is too small to divide by; give {LEAST_TEMPERATURE:g} at least, or 0 for the "
             "likeliest token each time"
         )
+    check_weights(model)
     path = str(getattr(model, "name_or_path", "") or "")
     refuse_silent(type(model).__name__, path or "the model")
     tokenizer = needed_tokenizer(path, "to write with")

@@ -87,7 +87,7 @@ def samples(found: Sequence[Sample]) -> Section | None:
     blocks: list[Block] = []
     for sample in found:
         rows = tuple((Cell(text=name), Cell(text=text.strip())) for name, text in sample.continuations.items())
-        blocks += [Paragraph(f'"{sample.beginning.strip()} …"', "quiet"), Table(columns=columns, rows=rows)]
+        blocks += [Paragraph(f'"{" ".join(sample.beginning.split())} …"', "quiet"), Table(columns=columns, rows=rows)]
     return Section("Samples", tuple(blocks))
 
 
