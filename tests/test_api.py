@@ -471,6 +471,15 @@ def test_the_chosen_candidate_is_marked() -> None:
     assert len(costs) > 1 and [cost for cost, mark in costs.items() if mark] == [min(costs)]
 
 
+def test_candidates_of_unlike_widths_are_told_by_their_ends() -> None:
+    found = plan(models.make("llama"), 0.3, uneven=True, allocation="global", kinds=["neuron"], **OBS)
+    kept = sorted(len(c.keep) for c in found.cuts)
+    note = next(n for n in found.notes if n.startswith("candidates by measured"))
+    assert kept[0] < kept[-1] and f" {kept[0]} to {kept[-1]} of 40 neurons" in note.replace(": ", ": ;", 1).replace(
+        ";", " "
+    )
+
+
 def test_a_recipe_may_be_a_mapping() -> None:
     found = plan(models.make("llama"), {"prune": {"ratio": 0.3, "kinds": ["neuron"]}}, **QUICK)
     assert found.keep("ffn.0") is not None

@@ -170,9 +170,15 @@ def _measure_note(context: ScoringContext) -> list[str]:
 
 
 def _describe(context: ScoringContext, candidate: Candidate) -> str:
-    """ "2 of 6 layers, 543 of 704 neurons": what a candidate keeps of each kind that it cuts, in one space of it."""
-    parts: dict[str, str] = {}
+    """ "2 of 6 layers, 12 to 18 of 64 neurons": what a candidate keeps of each kind, in the spaces that it cuts."""
+    kept: dict[str, list[tuple[int, int]]] = {}
     for cut in candidate.applied.cuts:
         space = context.graph.space(cut.space)
-        parts.setdefault(space.kind, f"{len(cut.keep):,} of {space.units:,} {space.kind}s")
-    return ", ".join(parts.values()) or "nothing"
+        kept.setdefault(space.kind, []).append((len(cut.keep), space.units))
+    told = [(kind, *map(_span, zip(*counts, strict=True))) for kind, counts in kept.items()]
+    return ", ".join(f"{some} of {units} {kind}s" for kind, some, units in told) or "nothing"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
