@@ -160,6 +160,14 @@ def test_table_plot_and_page_mark_the_knee() -> None:
         assert json.loads(json.dumps(made.to_dict()))["knee"] == made.knee
 
 
+def test_no_speed_is_shown_that_is_under_the_noise_named_below() -> None:
+    made = made_up(0.01, 0.02, 0.4)  # as fast, 1.1 and 1.2 times as fast
+    assert "1.10×" in str(made)
+    noisy = replace(made, points=(*made.points[:2], replace(made.points[2], speed_noise=0.15)))
+    text = str(noisy)
+    assert "differences under 15.0 % are noise" in " ".join(text.split()) and "1.10×" not in text and "1.20×" in text
+
+
 def test_a_curve_of_one_point_or_of_infinite_damage_has_no_line_over_ratios() -> None:
     for made, plots in ((made_up(0.1), 1), (made_up(math.inf, math.inf), 0)):
         assert made.to_html().count("<svg") == plots and POINT not in str(made) and "ratio" in str(made)

@@ -136,15 +136,19 @@ class RatioCurve(Printable):
             else Cell(text=f"{known.nats:.2g}", detail=f"{known.low:.2g}–{known.high:.2g}"),
             Cell(text=f"{point.damage:.3g}", style="strong" if is_knee else ""),
             *((Cell(text=_shown(self.measure, point.quality)),) if self.measure else ()),
-            Cell(text=_speed(point)),
+            Cell(text="1×" if abs(point.speedup - 1) <= self._noise else f"{point.speedup:.2f}×"),
         )
 
     def _caption(self) -> str:
         text = "Measured after the one-shot repair; compress repairs once more and leaves less"
         if self.knee_damage is not None:
             text += f": {self.knee_damage:.3g} nats at {self.knee:g}"
-        noise = max(p.speed_noise for p in self.points)
-        return f"{text}. Speed: forward passes in turn; differences under {percent(noise)} are noise."
+        return f"{text}. Speed: forward passes in turn; differences under {percent(self._noise)} are noise."
+
+    @property
+    def _noise(self) -> float:
+        """The largest of all points: under one number for the whole column no row may claim more."""
+        return max(p.speed_noise for p in self.points)
 
     def to_html(self) -> str:
         """One page; it holds everything it needs, runs nothing and asks nobody."""
@@ -170,8 +174,3 @@ def _shown(measure: str, value: float | None) -> str:
     if value is None:
         return UNKNOWN
     return percent(value) if measure == "accuracy" else f"{value:.4g}"
-
-
-def _speed(point: RatioPoint) -> str:
-    is_same = abs(point.speedup - 1) <= point.speed_noise
-    return "1×" if is_same else f"{point.speedup:.2f}×"
