@@ -69,19 +69,20 @@ def joint_fit(
     """A fit that errs less on the judged positions than `first`, from which it starts; None where none is found."""
     run = _Run(layer, target, first, importance, can_shift)
     seen, unseen = run.rows(~judged), run.rows(judged)
-    if not float(run.error(run.parts(), seen)) > NOISE * float(seen[2].square().sum(1).mean()):
+    scale = float(run.error(run.parts(), seen))
+    if not scale > NOISE * float(seen[2].square().sum(1).mean()):
         return None
     with fast_float32_products():
-        best = _descended(run, seen, unseen)
+        best = _descended(run, seen, unseen, scale)
     return None if best is None else run.found(best)
 
 
-def _descended(run: _Run, seen: _Rows, unseen: _Rows) -> list[Tensor] | None:
-    """The parts with the least error on unseen rows, on the way down from no change on the seen ones; None where none
-    has less than no change."""
+def _descended(run: _Run, seen: _Rows, unseen: _Rows, scale: float) -> list[Tensor] | None:
+    """The parts with the least error on unseen rows, on the way down from no change on the seen ones, where the error
+    is `scale`; None where none has less than no change."""
     parts = run.parts()
-    scale, least = float(run.error(parts, seen)), float(run.error(parts, unseen))
-    if not scale > 0 or not least > 0:
+    least = float(run.error(parts, unseen))
+    if not least > 0:
         return None
     optimiser = torch.optim.LBFGS(parts, max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 

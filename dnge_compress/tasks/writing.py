@@ -49,10 +49,9 @@ def written(
 
     `is_chat` makes the prompt a user's turn of a conversation; None does where the tokenizer has a chat template. At
     temperature 0 the likeliest token is taken each time, else they are drawn by `seed`, under the model's own
-    generation settings (top_k, top_p, …). Raises UnsupportedModelError for a model that writes no text, and DataError
-    WeightError for damaged weights, DataError
-    for one without a tokenizer, or without the template that is asked for, for a prompt that leaves no room, and for
-    a temperature that no score can be divided by.
+    generation settings (top_k, top_p, …). Raises WeightError for damaged weights, UnsupportedModelError for a model
+    that writes no text, and DataError for one without a tokenizer, or without the template that is asked for, for a
+    prompt that leaves no room, and for a temperature that no score can be divided by.
     """
     if 0 < temperature < LEAST_TEMPERATURE:
         raise DataError(
