@@ -156,18 +156,23 @@ def test_the_result_is_the_lowest_point_of_a_curve_that_begins_before_the_first_
     assert found[0] == pytest.approx(pruned.loss, abs=1e-4) and min(found) == pytest.approx(trained.loss, abs=1e-4)
 
 
-def test_the_best_evaluation_is_kept_and_not_the_last(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def spoil_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ``step`` steps of training the model becomes sure about what it is wrong about."""
     real = JobTrainer.training_step
 
     def spoiled(self: Any, trained: Any, *arguments: Any, **named: Any) -> Any:
-        if self.state.global_step == 4:
+        if self.state.global_step == step:
             norm = next(p for name, p in trained.named_parameters() if name.endswith("model.norm.weight"))
-            norm.data *= 30  # what the model is wrong about, it is sure about
+            norm.data *= 30
         return real(self, trained, *arguments, **named)
 
     monkeypatch.setattr(JobTrainer, "training_step", spoiled)
+
+
+def test_the_best_evaluation_is_kept_and_not_the_last(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_at(4, monkeypatch)
     train = {"max_steps": 6, "eval_steps": 2, "lr_scheduler_type": "constant", "warmup_steps": 0}
     report = run(job_of(recipe(model, rows, tmp_path / "out", train=train, lora={"lora_dropout": 0.0})))
     assert report is not None
@@ -178,16 +183,14 @@ def test_the_best_evaluation_is_kept_and_not_the_last(
 
 @pytest.mark.parametrize("lora", [None, {"lora_dropout": 0.0}], ids=["whole", "lora"])
 def test_a_training_that_only_harms_leaves_the_pruned_model_and_says_so(
-    lora: Any, model: Path, rows: Path, tmp_path: Path
+    lora: Any, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, dull = tmp_path / "out", tmp_path / "dull.jsonl"
-    dull.write_text((json.dumps({"text": "zz" * 60}) + "\n") * 40)
-    told = {"datasets": [{"path": str(dull)}], "eval_datasets": [{"path": str(rows)}], "lora": lora}
-    train = {"learning_rate": 0.5, "lr_scheduler_type": "constant", "max_steps": 12, "eval_steps": 12}
-    report = run(job_of(recipe(model, rows, out, train=train, **told)))
+    spoil_at(0, monkeypatch)
+    out = tmp_path / "out"
+    report = run(job_of(recipe(model, rows, out, train={"max_steps": 4, "eval_steps": 2}, lora=lora)))
     assert report is not None
     found = [loss for _, loss in report.curves[0].held_out]
-    assert min(found[1:]) > found[0], "nothing was harmed"
+    assert min(found[1:]) > found[0] + 1, "nothing was harmed"
     _, pruned, trained = report.milestones
     assert trained.loss == pruned.loss
     ours, theirs = (load_file(out / name / "model.safetensors") for name in ("model", "pruned"))
