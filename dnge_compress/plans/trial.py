@@ -108,12 +108,9 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
         one_shot = ways["least squares"] = repair_values(context, applied, repair)
         context.progress("repair", 2, steps)
         parts = parts_under(context, applied, repair)
-        run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts)
-        ways["side by side"] = _run(run, context)
-        context.progress("repair", 3, steps)
         run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts, most_joint=repair.most_joint)
-        if run.layers:
-            ways["joint fit"] = _run(run, context)
+        ways["joint fit" if run.layers else "side by side"] = _run(run, context)
+        context.progress("repair", 3, steps)
     trial = trial or Trial(context)
     asked = "bias" if repair.compensate == "bias" else "least squares"
     damages = {

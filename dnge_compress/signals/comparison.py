@@ -12,9 +12,7 @@ from dnge_compress.core.paging import Shelf
 from dnge_compress.core.processes import own_share, summed
 from dnge_compress.signals.divergence import mean_divergence, outputs_of
 from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of
-from dnge_compress.signals.pieces import in_pieces, numbers_per_position
-
-ANSWER_NUMBERS = 1 << 25  # of one piece of a batch, with the copies that a divergence makes of them
+from dnge_compress.signals.pieces import answered_in_pieces
 
 
 class Comparison:
@@ -22,9 +20,8 @@ class Comparison:
     in files, and come in pieces."""
 
     def __init__(self, model: nn.Module, batches: Sequence[Inputs]) -> None:
-        _, answered = numbers_per_position(model, batches[0])
         shelf = Shelf("answers on calibration inputs")
-        self.batches = [batch for _, batch in own_share(in_pieces(batches, answered, ANSWER_NUMBERS))]
+        self.batches = [batch for _, batch in own_share(answered_in_pieces(model, batches))]
         self.logits = has_logits(model)
         with torch.no_grad(), inference_mode_of(model):
             self.answers = [shelf.keep(outputs_of(model, batch)) for batch in self.batches]

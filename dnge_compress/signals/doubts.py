@@ -13,8 +13,9 @@ from dnge_compress.recipes.schema import Calibration
 from dnge_compress.signals.batch_norms import distance
 from dnge_compress.signals.beginnings import declared_start
 from dnge_compress.signals.calibration import are_matched, default_kind
-from dnge_compress.signals.divergence import attended, attended_outputs
-from dnge_compress.signals.inference import Inputs, call, examples_in, has_logits, inference_mode_of, writes_text
+from dnge_compress.signals.divergence import outputs_of
+from dnge_compress.signals.inference import Inputs, examples_in, has_logits, inference_mode_of, writes_text
+from dnge_compress.signals.pieces import answered_in_pieces
 from dnge_compress.signals.tokenizer import tokenizer_of
 from dnge_compress.signals.vocabulary import vocabulary_of
 
@@ -75,6 +76,10 @@ def _entropy(model: nn.Module, batch: Inputs) -> float:
     """Mean entropy of the model's answers, as a share of the largest there can be."""
     if not has_logits(model):
         return 0.0
+    total, count, classes = 0.0, 0, 2
     with torch.no_grad(), inference_mode_of(model):
-        logs = attended_outputs(call(model, batch), attended(batch)).float().log_softmax(-1)
-    return float(-(logs.exp() * logs).sum(-1).mean()) / math.log(max(2, logs.shape[-1]))
+        for piece in answered_in_pieces(model, [batch]):
+            logs = outputs_of(model, piece).float().log_softmax(-1)
+            total -= float((logs.exp() * logs).sum())
+            count, classes = count + logs.shape[:-1].numel(), max(2, logs.shape[-1])
+    return total / count / math.log(classes)

@@ -4,7 +4,6 @@ the whole and the pruned network run side by side."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -19,25 +18,14 @@ from dnge_compress.signals.producers import Producer, formula_of, formulas, prod
 MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; some copies of them are held
 
 
-@dataclass(frozen=True)
-class _Heard:
-    read: Tensor
-    written: Tensor
-    version: int
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing was written over it, as some activations do."""
-        return self.written._version == self.version
-
-
 class LayerRefit:
-    """One such layer: what its producers were called with and wrote last, and how their rows change."""
+    """One such layer: what its producers have read and written last in the pruned network, and how their rows move."""
 
     def __init__(self, producers: tuple[Producer, ...], keep: Int[Tensor, " K"]) -> None:
         self.producers, self.keep = producers, keep
         self.has_bias = any(p.bias for p in producers)
-        self.heard: dict[nn.Module, _Heard] = {}
+        self.inputs: dict[nn.Module, Tensor] = {}  # of both halves
+        self.written: dict[Producer, Tensor] = {}  # for the units that stay
         self.formula: Formula | None = None
         self.changes: tuple[Tensor, ...] = ()
 
@@ -55,13 +43,14 @@ class LayerRefit:
     @property
     def _is_usable(self) -> bool:
         """Whether all of them were heard, and have read the same."""
-        heard = self.heard.values()
-        is_whole = len(heard) == len(self.modules) and all(h.is_whole for h in heard)
-        return is_whole and len({id(h.read) for h in heard}) == 1
+        return len(self.written) == len(self.producers) and len({id(read) for read in self.inputs.values()}) == 1
 
     def hear(self, module: nn.Module, read: Tensor, written: Tensor) -> None:
         """What one of them has read and written, both halves."""
-        self.heard[module] = _Heard(read, written, written._version)
+        self.inputs[module] = read
+        half = written[len(written) // 2 :]
+        # Copies, for some activations write over it.
+        self.written |= {p: half[..., self._rows(p.slot)] for p in self.producers if p.module is module}
 
     def fit(
         self,
@@ -85,8 +74,8 @@ class LayerRefit:
         inputs, written = self._second_half()
         if inputs.shape[:-1].numel() != rows:  # what was written is spread or gathered before it is read
             return None
-        x = self._with_ones(inputs.flatten(0, -2)[positions].float())
-        zs = tuple(z.flatten(0, -2)[positions].float() for z in written)
+        x = self._with_ones(inputs.flatten(0, -2)[positions])
+        zs = tuple(z.flatten(0, -2)[positions] for z in written)
         self.formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
         if self.formula is None:
             return None
@@ -102,7 +91,7 @@ class LayerRefit:
         if found is None:
             return None
         self.changes = found.changes
-        moved = self.formula([z + x @ v.T for z, v in zip(zs, self.changes, strict=True)])
+        moved = Layer(x, zs, self.formula).activations(self.changes)
         return best_fit(moved, target, spread_examples_of(examples), consumer, found.fit)
 
     def found(self) -> dict[str, Tensor]:
@@ -124,14 +113,15 @@ class LayerRefit:
             return before
         inputs, written = self._second_half()
         assert self.formula is not None
-        x = self._with_ones(inputs.float())
-        after = self.formula([z.float() + x @ v.T for z, v in zip(written, self.changes, strict=True)])
+        x, zs = self._with_ones(inputs).flatten(0, -2), tuple(z.flatten(0, -2) for z in written)
+        after = Layer(x, zs, self.formula).activations(self.changes)
         after = after.to(before.dtype).reshape(*before.shape[:-1], len(self.keep))
         return before.index_copy(-1, self.keep, after)
 
     def forget(self) -> None:
         """Let go of what was heard: all of it together is many times as large as the weights."""
-        self.heard.clear()
+        self.inputs.clear()
+        self.written.clear()
 
     def values(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """New values of the producers' parameters; rows that go are as they were."""
@@ -146,10 +136,8 @@ class LayerRefit:
         return found
 
     def _second_half(self) -> tuple[Tensor, list[Tensor]]:
-        inputs = next(iter(self.heard.values())).read
-        half = len(inputs) // 2
-        written = [self.heard[p.module].written[half:][..., self._rows(p.slot)] for p in self.producers]
-        return inputs[half:].to(written[0].device), written
+        inputs, written = next(iter(self.inputs.values())), [self.written[p] for p in self.producers]
+        return inputs[len(inputs) // 2 :].to(written[0].device), written
 
     def _rows(self, slot: Slot) -> Tensor:
         return slot.rows(self.keep.cpu()).to(self.keep.device)

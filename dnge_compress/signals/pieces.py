@@ -25,6 +25,7 @@ from dnge_compress.signals.joined import positions_in
 
 MOST_ROWS = 16384  # of inputs, that a matrix is fitted on
 MOST_WRITTEN = 1 << 27  # numbers, by one module
+ANSWER_NUMBERS = 1 << 25  # of one piece of a batch, with the copies that are made of them
 OUTPUT_WEIGHT = 4  # copies of the main output that a loss makes: logarithms, probabilities, draws of labels, gradient
 
 
@@ -62,6 +63,12 @@ def in_pieces(batches: Sequence[Inputs], per_position: float, limit: int) -> lis
         parts = -(-examples // at_once)
         found += [batch] if parts == 1 else _split(batch, examples, -(-examples // parts))
     return found
+
+
+def answered_in_pieces(model: nn.Module, batches: Sequence[Inputs]) -> list[Inputs]:
+    """The batches in pieces whose answers don't fill the memory, as those over a large vocabulary would."""
+    _, answered = numbers_per_position(model, batches[0])
+    return in_pieces(batches, answered, ANSWER_NUMBERS)
 
 
 def positions_at_once(model: nn.Module, readers: Sequence[nn.Module], batches: Sequence[Inputs], halves: int) -> int:

@@ -22,7 +22,7 @@ from dnge_compress.graph.types import Slot, is_weight
 from dnge_compress.signals.joint_fit import Formula
 
 TOLERANCE = 1e-4  # of the largest activation
-FEW_ROWS = 1024  # tell the formulas apart; the one that is found is tried on all
+FEW_ROWS = 1024  # tell the formulas apart; the one that is found is tried on all, as many at a time
 
 ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
     nnf.silu,
@@ -80,7 +80,8 @@ def formula_of(
     """The formula that gives these activations, if it is a known one; `eps` is the precision that they come in."""
 
     def error(formula: Formula, every: int = 1) -> float:
-        return float((formula([w[::every] for w in written]) - activations[::every]).abs().max())
+        pieces = zip(*(values[::every].split(FEW_ROWS) for values in (activations, *written)), strict=True)
+        return float(torch.stack([(formula([w.float() for w in some]) - a).abs().max() for a, *some in pieces]).max())
 
     best = min(formulas(len(written)), key=partial(error, every=max(1, len(activations) // FEW_ROWS)))
     return best if error(best) <= max(TOLERANCE, 4 * eps) * float(activations.abs().max()) else None

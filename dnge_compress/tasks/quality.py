@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
 
-from dnge_compress.signals.comparison import ANSWER_NUMBERS
 from dnge_compress.signals.divergence import are_scores, attended, attended_outputs, divergence, next_token_nats
 from dnge_compress.signals.inference import (
     Inputs,
@@ -22,7 +21,7 @@ from dnge_compress.signals.inference import (
     to_device,
     writes_text,
 )
-from dnge_compress.signals.pieces import in_pieces, numbers_per_position
+from dnge_compress.signals.pieces import answered_in_pieces
 
 PERPLEXITY, ACCURACY = "perplexity", "accuracy"
 
@@ -42,7 +41,7 @@ def quality_of(model: nn.Module, batches: Sequence[Inputs]) -> float | None:
         return None
     counted = _Counted()
     with torch.no_grad(), inference_mode_of(model):
-        for batch in pieces_of(model, batches):
+        for batch in answered_in_pieces(model, batches):
             counted.add(measure, call(model, batch), batch)
     return counted.value(measure)
 
@@ -64,7 +63,7 @@ def apart(first: nn.Module, second: nn.Module, batches: Sequence[Inputs]) -> Apa
     measure, logits = measure_of(first, batches), has_logits(first)
     counts, agreed, damage, positions, is_cosine = (_Counted(), _Counted()), 0.0, 0.0, 0, False
     with torch.no_grad(), inference_mode_of(first), inference_mode_of(second):
-        for batch in pieces_of(first, batches):
+        for batch in answered_in_pieces(first, batches):
             outputs = [call(model, to_device(batch, device_of(model))) for model in (first, second)]
             if measure:
                 for counted, output in zip(counts, outputs, strict=True):
@@ -81,12 +80,6 @@ def apart(first: nn.Module, second: nn.Module, batches: Sequence[Inputs]) -> Apa
     return Apart(
         qualities=(known[0], known[1]), agreement=agreed / positions, is_cosine=is_cosine, damage=damage / positions
     )
-
-
-def pieces_of(model: nn.Module, batches: Sequence[Inputs]) -> Iterator[Inputs]:
-    """The inputs in pieces whose answers don't fill the memory."""
-    _, answered = numbers_per_position(model, batches[0])
-    yield from in_pieces(batches, answered, ANSWER_NUMBERS)
 
 
 class _Counted:
