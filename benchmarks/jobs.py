@@ -43,6 +43,8 @@ RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
 ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on its own samples": ([], "sampled"),
     "prune-recover on real books": ([], "books"),
+    "prune-recover with uneven widths, on its own samples": (["prune.uneven=true"], "sampled"),
+    "prune-recover with uneven widths, on real books": (["prune.uneven=true"], "books"),
     "prune-recover on both": ([], "both"),
     "without a teacher, on its own samples": (["~distill"], "sampled"),
     "without a teacher, on real books": (["~distill"], "books"),

@@ -27,7 +27,11 @@ class UsageError(DngeError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UsageError, so that wrong usage is reported as every other error is."""
+    """Raises UsageError, so that wrong usage is reported as every other error is; takes no option by its beginning,
+    which would mean another one as soon as more are added."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of ending the process."""
