@@ -140,5 +140,5 @@ def finished(folder: str | Path) -> JobReport:
     """The report that a job left in its folder. Raises CheckpointError where none is there or it can't be read."""
     file = Path(folder) / REPORT
     if not file.is_file():
-        raise CheckpointError(f"the job in '{folder}' has no {REPORT}; run it again, and it goes on, or says what ended it")
+        raise CheckpointError(f"the job in '{folder}' has no {REPORT}; run it again: it goes on, or says what ended it")
     return JobReport.from_dict(read_json(file), f"'{file}'")
