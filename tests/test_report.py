@@ -17,7 +17,7 @@ from torch import nn
 
 from dnge_compress.core.errors import CheckpointError, PlanError
 from dnge_compress.core.terminal import Drawn, plain
-from dnge_compress.core.wording import count
+from dnge_compress.core.wording import count, counts
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, ModelGraph, Scores, Space
 from dnge_compress.plans.expected import BANDS, Expected, expected
@@ -312,6 +312,11 @@ def test_a_malformed_report_is_refused_in_one_line(raw: dict[str, Any], told: st
 )
 def test_counts_have_three_digits_and_a_prefix(number: float, text: str) -> None:
     assert count(number) == text
+
+
+def test_numbers_that_three_digits_do_not_tell_apart_are_written_in_full() -> None:
+    assert counts([1e6, 2e6]) == ["1.00 M", "2.00 M"]
+    assert counts([1_000_000, 1_000_500]) == ["1,000,000", "1,000,500"]
 
 
 def scores_of(graph: ModelGraph) -> Scores:

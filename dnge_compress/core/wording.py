@@ -43,6 +43,12 @@ def count(n: float, unit: str = "") -> str:
     return f"{n:.0f} {unit}".rstrip()
 
 
+def counts(values: Sequence[float]) -> list[str]:
+    """The same of several numbers, in full where three digits wouldn't tell them apart."""
+    short = [count(n) for n in values]
+    return short if len({*short}) == len({*values}) else [f"{n:,.0f}" for n in values]
+
+
 def extent(values: Iterable[float]) -> Range:
     """The lowest and the highest of some numbers."""
     known = list(values)

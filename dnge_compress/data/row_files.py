@@ -36,10 +36,8 @@ def locate(source: Dataset, folder: Path) -> dict[str, list[Path]]:
     """
     path = folder / Path(source.path).expanduser()
     if not path.exists():
-        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = f"; {nearest(path.name, beside)}" if beside else f"; there is no folder '{path.parent}' either"
         where = "" if Path(source.path).is_absolute() else " (a relative path begins beside its recipe)"
-        raise DataError(f"data '{path}' doesn't exist{hint}{where}")
+        raise DataError(f"data '{path}' doesn't exist; {_beside(path)}{where}")
     for key in ("name", "revision", *(() if path.is_dir() else ("data_files",))):
         if getattr(source, key) is not None:
             raise DataError(f"'{path}' is on this machine, where '{key}' means nothing; leave it out")
@@ -48,6 +46,18 @@ def locate(source: Dataset, folder: Path) -> dict[str, list[Path]]:
     if path.suffix.lower() not in SUFFIXES:
         raise DataError(f"data file '{path}' is none of {', '.join(SUFFIXES)}; convert it to one of them")
     return {"train": [path]}
+
+
+def _beside(path: Path) -> str:
+    """What a missing path may have meant: a name close to it, or a file of rows where it should lie."""
+    if not path.parent.is_dir():
+        return f"there is no folder '{path.parent}' either"
+    names = [p.name for p in path.parent.iterdir()]
+    close = nearest(path.name, names)
+    rows = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    if close.startswith("did") or rows:
+        return close if close.startswith("did") else nearest(path.name, rows)
+    return f"no file of rows lies in '{path.parent}'"
 
 
 def wanted(source: Dataset, folder: Path) -> dict[str, list[Path]]:

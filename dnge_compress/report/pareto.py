@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dnge_compress.core.wording import count, extent
+from dnge_compress.core.wording import counts, extent
 from dnge_compress.report import drawing
 from dnge_compress.report.axes import decimals, ticks
 from dnge_compress.report.drawing import SIDE
@@ -47,7 +47,7 @@ def pareto(found: Sequence[Tried], across: str, up: str, *, is_high_good: bool) 
         [*rules, line, *dots],
         (f"{up} over {across}", f"{said}. The line leads along those that no smaller one equals or beats."),
         left=[((y - low) / (high - low), f"{y:.{beside}f}") for y in ys],
-        below=[((x - left) / (right - left), count(x)) for x in xs],
+        below=[((x - left) / (right - left), size) for x, size in zip(xs, counts(xs), strict=True)],
         kind="curves",
         words=words,
     )
