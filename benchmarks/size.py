@@ -4,7 +4,8 @@
 
 Memory is that of the whole process tree: what is its own (anonymous) and what is mapped from files, which the system
 takes back when it needs room. The floor is the time of the calibration tokens' products, forward and backward, at the
-rate of matrix products measured in the same run. Writes results/size.{md,json}; the models lie in out/sizes.
+rate of matrix products measured in the same run; a pass is what transformers itself takes for as many tokens there and
+back, where gradients of all weights fit. Writes results/size.{md,json}; the models lie in out/sizes.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ NOTES = [
     "8B was killed once, in a stage that is kept block by block since, and went on; seconds are the sum of both runs.",
 ]
 GEMM = 2048  # side of the products that the rate is measured with
+PASS_BYTES = 3 << 30  # of weights, up to which a pass is measured
+TEXTS, LENGTH = 8, 128  # of a pass at a time, and tokens of each
 MIB = 1 << 20
 
 
@@ -92,14 +95,16 @@ def measure(name: str, recipe: str, ratio: float, tokens: int) -> None:
     taken, after = time.perf_counter() - started, os.times()
     worked = after.children_user + after.children_system - before.children_user - before.children_system
     floor = 4 * tokens * matrix_numbers(SHAPES[name]) / rate
+    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
     cells = {
         "model": name,
         "recipe": f"{recipe}, {ratio:g}",
-        "weights, MiB": f"{sum(f.stat().st_size for f in folder.glob('*.safetensors')) / MIB:,.0f}",
+        "weights, MiB": f"{size / MIB:,.0f}",
         "calibration tokens": f"{tokens:,}",
         "time, s": f"{taken:,.0f}" if code == 0 else f"failed ({code})",
         "processor, s": f"{worked:,.0f}",
         "times the floor": f"{taken / floor:.1f}",
+        "times a pass": f"{taken / seconds_of_pass(folder, tokens):.1f}" if size < PASS_BYTES else "–",
         "stages, s": ", ".join(f"{stage} {seconds:,.0f}" for stage, seconds in stages_in(said).items()),
         "peak, MiB": f"{peak / MIB:,.0f}",
         "of it its own, MiB": f"{own / MIB:,.0f}",
@@ -171,6 +176,17 @@ def products_per_second() -> float:
         a @ b
         best = min(best, time.perf_counter() - started)
     return 2 * GEMM**3 / best
+
+
+def seconds_of_pass(folder: Path, tokens: int) -> float:
+    """How long transformers takes for random tokens there and back, after a first batch that isn't counted."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    texts = torch.randint(4, model.config.vocab_size, (tokens // LENGTH, LENGTH))
+    started = 0.0
+    for part in (texts[:TEXTS], *texts.split(TEXTS)):
+        model(input_ids=part, labels=part).loss.backward()
+        started = started or time.perf_counter()
+    return time.perf_counter() - started
 
 
 def stages_in(said: str) -> dict[str, float]:
