@@ -1,6 +1,6 @@
 """Does the pretrained encoder earn its place? Ranking, transfer, ablations, and pruned quality on what it never saw.
 
-    dnge pretrain --zoo zoo --jobs 2 --out runs/base.safetensors     # the zoo and its true costs, hours
+    dnge pretrain --zoo zoo --jobs 2 -o runs/base.safetensors     # the zoo and its true costs, hours
     python benchmarks/encoder.py --zoo zoo                            # about an hour and a half on two cores
 
 Writes results/encoder_*.md, and the rows of pruned models as JSON. Every stage can be stopped and started again;

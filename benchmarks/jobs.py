@@ -24,8 +24,9 @@ import pyarrow.parquet as pq
 import torch
 from harness import DATA, RESULTS, markdown
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from dnge_compress import open_model
 from dnge_compress.jobs.report.job_report import JobReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -43,8 +44,8 @@ RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
 ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on its own samples": ([], "sampled"),
     "prune-recover on real books": ([], "books"),
-    "prune-recover with uneven widths, on its own samples": (["prune.uneven=true"], "sampled"),
-    "prune-recover with uneven widths, on real books": (["prune.uneven=true"], "books"),
+    "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled"),
+    "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books"),
     "prune-recover on both": ([], "both"),
     "without a teacher, on its own samples": (["~distill"], "sampled"),
     "without a teacher, on real books": (["~distill"], "books"),
@@ -150,8 +151,7 @@ def judged(out: Path) -> dict[str, float]:
     tokenizer = AutoTokenizer.from_pretrained(BOOKWORM)
     places = {"original": BOOKWORM, "pruned": out / "pruned", "trained": out / "model"}
     return {
-        name: perplexity(AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32).eval(), tokenizer, text)
-        for name, place in places.items()
+        name: perplexity(open_model(place, dtype="float32").eval(), tokenizer, text) for name, place in places.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The joint repair against the default one and against as many parameters more kept as neurons, no data, no training.
+"""The joint repair against the one side by side and against as many parameters more kept as neurons, without data.
 
     python benchmarks/joint.py [--only MiniLM] [--seeds 3]     # an hour of a core; goes on where it was
 

@@ -442,7 +442,7 @@ def test_a_traceback_is_shown_only_on_demand(monkeypatch: pytest.MonkeyPatch) ->
     ("arguments", "words"),
     [
         (["compress"], "arguments are required: MODEL, -o/--output; see `dnge compress --help`"),
-        (["compress", "m", "-o", "out", "--rat", "0.2"], "unrecognized arguments: --rat 0.2; see `dnge --help`"),
+        (["compress", "m", "-o", "out", "--rat", "0.2"], "unknown option --rat; did you mean '--ratio'"),
         (["nothing"], "invalid choice: 'nothing'"),
         (["compress", "x", "-o", "y", "--ratio", "abc"], "argument --ratio: invalid float value: 'abc'"),
         (["recipes", "cp", "prune/default"], "see `dnge recipes cp --help`"),

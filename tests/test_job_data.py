@@ -577,6 +577,8 @@ def test_a_parquet_file_names_its_columns(tmp_path: Path) -> None:
     ("source", "complaint"),
     [
         ({"path": "tain.jsonl"}, r"tain.jsonl' doesn't exist; did you mean 'train.jsonl' or 'test.jsonl'\?"),
+        ({"path": "bare/rows.csv"}, r"doesn't exist; nothing in '.*bare' can be read as rows; name another place"),
+        ({"path": "./model/zzz"}, r"doesn't exist; known: mydata \("),
         ({"path": "no/such/file.csv"}, "there is no folder '.*no/such' either"),
         ({"path": "train.jsonl", "split": "test"}, "'train.jsonl' has no split 'test'; known: train"),
         ({"path": ".", "split": "tests"}, r"'.' has no split 'tests'; did you mean 'test'\?"),
@@ -594,6 +596,8 @@ def test_a_source_that_cant_be_meant_is_refused_early(tmp_path: Path, source: di
         jsonl(tmp_path / f"{name}.jsonl", [{"text": "Yes."}])
     (tmp_path / "mixed" / "b.csv").write_text("text\nYes.\n")
     (tmp_path / "bare").mkdir()
+    (tmp_path / "model" / "mydata").mkdir(parents=True)
+    (tmp_path / "model" / "weights.bin").touch()
     if source["path"] == ".":
         for folder in ("mixed", "loose"):
             for file in (tmp_path / folder).iterdir():

@@ -78,7 +78,8 @@ def test_the_cut_model_answers_as_the_masked_one_does_under_a_joint_repair(name:
     context = context_of(name, model, data=(rows,) if name == "mlp" else many_texts())
     applied = first_half_of(context.graph, FEED_FORWARD)
     found = best_repair(context, applied, JOINT)
-    assert found.damage == found.damages["joint fit"] < found.damages["least squares"]
+    side = best_repair(context, applied, Repair(compensate="lstsq"))
+    assert found.damage == found.damages["joint fit"] < side.damages["side by side"]
     small = copy.deepcopy(model)
     with torch.no_grad():
         cut(small, applied)
@@ -136,16 +137,18 @@ def layer_with(units: int, inputs: int, outputs: int, rows: int = 4000) -> tuple
     return Layer(x, (x @ gate.T, x @ up.T), formula), read, target
 
 
-def test_a_joint_fit_finds_most_of_what_refitting_one_side_cannot() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_joint_fit_finds_most_of_what_refitting_one_side_cannot(dtype: torch.dtype) -> None:
     layer, read, target = layer_with(6, 5, 7)
+    layer = Layer(layer.x.to(dtype), tuple(z.to(dtype) for z in layer.written), layer.formula)
     judged = torch.arange(len(target)) % 4 == 0
-    h = layer.formula(layer.written)
+    h = layer.activations()
+    torch.testing.assert_close(h, layer.formula([z.float() for z in layer.written]))
     alone = torch.linalg.lstsq(h[~judged], target[~judged]).solution.T
     first = Fit(alone, torch.zeros(len(read)))
     found = joint_fit(layer, target, first=first, importance=torch.ones(len(read)), judged=judged, can_shift=False)
     assert found is not None and torch.equal(found.fit.added, first.added)
-    z = [w + layer.x @ c.T for w, c in zip(layer.written, found.changes, strict=True)]
-    left = (target - layer.formula(z) @ found.fit.weight.T)[judged].square().sum()
+    left = (target - layer.activations(found.changes) @ found.fit.weight.T)[judged].square().sum()
     assert left < 0.3 * (target - h @ alone.T)[judged].square().sum()
 
 

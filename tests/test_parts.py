@@ -93,7 +93,7 @@ def test_a_joint_repair_goes_on_with_the_formulas_that_its_parts_were_fitted_wit
     model, settings = make("llama"), SETTINGS | {"compensate": "joint"}
     with kept_parts(tmp_path / "work") as parts:
         wanted = weights_of(compress(model, "prune/neurons", work=parts, **settings))
-        assert any("formula" in load_file(file) for file in (tmp_path / "work").glob("*jointly*"))
+        assert any("formula" in load_file(file) for file in (tmp_path / "work").glob("*joint-fits*"))
         monkeypatch.setattr(layer_refit, "formula_of", lambda *args: None)
         found = weights_of(compress(model, "prune/neurons", work=parts, **settings))
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)

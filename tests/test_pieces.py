@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import models
 import pytest
 import torch
 from torch import Tensor, nn
 
+from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals import doubts as doubts_module
 from dnge_compress.signals import pieces
+from dnge_compress.signals.divergence import outputs_of
+from dnge_compress.signals.doubts import doubts
 from dnge_compress.signals.inference import examples_in
 from dnge_compress.signals.joined import joined
 from dnge_compress.signals.pieces import positions_at_once
@@ -51,3 +56,17 @@ def test_a_linear_layer_gets_so_many_rows(monkeypatch: pytest.MonkeyPatch) -> No
 def test_inputs_smaller_than_a_patch_are_all_read() -> None:
     model = nn.Sequential(nn.Linear(5, 6), nn.Linear(6, 5))
     assert taken(model, [model[1]], [torch.zeros(64, 5)] * 2) == 128
+
+
+def test_how_sure_a_model_is_of_its_text_is_known_from_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.make("bert_mlm")
+    mask = (torch.arange(12) < torch.tensor([12, 5, 9, 2])[:, None]).long()
+    ids = torch.randint(4, models.VOCABULARY, mask.shape, generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        p = outputs_of(model, batch).softmax(-1)
+    share = float(-(p * p.log()).sum(-1).mean() / torch.tensor(p.shape[-1]).log())
+    monkeypatch.setattr(pieces, "ANSWER_NUMBERS", 1)
+    for unsure, told in ((share - 1e-4, 1), (share + 1e-4, 0)):
+        monkeypatch.setattr(doubts_module, "UNSURE", unsure)
+        assert len(doubts(model, [batch], Calibration(), "masked")) == told

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from dnge_compress import __version__
 from dnge_compress.cli.help_texts import EPILOG, EXAMPLES
-from dnge_compress.core.errors import DngeError
+from dnge_compress.core.errors import DngeError, nearest
 
 TARGETS = (  # in the place of a ratio: option, example, meaning
     ("params", "4.2B", "parameters that may be left"),
@@ -28,10 +28,19 @@ class UsageError(DngeError):
 
 class Parser(argparse.ArgumentParser):
     """Raises UsageError, so that wrong usage is reported as every other error is; takes no option by its beginning,
-    which would mean another one as soon as more are added."""
+    so that scripts don't break when one is added."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but an option that the command hasn't is refused here, with those that it has."""
+        found, left = super().parse_known_args(args, namespace)
+        unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), "")
+        if unknown:
+            self.error(f"unknown option {unknown}; {nearest(unknown, self._option_string_actions)}")
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of ending the process."""

@@ -43,10 +43,10 @@ def count(n: float, unit: str = "") -> str:
     return f"{n:.0f} {unit}".rstrip()
 
 
-def counts(values: Sequence[float]) -> list[str]:
-    """The same of several numbers, in full where three digits wouldn't tell them apart."""
-    short = [count(n) for n in values]
-    return short if len({*short}) == len({*values}) else [f"{n:,.0f}" for n in values]
+def counts(values: Sequence[float], unit: str = "") -> list[str]:
+    """Several whole numbers as `count` writes them, or in full where that doesn't tell them apart."""
+    short = [count(n, unit) for n in values]
+    return short if len({*short}) == len({*values}) else [f"{n:,.0f} {unit}".rstrip() for n in values]
 
 
 def extent(values: Iterable[float]) -> Range:

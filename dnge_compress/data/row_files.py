@@ -49,15 +49,12 @@ def locate(source: Dataset, folder: Path) -> dict[str, list[Path]]:
 
 
 def _beside(path: Path) -> str:
-    """What a missing path may have meant: a name close to it, or a file of rows where it should lie."""
+    """What a missing path may have meant, of the files and folders that lie where it should."""
     if not path.parent.is_dir():
         return f"there is no folder '{path.parent}' either"
-    names = [p.name for p in path.parent.iterdir()]
-    close = nearest(path.name, names)
-    rows = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
-    if close.startswith("did") or rows:
-        return close if close.startswith("did") else nearest(path.name, rows)
-    return f"no file of rows lies in '{path.parent}'"
+    there = [p for p in path.parent.iterdir() if not _is_hidden(p.relative_to(path.parent))]
+    known = [p.name for p in there if p.is_dir() or p.suffix.lower() in SUFFIXES]
+    return nearest(path.name, known) if known else f"nothing in '{path.parent}' can be read as rows; name another place"
 
 
 def wanted(source: Dataset, folder: Path) -> dict[str, list[Path]]:
@@ -76,7 +73,8 @@ def _in_folder(path: Path, data_files: str | tuple[str, ...] | None) -> list[Pat
     for pattern in patterns:
         matches = sorted(p for p in path.glob(pattern) if p.is_file() and not _is_hidden(p.relative_to(path)))
         if data_files is not None and not matches:
-            known = [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()]
+            there = [p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
+            known = [p.as_posix() for p in there if not _is_hidden(p)]
             raise DataError(f"data_files: '{path}' holds no '{pattern}'; {nearest(pattern, known)}")
         found += [p for p in matches if p not in found]
     return found

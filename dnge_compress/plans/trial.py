@@ -109,7 +109,8 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
         context.progress("repair", 2, steps)
         parts = parts_under(context, applied, repair)
         run = SideBySide(context.model, context.signals, applied, one_shot, parts=parts, most_joint=repair.most_joint)
-        ways["joint fit" if run.layers else "side by side"] = _run(run, context)
+        values = _run(run, context)
+        ways["joint fit" if run.has_joint_fits else "side by side"] = values
         context.progress("repair", 3, steps)
     trial = trial or Trial(context)
     asked = "bias" if repair.compensate == "bias" else "least squares"

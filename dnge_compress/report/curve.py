@@ -10,7 +10,7 @@ from typing import Any
 from dnge_compress.core.document import Cell, Column, Document, Figure, Notes, Paragraph, Section, Table
 from dnge_compress.core.strict_json import json_values
 from dnge_compress.core.terminal import Printable
-from dnge_compress.core.wording import UNKNOWN, count, duration, percent
+from dnge_compress.core.wording import UNKNOWN, counts, duration, percent
 from dnge_compress.plans.expected import Expected
 from dnge_compress.report import plots
 from dnge_compress.report.page import page
@@ -106,7 +106,19 @@ class RatioCurve(Printable):
         return f"{point.ratio:g}, knee" if point.ratio == self.knee else f"{point.ratio:g}"
 
     def _said(self, params: int, measure: str, value: float, what: str) -> str:
-        return f"{what}: {count(params)} parameters, {measure} {_shown(measure, value)}"
+        return f"{what}: {self._sizes[params]} parameters, {measure} {_shown(measure, value)}"
+
+    @property
+    def _sizes(self) -> dict[int, str]:
+        """All numbers of parameters, as they are written."""
+        sizes = [self.params, *(p.params for p in self.points)]
+        return dict(zip(sizes, counts(sizes), strict=True))
+
+    @property
+    def _weights(self) -> dict[int, str]:
+        """All numbers of bytes, as they are written."""
+        weights = [self.bytes, *(p.bytes for p in self.points)]
+        return dict(zip(weights, counts(weights, "B"), strict=True))
 
     def _table(self) -> Table:
         columns = [
@@ -120,7 +132,7 @@ class RatioCurve(Printable):
         columns.append(Column(title="speed", unit="of the original"))
         quality = (Cell(text=_shown(self.measure, self.quality)),) if self.measure else ()
         nothing = Cell(text=UNKNOWN, style="quiet")
-        sizes = (Cell(text=count(self.params)), Cell(text=count(self.bytes, "B")))
+        sizes = (Cell(text=self._sizes[self.params]), Cell(text=self._weights[self.bytes]))
         rows = [(Cell(text="0"), *sizes, nothing, nothing, *quality, Cell(text="1×"))]
         return Table(columns=tuple(columns), rows=(*rows, *map(self._row, self.points)))
 
@@ -129,8 +141,8 @@ class RatioCurve(Printable):
         known = point.expected
         return (
             Cell(text=f"{point.ratio:g}", detail="knee" if is_knee else ""),
-            Cell(text=count(point.params)),
-            Cell(text=count(point.bytes, "B")),
+            Cell(text=self._sizes[point.params]),
+            Cell(text=self._weights[point.bytes]),
             Cell(text=UNKNOWN)
             if known is None
             else Cell(text=f"{known.nats:.2g}", detail=f"{known.low:.2g}–{known.high:.2g}"),

@@ -29,6 +29,7 @@ def pareto(found: Sequence[Tried], across: str, up: str, *, is_high_good: bool) 
     it. `across` and `up` say what the axes are. All are finite."""
     front = _front(found, is_high_good)
     xs, ys = ticks(*extent(t.size for t in found)), ticks(*extent(t.quality for t in found))
+    whole = [x for x in xs if x == round(x)]  # a step may be smaller where toys are compared
     left, right, low, high = xs[0], xs[-1], ys[0], ys[-1]
     beside = decimals(ys)
 
@@ -47,7 +48,7 @@ def pareto(found: Sequence[Tried], across: str, up: str, *, is_high_good: bool) 
         [*rules, line, *dots],
         (f"{up} over {across}", f"{said}. The line leads along those that no smaller one equals or beats."),
         left=[((y - low) / (high - low), f"{y:.{beside}f}") for y in ys],
-        below=[((x - left) / (right - left), size) for x, size in zip(xs, counts(xs), strict=True)],
+        below=[((x - left) / (right - left), size) for x, size in zip(whole, counts(whole), strict=True)],
         kind="curves",
         words=words,
     )

@@ -25,7 +25,7 @@ from dnge_compress.core.precision import fast_float32_products
 from dnge_compress.signals.fits import Fit
 from dnge_compress.signals.obs import factor
 
-ROUNDS = 3  # at most; after each, the judged examples decide whether to go on. Three more take back a fortieth more
+ROUNDS = 3  # at most; after each, the judged examples decide whether to go on (three more: 2 % less damage, dev/LOG.md)
 STEPS = 5  # of a round
 SHARES = (1.0, 0.5, 0.25, 0.125)  # of a round's way that are tried in turn, until one errs less on the judged examples
 RIDGE = 0.1  # of the mean second moment, in the coordinates of inputs and features
@@ -47,7 +47,7 @@ class Layer:
     formula: Formula
 
     def activations(self, changes: Sequence[Float[Tensor, "K H"]] = ()) -> Float[Tensor, "P K"]:
-        """The units' activations, if asked for under changed rows of the matrices."""
+        """The units' activations, with `changes` added to the rows of the matrices."""
         found = torch.empty(self.written[0].shape, device=self.x.device)
         pieces = zip(*(values.split(AT_ONCE) for values in (found, self.x, *self.written)), strict=True)
         for piece, x, *written in pieces:
@@ -115,7 +115,7 @@ def _descended(run: _Run, seen: Tensor, unseen: Tensor, scale: float) -> list[Te
 
 
 class _Run:
-    """The layer's error on some of its rows, which are told by number, as a function of changes in white coordinates:
+    """The layer's error on some of its rows, given by their indices, as a function of changes in white coordinates:
     one `[K, H]` for each matrix that computes the units, and `[D, K (+ 1)]` for the one that reads them."""
 
     def __init__(self, layer: Layer, target: Tensor, first: Fit, importance: Tensor, can_shift: bool) -> None:

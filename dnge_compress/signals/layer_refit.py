@@ -19,13 +19,13 @@ MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; some c
 
 
 class LayerRefit:
-    """One such layer: what its producers have read and written last in the pruned network, and how their rows move."""
+    """One such layer: what its producers have read and written last, and how their rows move."""
 
     def __init__(self, producers: tuple[Producer, ...], keep: Int[Tensor, " K"]) -> None:
         self.producers, self.keep = producers, keep
         self.has_bias = any(p.bias for p in producers)
         self.inputs: dict[nn.Module, Tensor] = {}  # of both halves
-        self.written: dict[Producer, Tensor] = {}  # for the units that stay
+        self.written: dict[Producer, Tensor] = {}  # in the pruned network, for the units that stay
         self.formula: Formula | None = None
         self.changes: tuple[Tensor, ...] = ()
 
@@ -49,7 +49,7 @@ class LayerRefit:
         """What one of them has read and written, both halves."""
         self.inputs[module] = read
         half = written[len(written) // 2 :]
-        # Copies, for some activations write over it.
+        # An index copies: some activations write over what was written.
         self.written |= {p: half[..., self._rows(p.slot)] for p in self.producers if p.module is module}
 
     def fit(

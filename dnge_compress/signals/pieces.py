@@ -25,7 +25,7 @@ from dnge_compress.signals.joined import positions_in
 
 MOST_ROWS = 16384  # of inputs, that a matrix is fitted on
 MOST_WRITTEN = 1 << 27  # numbers, by one module
-ANSWER_NUMBERS = 1 << 25  # of one piece of a batch, with the copies that are made of them
+ANSWER_NUMBERS = 1 << 25  # in the answers to one piece of a batch, copies included
 OUTPUT_WEIGHT = 4  # copies of the main output that a loss makes: logarithms, probabilities, draws of labels, gradient
 
 

@@ -61,7 +61,7 @@ class SideBySide:
         most_joint: float = 0,
     ) -> None:
         self.model, self.applied, self.values = model, applied, values
-        self.parts = parts.within("jointly" if most_joint else "side-by-side")
+        self.parts = parts.within("joint-fits" if most_joint else "side-by-side")
         self.consumers = consumers_of(model, signals, applied, values)
         self.layers = layer_refits(model, applied, self.consumers, most_joint)
         refitted = {name for c in self.consumers.values() for name in (c.slot.param, *(c.shift or ())[:1])}
@@ -106,6 +106,11 @@ class SideBySide:
             except _MixedHalvesError:
                 return dict(self.values)
         return self.fitted()
+
+    @property
+    def has_joint_fits(self) -> bool:
+        """Whether a run has refitted a layer on both sides."""
+        return any(layer.changes for layer in self.layers.values())
 
     def _mixes_halves(self) -> bool:
         """Whether something that is cut reads tokens in an order of its own."""
