@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 import torch
 from recorded import AS_RECORDED
 from tiny_architectures import ARCHITECTURES, inputs_of, main_output
+from transformers import MixtralConfig, MixtralForCausalLM
 
 import dnge_compress as dnge
-from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.core.errors import ExactnessError, UnsupportedModelError
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.derivation.architecture import outline_of
 from dnge_compress.graph.derivation.experts import renamed_modules
@@ -20,7 +22,10 @@ from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.products import products_watched
 from dnge_compress.graph.types import Cut, Space
 from dnge_compress.signals.experts import expert_costs
+from dnge_compress.signals.inference import call
 from dnge_compress.surgery.cut import cut
+from dnge_compress.surgery.exactness import check, relative_difference
+from dnge_compress.surgery.routes import ChosenRoutes, FollowedRoutes
 
 DBRX = pytest.param("dbrx", marks=AS_RECORDED)
 KEYS = {"switch_transformers": "num_experts", "dbrx": "ffn_config.moe_num_experts", "deepseek_v3": "n_routed_experts"}
@@ -131,3 +136,52 @@ def test_only_blocks_and_experts_are_modules() -> None:
     for kind, modules in (("neuron", ("a", "b")), ("layer", ()), ("expert", ("a",))):
         with pytest.raises(UnsupportedModelError, match="names one module per unit"):
             Space(name="x", units=2, kind=kind, modules=modules)  # type: ignore[arg-type]
+
+
+def undecided() -> Any:
+    """A Mixtral in bfloat16 whose routers like all experts nearly alike."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 8}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads, initializer_range=0.2)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".gate.weight"):
+                parameter.mul_(0.01)
+    return model.bfloat16()
+
+
+def test_routers_that_rounding_decides_do_not_fail_the_proof_and_wrong_experts_do() -> None:
+    model, generator = undecided(), torch.Generator().manual_seed(0)
+    inputs = {"input_ids": torch.randint(4, 60, (4, 64), generator=generator)}
+    graph = build_graph(model)
+    applied = AppliedCuts(graph, tuple(Cut(s.name, tuple(range(1, s.units))) for s in graph.of_kind("expert")))
+    small = copy.deepcopy(model)
+    cut(small, applied)
+    with torch.no_grad():
+        apart = relative_difference(call(small, inputs), call(MaskedModel(model, applied), inputs))
+        assert apart > 0.01, "both chose alike anyway"
+        assert check(small, model, applied, inputs) < 0.001
+        down = small.get_parameter("model.layers.1.mlp.experts.down_proj")
+        down.copy_(down.roll(1, 0))
+    with pytest.raises(ExactnessError, match="surgery is not exact"):
+        check(small, model, applied, inputs)
+
+
+def test_a_choice_is_followed_in_the_numbers_of_the_experts_that_stayed() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(50, 6, generator=generator)
+    masked = scores.index_fill(-1, torch.tensor([0, 3]), -1.0)
+    with ChosenRoutes() as chosen:
+        first, second = torch.topk(masked, 2), scores.topk(3)
+    few = masked[:, [1, 2, 4, 5]].flip(0)  # other scores of the same experts
+    with FollowedRoutes(chosen):
+        values, index = torch.topk(few, 2)
+        again = scores.flip(0).topk(3)
+        beyond = torch.topk(few, 1)
+    assert torch.equal(torch.tensor([1, 2, 4, 5])[index], first.indices)
+    assert torch.equal(values, few.gather(-1, index))
+    assert torch.equal(again.indices, second.indices)
+    assert torch.equal(beyond.values[:, 0], few.amax(-1))
+    with FollowedRoutes(chosen):
+        assert torch.equal(torch.topk(few[:, :3], 2).values, few[:, :3].topk(2).values), "other experts"
