@@ -35,7 +35,8 @@ NOTES = [
     "Two cores; other work ran beside, so seconds by the clock are upper bounds. Random weights in bfloat16.",
     "What is its own can't be taken back by the system; the rest of the peak is mapped from files: weights,",
     "moments, repaired weights. At the end the smaller weights lie in memory, in a share of what is free.",
-    "8B was killed once, in a stage that is kept block by block since, and went on; seconds are the sum of both runs.",
+    "8B was killed once, in a stage that is kept block by block since; 3B ended at a proof that rounding failed, which",
+    "is mended. Both went on from their parts, and their seconds are the sum of both runs.",
 ]
 GEMM = 2048  # side of the products that the rate is measured with
 PASS_BYTES = 3 << 30  # of weights, up to which a pass is measured
