@@ -98,7 +98,7 @@ def test_an_override_by_leaf_name_finds_its_only_place(tmp_path: Path) -> None:
 def test_an_override_with_several_places_lists_them(tmp_path: Path) -> None:
     message = error_of(write(tmp_path, JOB + "lora: {}\n"), "tokens=4096")
     assert (
-        "'tokens' stands in several places; write calibration.tokens or datasets.tokens or eval_datasets.tokens"
+        "'tokens' stands in several places; write calibration.tokens or datasets.0.tokens or eval_datasets.0.tokens"
         in message
     )
 

@@ -176,7 +176,7 @@ def test_an_unknown_override_offers_the_nearest() -> None:
         ("repair:\n  ridge: 0\n", ":2: 'repair.ridge' should be greater than 0, not 0"),
         ("prune:\n  ratio: 2\n", ":2: ratio must be at least 0 and below 1, not 2"),
         ("prune: 3\n", ":1: 'prune' must hold keys (ratio, "),
-        ("prune:\n", ":1: 'prune' must hold keys (ratio, "),
+        ("prune:\n", ":1: 'prune' is empty; write `prune: {}` for its defaults, or take it out"),
         ("prune:\n  ratio: 0.2\n  ratio: 0.3\n", ":3: key 'prune.ratio' stands twice"),
         ("prune: [\n", ":2: not valid YAML"),
         ("a: &a [*a]\n", "aliases (*name) are not allowed"),

@@ -125,7 +125,10 @@ def refuse_foreign(folder: Path, raw: Mapping[str, Any], trust_remote_code: bool
 
 def _account(folder: Path, model: PreTrainedModel, info: Mapping[str, Any], named: bool) -> None:
     for name, there, here in sorted(info["mismatched_keys"]):
-        raise CheckpointError(f"'{name}' has shape {tuple(there)} in '{folder}', but its config asks for {tuple(here)}")
+        raise CheckpointError(
+            f"'{name}' has shape {tuple(there)} in '{folder}', but its config asks for {tuple(here)}; "
+            "one of them is another model's: fetch it again"
+        )
     missing = set(info["missing_keys"])
     if missing and all(name.startswith("pooler.") for name in missing) and without_pooler(model):
         missing = set()

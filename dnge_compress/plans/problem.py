@@ -111,9 +111,10 @@ class Problem:
         """The error for a ratio above `most`, the largest that can be reached."""
         align = "" if prune.align == "none" else f", align {prune.align}"
         where = f" of '{prune.within}'" if prune.within else ""
+        below = math.floor(1000 * most + 1e-9) / 1000  # a ratio that can be typed back in
         return BudgetError(
-            f"ratio {prune.ratio:g} can't be reached: at most {most:.3f} of the {prune.of}{where} can go with kinds "
-            f"{', '.join(prune.kinds)}{align} and min_keep {prune.min_keep:g}; lower the ratio or min_keep",
+            f"ratio {prune.ratio:g} can't be reached: at most {below:.3f} of the {prune.of}{where} can go with "
+            f"kinds {', '.join(prune.kinds)}{align} and min_keep {prune.min_keep:g}; lower the ratio or min_keep",
             most,
         )
 

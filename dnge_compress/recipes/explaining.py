@@ -41,6 +41,8 @@ def explain(
         prefix = f"{where}: " if lines and not is_override else ""
         return BudgetError(f"{prefix}ratio must be at least 0 and below 1, not {value}")
     if kind in ("model_type", "dict_type", "model_attributes_type"):
+        if value is None:
+            return RecipeError(f"{where}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out")
         known = ", ".join(keys_at(section, keys))
         return RecipeError(f"{where}: '{key}' must hold keys ({known}), not {value!r}")
     if kind == "value_error":

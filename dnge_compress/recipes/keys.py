@@ -134,7 +134,8 @@ def _place_of(section: type[RecipeSection], key: str) -> Keys:
     places = leaves(section)
     if len(path) == 1 and key in places:
         if len(places[key]) > 1:
-            raise RecipeError(f"'{key}' stands in several places; write " + " or ".join(map(".".join, places[key])))
+            ways = " or ".join(_addressed(section, place) for place in places[key])
+            raise RecipeError(f"'{key}' stands in several places; write {ways}")
         return places[key][0]
     known = [".".join(p) for p in _paths(section)] if "." in key else list(places)
     instead = ".".join(RENAMED.get(p, p) for p in path)
@@ -153,6 +154,23 @@ def _index(values: list[Any], name: str, key: str) -> int:
     if not name.isdigit() or int(name) >= len(values):
         raise RecipeError(f"override '{key}': there is no '{name}' in a list of {len(values)}")
     return int(name)
+
+
+def _addressed(section: type[RecipeSection], path: Keys) -> str:
+    """A path as an override writes it: of a list of sections the first is named."""
+    words: list[str] = []
+    here: type[RecipeSection] | None = section
+    for name in path:
+        words.append(name)
+        below = None if here is None else section_of(here, name)
+        if below is not None and here is not None and _holds_many(here.model_fields[name].annotation):
+            words.append("0")
+        here = below
+    return ".".join(words)
+
+
+def _holds_many(kind: Any) -> bool:
+    return get_origin(kind) in (tuple, list) or any(map(_holds_many, get_args(kind)))
 
 
 def _paths(section: type[RecipeSection], prefix: Keys = ()) -> Iterator[Keys]:
