@@ -443,7 +443,12 @@ def test_a_traceback_is_shown_only_on_demand(monkeypatch: pytest.MonkeyPatch) ->
     [
         (["compress"], "arguments are required: MODEL, -o/--output; see `dnge compress --help`"),
         (["compress", "m", "-o", "out", "--rat", "0.2"], "unknown option --rat; did you mean '--ratio'"),
-        (["nothing"], "invalid choice: 'nothing'"),
+        (["nothing"], "invalid choice: 'nothing'; known: "),
+        (["compres", "m", "-o", "out"], "invalid choice: 'compres'; did you mean 'compress'"),
+        (
+            ["compress", "m", "-o", "out", "--dtype", "float8"],
+            "--dtype: invalid choice: 'float8'; did you mean 'float32'",
+        ),
         (["compress", "x", "-o", "y", "--ratio", "abc"], "argument --ratio: invalid float value: 'abc'"),
         (["recipes", "cp", "prune/default"], "see `dnge recipes cp --help`"),
         (["pretrain", "--runs", "0"], "argument --runs: 0 is not a positive number"),

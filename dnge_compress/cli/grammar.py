@@ -34,6 +34,12 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As argparse's, with the nearest choices instead of all."""
+        if action.choices is not None and value not in action.choices:
+            near = nearest(str(value), map(str, action.choices))
+            raise argparse.ArgumentError(action, f"invalid choice: '{value}'; {near}")
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """As argparse's, but an option that the command hasn't is refused here, with those that it has."""
         found, left = super().parse_known_args(args, namespace)
