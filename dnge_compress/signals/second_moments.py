@@ -20,7 +20,7 @@ from torch import Tensor
 from dnge_compress.core.paging import mapped, paged, written
 from dnge_compress.core.processes import summed, world
 
-MEMORY_BYTES = 1 << 30  # of matrices of second moments that are held in memory at a time
+MEMORY_BYTES = 1 << 29  # of matrices of second moments that are held in memory at a time
 
 
 class MomentStore:
