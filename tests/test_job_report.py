@@ -425,7 +425,7 @@ def test_a_write_that_fails_leaves_the_old_files(tmp_path: Path, monkeypatch: py
 
 
 def test_a_job_whose_report_is_missing_or_torn_is_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no report.json yet; run it again"):
+    with pytest.raises(CheckpointError, match="no report.json; run it again"):
         finished(tmp_path)
     write(full(), tmp_path)["json"].write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="truncated or corrupt"):
