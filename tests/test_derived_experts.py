@@ -185,3 +185,8 @@ def test_a_choice_is_followed_in_the_numbers_of_the_experts_that_stayed() -> Non
     assert torch.equal(beyond.values[:, 0], few.amax(-1))
     with FollowedRoutes(chosen):
         assert torch.equal(torch.topk(few[:, :3], 2).values, few[:, :3].topk(2).values), "other experts"
+    with ChosenRoutes() as chosen:
+        scores.topk(2, dim=0), torch.topk(scores, 2, 1)
+    with FollowedRoutes(chosen):
+        assert torch.equal(scores.flip(0).topk(2, 0).values, scores.topk(2, 0).values), "another axis"
+    assert len(chosen.choices) == 1

@@ -27,7 +27,7 @@ class ChosenRoutes(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in TOP:
+        if _is_choice(func, *args, **(kwargs or {})):
             self.choices.append((args[0], out[1]))
         return out
 
@@ -44,12 +44,17 @@ class FollowedRoutes(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func not in TOP or not self.left:
+        if not self.left or not _is_choice(func, *args, **(kwargs or {})):
             return out
         index = _renumbered(*self.left.popleft(), args[0])
         if index is None or index.shape != out[1].shape or index.device != args[0].device:
             return out
         return torch.return_types.topk((args[0].gather(-1, index), index))
+
+
+def _is_choice(func: Any, scores: Any = None, k: Any = None, dim: int = -1, *_: Any, **__: Any) -> bool:
+    """Whether a call takes the best few on the last axis."""
+    return func in TOP and isinstance(scores, Tensor) and dim in (-1, scores.dim() - 1)
 
 
 def _renumbered(scores: Tensor, index: Tensor, theirs: Tensor) -> Tensor | None:
