@@ -157,7 +157,7 @@ def test_the_result_is_the_lowest_point_of_a_curve_that_begins_before_the_first_
 
 
 def spoil_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After ``step`` steps of training the model becomes sure about what it is wrong about."""
+    """After `step` steps of training the model becomes sure about what it is wrong about."""
     real = JobTrainer.training_step
 
     def spoiled(self: Any, trained: Any, *arguments: Any, **named: Any) -> Any:

@@ -73,7 +73,7 @@ def _in_folder(path: Path, data_files: str | tuple[str, ...] | None) -> list[Pat
     for pattern in patterns:
         matches = sorted(p for p in path.glob(pattern) if p.is_file() and not _is_hidden(p.relative_to(path)))
         if data_files is not None and not matches:
-            there = [p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
+            there = [p.relative_to(path) for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES]
             known = [p.as_posix() for p in there if not _is_hidden(p)]
             raise DataError(f"data_files: '{path}' holds no '{pattern}'; {nearest(pattern, known)}")
         found += [p for p in matches if p not in found]

@@ -42,7 +42,7 @@ def explain(
         return BudgetError(f"{prefix}ratio must be at least 0 and below 1, not {value}")
     if kind in ("model_type", "dict_type", "model_attributes_type"):
         if value is None:
-            return RecipeError(f"{where}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out")
+            return empty_section(where, key)
         known = ", ".join(keys_at(section, keys))
         return RecipeError(f"{where}: '{key}' must hold keys ({known}), not {value!r}")
     if kind == "value_error":
@@ -64,6 +64,11 @@ def explain(
         close = "did you mean prune.within, a part of the model?"
     named = f"'{key}' " if key else ""
     return RecipeError(f"{where}: {named}{what}{shown}{'; ' + close if close.startswith('did') else ''}")
+
+
+def empty_section(where: str, key: str) -> RecipeError:
+    """The error for a section with nothing in it, at a place in a recipe."""
+    return RecipeError(f"{where}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out")
 
 
 def _first(error: ValidationError) -> Mapping[str, Any]:

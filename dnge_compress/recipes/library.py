@@ -12,7 +12,7 @@ from dnge_compress.core.claims import claimed
 from dnge_compress.core.errors import RecipeError, UnknownNameError, nearest
 from dnge_compress.core.files import write_whole
 from dnge_compress.core.wording import kind as kind_word
-from dnge_compress.recipes.explaining import explain
+from dnge_compress.recipes.explaining import empty_section, explain
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.keys import REMOVED, are_rivals, put, section_of, settled
 from dnge_compress.recipes.lora_schema import LoraRecipe
@@ -179,9 +179,7 @@ def _refuse_empty(raw: Mapping[str, Any], path: Path, lines: Lines, empty: Colle
     for key in raw:
         may_be_absent = section_of(kind, key) is not None and kind.model_fields[key].default is None
         if (key,) in empty and may_be_absent:
-            raise RecipeError(
-                f"{path}:{lines[(key,)]}: '{key}' is empty; write `{key}: {{}}` for its defaults, or take it out"
-            )
+            raise empty_section(f"{path}:{lines[(key,)]}", key)
 
 
 def anchor(raw: dict[str, Any], beside: Path) -> None:

@@ -111,14 +111,12 @@ class RatioCurve(Printable):
     @property
     def _sizes(self) -> dict[int, str]:
         """All numbers of parameters, as they are written."""
-        sizes = [self.params, *(p.params for p in self.points)]
-        return dict(zip(sizes, counts(sizes), strict=True))
+        return _spelled([self.params, *(p.params for p in self.points)])
 
     @property
     def _weights(self) -> dict[int, str]:
         """All numbers of bytes, as they are written."""
-        weights = [self.bytes, *(p.bytes for p in self.points)]
-        return dict(zip(weights, counts(weights, "B"), strict=True))
+        return _spelled([self.bytes, *(p.bytes for p in self.points)], "B")
 
     def _table(self) -> Table:
         columns = [
@@ -180,6 +178,11 @@ def knee_of(points: Sequence[tuple[float, float]]) -> float | None:
     below = [(ratio / last - damage / highest, ratio) for ratio, damage in points[:-1] if highest > 0]
     most, ratio = max(below, default=(0.0, 0.0))
     return ratio if most > 0 else None
+
+
+def _spelled(sizes: Sequence[int], unit: str = "") -> dict[int, str]:
+    """Sizes, and how they are written beside each other."""
+    return dict(zip(sizes, counts(sizes, unit), strict=True))
 
 
 def _shown(measure: str, value: float | None) -> str:
