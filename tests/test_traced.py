@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import models
@@ -282,6 +285,20 @@ def test_a_deadline_leaves_nothing_behind_however_near_the_end_it_comes() -> Non
             while time.monotonic() < until:
                 pass
         sum(range(100_000))  # would meet what came too late
+
+
+def test_a_deadline_ends_under_a_profiler(tmp_path: Path) -> None:
+    """Python 3.11 never got past an exception that was taken back."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dnge_compress.core.deadline import deadline\n"
+        "from dnge_compress.core.errors import DataError\n"
+        "with deadline(20, DataError('too late')):\n    sum(range(10))\n"
+        "try:\n    with deadline(0.1, DataError('too late')):\n        while True:\n            pass\n"
+        "except DataError as e:\n    print(e)\n"
+    )
+    command = [sys.executable, "-m", "cProfile", "-o", str(tmp_path / "profile"), str(script)]
+    assert subprocess.check_output(command, text=True, timeout=120) == "too late\n"
 
 
 class Silenced(nn.Module):

@@ -28,19 +28,21 @@ def deadline(seconds: float, over: DngeError) -> Iterator[None]:
     """
     thread, has_ended = threading.get_ident(), threading.Event()
     worked = _clock_of(thread)
-    end_at = worked() + seconds
+    end_at, is_over = worked() + seconds, threading.Event()
 
     def watch() -> None:
         while (left := end_at - worked()) > 0:
             if has_ended.wait(max(left, LOOK_EVERY)):  # however near: a thread that waits comes no nearer
                 return
+        is_over.set()
         while not has_ended.wait(WATCH_EVERY):
-            _raise_in(thread, _OvertimeError)
+            _raise_in(thread)
 
     def end() -> None:
         has_ended.set()
         watchdog.join()
-        _raise_in(thread, None)
+        if is_over.is_set():
+            _see(thread)
 
     watchdog = threading.Thread(target=watch, daemon=True)
     watchdog.start()
@@ -63,7 +65,17 @@ def _clock_of(thread: int) -> Callable[[], float]:
     return lambda: time.clock_gettime(clock)
 
 
-def _raise_in(thread: int, error: type[BaseException] | None) -> None:
-    """Raise in another thread at its next step in Python; None takes back what it hasn't seen yet."""
-    what = ctypes.py_object(error) if error is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), what)
+def _raise_in(thread: int) -> None:
+    """Raise in another thread at its next step in Python."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OvertimeError))
+
+
+def _see(thread: int) -> None:
+    """Have what was raised in this thread and not seen yet behind it. Taken back instead, by raising nothing, Python
+    3.11 would look for it for ever under a profiler or debugger."""
+    try:
+        _raise_in(thread)
+        while True:  # until it is raised
+            pass
+    except _OvertimeError:
+        pass
