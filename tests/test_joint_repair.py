@@ -26,6 +26,7 @@ from dnge_compress.signals import joint_fit as joint_fit_module
 from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.fits import Fit
 from dnge_compress.signals.joint_fit import Layer, joint_fit
+from dnge_compress.signals.layer_refit import LayerRefit
 from dnge_compress.signals.producers import formula_of, producers_of
 from dnge_compress.signals.side_by_side import SideBySide
 from dnge_compress.surgery.cut import cut
@@ -90,21 +91,25 @@ def test_the_cut_model_answers_as_the_masked_one_does_under_a_joint_repair(name:
 
 
 def test_what_is_left_jointly_is_measured_on_examples_that_no_fit_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
+    examples: list[Tensor] = []
+    seen: list[int] = []
 
-    def spy(layer: Layer, target: Tensor, **options: Any) -> Any:
-        seen.append(options["judged"])
-        return None
+    def spy(layer: LayerRefit, *given: Any) -> None:
+        examples.append(given[4])
+        seen.append(given[5])
 
-    monkeypatch.setattr("dnge_compress.signals.layer_refit.joint_fit", spy)
+    monkeypatch.setattr(LayerRefit, "fit", spy)
     context = context_of("llama", models.make("llama"), data=many_texts())
     applied = first_half_of(context.graph, FEED_FORWARD)
     best_repair(context, applied, JOINT)
     measured = sum(
         len(b["input_ids"]) for b in trial.share_of(context.batches, trial.MEASURE_SHARE, trial.MEASURE_ROWS)
     )
-    assert seen and all(bool(judged.view(EXAMPLES, TOKENS)[:measured].all()) for judged in seen)
-    assert all(not bool(judged.view(EXAMPLES, TOKENS)[EXAMPLES // 2 :].any()) for judged in seen)
+    assert seen
+    for of_layer, first_judged in zip(examples, seen, strict=True):
+        judged = {*of_layer[first_judged:].tolist()}
+        assert {*range(measured)} <= judged <= {*range(EXAMPLES // 2)}
+        assert not judged & {*of_layer[:first_judged].tolist()}
 
 
 def test_a_joint_repair_is_a_recipe_and_survives_saving(tmp_path: Any) -> None:
@@ -141,15 +146,15 @@ def layer_with(units: int, inputs: int, outputs: int, rows: int = 4000) -> tuple
 def test_a_joint_fit_finds_most_of_what_refitting_one_side_cannot(dtype: torch.dtype) -> None:
     layer, read, target = layer_with(6, 5, 7)
     layer = Layer(layer.x.to(dtype), tuple(z.to(dtype) for z in layer.written), layer.formula)
-    judged = torch.arange(len(target)) % 4 == 0
+    seen = 3000
     h = layer.activations()
     torch.testing.assert_close(h, layer.formula([z.float() for z in layer.written]))
-    alone = torch.linalg.lstsq(h[~judged], target[~judged]).solution.T
+    alone = torch.linalg.lstsq(h[:seen], target[:seen]).solution.T
     first = Fit(alone, torch.zeros(len(read)))
-    found = joint_fit(layer, target, first=first, importance=torch.ones(len(read)), judged=judged, can_shift=False)
+    found = joint_fit(layer, target, first=first, importance=torch.ones(len(read)), seen=seen, can_shift=False)
     assert found is not None and torch.equal(found.fit.added, first.added)
-    left = (target - layer.activations(found.changes) @ found.fit.weight.T)[judged].square().sum()
-    assert left < 0.3 * (target - h @ alone.T)[judged].square().sum()
+    left = (target - layer.activations(found.changes) @ found.fit.weight.T)[seen:].square().sum()
+    assert left < 0.3 * (target - h @ alone.T)[seen:].square().sum()
 
 
 def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +163,7 @@ def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPat
     for at_once in (len(target), 300):
         monkeypatch.setattr(joint_fit_module, "AT_ONCE", at_once)
         run = joint_fit_module._Run(layer, target, Fit(read, torch.zeros(len(read))), torch.ones(len(read)), True)
-        parts, rows = run.parts(), (torch.arange(len(target)) % 4 != 0).nonzero()[:, 0]
+        parts, rows = run.parts(), range(1000, len(target))
         error = run.error_with_gradient(parts, rows, 2.0)
         assert float(error) == pytest.approx(float(run.error(parts, rows)) / 2, rel=1e-5)
         found.append([part.grad for part in parts])
@@ -173,14 +178,12 @@ def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPat
 def test_where_nothing_is_missing_a_joint_fit_changes_nothing() -> None:
     layer, read, _ = layer_with(6, 5, 7)
     target = layer.formula(layer.written) @ read.T
-    judged = torch.arange(len(target)) % 4 == 0
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(5))
     first = Fit(read, torch.zeros(len(read)))
-    options: dict[str, Any] = {"first": first, "importance": torch.ones(len(read)), "judged": judged}
+    options: dict[str, Any] = {"first": first, "importance": torch.ones(len(read)), "seen": 3000}
     assert joint_fit(layer, target, **options, can_shift=True) is None
-    few = judged.clone()
-    few[40:] = True  # ten positions to learn from, and noise to learn
-    assert joint_fit(layer, target + noise, **options | {"judged": few}, can_shift=True) is None
+    few = options | {"seen": 30}  # positions to learn from, and noise to learn
+    assert joint_fit(layer, target + noise, **few, can_shift=True) is None
     assert joint_fit(layer, target * torch.nan, **options, can_shift=True) is None
 
 
@@ -189,17 +192,15 @@ def test_a_round_that_goes_too_far_is_taken_part_of_the_way() -> None:
     layer, read, target = layer_with(6, 5, 7)
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(5))
     target = target + 10 * noise
-    judged = torch.ones(len(target), dtype=torch.bool)
-    judged[:30] = False
     first = Fit(read, torch.zeros(len(read)))
-    options: dict[str, Any] = {"first": first, "importance": torch.ones(len(read)), "judged": judged}
+    options: dict[str, Any] = {"first": first, "importance": torch.ones(len(read)), "seen": 30}
     found = joint_fit(layer, target, **options, can_shift=False)
     assert found is not None
 
     def left(share: float) -> float:
         z = [w + share * layer.x @ c.T for w, c in zip(layer.written, found.changes, strict=True)]
         weight = read + share * (found.fit.weight - read)
-        return float((target - layer.formula(z) @ weight.T)[judged].square().sum())
+        return float((target - layer.formula(z) @ weight.T)[30:].square().sum())
 
     assert left(1.0) < left(0.0)
 

@@ -35,7 +35,7 @@ with joined_processes():
     generator = torch.Generator().manual_seed(3)
     data = None
     if sys.argv[1] == "llama":
-        data = [{"input_ids": torch.randint(4, 61, (3, 11), generator=generator)} for _ in range(5)]
+        data = [{"input_ids": torch.randint(4, 61, (3, 11), generator=generator)} for _ in range(int(sys.argv[5]))]
     example = None if models.MODELS[sys.argv[1]].family else models.example_inputs(sys.argv[1])
     place = f"cuda:{local_rank(rank())}" if sys.argv[4] == "cuda" else "cpu"
     small = compress(models.make(sys.argv[1]).to(place), ratio=0.3, data=data, example_inputs=example)
@@ -45,32 +45,38 @@ with joined_processes():
 """
 
 
-def run(name: str, out: Path, processes: int, memory: int, tmp_path: Path, device: str = "cpu") -> None:
+def run(
+    name: str, out: Path, processes: int, memory: int, tmp_path: Path, device: str = "cpu", batches: int = 5
+) -> None:
     script = tmp_path / "script.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{SCRIPT}")
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(launcher if processes > 1 else []), script, name, out, memory, device]
+    command = [sys.executable, *(launcher if processes > 1 else []), script, name, out, memory, device, batches]
     subprocess.run([str(part) for part in command], check=True, capture_output=True, timeout=300)
 
 
 @pytest.mark.parametrize(
-    ("name", "memory"),
+    ("name", "memory", "batches"),
     [
-        ("llama", 0),  # block by block
-        pytest.param("llama", 1 << 30, marks=pytest.mark.slow),
-        pytest.param("cnn", 1 << 30, marks=pytest.mark.slow),
+        ("llama", 0, 5),  # block by block
+        ("llama", 1 << 30, 14),  # enough examples for each process to fit on its share
+        pytest.param("llama", 1 << 30, 5, marks=pytest.mark.slow),
+        pytest.param("cnn", 1 << 30, 5, marks=pytest.mark.slow),
     ],
 )
-def test_two_processes_give_the_plan_and_the_weights_of_one(name: str, memory: int, tmp_path: Path) -> None:
-    run(name, tmp_path / "one", 1, memory, tmp_path)
-    run(name, tmp_path / "two", 2, memory, tmp_path)
+def test_two_processes_give_the_plan_and_the_weights_of_one(
+    name: str, memory: int, batches: int, tmp_path: Path
+) -> None:
+    run(name, tmp_path / "one", 1, memory, tmp_path, batches=batches)
+    run(name, tmp_path / "two", 2, memory, tmp_path, batches=batches)
     one, two = (load_file(tmp_path / n / "model.safetensors") for n in ("one", "two"))
     other = torch.load(tmp_path / "two.other", weights_only=True)
     plans = [(tmp_path / n / "dnge_plan.json").read_text().split('"cuts"')[1].split("]")[0] for n in ("one", "two")]
     assert plans[0] == plans[1]
+    off = 1e-4 if batches > 5 else 1e-5  # steps of a joint fit carry on what sums differ by in their last digits
     for key, value in one.items():
-        torch.testing.assert_close(two[key], value, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(two[key], value, rtol=off, atol=off)
+        torch.testing.assert_close(other[key], two[key], rtol=0, atol=0)
 
 
 def test_a_group_of_processes_that_nobody_joined_is_none_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:

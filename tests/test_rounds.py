@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,26 @@ def test_uneven_models_go_in_rounds_as_well(model: Path, rows: Path, tmp_path: P
     assert plan.uneven and plan.params_before == sizes[0] and plan.params_after == sizes[2]
     kept = {row.space: (row.kept, row.total) for row in report.widths if row.kind == "neuron"}
     assert kept["ffn.0"] == (40, 40) and kept["ffn.1"][0] < 40 == kept["ffn.1"][1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_launched", [False, True])
+def test_rounds_in_two_processes_end_as_in_one_at_doubled_batch(
+    is_launched: bool, model: Path, rows: Path, tmp_path: Path
+) -> None:
+    told = TOLD | {"rounds": 2, "lora": {"lora_dropout": 0.0}}
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(job_of(recipe(model, rows, one, **told | {"train": told["train"] | {"per_device_train_batch_size": 4}})))
+    path = recipe(model, rows, two, **told, launch={"num_processes": 2})
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if is_launched else []
+    command = [sys.executable, *launcher, "-m", "dnge_compress", "run", str(path)]
+    outcome = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (two, one))
+    assert ours["machine"]["processes"] == "2"
+    for a, b in zip(ours["milestones"], theirs["milestones"], strict=True):
+        assert (a["name"], a["params"]) == (b["name"], b["params"])
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
 
 
 def test_rounds_of_what_has_none_are_refused(model: Path, rows: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dnge_compress.core.errors import DngeError, LaunchError, first_line
 from dnge_compress.core.launcher import ended_by_signals, launcher_world
 
 T = TypeVar("T")
+N = TypeVar("N", int, bool)
 JOIN_SECONDS = 300.0  # that processes wait for each other
 _JOINED: ContextVar[bool] = ContextVar("joined", default=False)
 
@@ -45,6 +46,13 @@ def summed(values: Tensor) -> Tensor:
             return values.copy_(on_card)
         dist.all_reduce(values)
     return values
+
+
+def agreed(answer: N) -> N | None:
+    """The answer of all processes; None where theirs differ. It is a whole number, or a truth."""
+    answers = torch.zeros(world(), dtype=torch.float64)
+    answers[rank()] = float(answer)
+    return answer if bool((summed(answers) == float(answer)).all()) else None
 
 
 @contextmanager

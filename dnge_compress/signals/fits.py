@@ -1,4 +1,7 @@
-"""Fits of a consumer's weight to what it should write, judged on examples that they haven't seen."""
+"""Fits of a consumer's weight to what it should write, judged on examples that they haven't seen.
+
+Where several processes work on one model, each gives its own positions, and all get the fit of all.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dnge_compress.core.paging import Shelf
+from dnge_compress.core.processes import summed, world
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import TRANSPOSED
 from dnge_compress.graph.types import ModelGraph, Slot
@@ -141,15 +145,25 @@ def _consumer_of(
     )
 
 
-def first_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
-    """Positions to judge by: those of the first examples, on which a trial measures the repair as well
-    (plans/trial.py)."""
-    return examples < (int(examples.max()) + 1) // JUDGED
-
-
 def spread_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
     """Positions to judge by: those of every fourth example."""
     return examples % JUDGED == JUDGED - 1
+
+
+def can_judge(seen: int, rows: int) -> bool:
+    """Whether a fit on some of the rows of all processes leaves others to judge it by; `seen` and `rows` are this
+    one's."""
+    return 0 < rows_of_all(seen) < rows_of_all(rows)
+
+
+def row_mean(sums: Tensor, rows: int) -> Tensor:
+    """The mean over the rows of all processes of what adds up to `sums` over the `rows` of this one; in place."""
+    return summed(sums) / rows_of_all(rows)
+
+
+def rows_of_all(rows: int) -> int:
+    """How many rows all processes have together."""
+    return int(summed(torch.tensor(rows, dtype=torch.float64)))
 
 
 def best_fit(
@@ -165,12 +179,12 @@ def best_fit(
     All fits are changes of that weight, so that large activations cost no digits: `rest` is what it leaves.
     """
     first, can_shift = start or consumer.one_shot(), consumer.shift is not None
-    if not bool(judged.any()) or bool(judged.all()):
-        return first
     order, seen = judged.byte().argsort(stable=True), int((~judged).sum())
+    if not can_judge(seen, len(judged)):
+        return first
     x, rest = x[order], (target - x @ first.weight.T)[order]
-    x0 = x.mean(0) if can_shift else x.new_zeros(x.shape[1])
-    rest0 = rest.mean(0) if can_shift else rest.new_zeros(rest.shape[1])
+    x0 = row_mean(x.sum(0), len(x)) if can_shift else x.new_zeros(x.shape[1])
+    rest0 = row_mean(rest.sum(0), len(x)) if can_shift else rest.new_zeros(rest.shape[1])
     if can_shift:
         x -= x0
         rest -= rest0
@@ -186,7 +200,7 @@ def best_fit(
 
     def error(fit: Fit | SampledFit) -> float:
         miss = rest[seen:] - fit.outputs(x[seen:])
-        found = float((miss.square().mean(0) * consumer.importance).sum())
+        found = float((row_mean(miss.square().sum(0), len(miss)) * consumer.importance).sum())
         return found if math.isfinite(found) else math.inf
 
     errors = [error(make(of_seen)) for make in makers]
@@ -196,8 +210,8 @@ def best_fit(
 
 
 def _evidence(x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"], seen: int) -> tuple[_Evidence, _Evidence]:
-    """The first positions, and all of them; from the side on which there is less to solve."""
-    if len(x) < x.shape[1]:
+    """The first positions, and all of them; from the side on which there is less to solve, if one process has all."""
+    if len(x) < x.shape[1] and world() == 1:
         samples = _Samples(x, rest, x @ x.T)
         return samples.first(seen), samples
     some, others = _Sums.of(x[:seen], rest[:seen]), _Sums.of(x[seen:], rest[seen:])
@@ -216,8 +230,9 @@ class _Sums:
 
     @classmethod
     def of(cls, x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"]) -> _Sums:
-        """Sums over the positions."""
-        return cls(len(x), x.sum(0), rest.sum(0), x.T @ x, x.T @ rest)
+        """Sums over the positions of all processes."""
+        sums = (x.sum(0), rest.sum(0), x.T @ x, x.T @ rest)
+        return cls(rows_of_all(len(x)), *map(summed, sums))
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))

@@ -132,6 +132,11 @@ def first_examples(batches: Sequence[Inputs], rows: int) -> list[Inputs]:
     return taken
 
 
+def has_parts(batch: Inputs) -> bool:
+    """Whether all that a batch holds can be told apart by examples."""
+    return not (isinstance(batch, Mapping) and GRID in batch) or pictured_patches(batch) is not None
+
+
 def part_of(batch: Inputs, first: int, rows: int) -> Inputs:
     """Some examples of a batch; a tensor that has none, such as position ids for all of them, goes with each part."""
     examples = examples_in(batch)

@@ -6,23 +6,25 @@ A refit of the reading matrix alone mixes kept units as they are. Here the rows 
 
 is fitted to what the layer should write, over V, W and b at once. It starts from the refit of W, where the layer is
 linear in every part, and takes quasi-Newton steps (L-BFGS) in coordinates in which inputs and features are white. No
-gradient passes through the rest of the network, and examples that the fit doesn't see say when to stop.
+gradient passes through the rest of the network, and examples that the fit doesn't see say when to stop. Where several
+processes work on one model, each has positions of its own, and all find the fit of all.
 
 Letters: P positions, H inputs of the layer, K kept units, D outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dnge_compress.core.precision import fast_float32_products
-from dnge_compress.signals.fits import Fit
+from dnge_compress.core.processes import summed
+from dnge_compress.signals.fits import Fit, row_mean, rows_of_all
 from dnge_compress.signals.obs import factor
 
 ROUNDS = 3  # at most; after each, the judged examples decide whether to go on (three more: 2 % less damage, dev/LOG.md)
@@ -72,21 +74,22 @@ def joint_fit(
     *,
     first: Fit,
     importance: Float[Tensor, " D"],
-    judged: Bool[Tensor, " P"],
+    seen: int,
     can_shift: bool,
 ) -> JointFit | None:
-    """A fit that errs less on the judged positions than `first`, from which it starts; None where none is found."""
+    """A fit that errs less than `first`, from which it starts, on the positions behind the first `seen` ones, which
+    are those that it is made on; None where none is found."""
     run = _Run(layer, target, first, importance, can_shift)
-    seen, unseen = (~judged).nonzero()[:, 0], judged.nonzero()[:, 0]
-    scale = float(run.error(run.parts(), seen))
-    if not scale > NOISE * float(run.target[seen].square().sum(1).mean()):
+    seen_rows, unseen = range(seen), range(seen, len(target))
+    scale = float(run.error(run.parts(), seen_rows))
+    if not scale > NOISE * float(row_mean(run.target[:seen].square().sum(), seen)):
         return None
     with fast_float32_products():
-        best = _descended(run, seen, unseen, scale)
+        best = _descended(run, seen_rows, unseen, scale)
     return None if best is None else run.found(best)
 
 
-def _descended(run: _Run, seen: Tensor, unseen: Tensor, scale: float) -> list[Tensor] | None:
+def _descended(run: _Run, seen: range, unseen: range, scale: float) -> list[Tensor] | None:
     """The parts with the least error on unseen rows, on the way down from no change on the seen ones, where the error
     is `scale`; None where none has less than no change."""
     parts = run.parts()
@@ -115,8 +118,8 @@ def _descended(run: _Run, seen: Tensor, unseen: Tensor, scale: float) -> list[Te
 
 
 class _Run:
-    """The layer's error on some of its rows, given by their indices, as a function of changes in white coordinates:
-    one `[K, H]` for each matrix that computes the units, and `[D, K (+ 1)]` for the one that reads them."""
+    """The layer's error on some of its rows, those of a range, as a function of changes in white coordinates: one
+    `[K, H]` for each matrix that computes the units, and `[D, K (+ 1)]` for the one that reads them."""
 
     def __init__(self, layer: Layer, target: Tensor, first: Fit, importance: Tensor, can_shift: bool) -> None:
         self.layer, self.first, self.can_shift = layer, first, can_shift
@@ -129,8 +132,8 @@ class _Run:
         self.target = (target - first.added) * self.weights
         reading = first.weight * self.weights[:, None]
         self.reading = torch.cat([reading, reading.new_zeros(len(reading), can_shift)], 1)  # [D, K (+ 1)]
-        self.sizes = [z.float().std().clamp_min(1e-12) for z in layer.written]
-        self.size = self.target.std().clamp_min(1e-12)
+        self.sizes = [_spread(z.float()).clamp_min(1e-12) for z in layer.written]
+        self.size = _spread(self.target).clamp_min(1e-12)
 
     def parts(self) -> list[Tensor]:
         """No change."""
@@ -139,24 +142,25 @@ class _Run:
         return [self.white.new_zeros(shape).requires_grad_() for shape in shapes]
 
     @torch.no_grad()
-    def error(self, parts: Sequence[Tensor], rows: Int[Tensor, " R"]) -> Tensor:
+    def error(self, parts: Sequence[Tensor], rows: range) -> Tensor:
         """Mean square of what is missing, outputs weighed by their importance."""
         weights = self._weights(parts)
-        return torch.stack([self._lost(weights, piece) for piece in rows.split(AT_ONCE)]).sum() / len(rows)
+        return row_mean(sum((self._lost(weights, piece) for piece in _pieces(rows)), self.size * 0), len(rows))
 
     @torch.enable_grad()
-    def error_with_gradient(self, parts: Sequence[Tensor], rows: Int[Tensor, " R"], scale: float) -> Tensor:
+    def error_with_gradient(self, parts: Sequence[Tensor], rows: range, scale: float) -> Tensor:
         """The error over `scale`, whose gradient is added to that of the parts, a piece of the rows at a time: what is
         written between the matrices is several times as large as what is held of it."""
         weights = self._weights(parts)
         leaves = [w.detach().requires_grad_() for w in weights]
-        lost = []
-        for piece in rows.split(AT_ONCE):
-            part = self._lost(leaves, piece) / (len(rows) * scale)
+        lost, every = self.size * 0, rows_of_all(len(rows))
+        for piece in _pieces(rows):
+            part = self._lost(leaves, piece) / (every * scale)
             part.backward()
-            lost.append(part.detach())
-        torch.autograd.backward(weights, [leaf.grad for leaf in leaves])
-        return torch.stack(lost).sum()
+            lost += part.detach()
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        torch.autograd.backward(weights, [summed(gradient) for gradient in gradients])
+        return summed(lost)
 
     def found(self, parts: Sequence[Tensor]) -> JointFit:
         """The changes in the layer's own coordinates."""
@@ -171,7 +175,7 @@ class _Run:
         changes = [size * part for size, part in zip(self.sizes, parts[:-1], strict=True)]
         return [*changes, self.reading + self.size * _back(parts[-1], self.features)]
 
-    def _lost(self, weights: Sequence[Tensor], rows: Int[Tensor, " R"]) -> Tensor:
+    def _lost(self, weights: Sequence[Tensor], rows: slice) -> Tensor:
         white = self.white[rows]
         written = (z[rows].float() for z in self.layer.written)
         read = self.layer.formula([z + white @ v.T for z, v in zip(written, weights[:-1], strict=True)])
@@ -182,9 +186,22 @@ class _Run:
         return torch.cat([activations, torch.ones_like(activations[:, :1])], 1) if self.can_shift else activations
 
 
+def _pieces(rows: range) -> Iterator[slice]:
+    """A few of the rows at a time."""
+    return (slice(first, min(first + AT_ONCE, rows.stop)) for first in rows[::AT_ONCE])
+
+
+def _spread(values: Float[Tensor, "P K"]) -> Tensor:
+    """The standard deviation of all numbers, in all processes."""
+    numbers = values.shape[1] * len(values)
+    deviations = values - row_mean(values.sum(), numbers)
+    return row_mean(deviations.square().sum(), numbers).sqrt()
+
+
 def _root(rows: Float[Tensor, "P H"]) -> Float[Tensor, "H H"]:
-    """The root of the rows' second moments, lower triangular: rows divided by it are nearly white."""
-    gram = rows.T @ rows / len(rows)
+    """The root of the second moments of the rows in all processes, lower triangular: rows divided by it are nearly
+    white."""
+    gram = row_mean(rows.T @ rows, len(rows))
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     return factor(gram)
 

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from dnge_compress.core.processes import agreed
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Slot
-from dnge_compress.signals.fits import Consumer, Fit, best_fit, first_examples_of, spread_examples_of
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, can_judge, spread_examples_of
 from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
 from dnge_compress.signals.producers import Producer, formula_of, formulas, producers_of
 
@@ -59,16 +60,16 @@ class LayerRefit:
         target: Float[Tensor, "P D"],
         positions: Int[Tensor, " P"],
         examples: Int[Tensor, " P"],
+        seen: int,
         rows: int,
     ) -> Fit | None:
         """The fit of the consumer that belongs to new rows of the producers; None where nothing better is found.
 
         `read` and `target` are what the consumer reads in the pruned network, and should write, at these positions of
         its second half, which has so many `rows`, each of one of the numbered `examples`. The producers are fitted on
-        three quarters of these, and the consumer at the end on all of them.
+        the `seen` first positions and judged by the others, and the consumer is fitted at the end on all.
         """
-        judged = first_examples_of(examples)
-        if not self._is_usable or not bool(judged.any()) or bool(judged.all()):
+        if not self._is_usable or not can_judge(seen, len(read)):
             return None
         few = slice(None, None, -(-read.numel() // MOST_NUMBERS))
         inputs, written = self._second_half()
@@ -76,16 +77,18 @@ class LayerRefit:
             return None
         x = self._with_ones(inputs.flatten(0, -2)[positions])
         zs = tuple(z.flatten(0, -2)[positions] for z in written)
-        self.formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
-        if self.formula is None:
+        formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
+        known = formulas(len(zs))
+        number = agreed(-1 if formula is None else known.index(formula))
+        if number is None or number < 0:
             return None
-        seen = ~judged
+        self.formula = known[number]
         found = joint_fit(
             Layer(x[few], tuple(z[few] for z in zs), self.formula),
             target[few],
-            first=best_fit(read[seen], target[seen], spread_examples_of(examples[seen]), consumer),
+            first=best_fit(read[:seen], target[:seen], spread_examples_of(examples[:seen]), consumer),
             importance=consumer.importance,
-            judged=judged[few],
+            seen=len(range(seen)[few]),
             can_shift=consumer.shift is not None,
         )
         if found is None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.graph.derivation.pictures import GRID
 from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.signals.divergence import are_scores
 from dnge_compress.signals.inference import (
@@ -17,9 +16,9 @@ from dnge_compress.signals.inference import (
     examples_in,
     first_examples,
     has_logits,
+    has_parts,
     inference_mode_of,
     part_of,
-    pictured_patches,
 )
 from dnge_compress.signals.joined import positions_in
 
@@ -102,6 +101,4 @@ def positions_at_once(model: nn.Module, readers: Sequence[nn.Module], batches: S
 
 def _split(batch: Inputs, examples: int, rows: int) -> list[Inputs]:
     """Pieces of so many examples; the batch whole, where nothing tells whose its patches of pictures are."""
-    if isinstance(batch, Mapping) and GRID in batch and pictured_patches(batch) is None:
-        return [batch]
-    return [part_of(batch, first, rows) for first in range(0, examples, rows)]
+    return [part_of(batch, first, rows) for first in range(0, examples, rows)] if has_parts(batch) else [batch]

@@ -28,6 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from dnge_compress.core.paging import Shelf
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
+from dnge_compress.core.processes import agreed
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.graph.masking import hidden_given, with_hidden
@@ -35,9 +36,10 @@ from dnge_compress.graph.tracing.running import tensors_in
 from dnge_compress.signals.activations import counted_positions, read_by, rows_at, rows_written, windows
 from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumers_of, spread_examples_of
-from dnge_compress.signals.inference import Inputs, call, examples_in, inference_mode_of
+from dnge_compress.signals.inference import Inputs, call, inference_mode_of
 from dnge_compress.signals.joined import joined
 from dnge_compress.signals.layer_refit import LayerRefit, layer_refits
+from dnge_compress.signals.own_examples import OwnExamples, own_examples
 from dnge_compress.signals.pieces import positions_at_once
 from dnge_compress.signals.signal import Signals
 
@@ -82,26 +84,28 @@ class SideBySide:
         two halves can't be told apart."""
         if not self.consumers or self._mixes_halves():
             return dict(self.values)
-        batch = joined(batches, positions_at_once(self.model, list(self.consumers), batches, halves=2))
+        whole = joined(batches, positions_at_once(self.model, list(self.consumers), batches, halves=2))
+        # Convolutions are fitted on some patches, drawn from those of all examples.
+        own = own_examples(whole, can_share=not any(isinstance(module, CONVS) for module in self.consumers))
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
-        run = _Run(self.consumers, self.layers, batch, untouched, self.parts)
+        run = _Run(self.consumers, self.layers, own, untouched, self.parts)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
             for layer in self.layers.values():
                 for module in layer.modules:
                     hooks.enter_context(module.register_forward_hook(run.hear, with_kwargs=True))
             for module in self.consumers:
                 hooks.enter_context(module.register_forward_hook(run.write, with_kwargs=True))
-            for module, own in self.fixed.items():
-                hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
+            for module, values in self.fixed.items():
+                hooks.enter_context(module.register_forward_hook(partial(_second_half_with, values)))
             for module, changes in self.moved.items():
-                own = {leaf: getattr(module, leaf) + change for leaf, change in changes.items()}
-                hooks.enter_context(module.register_forward_hook(partial(_second_half_with, own)))
+                values = {leaf: getattr(module, leaf) + change for leaf, change in changes.items()}
+                hooks.enter_context(module.register_forward_hook(partial(_second_half_with, values)))
             for path in self.applied.dropped_modules:
                 block = self.model.get_submodule(path)
                 hooks.enter_context(block.register_forward_hook(_pass_on_second, with_kwargs=True))
             try:
                 with run, suppress(_AllFittedError):
-                    call(self.model, joined([batch, batch]))
+                    call(self.model, joined([own.batch, own.batch]))
                     run.settle_all()
             except _MixedHalvesError:
                 return dict(self.values)
@@ -156,7 +160,7 @@ class _Run(TorchFunctionMode):
         self,
         consumers: Mapping[nn.Module, Consumer],
         layers: Mapping[nn.Module, LayerRefit],
-        batch: Inputs,
+        own: OwnExamples,
         untouched: bool,
         parts: Parts,
     ) -> None:
@@ -165,7 +169,7 @@ class _Run(TorchFunctionMode):
         self.shelf = Shelf("repaired weights")
         self.computed_by = {module: layer for layer in layers.values() for module in layer.modules}
         self.untouched = untouched  # whether both halves are still the same where the first consumer reads
-        self.mask, self.examples = attended(batch), examples_in(batch)
+        self.mask, self.own = attended(own.batch), own
         self.open: dict[int, _Output] = {}
         self.is_settling = False
 
@@ -221,7 +225,10 @@ class _Run(TorchFunctionMode):
         del self.open[id(output.final)]
         consumer, half = self.consumers[output.module], len(output.raw) // 2
         read = output.read[half:]
-        if len(output.raw) % (2 * self.examples) or (self.untouched and not torch.equal(output.read[:half], read)):
+        is_mixed = bool(len(output.raw) % (2 * len(self.own)))
+        if self.untouched:
+            is_mixed = agreed(is_mixed or not torch.equal(output.read[:half], read)) is not False
+        if is_mixed:
             raise _MixedHalvesError
         self.untouched = False
         if consumer.value is None:
@@ -266,7 +273,10 @@ class _Run(TorchFunctionMode):
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
         rows = len(target)
         positions = counted_positions(self.mask, rows, target.device)
-        each = max(1, rows // self.examples)
+        each = max(1, rows // len(self.own))
+        layer = self.layers.get(module)
+        if layer is not None:  # those that judge it come last
+            positions = positions[self.own.are_measured(self._examples(positions, each)).byte().argsort(stable=True)]
         if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
@@ -278,10 +288,17 @@ class _Run(TorchFunctionMode):
         target = target[positions]
         if getattr(module, "bias", None) is not None:
             target = target - module.bias.detach().float()
-        examples = positions // each
-        layer = self.layers.get(module)
-        found = None if layer is None else layer.fit(consumer, x, target, positions, examples, rows)
-        return found or best_fit(x, target, spread_examples_of(examples), consumer)
+        examples = self._examples(positions, each)
+        if layer is not None:
+            seen = int((~self.own.are_measured(examples)).sum())
+            found = layer.fit(consumer, x, target, positions, examples, seen, rows)
+            if found is not None:
+                return found
+        return best_fit(x, target, spread_examples_of(examples), consumer)
+
+    def _examples(self, positions: Tensor, each: int) -> Tensor:
+        """Whose the positions are, by its number in all processes; every example has `each` of them."""
+        return self.own.numbers.to(positions.device)[positions // each]
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
