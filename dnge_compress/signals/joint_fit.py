@@ -178,7 +178,7 @@ class _Run:
     def _lost(self, weights: Sequence[Tensor], rows: slice) -> Tensor:
         white = self.white[rows]
         written = (z[rows].float() for z in self.layer.written)
-        read = self.layer.formula([z + white @ v.T for z, v in zip(written, weights[:-1], strict=True)])
+        read = self.layer.formula([torch.addmm(z, white, v.T) for z, v in zip(written, weights[:-1], strict=True)])
         return (self.target[rows] - self._read(read) @ weights[-1].T).square().sum()
 
     def _read(self, activations: Tensor) -> Tensor:
