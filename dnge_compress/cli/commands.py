@@ -131,7 +131,8 @@ def compare(options: Namespace) -> None:
     with session() as progress:
         first, second = _open(options, progress), _open(options, progress, options.other)
         data = read_windows(options.data, first)
-        made = compare_models(first, second, data=data, progress=progress)
+        asked = {"tasks": options.tasks, "task_folder": options.task_folder, "task_limit": options.task_limit}
+        made = compare_models(first, second, data=data, **asked, progress=progress)
     _write_page(made, options)
     print_report(made, options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 from dnge_compress.checkpoint.model_files import (
@@ -15,6 +16,7 @@ from dnge_compress.checkpoint.model_files import (
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
 from dnge_compress.core.folders import refuse_file, whole_folder
+from dnge_compress.core.wording import NO_HARNESS
 from dnge_compress.data.sources import source_of
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
@@ -38,6 +40,7 @@ def refuse_early(options: Namespace) -> None:
         if not options.data:
             raise DataError("compare needs text that neither model was made with; give it (--data FILE)")
         refuse_missing(options.other)
+        _refuse_tasks(options)
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
         SCORERS.refuse_unusable(recipe.scorer, has_data)
@@ -68,6 +71,17 @@ def _refuse_silent(folder: Path) -> None:
     """What the config of a folder says is no causal language model writes nothing."""
     if folder.is_dir():
         refuse_silent(architecture_of(folder, read_config(folder)) or "model without a named class", folder)
+
+
+def _refuse_tasks(options: Namespace) -> None:
+    """Tasks need the package that knows them, and their folder."""
+    folder = options.task_folder
+    if folder is not None and not options.tasks:
+        raise DataError("--task-folder says where tasks are, and none is named; name them (--tasks NAMES)")
+    if options.tasks and find_spec("lm_eval") is None:
+        raise DataError(NO_HARNESS)
+    if folder is not None and not folder.is_dir():
+        raise DataError(f"--task-folder '{folder}' is no folder; name the one that holds the tasks' YAML files")
 
 
 def _refuse_work(work: Path, output: Path) -> None:

@@ -107,6 +107,12 @@ def parser() -> Parser:
     _model(compare)
     compare.add_argument("other", metavar="OTHER", help="folder or Hugging Face id of the second model")
     compare.add_argument("-o", "--output", metavar="COMPARED.html", help="a page with the same")
+    about = "tasks of lm-evaluation-harness that both are asked, with commas between; extra `tasks`"
+    compare.add_argument("--tasks", type=words, default=(), metavar="NAMES", help=about)
+    about = "folder with YAML files of tasks of your own"
+    compare.add_argument("--task-folder", type=Path, metavar="FOLDER", help=about)
+    about = "questions of each task at most (default: all)"
+    compare.add_argument("--task-limit", type=positive, metavar="N", help=about)
     about = "let a causal language model write behind a prompt; any model that dnge opens"
     generate = command("generate", _opening_flags(), json_flag, about=about)
     _model(generate)
@@ -327,6 +333,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return value
+
+
+def words(text: str) -> tuple[str, ...]:
+    """Names with commas between; at least one."""
+    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not found:
+        raise argparse.ArgumentTypeError("no name is given; write them with commas between")
+    return found
 
 
 def seed(text: str) -> int:

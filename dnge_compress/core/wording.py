@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 NOT_MEASURED = "not measured"
+NO_HARNESS = "tasks need lm-evaluation-harness: pip install 'dnge-compress[tasks]'"
 UNKNOWN = "–"
 # Controls, lone surrogates, and the marks that turn the direction of all text after them.
 UNSAFE = ("Cc", "Cs")

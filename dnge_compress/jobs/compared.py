@@ -20,6 +20,8 @@ from dnge_compress.core.terminal import Printable
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import percent
 from dnge_compress.data.given import JUDGED, given_data
+from dnge_compress.jobs.lm_tasks import TaskScore, task_scores
+from dnge_compress.jobs.lm_tasks import section as task_section
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.samples import BEGINNING, ROWS, continuation_of, continued
@@ -62,6 +64,7 @@ class Compared(Printable):
     accuracies: tuple[float, ...] = ()
     samples: tuple[Sample, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    tasks: tuple[TaskScore, ...] = ()
 
     def document(self) -> Document:
         """The comparison in sections."""
@@ -77,6 +80,7 @@ class Compared(Printable):
         sections = (
             content.comparison(self.milestones),
             content.facts("Answers", answers),
+            task_section(self.tasks, (first, second)),
             content.samples(self.samples),
             content.notes(self.notes),
         )
@@ -102,6 +106,9 @@ def compare(
     *,
     data: Iterable[Any],
     names: tuple[str, str] | None = None,
+    tasks: Sequence[str] = (),
+    task_folder: str | Path | None = None,
+    task_limit: int | None = None,
     progress: Progress | bool = False,
 ) -> Compared:
     """Two models of the same inputs side by side: the perplexity of causal language models, or the accuracy where
@@ -109,7 +116,9 @@ def compare(
     how both go on after the same beginnings.
 
     `data` is an iterable of inputs that neither was made with, as in `compress`; `names` are what to call the models.
-    Raises DataError for models that don't answer alike, and other DngeErrors.
+    `tasks` of lm-evaluation-harness (extra `tasks`) are put to both, at most `task_limit` questions of each; those of
+    YAML files in `task_folder` are known by name as well.
+    Raises DataError for models that don't answer alike and tasks that can't be asked, and other DngeErrors.
 
         print(compare("base", "small", data=batches))
     """
@@ -120,6 +129,11 @@ def compare(
     _refuse_other_tokens(models)
     found = given_data(data, models[0], JUDGED)
     _refuse_strangers(models, found.batches)
+    scores: tuple[TaskScore, ...] = ()
+    if tasks:
+        tell("tasks", 0, 1)
+        scores = task_scores(models, tasks, folder=None if task_folder is None else Path(task_folder), limit=task_limit)
+        tell("tasks", 1, 1)
     tell("measure", 0, 3)
     answers = apart(*models, found.batches)
     tell("measure", 1, 3)
@@ -143,6 +157,7 @@ def compare(
         accuracies=tuple(q for q in answers.qualities if q is not None) if is_classifier else (),
         samples=texts,
         notes=found.notes,
+        tasks=scores,
     )
 
 

@@ -1,0 +1,104 @@
+"""Tasks of lm-evaluation-harness, put to two models; those that need it are left out where it isn't installed."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dnge_compress import compare
+from dnge_compress.cli.main import main
+from dnge_compress.core.errors import DataError
+from dnge_compress.jobs.lm_tasks import TaskScore, section
+
+BOOKWORM = Path(__file__).parents[1] / "examples" / "bookworm"
+QUESTIONS = [("He opened the door and went into the", ["house", "of of of of"], 0)] * 6
+QUESTIONS += [("He opened the door and went into the", ["house", "of of of of"], 1)] * 2  # whose answers are wrong
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A task of eight questions, six of which any model of English answers."""
+    rows = [json.dumps({"question": q, "choices": c, "answer": a}) for q, c, a in QUESTIONS]
+    (tmp_path / "questions.jsonl").write_text("\n".join(rows))
+    told = {
+        "task": "doors", "dataset_path": "json", "dataset_kwargs": {"data_files": str(tmp_path / "questions.jsonl")},
+        "test_split": "train", "output_type": "multiple_choice", "doc_to_text": "{{question}}",
+        "doc_to_choice": "{{choices}}", "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (tmp_path / "doors.yaml").write_text(json.dumps(told))
+    return tmp_path
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    file = tmp_path / "texts.txt"
+    file.write_text("He opened the door and went into the house, and it was raining all the while. " * 20)
+    return file
+
+
+def test_tasks_of_ones_own_are_put_to_both_models(
+    folder: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    command = ["compare", str(BOOKWORM), str(BOOKWORM), "--data", str(texts), "--tasks", "doors", "--json"]
+    assert main([*command, "--task-folder", str(folder)]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["tasks"]
+    assert (found["task"], found["metric"], found["values"]) == ("doors", "acc", [0.75, 0.75])
+    error = math.sqrt(0.75 * 0.25 / (len(QUESTIONS) - 1))
+    assert found["errors"] == pytest.approx([error, error], rel=1e-3)
+    assert main([*command, "--task-folder", str(folder), "--task-limit", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"][0]["values"] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("task", "told"), [("door", "did you mean 'doors'"), ("hellaswag", "can't be asked")])
+def test_tasks_that_are_unknown_or_have_no_questions_are_refused(
+    task: str, told: str, folder: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match=told):
+        compare(BOOKWORM, BOOKWORM, data=[texts.read_text()], tasks=[task], task_folder=folder)
+
+
+def test_without_the_harness_the_way_to_it_is_told(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr("dnge_compress.cli.early.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install 'dnge-compress\[tasks\]'"):
+        compare(BOOKWORM, BOOKWORM, data=[texts.read_text()], tasks=["arc_easy"])
+    assert main(["compare", str(BOOKWORM), str(BOOKWORM), "--data", str(texts), "--tasks", "arc_easy"]) == 2
+    assert "dnge-compress[tasks]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--task-folder", "."], "--tasks NAMES"),
+        (["--tasks", "a", "--task-folder", "nowhere"], "'nowhere' is no folder"),
+        (["--tasks", ","], "no name is given"),
+    ],
+)
+def test_tasks_that_make_no_sense_are_refused_before_any_work(
+    words: list[str], told: str, texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dnge_compress.cli.early.find_spec", lambda name: object())
+    assert main(["compare", str(BOOKWORM), str(BOOKWORM), "--data", str(texts), *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_scores_stand_beside_each_other_with_their_errors() -> None:
+    score = TaskScore(task="doors", metric="acc", values=(0.75, 0.5), errors=(0.1637, None))
+    found: Any = section([score], ("base", "small"))
+    (row,) = found.blocks[0].rows
+    assert [cell.text for cell in row] == ["doors", "acc", "0.75", "0.5"]
+    assert [cell.detail for cell in row] == ["", "", "± 0.16", ""]
