@@ -31,7 +31,7 @@ VERDICTS = {
     "half is taken back": (2.0, 2.5, 2.25, "Training took back 50.0 % of the loss."),
     "more than all": (2.0, 2.0001, 1.5, "all of the loss and more: the result is better than the original"),
     "all": (2.0, 2.5, 2.0, "Training took back 100.0 % of the loss."),
-    "nothing": (2.0, 2.5, 2.5, "Training made nothing better on the held-out rows (lowest loss 2.600, at step 4"),
+    "nothing": (2.0, 2.5, 2.5, "Training made nothing better on the held-out rows (at best 2.600, at step 4"),
     "nothing lost": (2.0, 2.5, 1.9, "perplexity 7.389 → 6.686, nothing is lost"),
     "next to nothing lost": (2.0, 2.5, 2.005, "next to nothing is lost"),
     "a little lost": (2.0, 2.5, 2.04, "a little is lost"),

@@ -1072,7 +1072,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
 
 def test_dry_run_shows_the_stages_and_does_nothing(model: Path, rows: Path, tmp_path: Path, capsys: Any) -> None:
     assert main(["run", str(recipe(model, rows, tmp_path / "out")), "--dry-run"]) == 0
-    shown = capsys.readouterr().err
+    shown = capsys.readouterr().out
     assert all(stage in shown for stage in ("data", "prune", "place", "train", "save", "measure"))
     assert not (tmp_path / "out").exists()
 

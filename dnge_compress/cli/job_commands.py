@@ -27,8 +27,9 @@ def run(options: Namespace) -> None:
     if is_rank0():
         if is_finished(folder, job):
             print(f"dnge: '{folder.root}' holds this job, finished; nothing was changed", file=sys.stderr)
-        else:
-            Console(stderr=True).print(Drawn(_stages(job, folder)))
+        else:  # of a dry run that is the answer, of a run what stands before it
+            is_answer = options.dry_run and not options.json
+            Console(stderr=not is_answer).print(Drawn(_stages(job, folder)))
     if not options.dry_run:
         with bars() as progress:
             progress("load libraries", 0, 0)

@@ -55,7 +55,7 @@ def _training(start: Milestone, original: Milestone, trained: Milestone, curves:
         found = ""
         if len(points) > 1:
             step, loss = min(points[1:], key=lambda point: point[1])
-            found = f" (lowest loss {loss:.3f}, at step {step:,}; {points[0][1]:.3f} before the first step)"
+            found = f" (at best {loss:.3f}, at step {step:,}; {points[0][1]:.3f} before the first step)"
         what = "pruned model" if start.name == PRUNED else "model it began with"
         yield f"Training made nothing better on the held-out rows{found}, so the result is the {what}."
         return
