@@ -15,6 +15,7 @@ from dnge_compress.checkpoint.model_files import (
 )
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
+from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.folders import refuse_file, whole_folder
 from dnge_compress.core.wording import NO_HARNESS
 from dnge_compress.data.sources import source_of
@@ -26,7 +27,12 @@ from dnge_compress.recipes.schema import Prune, Recipe
 
 
 def refuse_early(options: Namespace) -> None:
-    """Raise a DngeError where a command on a model can't go well."""
+    """Raise a DngeError where a command on a model, or on what dnge made, can't go well."""
+    if options.function == "report":
+        _refuse_no_folder(whole_folder(Path(options.folder)))
+        return
+    if options.function == "apply":
+        refuse_unreadable(Path(options.plan))
     if options.function == "generate":
         refuse_missing(options.model)
         _refuse_silent(whole_folder(Path(options.model)))
@@ -71,6 +77,11 @@ def _refuse_silent(folder: Path) -> None:
     """What the config of a folder says is no causal language model writes nothing."""
     if folder.is_dir():
         refuse_silent(architecture_of(folder, read_config(folder)) or "model without a named class", folder)
+
+
+def _refuse_no_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"'{folder}' is {'a file' if folder.exists() else 'not there'}; name a folder of dnge's")
 
 
 def _refuse_tasks(options: Namespace) -> None:

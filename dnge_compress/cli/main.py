@@ -61,7 +61,7 @@ def _run(argv: Sequence[str], interruption: Interruption) -> None:
     if "module" not in options:
         options.help_of.print_help()
         return
-    if hasattr(options, "model"):
+    if hasattr(options, "model") or options.function == "report":
         importlib.import_module("dnge_compress.cli.early").refuse_early(options)
     output = getattr(options, "output", None)
     if not output or options.function in INTO_FOLDERS or not is_rank0():

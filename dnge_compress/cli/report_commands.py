@@ -44,8 +44,6 @@ def _reports(folder: Path) -> list[Made]:
         found.append(Report.read(folder / REPORT))
     if (folder / VOCABULARY).is_file():
         found.append(VocabularyPlan.read(folder / VOCABULARY))
-    if not folder.is_dir():
-        raise CheckpointError(f"'{folder}' is {'a file' if folder.exists() else 'not there'}; name a folder of dnge's")
     if not found:
         raise CheckpointError(f"'{folder}' has no {REPORT}, so it wasn't saved by dnge")
     return found
