@@ -23,10 +23,11 @@ from dnge_compress.plans.trial import best_repair, repair_values
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals import joint_fit as joint_fit_module
+from dnge_compress.signals import layer_refit as layer_refit_module
 from dnge_compress.signals.divergence import outputs_of
 from dnge_compress.signals.fits import Fit
 from dnge_compress.signals.joint_fit import Layer, joint_fit
-from dnge_compress.signals.layer_refit import LayerRefit
+from dnge_compress.signals.layer_refit import LayerRefit, Positions
 from dnge_compress.signals.producers import formula_of, producers_of
 from dnge_compress.signals.side_by_side import SideBySide
 from dnge_compress.surgery.cut import cut
@@ -90,26 +91,35 @@ def test_the_cut_model_answers_as_the_masked_one_does_under_a_joint_repair(name:
         torch.testing.assert_close(outputs_of(small, batch), masked, rtol=1e-5, atol=1e-5)
 
 
-def test_what_is_left_jointly_is_measured_on_examples_that_no_fit_has_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples: list[Tensor] = []
-    seen: list[int] = []
+@pytest.mark.parametrize(("most_numbers", "every"), [(1 << 25, 1), (30_000, 3)])
+def test_what_is_left_jointly_is_measured_on_examples_that_no_fit_has_seen(
+    most_numbers: int, every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[Positions, int, int]] = []
+    fit = LayerRefit.fit
 
-    def spy(layer: LayerRefit, *given: Any) -> None:
-        examples.append(given[4])
-        seen.append(given[5])
+    def told(layer: LayerRefit, consumer: Any, read: Tensor, target: Tensor, positions: Positions, rows: int) -> Any:
+        def spy(layer: Layer, target: Tensor, *, seen: int, **options: Any) -> None:
+            given.append((positions, seen, len(target)))
 
-    monkeypatch.setattr(LayerRefit, "fit", spy)
+        monkeypatch.setattr("dnge_compress.signals.layer_refit.joint_fit", spy)
+        return fit(layer, consumer, read, target, positions, rows)
+
+    monkeypatch.setattr(LayerRefit, "fit", told)
+    monkeypatch.setattr(layer_refit_module, "MOST_NUMBERS", most_numbers)
     context = context_of("llama", models.make("llama"), data=many_texts())
     applied = first_half_of(context.graph, FEED_FORWARD)
     best_repair(context, applied, JOINT)
     measured = sum(
         len(b["input_ids"]) for b in trial.share_of(context.batches, trial.MEASURE_SHARE, trial.MEASURE_ROWS)
     )
-    assert seen
-    for of_layer, first_judged in zip(examples, seen, strict=True):
-        judged = {*of_layer[first_judged:].tolist()}
+    assert given
+    for positions, seen, rows in given:
+        assert rows == -(-EXAMPLES * TOKENS // every)
+        examples = positions.examples[::every]
+        judged = {*examples[seen:].tolist()}
         assert {*range(measured)} <= judged <= {*range(EXAMPLES // 2)}
-        assert not judged & {*of_layer[:first_judged].tolist()}
+        assert not judged & {*examples[:seen].tolist()}
 
 
 def test_a_joint_repair_is_a_recipe_and_survives_saving(tmp_path: Any) -> None:
@@ -163,7 +173,7 @@ def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPat
     for at_once in (len(target), 300):
         monkeypatch.setattr(joint_fit_module, "AT_ONCE", at_once)
         run = joint_fit_module._Run(layer, target, Fit(read, torch.zeros(len(read))), torch.ones(len(read)), True)
-        parts, rows = run.parts(), range(1000, len(target))
+        parts, rows = run.parts(), joint_fit_module._Part.of(range(1000, len(target)))
         error = run.error_with_gradient(parts, rows, 2.0)
         assert float(error) == pytest.approx(float(run.error(parts, rows)) / 2, rel=1e-5)
         found.append([part.grad for part in parts])

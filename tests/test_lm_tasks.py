@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
+import models
+import numpy as np
 import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dnge_compress import compare
+from dnge_compress import compare, open_model
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.lm_tasks import TaskScore, section
+from dnge_compress.jobs.lm_tasks import Tasks, TaskScore, _spoken, section, task_scores
 
 BOOKWORM = Path(__file__).parents[1] / "examples" / "bookworm"
-QUESTIONS = [("He opened the door and went into the", ["house", "of of of of"], 0)] * 6
-QUESTIONS += [("He opened the door and went into the", ["house", "of of of of"], 1)] * 2  # whose answers are wrong
+QUESTIONS = [("He opened the door and went into the", ["house", "of"], 0)] * 6
+QUESTIONS += [("He opened the door and went into the", ["house", "of"], 1)] * 2  # whose answers are wrong
 
 
 @pytest.fixture
@@ -42,19 +48,34 @@ def texts(tmp_path: Path) -> Path:
     return file
 
 
-def test_tasks_of_ones_own_are_put_to_both_models(
+def test_tasks_of_ones_own_are_put_to_each_model(
     folder: Path, texts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
-    command = ["compare", str(BOOKWORM), str(BOOKWORM), "--data", str(texts), "--tasks", "doors", "--json"]
+    turned: Any = AutoModelForCausalLM.from_pretrained(BOOKWORM, tie_word_embeddings=False)
+    turned.lm_head.weight = nn.Parameter(-turned.get_input_embeddings().weight.detach())  # what was likely isn't
+    turned.save_pretrained(folder / "turned")
+    AutoTokenizer.from_pretrained(BOOKWORM).save_pretrained(folder / "turned")
+    command = ["compare", str(BOOKWORM), str(folder / "turned"), "--data", str(texts), "--tasks", "doors", "--json"]
     assert main([*command, "--task-folder", str(folder)]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["tasks"]
-    assert (found["task"], found["metric"], found["values"]) == ("doors", "acc", [0.75, 0.75])
+    found = {score["metric"]: score for score in json.loads(capsys.readouterr().out)["tasks"]}
+    assert found["acc"]["task"] == "doors" and found["acc"]["values"] == [0.75, 0.25]
     error = math.sqrt(0.75 * 0.25 / (len(QUESTIONS) - 1))
-    assert found["errors"] == pytest.approx([error, error], rel=1e-3)
+    assert found["acc"]["errors"] == pytest.approx([error, error], rel=1e-3)
     assert main([*command, "--task-folder", str(folder), "--task-limit", "4"]) == 0
-    assert json.loads(capsys.readouterr().out)["tasks"][0]["values"] == [1.0, 1.0]
+    assert json.loads(capsys.readouterr().out)["tasks"][0]["values"] == [1.0, 0.0]
+
+
+def test_models_and_draws_are_left_as_they_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    model = open_model(BOOKWORM).train()
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    task_scores([model], Tasks(("doors",), folder, 2))
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]
 
 
 @pytest.mark.parametrize(("task", "told"), [("door", "did you mean 'doors'"), ("hellaswag", "can't be asked")])
@@ -66,7 +87,7 @@ def test_tasks_that_are_unknown_or_have_no_questions_are_refused(
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=told):
-        compare(BOOKWORM, BOOKWORM, data=[texts.read_text()], tasks=[task], task_folder=folder)
+        compare(BOOKWORM, BOOKWORM, data=[texts.read_text()], tasks=Tasks((task,), folder))
 
 
 def test_without_the_harness_the_way_to_it_is_told(
@@ -75,7 +96,7 @@ def test_without_the_harness_the_way_to_it_is_told(
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     monkeypatch.setattr("dnge_compress.cli.early.find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'dnge-compress\[tasks\]'"):
-        compare(BOOKWORM, BOOKWORM, data=[texts.read_text()], tasks=["arc_easy"])
+        compare(BOOKWORM, BOOKWORM, data=[texts.read_text()], tasks=Tasks(("arc_easy",)))
     assert main(["compare", str(BOOKWORM), str(BOOKWORM), "--data", str(texts), "--tasks", "arc_easy"]) == 2
     assert "dnge-compress[tasks]" in capsys.readouterr().err
 
@@ -84,6 +105,7 @@ def test_without_the_harness_the_way_to_it_is_told(
     ("words", "told"),
     [
         (["--task-folder", "."], "--tasks NAMES"),
+        (["--task-limit", "3"], "--tasks NAMES"),
         (["--tasks", "a", "--task-folder", "nowhere"], "'nowhere' is no folder"),
         (["--tasks", ","], "no name is given"),
     ],
@@ -94,6 +116,31 @@ def test_tasks_that_make_no_sense_are_refused_before_any_work(
     monkeypatch.setattr("dnge_compress.cli.early.find_spec", lambda name: object())
     assert main(["compare", str(BOOKWORM), str(BOOKWORM), "--data", str(texts), *words]) == 2
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (((),), "write"),
+        (("arc_easy",), "write"),
+        ((("a",), Path("nowhere")), "no folder"),
+        ((("a",), None, 0), "at least 1"),
+    ],
+)
+def test_tasks_that_are_none_are_refused(given: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        Tasks(*given)
+
+
+def test_models_that_write_nothing_or_have_no_tokenizer_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dnge_compress.jobs.lm_tasks._installed", lambda: None)
+    for name, told in (("bert", "a BertModel is none"), ("llama", "there is no tokenizer to put tasks with")):
+        with pytest.raises(DataError, match=told):
+            task_scores([models.make(name)], Tasks(("arc_easy",)))
+
+
+def test_what_the_harness_filters_by_is_told() -> None:
+    assert [_spoken(key) for key in ("acc,none", "exact_match,strict-match")] == ["acc", "exact_match (strict-match)"]
 
 
 def test_scores_stand_beside_each_other_with_their_errors() -> None:

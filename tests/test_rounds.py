@@ -112,13 +112,13 @@ def test_uneven_models_go_in_rounds_as_well(model: Path, rows: Path, tmp_path: P
 def test_rounds_in_two_processes_end_as_in_one_at_doubled_batch(
     is_launched: bool, model: Path, rows: Path, tmp_path: Path
 ) -> None:
-    told = TOLD | {"rounds": 2, "lora": {"lora_dropout": 0.0}}
+    told = TOLD | {"rounds": 2, "lora": {"lora_dropout": 0.0}, "calibration": {"tokens": 1024}}
     one, two = tmp_path / "one", tmp_path / "two"
     run(job_of(recipe(model, rows, one, **told | {"train": told["train"] | {"per_device_train_batch_size": 4}})))
     path = recipe(model, rows, two, **told, launch={"num_processes": 2})
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"] if is_launched else []
     command = [sys.executable, *launcher, "-m", "dnge_compress", "run", str(path)]
-    outcome = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    outcome = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
     assert outcome.returncode == 0, outcome.stderr
     ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (two, one))
     assert ours["machine"]["processes"] == "2"

@@ -288,7 +288,7 @@ def test_a_deadline_leaves_nothing_behind_however_near_the_end_it_comes() -> Non
 
 
 def test_a_deadline_ends_under_a_profiler(tmp_path: Path) -> None:
-    """Python 3.11 never got past an exception that was taken back."""
+    """Python 3.11 looks for ever for an exception that is taken back."""
     script = tmp_path / "script.py"
     script.write_text(
         "from dnge_compress.core.deadline import deadline\n"

@@ -31,6 +31,7 @@ from dnge_compress.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.compared import Compared
 from dnge_compress.jobs.compared import compare as compare_models
+from dnge_compress.jobs.lm_tasks import Tasks
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
@@ -131,8 +132,8 @@ def compare(options: Namespace) -> None:
     with session() as progress:
         first, second = _open(options, progress), _open(options, progress, options.other)
         data = read_windows(options.data, first)
-        asked = {"tasks": options.tasks, "task_folder": options.task_folder, "task_limit": options.task_limit}
-        made = compare_models(first, second, data=data, **asked, progress=progress)
+        tasks = Tasks(options.tasks, options.task_folder, options.task_limit) if options.tasks else None
+        made = compare_models(first, second, data=data, tasks=tasks, progress=progress)
     _write_page(made, options)
     print_report(made, options)
 

@@ -15,7 +15,6 @@ from dnge_compress.checkpoint.model_files import (
 )
 from dnge_compress.checkpoint.targets import refuse_closed, refuse_target
 from dnge_compress.core.errors import CheckpointError, DataError, PlanError
-from dnge_compress.core.files import refuse_unreadable
 from dnge_compress.core.folders import refuse_file, whole_folder
 from dnge_compress.core.wording import NO_HARNESS
 from dnge_compress.data.sources import source_of
@@ -29,10 +28,10 @@ from dnge_compress.recipes.schema import Prune, Recipe
 def refuse_early(options: Namespace) -> None:
     """Raise a DngeError where a command on a model, or on what dnge made, can't go well."""
     if options.function == "report":
-        _refuse_no_folder(whole_folder(Path(options.folder)))
+        _refuse_unless_folder(whole_folder(Path(options.folder)))
         return
-    if options.function == "apply":
-        refuse_unreadable(Path(options.plan))
+    if options.function == "apply" and not Path(options.plan).expanduser().exists():  # not opened: it may be a pipe
+        raise PlanError(f"plan '{options.plan}' is missing; make or fetch it again")
     if options.function == "generate":
         refuse_missing(options.model)
         _refuse_silent(whole_folder(Path(options.model)))
@@ -79,20 +78,24 @@ def _refuse_silent(folder: Path) -> None:
         refuse_silent(architecture_of(folder, read_config(folder)) or "model without a named class", folder)
 
 
-def _refuse_no_folder(folder: Path) -> None:
+def _refuse_unless_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"'{folder}' is {'a file' if folder.exists() else 'not there'}; name a folder of dnge's")
 
 
 def _refuse_tasks(options: Namespace) -> None:
-    """Tasks need the package that knows them, and their folder."""
-    folder = options.task_folder
-    if folder is not None and not options.tasks:
-        raise DataError("--task-folder says where tasks are, and none is named; name them (--tasks NAMES)")
+    """Tasks need the package that knows them, and what is said of them needs names."""
+    for option in ("task_folder", "task_limit"):
+        if getattr(options, option) is not None and not options.tasks:
+            raise DataError(
+                f"--{option.replace('_', '-')} is about tasks, and none is named; name them (--tasks NAMES)"
+            )
     if options.tasks and find_spec("lm_eval") is None:
         raise DataError(NO_HARNESS)
-    if folder is not None and not folder.is_dir():
-        raise DataError(f"--task-folder '{folder}' is no folder; name the one that holds the tasks' YAML files")
+    if options.task_folder is not None:
+        options.task_folder = options.task_folder.expanduser()
+        if not options.task_folder.is_dir():
+            raise DataError(f"--task-folder '{options.task_folder}' is no folder; name the one with the YAML files")
 
 
 def _refuse_work(work: Path, output: Path) -> None:

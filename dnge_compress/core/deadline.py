@@ -42,7 +42,7 @@ def deadline(seconds: float, over: DngeError) -> Iterator[None]:
         has_ended.set()
         watchdog.join()
         if is_over.is_set():
-            _see(thread)
+            _catch(thread)
 
     watchdog = threading.Thread(target=watch, daemon=True)
     watchdog.start()
@@ -70,12 +70,11 @@ def _raise_in(thread: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_OvertimeError))
 
 
-def _see(thread: int) -> None:
-    """Have what was raised in this thread and not seen yet behind it. Taken back instead, by raising nothing, Python
-    3.11 would look for it for ever under a profiler or debugger."""
+def _catch(thread: int) -> None:
+    """Raise and catch what may still be pending in this thread. Taken back instead, by raising nothing, Python 3.11
+    looks for it for ever under a profiler or debugger."""
     try:
-        _raise_in(thread)
-        while True:  # until it is raised
-            pass
+        while True:  # a finaliser that runs here swallows what is raised in it
+            _raise_in(thread)
     except _OvertimeError:
         pass

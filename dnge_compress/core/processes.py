@@ -17,7 +17,7 @@ from dnge_compress.core.errors import DngeError, LaunchError, first_line
 from dnge_compress.core.launcher import ended_by_signals, launcher_world
 
 T = TypeVar("T")
-N = TypeVar("N", int, bool)
+N = TypeVar("N", bound=int)
 JOIN_SECONDS = 300.0  # that processes wait for each other
 _JOINED: ContextVar[bool] = ContextVar("joined", default=False)
 
@@ -49,7 +49,7 @@ def summed(values: Tensor) -> Tensor:
 
 
 def agreed(answer: N) -> N | None:
-    """The answer of all processes; None where theirs differ. It is a whole number, or a truth."""
+    """The answer of all processes, all of which must ask; None where theirs differ."""
     answers = torch.zeros(world(), dtype=torch.float64)
     answers[rank()] = float(answer)
     return answer if bool((summed(answers) == float(answer)).all()) else None
@@ -73,6 +73,16 @@ def joined_processes() -> Iterator[None]:
         _JOINED.reset(token)
         if is_ours:
             dist.destroy_process_group()
+
+
+@contextmanager
+def each_alone() -> Iterator[None]:
+    """While entered, every process is all of them to itself: each does the whole of a work that isn't shared."""
+    token = _JOINED.set(False)
+    try:
+        yield
+    finally:
+        _JOINED.reset(token)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dnge_compress.core.terminal import Printable
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import percent
 from dnge_compress.data.given import JUDGED, given_data
-from dnge_compress.jobs.lm_tasks import TaskScore, task_scores
+from dnge_compress.jobs.lm_tasks import Tasks, TaskScore, task_scores
 from dnge_compress.jobs.lm_tasks import section as task_section
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample
@@ -106,9 +106,7 @@ def compare(
     *,
     data: Iterable[Any],
     names: tuple[str, str] | None = None,
-    tasks: Sequence[str] = (),
-    task_folder: str | Path | None = None,
-    task_limit: int | None = None,
+    tasks: Tasks | None = None,
     progress: Progress | bool = False,
 ) -> Compared:
     """Two models of the same inputs side by side: the perplexity of causal language models, or the accuracy where
@@ -116,8 +114,7 @@ def compare(
     how both go on after the same beginnings.
 
     `data` is an iterable of inputs that neither was made with, as in `compress`; `names` are what to call the models.
-    `tasks` of lm-evaluation-harness (extra `tasks`) are put to both, at most `task_limit` questions of each; those of
-    YAML files in `task_folder` are known by name as well.
+    `tasks` of lm-evaluation-harness (extra `tasks`) are put to both, as in `tasks=Tasks(("arc_easy",), limit=200)`.
     Raises DataError for models that don't answer alike and tasks that can't be asked, and other DngeErrors.
 
         print(compare("base", "small", data=batches))
@@ -130,9 +127,9 @@ def compare(
     found = given_data(data, models[0], JUDGED)
     _refuse_strangers(models, found.batches)
     scores: tuple[TaskScore, ...] = ()
-    if tasks:
+    if tasks is not None:
         tell("tasks", 0, 1)
-        scores = task_scores(models, tasks, folder=None if task_folder is None else Path(task_folder), limit=task_limit)
+        scores = task_scores(models, tasks)
         tell("tasks", 1, 1)
     tell("measure", 0, 3)
     answers = apart(*models, found.batches)

@@ -3,21 +3,43 @@
 from __future__ import annotations
 
 import logging
+import random
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dnge_compress.core.document import Cell, Column, Section, Table
 from dnge_compress.core.errors import DataError, first_line, nearest
 from dnge_compress.core.wording import NO_HARNESS
-from dnge_compress.signals.inference import device_of, writes_text
-from dnge_compress.signals.tokenizer import tokenizer_of
+from dnge_compress.signals.inference import inference_mode_of, writes_text
+from dnge_compress.signals.tokenizer import needed_tokenizer
 
 BATCH = 8  # requests at once
 RESAMPLES = 1000  # for the standard error of what is no mean
 PLAIN = "none"  # what the harness calls the filter that changes no answer
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks by name, those in YAML files of a `folder` among them, and how many questions of each are asked at most.
+    Raises DataError for no name, a folder that is none, and a limit below one."""
+
+    names: tuple[str, ...]
+    folder: Path | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.names or isinstance(self.names, str):
+            raise DataError(f"tasks are a tuple of names, and {self.names!r} is none; write ('arc_easy',)")
+        if self.folder is not None and not self.folder.is_dir():
+            raise DataError(f"'{self.folder}' is no folder; name the one that holds the tasks' YAML files")
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"a limit of {self.limit} questions asks nothing; give at least 1, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +52,19 @@ class TaskScore:
     errors: tuple[float | None, ...]
 
 
-def task_scores(
-    models: Sequence[Any], tasks: Sequence[str], *, folder: Path | None = None, limit: int | None = None
-) -> tuple[TaskScore, ...]:
-    """Every metric of the named tasks for causal language models. Tasks in YAML files of `folder` are known as well;
-    `limit` is how many questions of each task are asked, all by default.
+def task_scores(models: Sequence[Any], tasks: Tasks) -> tuple[TaskScore, ...]:
+    """Every metric of the tasks for some causal language models, which are left as they are.
 
-    Raises DataError where the harness isn't installed, models write no text or have no tokenizer, a task is unknown,
+    Raises DataError where the harness isn't installed, a model writes no text or has no tokenizer, a task is unknown,
     or its questions can't be read.
     """
-    harness = _installed()
-    found = [_results(harness, model, tasks, folder, limit) for model in models]
-    first = found[0]
+    with _unnoticed():
+        harness, tokenizers = _installed(), [_tokenizer_of(model) for model in models]
+        manager = harness.tasks.TaskManager(include_path=None if tasks.folder is None else str(tasks.folder))
+        for name in tasks.names:
+            if name not in manager.all_tasks:
+                raise DataError(f"unknown task '{name}'; {nearest(name, manager.all_tasks)}")
+        found = [_results(harness, *pair, tasks, manager) for pair in zip(models, tokenizers, strict=True)]
     return tuple(
         TaskScore(
             task=task,
@@ -49,7 +72,7 @@ def task_scores(
             values=tuple(float(own[task][key]) for own in found),
             errors=tuple(_number(own[task].get(_error_key(key))) for own in found),
         )
-        for task, scores in first.items()
+        for task, scores in found[0].items()
         for key, value in scores.items()
         if "," in key and "_stderr," not in key and _number(value) is not None
     )
@@ -80,48 +103,48 @@ def _installed() -> Any:
         import lm_eval.models.huggingface
         import lm_eval.tasks
     except ImportError as e:
-        raise DataError(NO_HARNESS) from e
+        raise DataError(f"{NO_HARNESS} ({first_line(e)})") from e
     return lm_eval
 
 
-def _results(
-    harness: Any, model: Any, tasks: Sequence[str], folder: Path | None, limit: int | None
-) -> Mapping[str, Mapping[str, Any]]:
-    tokenizer = tokenizer_of(str(getattr(model, "name_or_path", "") or ""))
-    if not writes_text(model) or tokenizer is None:
-        raise DataError(f"tasks ask causal language models with a tokenizer, and a {type(model).__name__} is none here")
-    with _quiet():
-        manager = harness.tasks.TaskManager(include_path=None if folder is None else str(folder))
-        for task in tasks:
-            if task not in manager.all_tasks:
-                raise DataError(f"unknown task '{task}'; {nearest(task, manager.all_tasks)}")
+def _tokenizer_of(model: Any) -> Any:
+    """A tokenizer of the harness's own, which changes it."""
+    if not writes_text(model):
+        raise DataError(f"tasks ask causal language models, and a {type(model).__name__} is none")
+    return needed_tokenizer(str(getattr(model, "name_or_path", "") or ""), "to put tasks with")
+
+
+def _results(harness: Any, model: Any, tokenizer: Any, tasks: Tasks, manager: Any) -> Mapping[str, Mapping[str, Any]]:
+    with inference_mode_of(model):
         asked = harness.models.huggingface.HFLM(
-            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=BATCH, device=str(device_of(model))
+            pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=BATCH
         )
+        how = {"limit": tasks.limit, "bootstrap_iters": RESAMPLES, "log_samples": False, "task_manager": manager}
         try:
-            found = harness.simple_evaluate(
-                asked, tasks=[*tasks], limit=limit, task_manager=manager, bootstrap_iters=RESAMPLES, log_samples=False
-            )
-        except Exception as e:  # of data sets that aren't there, and of tasks themselves
-            raise DataError(f"the tasks {', '.join(tasks)} can't be asked: {first_line(e)}") from e
+            found = harness.simple_evaluate(asked, tasks=[*tasks.names], **how)
+        except (OSError, ValueError, KeyError) as e:  # of data sets that aren't there, and of the tasks' files
+            raise DataError(f"the tasks {', '.join(tasks.names)} can't be asked: {first_line(e)}") from e
     results: Mapping[str, Mapping[str, Any]] = found["results"]
     return results
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The harness logs what it reads, and its loggers stand below one name."""
-    logger = logging.getLogger("lm_eval")
+def _unnoticed() -> Iterator[None]:
+    """The harness logs and prints what it does, and seeds whatever draws."""
+    logger, numbers, others = logging.getLogger("lm_eval"), random.getstate(), np.random.get_state()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
         logger.setLevel(level)
+        random.setstate(numbers)
+        np.random.set_state(others)
 
 
 def _spoken(key: str) -> str:
-    """`acc,none` is "acc", `exact_match,strict-match` says how it was matched."""
+    """`acc,none` is "acc"; `exact_match,strict-match` says how it was matched."""
     metric, _, how = key.partition(",")
     return metric if how == PLAIN else f"{metric} ({how})"
 

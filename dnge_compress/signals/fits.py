@@ -153,17 +153,17 @@ def spread_examples_of(examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
 def can_judge(seen: int, rows: int) -> bool:
     """Whether a fit on some of the rows of all processes leaves others to judge it by; `seen` and `rows` are this
     one's."""
-    return 0 < rows_of_all(seen) < rows_of_all(rows)
+    return 0 < count_of_all(seen) < count_of_all(rows)
 
 
-def row_mean(sums: Tensor, rows: int) -> Tensor:
-    """The mean over the rows of all processes of what adds up to `sums` over the `rows` of this one; in place."""
-    return summed(sums) / rows_of_all(rows)
+def mean_of_all(sums: Tensor, count: int) -> Tensor:
+    """The mean over all processes of what adds up to `sums` over `count` things in this one; in place."""
+    return summed(sums) / count_of_all(count)
 
 
-def rows_of_all(rows: int) -> int:
-    """How many rows all processes have together."""
-    return int(summed(torch.tensor(rows, dtype=torch.float64)))
+def count_of_all(count: int) -> int:
+    """How many things all processes have together."""
+    return int(summed(torch.tensor(count, dtype=torch.float64)))
 
 
 def best_fit(
@@ -183,8 +183,8 @@ def best_fit(
     if not can_judge(seen, len(judged)):
         return first
     x, rest = x[order], (target - x @ first.weight.T)[order]
-    x0 = row_mean(x.sum(0), len(x)) if can_shift else x.new_zeros(x.shape[1])
-    rest0 = row_mean(rest.sum(0), len(x)) if can_shift else rest.new_zeros(rest.shape[1])
+    x0 = mean_of_all(x.sum(0), len(x)) if can_shift else x.new_zeros(x.shape[1])
+    rest0 = mean_of_all(rest.sum(0), len(x)) if can_shift else rest.new_zeros(rest.shape[1])
     if can_shift:
         x -= x0
         rest -= rest0
@@ -200,7 +200,7 @@ def best_fit(
 
     def error(fit: Fit | SampledFit) -> float:
         miss = rest[seen:] - fit.outputs(x[seen:])
-        found = float((row_mean(miss.square().sum(0), len(miss)) * consumer.importance).sum())
+        found = float((mean_of_all(miss.square().sum(0), len(miss)) * consumer.importance).sum())
         return found if math.isfinite(found) else math.inf
 
     errors = [error(make(of_seen)) for make in makers]
@@ -220,7 +220,7 @@ def _evidence(x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"], seen: int) ->
 
 @dataclass(frozen=True)
 class _Sums:
-    """What inputs and the rests of their targets add up to, where there are at least as many positions as features."""
+    """What inputs and the rests of their targets add up to, in all processes together."""
 
     count: int
     x: Float[Tensor, " K"]
@@ -230,9 +230,9 @@ class _Sums:
 
     @classmethod
     def of(cls, x: Float[Tensor, "P K"], rest: Float[Tensor, "P D"]) -> _Sums:
-        """Sums over the positions of all processes."""
+        """Sums over the positions."""
         sums = (x.sum(0), rest.sum(0), x.T @ x, x.T @ rest)
-        return cls(rows_of_all(len(x)), *map(summed, sums))
+        return cls(count_of_all(len(x)), *map(summed, sums))
 
     def __add__(self, other: _Sums) -> _Sums:
         return _Sums(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))

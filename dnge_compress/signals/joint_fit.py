@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dnge_compress.core.precision import fast_float32_products
 from dnge_compress.core.processes import summed
-from dnge_compress.signals.fits import Fit, row_mean, rows_of_all
+from dnge_compress.signals.fits import Fit, count_of_all, mean_of_all
 from dnge_compress.signals.obs import factor
 
 ROUNDS = 3  # at most; after each, the judged examples decide whether to go on (three more: 2 % less damage, dev/LOG.md)
@@ -77,19 +77,19 @@ def joint_fit(
     seen: int,
     can_shift: bool,
 ) -> JointFit | None:
-    """A fit that errs less than `first`, from which it starts, on the positions behind the first `seen` ones, which
-    are those that it is made on; None where none is found."""
+    """A fit made on the first `seen` positions that errs less than `first`, where it starts, on the others; None where
+    none is found."""
     run = _Run(layer, target, first, importance, can_shift)
-    seen_rows, unseen = range(seen), range(seen, len(target))
+    seen_rows, unseen = _Part.of(range(seen)), _Part.of(range(seen, len(target)))
     scale = float(run.error(run.parts(), seen_rows))
-    if not scale > NOISE * float(row_mean(run.target[:seen].square().sum(), seen)):
+    if not scale > NOISE * float(summed(run.target[:seen].square().sum()) / seen_rows.count):
         return None
     with fast_float32_products():
         best = _descended(run, seen_rows, unseen, scale)
     return None if best is None else run.found(best)
 
 
-def _descended(run: _Run, seen: range, unseen: range, scale: float) -> list[Tensor] | None:
+def _descended(run: _Run, seen: _Part, unseen: _Part, scale: float) -> list[Tensor] | None:
     """The parts with the least error on unseen rows, on the way down from no change on the seen ones, where the error
     is `scale`; None where none has less than no change."""
     parts = run.parts()
@@ -117,8 +117,25 @@ def _descended(run: _Run, seen: range, unseen: range, scale: float) -> list[Tens
     return best if has_gained else None
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some of the rows, and how many all processes have of the kind."""
+
+    rows: range
+    count: int
+
+    @classmethod
+    def of(cls, rows: range) -> _Part:
+        """Those of this process's rows."""
+        return cls(rows, count_of_all(len(rows)))
+
+    def pieces(self) -> Iterator[slice]:
+        """A few rows at a time."""
+        return (slice(first, min(first + AT_ONCE, self.rows.stop)) for first in self.rows[::AT_ONCE])
+
+
 class _Run:
-    """The layer's error on some of its rows, those of a range, as a function of changes in white coordinates: one
+    """The layer's error on a part of its rows, as a function of changes in white coordinates: one
     `[K, H]` for each matrix that computes the units, and `[D, K (+ 1)]` for the one that reads them."""
 
     def __init__(self, layer: Layer, target: Tensor, first: Fit, importance: Tensor, can_shift: bool) -> None:
@@ -134,6 +151,7 @@ class _Run:
         self.reading = torch.cat([reading, reading.new_zeros(len(reading), can_shift)], 1)  # [D, K (+ 1)]
         self.sizes = [_spread(z.float()).clamp_min(1e-12) for z in layer.written]
         self.size = _spread(self.target).clamp_min(1e-12)
+        self.nothing = self.size.new_zeros((), dtype=torch.float64)
 
     def parts(self) -> list[Tensor]:
         """No change."""
@@ -142,20 +160,20 @@ class _Run:
         return [self.white.new_zeros(shape).requires_grad_() for shape in shapes]
 
     @torch.no_grad()
-    def error(self, parts: Sequence[Tensor], rows: range) -> Tensor:
+    def error(self, parts: Sequence[Tensor], rows: _Part) -> Tensor:
         """Mean square of what is missing, outputs weighed by their importance."""
         weights = self._weights(parts)
-        return row_mean(sum((self._lost(weights, piece) for piece in _pieces(rows)), self.size * 0), len(rows))
+        return summed(sum((self._lost(weights, piece) for piece in rows.pieces()), self.nothing.clone())) / rows.count
 
     @torch.enable_grad()
-    def error_with_gradient(self, parts: Sequence[Tensor], rows: range, scale: float) -> Tensor:
+    def error_with_gradient(self, parts: Sequence[Tensor], rows: _Part, scale: float) -> Tensor:
         """The error over `scale`, whose gradient is added to that of the parts, a piece of the rows at a time: what is
         written between the matrices is several times as large as what is held of it."""
         weights = self._weights(parts)
         leaves = [w.detach().requires_grad_() for w in weights]
-        lost, every = self.size * 0, rows_of_all(len(rows))
-        for piece in _pieces(rows):
-            part = self._lost(leaves, piece) / (every * scale)
+        lost = self.nothing.clone()
+        for piece in rows.pieces():
+            part = self._lost(leaves, piece) / (rows.count * scale)
             part.backward()
             lost += part.detach()
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
@@ -176,32 +194,28 @@ class _Run:
         return [*changes, self.reading + self.size * _back(parts[-1], self.features)]
 
     def _lost(self, weights: Sequence[Tensor], rows: slice) -> Tensor:
+        """Summed in double precision: a line search asks for small differences of it."""
         white = self.white[rows]
         written = (z[rows].float() for z in self.layer.written)
         read = self.layer.formula([torch.addmm(z, white, v.T) for z, v in zip(written, weights[:-1], strict=True)])
-        return (self.target[rows] - self._read(read) @ weights[-1].T).square().sum()
+        return (self.target[rows] - self._read(read) @ weights[-1].T).square().sum(dtype=torch.float64)
 
     def _read(self, activations: Tensor) -> Tensor:
         """With a column of ones where something takes up a mean."""
         return torch.cat([activations, torch.ones_like(activations[:, :1])], 1) if self.can_shift else activations
 
 
-def _pieces(rows: range) -> Iterator[slice]:
-    """A few of the rows at a time."""
-    return (slice(first, min(first + AT_ONCE, rows.stop)) for first in rows[::AT_ONCE])
-
-
 def _spread(values: Float[Tensor, "P K"]) -> Tensor:
     """The standard deviation of all numbers, in all processes."""
     numbers = values.shape[1] * len(values)
-    deviations = values - row_mean(values.sum(), numbers)
-    return row_mean(deviations.square().sum(), numbers).sqrt()
+    deviations = values - mean_of_all(values.sum(), numbers)
+    return mean_of_all(deviations.square().sum(), numbers).sqrt()
 
 
 def _root(rows: Float[Tensor, "P H"]) -> Float[Tensor, "H H"]:
     """The root of the second moments of the rows in all processes, lower triangular: rows divided by it are nearly
     white."""
-    gram = row_mean(rows.T @ rows, len(rows))
+    gram = mean_of_all(rows.T @ rows, len(rows))
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     return factor(gram)
 

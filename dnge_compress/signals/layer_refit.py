@@ -4,6 +4,7 @@ the whole and the pruned network run side by side."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -12,11 +13,21 @@ from torch import Tensor, nn
 from dnge_compress.core.processes import agreed
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.types import Cut, Slot
-from dnge_compress.signals.fits import Consumer, Fit, best_fit, can_judge, spread_examples_of
+from dnge_compress.signals.fits import Consumer, Fit, best_fit, can_judge, count_of_all, spread_examples_of
 from dnge_compress.signals.joint_fit import Formula, Layer, joint_fit
 from dnge_compress.signals.producers import Producer, formula_of, formulas, producers_of
 
 MOST_NUMBERS = 1 << 25  # activations of a layer that one fit is made on; some copies of them are held
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Where a layer is fitted `[P]`, of the rows of the second half, and of which numbered example each is; those that
+    no fit of its producers may see come behind the first `seen`."""
+
+    rows: Int[Tensor, " P"]
+    examples: Int[Tensor, " P"]
+    seen: int
 
 
 class LayerRefit:
@@ -58,25 +69,23 @@ class LayerRefit:
         consumer: Consumer,
         read: Float[Tensor, "P K"],
         target: Float[Tensor, "P D"],
-        positions: Int[Tensor, " P"],
-        examples: Int[Tensor, " P"],
-        seen: int,
+        positions: Positions,
         rows: int,
     ) -> Fit | None:
         """The fit of the consumer that belongs to new rows of the producers; None where nothing better is found.
 
         `read` and `target` are what the consumer reads in the pruned network, and should write, at these positions of
-        its second half, which has so many `rows`, each of one of the numbered `examples`. The producers are fitted on
-        the `seen` first positions and judged by the others, and the consumer is fitted at the end on all.
+        its second half, which has so many `rows`. The consumer is fitted at the end on all of them.
         """
+        seen, examples = positions.seen, positions.examples
         if not self._is_usable or not can_judge(seen, len(read)):
             return None
-        few = slice(None, None, -(-read.numel() // MOST_NUMBERS))
+        few = slice(None, None, -(-count_of_all(read.numel()) // MOST_NUMBERS))
         inputs, written = self._second_half()
         if inputs.shape[:-1].numel() != rows:  # what was written is spread or gathered before it is read
             return None
-        x = self._with_ones(inputs.flatten(0, -2)[positions])
-        zs = tuple(z.flatten(0, -2)[positions] for z in written)
+        x = self._with_ones(inputs.flatten(0, -2)[positions.rows])
+        zs = tuple(z.flatten(0, -2)[positions.rows] for z in written)
         formula = formula_of([z[few] for z in zs], read[few], torch.finfo(inputs.dtype).eps)
         known = formulas(len(zs))
         number = agreed(-1 if formula is None else known.index(formula))

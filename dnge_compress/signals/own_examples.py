@@ -25,13 +25,18 @@ class OwnExamples:
     def __len__(self) -> int:
         return len(self.numbers)
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether other processes have the rest of them."""
+        return len(self) < self.total
+
     def are_measured(self, examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
         """Which of some examples' numbers are among the first of all, on which a trial measures the repair as well
         (plans/trial.py): a joint fit is judged by those."""
         return examples < self.total // JUDGED
 
 
-def own_examples(batch: Inputs, can_share: bool = True) -> OwnExamples:
+def own_examples(batch: Inputs, *, can_share: bool) -> OwnExamples:
     """This process's share of a batch: groups of examples in turn, so that each has about as many of the first ones and
     of every fourth one, by which fits are judged. All of them, where there are too few or they can't be shared."""
     total = examples_in(batch)

@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from dnge_compress.core.paging import Shelf
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
-from dnge_compress.core.processes import agreed
+from dnge_compress.core.processes import agreed, each_alone
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.layer_types import CONVS
 from dnge_compress.graph.masking import hidden_given, with_hidden
@@ -38,7 +38,7 @@ from dnge_compress.signals.divergence import attended
 from dnge_compress.signals.fits import Consumer, Fit, best_fit, consumers_of, spread_examples_of
 from dnge_compress.signals.inference import Inputs, call, inference_mode_of
 from dnge_compress.signals.joined import joined
-from dnge_compress.signals.layer_refit import LayerRefit, layer_refits
+from dnge_compress.signals.layer_refit import LayerRefit, Positions, layer_refits
 from dnge_compress.signals.own_examples import OwnExamples, own_examples
 from dnge_compress.signals.pieces import positions_at_once
 from dnge_compress.signals.signal import Signals
@@ -90,6 +90,8 @@ class SideBySide:
         untouched = not self.fixed and not self.moved and not self.applied.dropped_modules
         run = _Run(self.consumers, self.layers, own, untouched, self.parts)
         with torch.no_grad(), inference_mode_of(self.model), ExitStack() as hooks:
+            if not own.are_shared:
+                hooks.enter_context(each_alone())
             for layer in self.layers.values():
                 for module in layer.modules:
                     hooks.enter_context(module.register_forward_hook(run.hear, with_kwargs=True))
@@ -226,9 +228,8 @@ class _Run(TorchFunctionMode):
         consumer, half = self.consumers[output.module], len(output.raw) // 2
         read = output.read[half:]
         is_mixed = bool(len(output.raw) % (2 * len(self.own)))
-        if self.untouched:
-            is_mixed = agreed(is_mixed or not torch.equal(output.read[:half], read)) is not False
-        if is_mixed:
+        is_mixed = is_mixed or (self.untouched and not torch.equal(output.read[:half], read))
+        if agreed(is_mixed) is not False:
             raise _MixedHalvesError
         self.untouched = False
         if consumer.value is None:
@@ -274,9 +275,6 @@ class _Run(TorchFunctionMode):
         rows = len(target)
         positions = counted_positions(self.mask, rows, target.device)
         each = max(1, rows // len(self.own))
-        layer = self.layers.get(module)
-        if layer is not None:  # those that judge it come last
-            positions = positions[self.own.are_measured(self._examples(positions, each)).byte().argsort(stable=True)]
         if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
@@ -284,21 +282,20 @@ class _Run(TorchFunctionMode):
             x = rows_at(windows(module, read), len(module.kernel_size), positions)
         else:
             x = read.flatten(0, -2)[positions]
-        x = x[:, consumer.keep].float()
-        target = target[positions]
+        examples, layer = self.own.numbers.to(positions.device)[positions // each], self.layers.get(module)
+        x, target = x[:, consumer.keep].float(), target[positions]
         if getattr(module, "bias", None) is not None:
             target = target - module.bias.detach().float()
-        examples = self._examples(positions, each)
         if layer is not None:
-            seen = int((~self.own.are_measured(examples)).sum())
-            found = layer.fit(consumer, x, target, positions, examples, seen, rows)
+            is_measured = self.own.are_measured(examples)
+            order = is_measured.byte().argsort(stable=True)
+            x, target = x[order], target[order]
+            examples, positions = examples[order], positions[order]
+            at = Positions(positions, examples, int((~is_measured).sum()))
+            found = layer.fit(consumer, x, target, at, rows)
             if found is not None:
                 return found
         return best_fit(x, target, spread_examples_of(examples), consumer)
-
-    def _examples(self, positions: Tensor, each: int) -> Tensor:
-        """Whose the positions are, by its number in all processes; every example has `each` of them."""
-        return self.own.numbers.to(positions.device)[positions // each]
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
