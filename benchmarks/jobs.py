@@ -53,6 +53,10 @@ ARMS: dict[str, tuple[list[str], str]] = {
     "magnitude, uniform LoRA on real books": ([*RIVAL, "train.learning_rate=2e-3"], "books"),
     "magnitude, all weights on real books": ([*RIVAL, "~lora", "train.learning_rate=3e-4"], "books"),
 }
+RECOVERY_NOTES = (
+    "Books that no job saw. LoRA at the cost of uniform rank 16; two epochs of training for the rivals, one for ours.",
+    "Minutes are by the clock and upper bounds: two jobs ran at a time, and both were stopped now and then.",
+)
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
     "scorer=obs",
@@ -277,8 +281,7 @@ def table(found: dict[str, Any]) -> list[str]:
             rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", str(len(runs)), f"{minutes:.1f}"])
         head = ["arm", "perplexity after pruning", "after recovery", "against the original", "seeds", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += ["", "Books that no job saw. LoRA at the cost of uniform rank 16; two epochs of training for the rivals, one for"]
-        lines += ["ours. Minutes are by the clock and upper bounds: two jobs ran at a time, and both were stopped now and then."]
+        lines += ["", *RECOVERY_NOTES]
     if "rates" in found:
         done = [r for r in found["rates"] if r["exit_code"] == 0]
         worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]

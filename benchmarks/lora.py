@@ -154,26 +154,27 @@ class Bench:
 
     def run(self) -> None:
         """Every arm over the learning rates, then the best over the seeds."""
-        self._row("no adapter", 0.0, 0, 1.0)
+        self.row("no adapter", 0.0, 0, 1.0)
         for arm in self.setting.arms:
             lrs = [self.setting.first_rate * 2**i for i in range(POINTS)]
             while True:
-                losses = [self._row(arm, lr, 0)["loss"] for lr in lrs]
+                losses = [self.row(arm, lr, 0)["loss"] for lr in lrs]
                 best = min(range(len(lrs)), key=losses.__getitem__)
                 if 0 < best < len(lrs) - 1:
                     break
                 lrs = [lrs[0] / 2, *lrs] if best == 0 else [*lrs, lrs[-1] * 2]
             for seed in range(1, SEEDS):
-                self._row(arm, lrs[best], seed)
+                self.row(arm, lrs[best], seed)
 
     def run_shares(self) -> None:
         """Ours at smaller budgets, at the learning rate that was best for the whole one."""
         lr = best_rate(self.kept, self.setting, OURS)
         for share in SHARES:
             for seed in range(SEEDS):
-                self._row(OURS, lr, seed, share)
+                self.row(OURS, lr, seed, share)
 
-    def _row(self, arm: str, lr: float, seed: int, share: float = 1.0) -> dict[str, float]:
+    def row(self, arm: str, lr: float, seed: int, share: float = 1.0) -> dict[str, float]:
+        """What an arm came to, measured if it isn't kept."""
         return self.kept.measure(
             key_of(self.setting, arm, lr, seed, share), lambda: self._measure(arm, lr, seed, share)
         )
