@@ -132,6 +132,19 @@ def test_tasks_that_are_none_are_refused(given: Any, told: str) -> None:
         Tasks(*given)
 
 
+@pytest.mark.parametrize(("text", "told"), [(None, "holds no .yaml file"), ("task: [1", "mine.yaml' is no YAML")])
+def test_folders_without_a_task_are_refused(text: str | None, told: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(DataError, match=told):
+        Tasks(("mine",), tmp_path)
+
+
+def test_tags_of_the_harness_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("task: mine\nprocess_docs: !function utils.process\n")
+    Tasks(("mine",), tmp_path)
+
+
 def test_models_that_write_nothing_or_have_no_tokenizer_are_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dnge_compress.jobs.lm_tasks._installed", lambda: None)
     for name, told in (("bert", "a BertModel is none"), ("llama", "there is no tokenizer to put tasks with")):

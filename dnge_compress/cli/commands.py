@@ -129,10 +129,10 @@ def curve(options: Namespace) -> None:
 
 def compare(options: Namespace) -> None:
     """`dnge compare MODEL OTHER --data texts.txt`"""
+    tasks = Tasks(options.tasks, options.task_folder, options.task_limit) if options.tasks else None
     with session() as progress:
         first, second = _open(options, progress), _open(options, progress, options.other)
         data = read_windows(options.data, first)
-        tasks = Tasks(options.tasks, options.task_folder, options.task_limit) if options.tasks else None
         made = compare_models(first, second, data=data, tasks=tasks, progress=progress)
     _write_page(made, options)
     print_report(made, options)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from dnge_compress.core.document import Cell, Column, Section, Table
 from dnge_compress.core.errors import DataError, first_line, nearest
@@ -38,6 +40,8 @@ class Tasks:
             raise DataError(f"tasks are a tuple of names, and {self.names!r} is none; write ('arc_easy',)")
         if self.folder is not None and not self.folder.is_dir():
             raise DataError(f"'{self.folder}' is no folder; name the one that holds the tasks' YAML files")
+        if self.folder is not None:
+            _refuse_broken(self.folder)
         if self.limit is not None and self.limit < 1:
             raise DataError(f"a limit of {self.limit} questions asks nothing; give at least 1, or none")
 
@@ -50,6 +54,20 @@ class TaskScore:
     metric: str
     values: tuple[float, ...]
     errors: tuple[float | None, ...]
+
+
+def _refuse_broken(folder: Path) -> None:
+    """The harness passes over files that it can't read, and calls their tasks unknown."""
+    files = sorted(folder.rglob("*.yaml"))
+    if not files:
+        raise DataError(f"'{folder}' holds no .yaml file; name the folder that holds the tasks' YAML files")
+    for file in files:
+        try:
+            yaml.compose(
+                file.read_text(encoding="utf-8")
+            )  # the syntax alone: tags of the harness's own may stand there
+        except (OSError, ValueError, yaml.YAMLError) as e:
+            raise DataError(f"'{file}' is no YAML: {' '.join(str(e).split())}; correct it") from None
 
 
 def task_scores(models: Sequence[Any], tasks: Tasks) -> tuple[TaskScore, ...]:
@@ -130,13 +148,15 @@ def _results(harness: Any, model: Any, tokenizer: Any, tasks: Tasks, manager: An
 
 @contextmanager
 def _unnoticed() -> Iterator[None]:
-    """The harness logs and prints what it does, and seeds whatever draws."""
+    """The harness logs and prints what it does, draws bars, which are for terminals, and seeds whatever draws."""
     logger, numbers, others = logging.getLogger("lm_eval"), random.getstate(), np.random.get_state()
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with redirect_stdout(sys.stderr):
-            yield
+        with Path(os.devnull).open("w") as nowhere:
+            bars = sys.stderr if sys.stderr.isatty() else nowhere
+            with redirect_stdout(bars), redirect_stderr(bars):
+                yield
     finally:
         logger.setLevel(level)
         random.setstate(numbers)
