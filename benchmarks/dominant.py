@@ -155,7 +155,8 @@ def uniform_rows(seeds: int) -> dict[str, tuple[float, list[dict[str, float]]]]:
     for setting in SETTINGS:
         if not setting.is_pruned:
             lr = best_rate(kept, setting, BASELINE)
-            own = [Bench(setting, kept).row(BASELINE, lr, seed) for seed in range(seeds)]
+            bench = Bench(setting, kept)
+            own = [bench.row(BASELINE, lr, seed) for seed in range(seeds)]
             found[f"all matrices, rank {setting.rank}"] = lr, own
     return found
 

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from dnge_compress import compare, open_model
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import DataError
-from dnge_compress.jobs.lm_tasks import Tasks, TaskScore, _spoken, section, task_scores
+from dnge_compress.jobs.asked_tasks import Tasks
+from dnge_compress.jobs.lm_tasks import TaskScore, _spoken, section, task_scores
 
 BOOKWORM = Path(__file__).parents[1] / "examples" / "bookworm"
 QUESTIONS = [("He opened the door and went into the", ["house", "of"], 0)] * 6

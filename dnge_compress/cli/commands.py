@@ -16,7 +16,7 @@ from torch import nn
 
 from dnge_compress import api
 from dnge_compress.checkpoint import open_model
-from dnge_compress.cli.early import lora_recipe, prune_recipe
+from dnge_compress.cli.early import asked_tasks, lora_recipe, prune_recipe
 from dnge_compress.cli.output import print_json, print_passage, print_text, say_how_written, say_what_now
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Cell, Column, Table
@@ -31,7 +31,6 @@ from dnge_compress.data.texts import read_texts, read_windows, texts_in
 from dnge_compress.graph.families import build_graph
 from dnge_compress.jobs.compared import Compared
 from dnge_compress.jobs.compared import compare as compare_models
-from dnge_compress.jobs.lm_tasks import Tasks
 from dnge_compress.jobs.report.job_report import JobReport
 from dnge_compress.lora.place import place_lora
 from dnge_compress.lora.plan import LoraPlan
@@ -129,7 +128,7 @@ def curve(options: Namespace) -> None:
 
 def compare(options: Namespace) -> None:
     """`dnge compare MODEL OTHER --data texts.txt`"""
-    tasks = Tasks(options.tasks, options.task_folder, options.task_limit) if options.tasks else None
+    tasks = asked_tasks(options)
     with session() as progress:
         first, second = _open(options, progress), _open(options, progress, options.other)
         data = read_windows(options.data, first)
@@ -160,11 +159,10 @@ def place(options: Namespace) -> None:
 
 def vocabulary(options: Namespace) -> None:
     """`dnge vocabulary MODEL --data texts.txt -o OUT`"""
-    scripts = [script.strip() for script in options.scripts.split(",") if script.strip()]
     with session() as progress:
         model = _open(options, progress)
         texts = texts_in(options.data, model) if options.data else None
-        made = plan_vocabulary(model, texts, scripts=scripts, round_to=options.round_to, progress=progress)
+        made = plan_vocabulary(model, texts, scripts=options.scripts, round_to=options.round_to, progress=progress)
     if options.output:
         _apply_vocabulary(made, options, model)
     else:

@@ -18,6 +18,7 @@ from dnge_compress.core.errors import CheckpointError, DataError, PlanError
 from dnge_compress.core.folders import refuse_file, whole_folder
 from dnge_compress.core.wording import NO_HARNESS
 from dnge_compress.data.sources import source_of
+from dnge_compress.jobs.asked_tasks import Tasks
 from dnge_compress.plans.basis import refuse_other_content, refuse_scores
 from dnge_compress.recipes.library import assignments, resolve
 from dnge_compress.recipes.lora_schema import LoraRecipe
@@ -45,7 +46,8 @@ def refuse_early(options: Namespace) -> None:
         if not options.data:
             raise DataError("compare needs text that neither model was made with; give it (--data FILE)")
         refuse_missing(options.other)
-        _refuse_tasks(options)
+        if asked_tasks(options) is not None and find_spec("lm_eval") is None:
+            raise DataError(NO_HARNESS)
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own
         recipe = prune_recipe(options)
         SCORERS.refuse_unusable(recipe.scorer, has_data)
@@ -83,21 +85,6 @@ def _refuse_unless_folder(folder: Path) -> None:
         raise CheckpointError(f"'{folder}' is {'a file' if folder.exists() else 'not there'}; name a folder of dnge's")
 
 
-def _refuse_tasks(options: Namespace) -> None:
-    """Tasks need the package that knows them, and what is said of them needs names."""
-    for option in ("task_folder", "task_limit"):
-        if getattr(options, option) is not None and not options.tasks:
-            raise DataError(
-                f"--{option.replace('_', '-')} is about tasks, and none is named; name them (--tasks NAMES)"
-            )
-    if options.tasks and find_spec("lm_eval") is None:
-        raise DataError(NO_HARNESS)
-    if options.task_folder is not None:
-        options.task_folder = options.task_folder.expanduser()
-        if not options.task_folder.is_dir():
-            raise DataError(f"--task-folder '{options.task_folder}' is no folder; name the one with the YAML files")
-
-
 def _refuse_work(work: Path, output: Path) -> None:
     """The result takes the place of all that its folder holds."""
     place, target = work.expanduser().resolve(), output.expanduser().resolve()
@@ -122,6 +109,18 @@ def prune_recipe(options: Namespace) -> Recipe:
 def lora_recipe(options: Namespace) -> LoraRecipe:
     """The recipe of a placement, its flags and settings on top."""
     return resolve(options.recipe, assignments(options.set, {"placer": options.placer}), LoraRecipe)
+
+
+def asked_tasks(options: Namespace) -> Tasks | None:
+    """The tasks that a command puts to models, if it names any."""
+    if options.tasks:
+        folder = options.task_folder
+        return Tasks(options.tasks, None if folder is None else folder.expanduser(), options.task_limit)
+    for option in ("task_folder", "task_limit"):
+        if getattr(options, option) is not None:
+            name = option.replace("_", "-")
+            raise DataError(f"--{name} is about tasks, and none is named; name them (--tasks NAMES)")
+    return None
 
 
 def _least_bytes(options: Namespace, recipe: Recipe | None) -> float:

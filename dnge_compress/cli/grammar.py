@@ -108,7 +108,7 @@ def parser() -> Parser:
     compare.add_argument("other", metavar="OTHER", help="folder or Hugging Face id of the second model")
     compare.add_argument("-o", "--output", metavar="COMPARED.html", help="a page with the same")
     about = "tasks of lm-evaluation-harness that both are asked, with commas between; extra `tasks`"
-    compare.add_argument("--tasks", type=words, default=(), metavar="NAMES", help=about)
+    compare.add_argument("--tasks", type=some_names, default=(), metavar="NAMES", help=about)
     about = "folder with YAML files of tasks of your own"
     compare.add_argument("--task-folder", type=Path, metavar="FOLDER", help=about)
     about = "questions of each task at most (default: all)"
@@ -139,7 +139,7 @@ def parser() -> Parser:
         "-o", "--output", metavar="OUT", help="folder for the smaller model (default: print the plan)"
     )
     vocabulary.add_argument(
-        "--scripts", default="", metavar="A,B", help="tokens that stay whole: Latin, Cyrillic, Han, …"
+        "--scripts", type=names, default=(), metavar="A,B", help="tokens that stay whole: Latin, Cyrillic, Han, …"
     )
     vocabulary.add_argument("--round-to", type=positive, default=1, metavar="N", help="keep a multiple of N tokens")
     about = "run a job: prune, place LoRA, train, merge, report; goes on where it stopped"
@@ -335,9 +335,14 @@ def positive(text: str) -> int:
     return value
 
 
-def words(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
+    """Names with commas between; maybe none."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def some_names(text: str) -> tuple[str, ...]:
     """Names with commas between; at least one."""
-    found = tuple(word.strip() for word in text.split(",") if word.strip())
+    found = names(text)
     if not found:
         raise argparse.ArgumentTypeError("no name is given; write them with commas between")
     return found

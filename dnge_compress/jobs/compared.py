@@ -20,7 +20,8 @@ from dnge_compress.core.terminal import Printable
 from dnge_compress.core.verbs import verb
 from dnge_compress.core.wording import percent
 from dnge_compress.data.given import JUDGED, given_data
-from dnge_compress.jobs.lm_tasks import Tasks, TaskScore, task_scores
+from dnge_compress.jobs.asked_tasks import Tasks
+from dnge_compress.jobs.lm_tasks import TaskScore, task_scores
 from dnge_compress.jobs.lm_tasks import section as task_section
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample

@@ -13,37 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from dnge_compress.core.document import Cell, Column, Section, Table
 from dnge_compress.core.errors import DataError, first_line, nearest
 from dnge_compress.core.wording import NO_HARNESS
+from dnge_compress.jobs.asked_tasks import Tasks
 from dnge_compress.signals.inference import inference_mode_of, writes_text
 from dnge_compress.signals.tokenizer import needed_tokenizer
 
 BATCH = 8  # requests at once
 RESAMPLES = 1000  # for the standard error of what is no mean
 PLAIN = "none"  # what the harness calls the filter that changes no answer
-
-
-@dataclass(frozen=True)
-class Tasks:
-    """Tasks by name, those in YAML files of a `folder` among them, and how many questions of each are asked at most.
-    Raises DataError for no name, a folder that is none, and a limit below one."""
-
-    names: tuple[str, ...]
-    folder: Path | None = None
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.names or isinstance(self.names, str):
-            raise DataError(f"tasks are a tuple of names, and {self.names!r} is none; write ('arc_easy',)")
-        if self.folder is not None and not self.folder.is_dir():
-            raise DataError(f"'{self.folder}' is no folder; name the one that holds the tasks' YAML files")
-        if self.folder is not None:
-            _refuse_broken(self.folder)
-        if self.limit is not None and self.limit < 1:
-            raise DataError(f"a limit of {self.limit} questions asks nothing; give at least 1, or none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,20 +34,6 @@ class TaskScore:
     metric: str
     values: tuple[float, ...]
     errors: tuple[float | None, ...]
-
-
-def _refuse_broken(folder: Path) -> None:
-    """The harness passes over files that it can't read, and calls their tasks unknown."""
-    files = sorted(folder.rglob("*.yaml"))
-    if not files:
-        raise DataError(f"'{folder}' holds no .yaml file; name the folder that holds the tasks' YAML files")
-    for file in files:
-        try:
-            yaml.compose(
-                file.read_text(encoding="utf-8")
-            )  # the syntax alone: tags of the harness's own may stand there
-        except (OSError, ValueError, yaml.YAMLError) as e:
-            raise DataError(f"'{file}' is no YAML: {' '.join(str(e).split())}; correct it") from None
 
 
 def task_scores(models: Sequence[Any], tasks: Tasks) -> tuple[TaskScore, ...]:
