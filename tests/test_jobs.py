@@ -256,9 +256,8 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     found = json.loads((out / "job.json").read_text())["stages"]["rate"]
     losses = {rate: float(loss) for rate, loss in found["tried"]}
     assert len(losses) >= 3 and found["learning_rate"] == min(losses, key=losses.__getitem__)
-    assert any(
-        note.startswith(f"learning rate {found['learning_rate']:g}, of held-out losses") for note in report.notes
-    )
+    start = f"learning rate {found['learning_rate']:g}, of the loss that trains, on held-out rows"
+    assert any(note.startswith(start) for note in report.notes)
 
 
 def test_the_rate_that_was_found_is_the_one_that_trains(model: Path, rows: Path, tmp_path: Path) -> None:
@@ -295,21 +294,20 @@ def test_trials_leave_nothing_and_evaluate_once(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, judged = [], []
-    real_save, real_evaluate = JobTrainer._save_checkpoint, JobTrainer.evaluate
+    real_save, real_judge = JobTrainer._save_checkpoint, JobTrainer.held_out_objective
 
     def save(self: Any, *arguments: Any) -> None:
         saved.append(Path(self.args.output_dir).parent.name)
         real_save(self, *arguments)
 
-    def evaluate(self: Any, *arguments: Any, **named: Any) -> Any:
-        judged.append((Path(self.args.output_dir).parent.name, self.args.learning_rate))
-        return real_evaluate(self, *arguments, **named)
+    def judge(self: Any) -> float:
+        judged.append(self.args.learning_rate)
+        return real_judge(self)
 
     monkeypatch.setattr(JobTrainer, "_save_checkpoint", save)
-    monkeypatch.setattr(JobTrainer, "evaluate", evaluate)
+    monkeypatch.setattr(JobTrainer, "held_out_objective", judge)
     run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train={"learning_rate": "auto"})))
-    tried = [rate for place, rate in judged if place == "trials"]
-    assert len(tried) == len(set(tried)) >= 3 and "trials" not in saved and "out" in saved
+    assert len(judged) == len(set(judged)) >= 3 and "trials" not in saved and "out" in saved
     assert not (tmp_path / "out" / "trials").exists()
 
 

@@ -4,7 +4,7 @@ first number that isn't finite."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from dnge_compress.core.folders import atomic_folder
 from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.recipes.job_schema import Distill
+from dnge_compress.signals.inference import inference_mode_of
 
 WHOLE = "whole"  # the mark of a checkpoint that was written to its end
 
@@ -83,20 +84,25 @@ class JobTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """A mean over the tokens that count."""
-        labels = inputs["labels"][:, 1:]
-        counts = labels >= 0
         outputs = model(**{k: v for k, v in inputs.items() if k != "labels"}, use_cache=False)
-        logits = outputs.logits[:, :-1][counts].float()
+        total, count = self._summed_objective(outputs.logits, inputs)
+        tokens = num_items_in_batch if num_items_in_batch is not None else count
+        # Gradients are averaged over processes, while `tokens` counts those of all.
+        loss = total / tokens * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
+
+    def _summed_objective(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What training lowers, summed over the tokens that count, and how many those are."""
+        labels = batch["labels"][:, 1:]
+        counts = labels >= 0
+        logits = logits[:, :-1][counts].float()
         total = logits.new_zeros(())
         share = self.teaching.weight if self.teaching else 0.0
         if share < 1:
             total = total + (1 - share) * nnf.cross_entropy(logits, labels[counts], reduction="sum")
         if self.teaching and share > 0:
-            total = total + share * self.teaching.summed(logits, inputs, counts)
-        tokens = num_items_in_batch if num_items_in_batch is not None else counts.sum()
-        # Gradients are averaged over processes, while `tokens` counts those of all.
-        loss = total / tokens * self.accelerator.num_processes
-        return (loss, outputs) if return_outputs else loss
+            total = total + share * self.teaching.summed(logits, batch, counts)
+        return total, counts.sum()
 
     def training_step(self, model: nn.Module, *arguments: Any, **named: Any) -> Tensor:
         """Forward and backward, before the optimiser takes its step."""
@@ -113,19 +119,8 @@ class JobTrainer(Trainer):
         return loss
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """Nats per token over all held-out rows, shared among the processes."""
-        # A sharded model has to be called equally often everywhere, so there all processes do the same.
-        rank, processes = (0, 1) if is_sharded(self) else (self.args.process_index, self.args.world_size)
-        own = self.held_out.take(range(rank, len(self.held_out), processes))
-        batches = batches_of(own, self.data_collator, self.args.per_device_eval_batch_size)
-        assert self.model is not None
-        total, count = summed_loss(self.model, batches)
-        sums = torch.tensor([total, count], dtype=torch.float64)
-        if processes > 1:
-            sums = self.accelerator.reduce(sums.float().to(self.args.device), reduction="sum").double().cpu()
-        loss = float(sums[0] / sums[1])
-        if not math.isfinite(loss):
-            raise self._diverged("held-out loss")
+        """Nats per token over all held-out rows."""
+        loss = self._over_held_out(summed_loss)
         before = [entry["eval_loss"] for entry in self.state.log_history if "eval_loss" in entry]
         metrics = {"eval_loss": loss}
         self.log(metrics)
@@ -133,6 +128,39 @@ class JobTrainer(Trainer):
             self._keep(self.best)
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def held_out_objective(self) -> float:
+        """What training lowers, per token of all held-out rows.
+
+        With a teacher that is the divergence from it, which tells two trainings apart on far fewer rows than their
+        losses do: it has no part in which token really came.
+        """
+
+        def summed(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
+            total, count = 0.0, 0
+            with torch.inference_mode(), inference_mode_of(model):
+                for batch in batches:
+                    here = {k: v.to(self.args.device) for k, v in batch.items()}
+                    part, counted = self._summed_objective(logits_of(model, here), here)
+                    total, count = total + float(part), count + int(counted)
+            return total, count
+
+        return self._over_held_out(summed)
+
+    def _over_held_out(self, summed: Callable[[nn.Module, Iterable[Batch]], tuple[float, int]]) -> float:
+        """A mean over all held-out rows, shared among the processes. Raises DivergedError if it isn't finite."""
+        # A sharded model has to be called equally often everywhere, so there all processes do the same.
+        rank, processes = (0, 1) if is_sharded(self) else (self.args.process_index, self.args.world_size)
+        own = self.held_out.take(range(rank, len(self.held_out), processes))
+        assert self.model is not None
+        total, count = summed(self.model, batches_of(own, self.data_collator, self.args.per_device_eval_batch_size))
+        sums = torch.tensor([total, count], dtype=torch.float64)
+        if processes > 1:
+            sums = self.accelerator.reduce(sums.float().to(self.args.device), reduction="sum").double().cpu()
+        mean = float(sums[0] / sums[1])
+        if not math.isfinite(mean):
+            raise self._diverged("held-out loss")
+        return mean
 
     def _keep(self, best: Path) -> None:
         with atomic_folder(best) if self.is_world_process_zero() else nullcontext(best) as stage:

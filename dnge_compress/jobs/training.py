@@ -128,10 +128,10 @@ def _way_out(settings: Train, rate: float) -> str:
 
 
 def _try(trainer: JobTrainer, result: Path) -> None:
-    """Train for a little, and write the held-out loss; one that isn't finite counts as infinite."""
+    """Train for a little, and write how far it came on held-out rows; what isn't finite counts as infinite."""
     try:
         trainer.train()
-        loss = trainer.evaluate()["eval_loss"]
+        loss = trainer.held_out_objective()
     except DivergedError:
         loss = math.inf
     if trainer.is_world_process_zero():
