@@ -56,6 +56,9 @@ def make_plan(
     found, notes = candidates(graph, scores, recipe.prune, budget, fits)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
+    if recipe.prune.of == "units":
+        share = f"ratio {recipe.prune.ratio:g} is a share of each layer's units"
+        notes.insert(0, f"{share}; prune.of=parameters makes it one of the parameters")
     if recipe.repair.is_refit and len(found) > 1 and _widest(context, found) > WIDE:
         notes.append(f"each refit of layers this wide takes long, so of {len(found)} plans {TRIED_IF_WIDE} were tried")
         found, tries_uneven = found[:TRIED_IF_WIDE], False
