@@ -71,7 +71,7 @@ def measured(network: Network, context: ScoringContext, ratio: float) -> dict[st
         repaired = best_repair(context, applied, Repair())
         return {
             "ratio": ratio,
-            "measured": math.log(max(repaired.damage, 1e-9)),
+            "measured": math.log(max(repaired.damage.nats, 1e-9)),
             "real": network.damage(applied, repaired.values),
         }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import statistics
 import sys
@@ -33,6 +32,8 @@ from dnge_compress.recipes.schema import Calibration, Repair
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.signals import synthetic_text
 from dnge_compress.signals.calibration import synthesize
+from dnge_compress.signals.comparison import Damage
+from dnge_compress.signals.held_out import fitted_and_held_out
 from dnge_compress.signals.inference import Inputs, inference_mode_of, writes_text
 from dnge_compress.signals.sampled_text import sample_batches
 from dnge_compress.signals.user_data import checked_data
@@ -75,15 +76,19 @@ class Source:
     prompts: tuple[str, ...] = ()  # with which the model begins the texts that it writes
     is_plain: bool = False  # calibrated as release 0.1 did it: on words or painted images as they are, 64 tokens long
     scores: dict[str, Scores] = field(default_factory=dict)
-    damage: float = math.nan  # of the last default repair, on the calibration inputs
+    holds_out: bool = False  # some of the data from all fits, to measure damage on, as `compress` does
+    damage: Damage | None = None  # of the last default repair, on what damage is measured on
 
     def __post_init__(self) -> None:
         settings = Calibration(tokens=self.tokens, seed=self.seed, prompts=self.prompts)
+        data = None if self.data is None else tuple(checked_data(self.data, self.model))
+        data, held_out = (data, ()) if data is None or not self.holds_out else fitted_and_held_out(data)
         self.context = ScoringContext(
             graph=build_graph(self.model, self.example),
             model=self.model,
             calibration=settings,
-            data=None if self.data is None else tuple(checked_data(self.data, self.model)),
+            data=data,
+            held_out=held_out,
             example_inputs=self.example,
         )
         if self.is_plain:

@@ -15,7 +15,8 @@ import copy
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import asdict
+from functools import cache, partial
 
 import torch
 from harness import Source, Table, keep_rows, kept_rows, markdown
@@ -24,8 +25,9 @@ from strangers import BEGUN, STRANGERS, Stranger
 from torch import nn
 from transformers import logging
 
-from dnge_compress.plans.expected import expected
+from dnge_compress.plans.expected import expected, on_held_out
 from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals.comparison import Damage
 from dnge_compress.signals.divergence import divergence, outputs_of
 from dnge_compress.signals.doubts import kind_of_inputs
 from dnge_compress.signals.inference import has_logits, inference_mode_of
@@ -42,6 +44,7 @@ REAL = (
     ("wanda", "lstsq"),
 )
 FORESEEN = "independent_expected"  # where damage on calibration inputs is kept beside the real one
+HELD_OUT = "held out"  # what damage was measured on, where no fit has seen it
 BEFORE = ("encoder", "lstsq")  # the default of the release before, on its calibration inputs
 PROMPTED = ("encoder", OURS)  # where users know with what every text begins
 DATA = {
@@ -79,21 +82,13 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
     stranger = open_it()
     judge = judged_by(stranger)
     for seed in range(seeds):
-        sources: dict[str, Callable[[], Source]] = {
-            "synthetic": partial(Source, stranger.model, seed=seed, example=stranger.example),
-            "real": lambda seed=seed: Source(
-                stranger.model, data=stranger.real(seed), seed=seed, example=stranger.example
-            ),
-            "prompted": lambda seed=seed: _begun(stranger, seed),
-            "before": partial(Source, stranger.model, seed=seed, example=stranger.example, is_plain=True),
-        }
         for kind, arms in measured.items():
             keys = [(name, *arm, DATA[kind]) for arm in arms]
             if table.has(keys, seed):
                 continue
-            source = sources[kind]()
+            made = cache(partial(source_of, stranger, kind, seed))
             for key, (scorer, repair) in zip(keys, arms, strict=True):
-                damages: list[float] = []
+                source, damages = made(holds_out=kind == "real" and repair == OURS), list[Damage]()
 
                 def make(ratio: float, scorer=scorer, repair=repair, source=source, damages=damages) -> nn.Module:
                     small = source.prune(scorer, repair, "prune/neurons", ratio)
@@ -105,13 +100,24 @@ def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int
                     inputs = kind_of_inputs(
                         stranger.model, source.context.batches, Calibration(), stranger.example, kind == "real"
                     )
-                    keep_rows(
-                        FORESEEN,
-                        [
-                            *(row for row in kept_rows(FORESEEN) if row["row"] != [*key, seed]),
-                            {"row": [*key, seed], "inputs": inputs, "measured": damages, "real": table.rows[key][seed]},
-                        ],
-                    )
+                    row = {
+                        "row": [*key, seed],
+                        "inputs": HELD_OUT if source.context.held_out else inputs,
+                        "measured": [asdict(damage) for damage in damages],
+                        "real": table.rows[key][seed],
+                    }
+                    keep_rows(FORESEEN, [*(r for r in kept_rows(FORESEEN) if r["row"] != row["row"]), row])
+
+
+def source_of(stranger: Stranger, kind: str, seed: int, *, holds_out: bool) -> Source:
+    """A stranger with inputs of a kind. With `holds_out` some real samples are kept from the fits, as `compress` does:
+    that takes them from ours; rivals fit on all of them."""
+    if kind == "prompted":
+        return _begun(stranger, seed)
+    data = stranger.real(seed) if kind == "real" else None
+    return Source(
+        stranger.model, data=data, seed=seed, example=stranger.example, is_plain=kind == "before", holds_out=holds_out
+    )
 
 
 def _place(key: tuple[str, ...]) -> tuple[int, int, int]:
@@ -203,9 +209,10 @@ def foreseen(names: Sequence[str]) -> str:
         if row["row"][0] not in names or row["row"][3] == DATA["prompted"]:
             continue
         for measured, real in zip(row["measured"], row["real"], strict=True):
-            band = expected(measured, row["inputs"])
+            damage, is_real = Damage(**measured), row["inputs"] == HELD_OUT
+            band = on_held_out(damage) if is_real else expected(damage.nats, row["inputs"])
             if band is not None:
-                kind = "real" if row["inputs"] == "real" else "synthetic"
+                kind = "real" if is_real else "synthetic"
                 counts[kind][0] += band.low <= real <= band.high
                 counts[kind][1] += 1
     shown = [f"{inside} of {n} with {DATA[kind]} data" for kind, (inside, n) in counts.items()]

@@ -57,7 +57,7 @@ ARMS: dict[str, tuple[list[str], str]] = {
 }
 RECOVERY_NOTES = (
     "Books that no job saw. LoRA at the cost of uniform rank 64; two epochs of training for the rivals, one for ours.",
-    "Every arm finds its learning rate by the same short trials. Minutes are by the clock: one thread, two jobs at a time.",
+    "Every arm finds its learning rate by the same short trials. Minutes by the clock: one thread, two jobs at a time.",
 )
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [

@@ -67,9 +67,10 @@ class Basis:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What a folder of scores says of itself: the basis, notes of the scorer and on the data, how each batch is
-    arranged (names of a mapping, a number of tensors, or None for one tensor), positions counted at every consumer of
-    every space, and which file holds which space; the last two are empty where no signals were gathered."""
+    """What a folder of scores says of itself: the basis, notes of the scorer and on the data, how each batch (and each
+    that was held out) is arranged (names of a mapping, a number of tensors, or None for one tensor), positions counted
+    at every consumer of every space, and which file holds which space; the last two are empty where no signals were
+    gathered."""
 
     basis: Basis
     notes: tuple[str, ...]
@@ -78,6 +79,7 @@ class Header:
     matrices: Mapping[str, float]
     counts: Mapping[str, tuple[int, ...]]
     files: Mapping[str, str]
+    held_out: tuple[Any, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dict."""

@@ -139,7 +139,7 @@ def _best(
     context.progress("compare plans", 0, len(measured))
     costs = list[float]()
     for i, candidate in enumerate(measured):
-        costs.append(trial.one_shot(candidate.applied, recipe.repair))
+        costs.append(trial.one_shot(candidate.applied, recipe.repair).nats)
         context.progress("compare plans", i + 1, len(measured))
     best = min(range(len(found)), key=costs.__getitem__)
     for candidate in measured:

@@ -75,8 +75,9 @@ class Scoring(Scores):
     def _write(self, stage: Path, context: ScoringContext, signals: Signals) -> None:
         tensors = {f"units/{name}": values for name, values in self.units.items()}
         tensors |= {f"uncorrected/{name}": values for name, values in self.uncorrected.items()}
-        for i, batch in enumerate(context.batches):
-            tensors |= {f"batch/{i}/{name}": value for name, value in tensors_in_batch(batch)}
+        for kind, batches in (("batch", context.batches), ("held_out", context.held_out)):
+            for i, batch in enumerate(batches):
+                tensors |= {f"{kind}/{i}/{name}": value for name, value in tensors_in_batch(batch)}
         _save(tensors, stage / SCORES)
         files: dict[str, str] = {}
         for number, spaces in enumerate(_shards(signals), 1):
@@ -88,6 +89,7 @@ class Scoring(Scores):
             notes=self.notes,
             data_notes=self.data_notes,
             batches=tuple(map(arrangement, context.batches)),
+            held_out=tuple(map(arrangement, context.held_out)),
             matrices=self.matrices,
             counts={space: tuple(signal.count for signal in own) for space, own in signals.items()},
             files=files,
@@ -135,6 +137,7 @@ def carried_on(scoring: Scoring, context: ScoringContext, recipe: Recipe, origin
         context,
         data=None if is_synthetic else batches,
         made=batches if is_synthetic else None,
+        held_out=tuple(to_device(batch, device) for batch in scoring.context.held_out),
         gathered=None if signals is None else rebound(signals, context.model, context.graph),
     )
 
@@ -158,13 +161,17 @@ def _read(folder: Path, header: Header, context: ScoringContext) -> Scoring:
             {n.removeprefix(kind): file.get_tensor(n).cpu() for n in names if n.startswith(kind)}
             for kind in ("units/", "uncorrected/")
         )
-        batches = tuple(arranged(how, below(f"batch/{i}/", file.get_tensor)) for i, how in enumerate(header.batches))
+        batches, held_out = (
+            tuple(arranged(how, below(f"{kind}/{i}/", file.get_tensor)) for i, how in enumerate(arrangements))
+            for kind, arrangements in (("batch", header.batches), ("held_out", header.held_out))
+        )
     ordered = {s.name: units[s.name] for s in context.graph.spaces if s.name in units}
     is_synthetic = not header.basis.data
     found = replace(
         context,
         data=None if is_synthetic else batches,
         made=batches if is_synthetic else None,
+        held_out=held_out,
         gathered=_signals_in(folder, header, context),
     )
     return Scoring(

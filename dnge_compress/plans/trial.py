@@ -6,8 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import Cut
 from dnge_compress.recipes.schema import Repair
 from dnge_compress.scorers import ScoringContext
-from dnge_compress.signals.comparison import Comparison
+from dnge_compress.signals.comparison import Comparison, Damage
 from dnge_compress.signals.divergence import mean_divergence
 from dnge_compress.signals.inference import Inputs, has_logits, inference_mode_of, share_of
 from dnge_compress.signals.refit import least_squares_repair
@@ -42,31 +43,33 @@ def measured_divergence(
 
 @dataclass(frozen=True)
 class Trial:
-    """A context's model, its answers on a part of the calibration inputs, and the damage that was measured against
-    them: whoever tries several plans keeps one."""
+    """A context's model, its answers on what damage is measured on, and the damage that was measured against them:
+    whoever tries several plans keeps one. That is what was held out from the fits, if anything was, and else a part of
+    the calibration inputs."""
 
     context: ScoringContext
-    _known: dict[tuple[tuple[Cut, ...], Repair], float] = field(default_factory=dict)
+    _known: dict[tuple[tuple[Cut, ...], Repair], Damage] = field(default_factory=dict)
 
     @cached_property
     def _whole(self) -> Comparison:
-        return Comparison(self.context.model, share_of(self.context.batches, MEASURE_SHARE, MEASURE_ROWS))
+        known = self.context.held_out or share_of(self.context.batches, MEASURE_SHARE, MEASURE_ROWS)
+        return Comparison(self.context.model, known)
 
-    def damage(self, applied: AppliedCuts, values: Mapping[str, Tensor]) -> float:
-        """The divergence under cuts and new values of the consumers, in nats per label; infinite where it is no number.
-        The model is left as it is."""
+    def damage(self, applied: AppliedCuts, values: Mapping[str, Tensor]) -> Damage:
+        """The divergence under cuts and new values of the consumers. The model is left as it is."""
         with inference_mode_of(self.context.model):
             return self._whole.damage(MaskedModel(self.context.model, applied, values))
 
-    def one_shot(self, applied: AppliedCuts, repair: Repair, values: Mapping[str, Tensor] | None = None) -> float:
+    def one_shot(self, applied: AppliedCuts, repair: Repair, values: Mapping[str, Tensor] | None = None) -> Damage:
         """The damage under cuts and the repair that the signals alone give (`values`, if known); measured once."""
         key = applied.cuts, repair
         if key not in self._known:
 
-            def measured() -> float:
-                return self.damage(applied, repair_values(self.context, applied, repair) if values is None else values)
+            def measured() -> dict[str, Any]:
+                known = repair_values(self.context, applied, repair) if values is None else values
+                return asdict(self.damage(applied, known))
 
-            self._known[key] = parts_under(self.context, applied, repair).facts("damage", measured)
+            self._known[key] = Damage(**parts_under(self.context, applied, repair).facts("damage", measured))
         return self._known[key]
 
 
@@ -75,17 +78,17 @@ class Repaired:
     """New values of the consumers, and what each way to repair left of the damage, in nats per label."""
 
     values: dict[str, Tensor]
-    damages: Mapping[str, float]
+    damages: Mapping[str, Damage]
 
     @property
-    def damage(self) -> float:
+    def damage(self) -> Damage:
         """What is left under the values."""
-        return min(self.damages.values(), default=0.0)
+        return min(self.damages.values(), default=Damage(0.0))
 
     @property
     def note(self) -> str:
         """What each way to repair left, for the report."""
-        ways = "; ".join(f"{way} {damage:.3g}" for way, damage in self.damages.items())
+        ways = "; ".join(f"{way} {damage.nats:.3g}" for way, damage in self.damages.items())
         return f"repair by {_least(self.damages)}: it leaves least damage on calibration inputs, in nats: {ways}"
 
 
@@ -122,8 +125,8 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
     return Repaired(ways[_least(damages)], damages)
 
 
-def _least(damages: Mapping[str, float]) -> str:
-    return min(damages, key=lambda way: damages[way])
+def _least(damages: Mapping[str, Damage]) -> str:
+    return min(damages, key=lambda way: damages[way].nats)
 
 
 def _run(run: SideBySide, context: ScoringContext) -> dict[str, Tensor]:

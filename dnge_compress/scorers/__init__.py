@@ -34,7 +34,7 @@ from dnge_compress.signals.stored import kept_batches
 @dataclass(frozen=True, kw_only=True)
 class ScoringContext:
     """All a scorer may look at: the graph, the model (read only), and the signals of its inputs: synthetic ones, unless
-    `data` holds others, such as the user's own.
+    `data` holds others, such as the user's own, of which some are `held_out` from all fits to measure damage on.
 
     Nothing is run before somebody asks for `batches` or `signals`, so a scorer that reads weights alone costs little.
     `made` are synthetic inputs, and `gathered` signals, that are known from an earlier run; `parts` keep what is
@@ -45,6 +45,7 @@ class ScoringContext:
     model: nn.Module
     calibration: Calibration = field(default_factory=Calibration)
     data: tuple[Inputs, ...] | None = None
+    held_out: tuple[Inputs, ...] = ()
     example_inputs: Inputs | None = None
     repair: Repair = field(default_factory=Repair)
     kinds: frozenset[str] = frozenset({"layer"})  # that may go; costs of whole blocks and experts are measured if so

@@ -58,19 +58,31 @@ def divergence(
     output: Float[Tensor, "*rows C"], reference: Float[Tensor, "*rows C"], logits: bool
 ) -> Float[Tensor, ""]:
     """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
-    if are_scores(reference, logits):
-        classes = reference.shape[-1]
+    return divergences(output, reference, logits).mean()
+
+
+def divergences(
+    output: Float[Tensor, "*rows C"],
+    reference: Float[Tensor, "*rows C"],
+    logits: bool,
+    variance: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, " labels"]:
+    """The same at every position, in their order; `variance` is that of outputs which are no scores, if more of them
+    are known than those of `reference`."""
+    has_scores, classes = are_scores(reference, logits), torch.atleast_1d(reference).shape[-1]
+    output, reference = output.reshape(-1, classes), reference.reshape(-1, classes)
+    if has_scores:
         rows = max(1, AT_ONCE // classes)
-        pairs = zip(reference.reshape(-1, classes).split(rows), output.reshape(-1, classes).split(rows), strict=True)
-        return torch.stack([_kl_sum(*pair) for pair in pairs]).sum() * (classes / reference.numel())
+        return torch.cat([_kl(*pair) for pair in zip(reference.split(rows), output.split(rows), strict=True)])
     output, reference = output.float(), reference.float()
     # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
-    return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
+    variance = reference.var() if variance is None else variance.to(reference.device)
+    return 0.5 * (output - reference).square().sum(-1) / variance.clamp_min(1e-12)
 
 
-def _kl_sum(reference: Float[Tensor, "rows C"], output: Float[Tensor, "rows C"]) -> Float[Tensor, ""]:
+def _kl(reference: Float[Tensor, "rows C"], output: Float[Tensor, "rows C"]) -> Float[Tensor, " rows"]:
     p = reference.float().log_softmax(-1)
-    return (p.exp() * (p - output.float().log_softmax(-1))).sum()
+    return (p.exp() * (p - output.float().log_softmax(-1))).sum(-1)
 
 
 def next_token_nats(logits: Float[Tensor, "N T C"], labels: Int[Tensor, "N T"]) -> tuple[float, int]:

@@ -37,7 +37,7 @@ def layer_costs(
     def cost(block: str) -> dict[str, Tensor]:
         answers = whole()
         with skipped(model, [block]):
-            return {"cost": torch.tensor(answers.damage(model))}
+            return {"cost": torch.tensor(answers.damage(model).nats)}
 
     costs, done, total = {}, 0, sum(s.units for s in graph.of_kind("layer"))
     with inference_mode_of(model):

@@ -10,7 +10,6 @@ from torch import nn
 
 from dnge_compress.core.errors import RecipeError
 from dnge_compress.graph.cuts import AppliedCuts
-from dnge_compress.plans.expected import expected
 from dnge_compress.plans.prune_plan import PrunePlan
 from dnge_compress.report.curve import RatioCurve, RatioPoint, knee_of
 from dnge_compress.report.report import name_of
@@ -48,11 +47,11 @@ def curve_of(task: Task, ratios: Sequence[float], held_out: Sequence[Inputs] = (
     for i, (ratio, plan) in enumerate(sorted(plans.items())):
         task.progress("measure", i, len(plans))
         damage = task.one_shot(plan)
-        guess = expected(damage, kind, found_doubts)
-        points.append(RatioPoint(ratio=ratio, **judge.measured(plan), damage=damage, expected=guess))
+        guess = task.foreseen(damage, kind, found_doubts)
+        points.append(RatioPoint(ratio=ratio, **judge.measured(plan), damage=damage.nats, expected=guess))
     task.progress("measure", len(plans), len(plans))
     knee = knee_of([(p.ratio, p.damage) for p in points])
-    repaired = task.repaired(plans[knee].cuts).damage if knee and task.recipe.repair.compensate != "none" else None
+    repaired = task.repaired(plans[knee].cuts).damage.nats if knee and task.recipe.repair.compensate != "none" else None
     size = measure(task.model, task.graph)
     times = {"score": scored - started, "plan": planned - scored, "measure": time.perf_counter() - planned}
     return RatioCurve(
@@ -99,5 +98,5 @@ class _Judge:
 
     def _quality(self, small: nn.Module) -> float | None:
         if self.whole is not None:
-            return self.whole.damage(small)
+            return self.whole.damage(small).nats
         return quality_of(small, self.held_out) if self.held_out else None

@@ -28,7 +28,7 @@ from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.tracing.running import copied, trainable
 from dnge_compress.graph.types import Cut, Scores
 from dnge_compress.plans.basis import Header, named
-from dnge_compress.plans.expected import expected
+from dnge_compress.plans.expected import Expected, expected, on_held_out
 from dnge_compress.plans.held import full_path
 from dnge_compress.plans.legal_widths import refuse_all_fixed
 from dnge_compress.plans.planner import budget_of, make_plan
@@ -43,7 +43,9 @@ from dnge_compress.report.report import build_report
 from dnge_compress.scorers import ScoringContext
 from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import length_note, synthesize
+from dnge_compress.signals.comparison import Damage
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
+from dnge_compress.signals.held_out import fitted_and_held_out, said
 from dnge_compress.signals.inference import Inputs, device_of, first_examples, to_device
 from dnge_compress.signals.tokenizer import tokenizer_fault
 from dnge_compress.signals.user_data import refuse_without_pictures
@@ -91,17 +93,19 @@ class Task:
         given = None if data is None else given_data(data, self.model, self.recipe.calibration)
         if given is not None:
             refuse_without_pictures(given.batches, self.model, self.graph, part)
+        fitted, held_out = (None, ()) if given is None else fitted_and_held_out(given.batches)
         self.context = ScoringContext(
             graph=self.graph,
             model=self.model,
             calibration=self.recipe.calibration,
             kinds=frozenset(self.recipe.prune.kinds),
-            data=None if given is None else given.batches,
+            data=fitted,
+            held_out=held_out,
             example_inputs=example_inputs,
             repair=self.recipe.repair,
             progress=self.progress,
         )
-        self.notes = given.notes if given is not None else self._calibration_notes()
+        self.notes = self._calibration_notes() if given is None else (*given.notes, *said(given.batches, held_out))
         if scores is not None:
             self._take(scores)
         if parts.are_kept:
@@ -210,13 +214,13 @@ class Task:
                 plan = self.unrepaired(at)
                 return replace(plan, notes=(f"{target} {asked}: {how}, so nothing is removed", *plan.notes))
             plans[ratio] = make_plan(self.context, self.scores, at, self.trial, tries_uneven=tries_uneven, fits=fits)
-        damages = {ratio: self.one_shot(plan) if len(plans) > 1 else 0.0 for ratio, plan in plans.items()}
+        damages = {ratio: self.one_shot(plan).nats if len(plans) > 1 else 0.0 for ratio, plan in plans.items()}
         best = min(plans, key=damages.__getitem__)
         note = f"{target} {asked}: {how}, reached at ratio {best:.4f}"
         return replace(plans[best], notes=(note, *plans[best].notes))
 
-    def one_shot(self, plan: PrunePlan) -> float:
-        """The damage under a plan and the one-shot repair, in nats per label on calibration inputs."""
+    def one_shot(self, plan: PrunePlan) -> Damage:
+        """The damage under a plan and the one-shot repair."""
         return self.trial.one_shot(AppliedCuts(self.graph, plan.cuts), self.recipe.repair)
 
     def noted(self, plan: PrunePlan) -> PrunePlan:
@@ -245,9 +249,12 @@ class Task:
         calibration, is_real = self.recipe.calibration, self.context.data is not None
         inputs = kind_of_inputs(self.model, self.context.batches, calibration, self.example_inputs, is_real)
         found = doubts(self.model, self.context.batches, calibration, inputs)
-        return replace(
-            plan, expected=expected(repaired.damage, inputs, found), notes=(*found, repaired.note, *plan.notes)
-        )
+        guess = self.foreseen(repaired.damage, inputs, found)
+        return replace(plan, expected=guess, notes=(*found, repaired.note, *plan.notes))
+
+    def foreseen(self, damage: Damage, inputs: str, found: tuple[str, ...]) -> Expected | None:
+        """What damage measured here means for real inputs, with doubts that were found."""
+        return on_held_out(damage, found) if self.context.held_out else expected(damage.nats, inputs, found)
 
     def apply(
         self, plan: PrunePlan, *, inplace: bool = False, shares: bool = False, before: Mapping[str, float] | None = None
