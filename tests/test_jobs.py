@@ -601,7 +601,9 @@ def test_compared_placements_are_trained_at_the_same_budget(model: Path, rows: P
 
 def test_a_teacher_has_nothing_to_teach_to_its_equal(model: Path, rows: Path, tmp_path: Path) -> None:
     still = {"learning_rate": 1e-12, "logging_steps": 1}  # the least noise is a gradient to Adam
-    report = run(job_of(recipe(model, rows, tmp_path / "out", prune={"ratio": 0.0}, distill={}, train=still)))
+    report = run(
+        job_of(recipe(model, rows, tmp_path / "out", prune={"ratio": 0.0}, distill={"weight": 1.0}, train=still))
+    )
     assert report is not None
     assert all(abs(loss) < 1e-5 for _, loss in report.curves[0].train)
 
@@ -613,6 +615,22 @@ def test_a_teacher_is_followed_as_far_as_its_weight_says(model: Path, rows: Path
         run(job_of(recipe(model, rows, out, distill={"weight": weight}, train={"logging_steps": 1})))
         first[weight] = JobReport.from_dict(json.loads((out / "report.json").read_text())).curves[0].train[0][1]
     assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-4)
+
+
+def test_real_rows_teach_half_and_what_the_model_wrote_itself_nothing(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out", distill={}, train={"logging_steps": 1})
+    own = {"type": "sampled", "tokens": 1024}
+    for datasets, share in (([{"path": str(rows)}], 0.5), ([own], 1.0), ([own, {"path": str(rows)}], 0.5)):
+        assert job_of(path, {"datasets": datasets}).taught_share == share
+    assert (
+        job_of(path, {"distill": {"weight": 0.2}}).taught_share == 0.2
+        and job_of(path, {"distill": None}).taught_share == 0
+    )
+    found, said = (
+        run(job_of(path, {"output_dir": str(tmp_path / name), "distill": distill}))
+        for name, distill in (("found", {}), ("said", {"weight": 0.5}))
+    )
+    assert found is not None and said is not None and found.curves[0].train[0] == said.curves[0].train[0]
 
 
 def test_text_sampled_from_the_model_needs_no_file(model: Path, tmp_path: Path) -> None:
@@ -798,6 +816,7 @@ def test_an_empty_section_is_refused_and_not_taken_for_an_absent_one(model: Path
 def test_a_teacher_of_a_model_that_nothing_prunes_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     path = recipe(model, rows, tmp_path / "out", prune=None)
     assert "give prune, or a weight below 1" in refusal(path, "distill={weight: 1}")
+    assert "give prune, or a weight below 1" in refusal(path, "distill={}", "datasets=[{type: sampled}]")
     assert job_of(path, {"distill": {"weight": 0.5}}).distill is not None
 
 
