@@ -622,10 +622,8 @@ def test_real_rows_teach_half_and_what_the_model_wrote_itself_nothing(model: Pat
     own = {"type": "sampled", "tokens": 1024}
     for datasets, share in (([{"path": str(rows)}], 0.5), ([own], 1.0), ([own, {"path": str(rows)}], 0.5)):
         assert job_of(path, {"datasets": datasets}).taught_share == share
-    assert (
-        job_of(path, {"distill": {"weight": 0.2}}).taught_share == 0.2
-        and job_of(path, {"distill": None}).taught_share == 0
-    )
+    assert job_of(path, {"distill": {"weight": 0.2}}).taught_share == 0.2
+    assert job_of(recipe(model, rows, tmp_path / "alone")).taught_share == 0
     found, said = (
         run(job_of(path, {"output_dir": str(tmp_path / name), "distill": distill}))
         for name, distill in (("found", {}), ("said", {"weight": 0.5}))
