@@ -209,10 +209,10 @@ def foreseen(names: Sequence[str]) -> str:
         if row["row"][0] not in names or row["row"][3] == DATA["prompted"]:
             continue
         for measured, real in zip(row["measured"], row["real"], strict=True):
-            damage, is_real = Damage(**measured), row["inputs"] == HELD_OUT
-            band = on_held_out(damage) if is_real else expected(damage.nats, row["inputs"])
+            damage = Damage(**measured)
+            band = on_held_out(damage) if row["inputs"] == HELD_OUT else expected(damage.nats, row["inputs"])
             if band is not None:
-                kind = "real" if is_real else "synthetic"
+                kind = "real" if row["row"][3] == DATA["real"] else "synthetic"
                 counts[kind][0] += band.low <= real <= band.high
                 counts[kind][1] += 1
     shown = [f"{inside} of {n} with {DATA[kind]} data" for kind, (inside, n) in counts.items()]

@@ -75,7 +75,7 @@ def measure(name: str, open_it: Callable[[], Stranger], seeds: int) -> None:
             row = {
                 "row": key,
                 "damage": judge(small),
-                "expected": source.damage,
+                "expected": source.damage.nats,
                 "parameters": count(small),
                 "whole": count(stranger.model),
                 "seconds": time.process_time() - started,

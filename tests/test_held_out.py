@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress import compress, curve, plan, score
+from dnge_compress.core.errors import PlanError
 from dnge_compress.graph.cuts import AppliedCuts
 from dnge_compress.graph.masking import MaskedModel
 from dnge_compress.graph.types import Cut
@@ -19,7 +21,8 @@ from dnge_compress.plans.expected import on_held_out
 from dnge_compress.signals.comparison import Comparison, Damage
 from dnge_compress.signals.divergence import divergence
 from dnge_compress.signals.held_out import HELD_EVERY, LEAST_HELD, fitted_and_held_out
-from dnge_compress.signals.inference import examples_in
+from dnge_compress.signals.inference import examples_in, has_logits
+from dnge_compress.signals.side_by_side import SideBySide
 
 MANY = HELD_EVERY * LEAST_HELD
 OBS: dict[str, Any] = {"scorer": "obs", "example_inputs": torch.zeros(2, 9)}
@@ -36,12 +39,29 @@ def of_mlp(rows: int, seed: int = 0, size: int = 32) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 32, MANY])
-def test_an_eighth_is_held_out_whatever_the_batches_and_all_is_on_one_side(size: int) -> None:
+def test_every_eighth_is_held_out_whatever_the_batches(size: int) -> None:
     fitted, held = fitted_and_held_out(numbered(MANY, size))
     ours, theirs = (torch.cat(list(part)).flatten().tolist() for part in (fitted, held))
-    assert len(theirs) == LEAST_HELD and sorted(ours + theirs) == list(range(MANY))
-    if size == 8:
-        assert theirs == list(range(7, MANY, 8))
+    assert theirs == list(range(7, MANY, 8)) and sorted(ours + theirs) == list(range(MANY))
+    assert len(held) == 1  # together, so that a model runs once
+
+
+def test_masked_texts_and_tuples_are_divided_with_all_they_hold() -> None:
+    ids = torch.arange(2 * MANY).view(-1, 2)
+    texts = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(16)]
+    pairs = [(part, part[:, 0], torch.ones(1, 5)) for part in ids.split(16)]
+    for batches in (texts, pairs):
+        fitted, held = fitted_and_held_out(batches)  # type: ignore[arg-type]
+        for batch in (*fitted, *held):
+            tensors = list(batch.values()) if isinstance(batch, dict) else list(batch)
+            rows = {len(t) for t in tensors if len(t) > 1}
+            assert len(rows) == 1 and (isinstance(batch, dict) or torch.equal(tensors[0][:, 0], tensors[1]))
+        assert sum(map(examples_in, held)) == LEAST_HELD
+
+
+def test_what_has_no_row_for_every_example_keeps_its_batch_whole() -> None:
+    graph = (torch.zeros(MANY * 2, 3), torch.zeros(2, 700))  # nodes and edges
+    assert fitted_and_held_out([graph]) == ((graph,), ())
 
 
 def test_few_examples_are_all_fitted_on() -> None:
@@ -84,6 +104,61 @@ def test_the_error_is_that_of_a_mean_over_examples_of_unequal_length() -> None:
     assert found.error == pytest.approx(spread, rel=0.1)
 
 
+def test_a_ratio_of_units_says_so_where_something_goes() -> None:
+    told = "ratio 0.3 is a share of the units of every space; prune.of=parameters makes it one of the parameters"
+    for recipe, ratio, wanted in (
+        ("prune/neurons", 0.3, [told]),
+        ("prune/neurons", 0.0, []),
+        ("prune/default", 0.3, []),
+    ):
+        notes = plan(models.make("llama"), recipe, ratio=ratio, scorer="obs", tokens=256, length=16).notes
+        assert [note for note in notes if "share of the units" in note] == wanted
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_damage_is_that_of_all_answers_however_they_are_batched(classes: int) -> None:
+    """Two scores of one example often look like probabilities."""
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, classes))
+    model.config = type("Config", (), {"num_labels": classes, "architectures": ["XForSequenceClassification"]})()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight += 0.05 * torch.randn(16, 9)
+    inputs = torch.randn(256, 9)
+    found = [Comparison(model, list(inputs.split(size))).damage(other) for size in (256, 8, 1)]
+    assert all(f.nats == pytest.approx(found[0].nats, rel=1e-4) for f in found)
+    assert all(f.error == pytest.approx(found[0].error, rel=1e-3) and f.examples == 256 for f in found)
+    with torch.no_grad():
+        ours, theirs = model(inputs), other(inputs)
+    kinds = [float(divergence(theirs, ours, has_scores)) for has_scores in (False, True)]
+    assert found[0].nats == pytest.approx(kinds[has_logits(model)], rel=1e-2)
+
+
+def test_answers_that_never_differ_have_no_damage() -> None:
+    model = models.make("mlp")
+    with torch.no_grad():
+        model[-1].weight.zero_()  # type: ignore[index, operator, union-attr]
+    assert Comparison(model, of_mlp(64)).damage(model) == Damage(0.0, 0.0, 64)
+    small: Any = compress(model, ratio=0.3, data=of_mlp(MANY), **OBS)
+    assert small.dnge.plan.expected.nats == 0
+
+
+def test_where_a_batch_counts_as_one_the_zoo_gives_the_band() -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(9, 16), nn.ReLU(), nn.Linear(16, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x).squeeze(-1)
+
+    torch.manual_seed(0)
+    found = plan(Squeezed(), ratio=0.3, data=[torch.randn(256, 9)], **OBS)
+    assert (
+        found.expected is not None and found.expected.inputs == "your data" and found.expected.low < found.expected.high
+    )
+
+
 def test_a_model_that_answers_no_numbers_has_infinite_damage() -> None:
     model = models.make("mlp")
     comparison = Comparison(model, of_mlp(8))
@@ -113,7 +188,14 @@ def test_no_damage_has_a_band_of_nothing_and_rounding_one_that_is_finite() -> No
 def test_no_fit_sees_what_is_held_out_and_the_plan_says_what_it_was_measured_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen: list[Tensor] = []
+    seen, fitted_on = list[Tensor](), list[Tensor]()
+    run = SideBySide.run
+
+    def repair(self: SideBySide, batches: Any) -> Any:
+        fitted_on.extend(batch[:, 0] for batch in batches)
+        return run(self, batches)
+
+    monkeypatch.setattr(SideBySide, "run", repair)
 
     def watch(module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled():  # moments and gradients; damage is measured without
@@ -122,8 +204,9 @@ def test_no_fit_sees_what_is_held_out_and_the_plan_says_what_it_was_measured_on(
     model, data = models.make("mlp"), of_mlp(MANY)
     model.register_forward_pre_hook(watch)
     found = plan(model, ratio=0.3, data=data, **OBS)
-    held = torch.cat([batch[-4:, 0] for batch in data])
+    held = torch.cat(data)[HELD_EVERY - 1 :: HELD_EVERY, 0]
     assert seen and not torch.isin(held, torch.cat(seen)).any()
+    assert fitted_on and not torch.isin(held, torch.cat(fitted_on)).any()
     assert found.expected is not None and found.expected.inputs == "examples of yours that no fit has seen"
     assert "16 of 128 examples are held out from every fit, to measure damage on" in found.notes
     few = plan(models.make("mlp"), ratio=0.3, data=of_mlp(MANY - 8), **OBS)
@@ -147,6 +230,10 @@ def test_scores_bring_what_was_held_out_along(tmp_path: Path) -> None:
     for known in (scores, scores.save(tmp_path / "scores")):  # type: ignore[attr-defined]
         assert plan(model, ratio=0.3, scores=known, **OBS) == wanted
         assert plan(model, ratio=0.3, scores=known, data=data, **OBS) == wanted
+        other = [batch.clone() for batch in data]
+        other[0][HELD_EVERY - 1] += 1  # which is held out only
+        with pytest.raises(PlanError, match="made on other data"):
+            plan(model, ratio=0.3, scores=known, data=other, **OBS)
 
 
 def test_a_curve_foresees_from_what_was_held_out() -> None:

@@ -617,6 +617,37 @@ def test_a_teacher_is_followed_as_far_as_its_weight_says(model: Path, rows: Path
     assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-4)
 
 
+def test_trials_are_judged_by_what_trains(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+    real = JobTrainer.held_out_objective
+
+    def judge(self: Any) -> float:
+        total = count = 0.0
+        self.model.eval()
+        for batch in batches_of(self.held_out, self.data_collator, 3):
+            learned = batch["labels"][:, 1:] >= 0
+            inputs = {k: v for k, v in batch.items() if k != "labels"}
+            with torch.no_grad():
+                ours, theirs = (
+                    m(**inputs).logits[:, :-1][learned].float() for m in (self.model, self.teaching.teacher)
+                )
+            loss = torch.nn.functional.cross_entropy(ours, batch["labels"][:, 1:][learned], reduction="sum")
+            p, q = (logits.div(2).log_softmax(-1) for logits in (theirs, ours))  # at a temperature of 2
+            total += float(0.25 * loss + 0.75 * 4 * (p.exp() * (p - q)).sum())
+            count += int(learned.sum())
+        self.model.train()
+        found = real(self)
+        judged.append((found, total / count))
+        return found
+
+    monkeypatch.setattr(JobTrainer, "held_out_objective", judge)
+    told = {"distill": {"weight": 0.75, "temperature": 2.0}, "train": {"learning_rate": "auto"}}
+    run(job_of(recipe(model, rows, tmp_path / "out", **told)))
+    assert len(judged) >= 3 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
+
+
 def test_real_rows_teach_half_and_what_the_model_wrote_itself_nothing(model: Path, rows: Path, tmp_path: Path) -> None:
     path = recipe(model, rows, tmp_path / "out", distill={}, train={"logging_steps": 1})
     own = {"type": "sampled", "tokens": 1024}

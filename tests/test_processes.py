@@ -85,7 +85,7 @@ def run(
     ("name", "memory", "batches", "padding"),
     [
         ("llama", 0, 5, ""),  # block by block
-        ("llama", 1 << 30, 14, "padded"),  # enough examples for each process to fit on its share
+        ("llama", 1 << 30, 43, "padded"),  # enough for each process to fit on its share, and to hold some out
         pytest.param("llama", 1 << 30, 14, "", marks=pytest.mark.slow),
         pytest.param("llama", 1 << 30, 5, "", marks=pytest.mark.slow),
         pytest.param("cnn", 1 << 30, 5, "", marks=pytest.mark.slow),

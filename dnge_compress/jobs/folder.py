@@ -94,8 +94,8 @@ class JobFolder:
         return self.trials / f"{rate:g}{_suffix(variant)}"
 
     def trial_loss(self, rate: float, variant: str = "") -> Path:
-        """The held-out loss that a short training ended with."""
-        return self.trial(rate, variant) / "loss.json"
+        """The loss that trains, on held-out rows, with which a short training ended."""
+        return self.trial(rate, variant) / "objective.json"
 
     def read_rate(self, settings: Train, variant: str = "") -> float:
         """The learning rate that the recipe says, or that was found for a variant."""

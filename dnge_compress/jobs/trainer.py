@@ -131,8 +131,8 @@ class JobTrainer(Trainer):
     def held_out_objective(self) -> float:
         """What training lowers, per token of all held-out rows.
 
-        With a teacher that is the divergence from it, which tells two trainings apart on far fewer rows than their
-        losses do: it has no part in which token really came.
+        With a teacher alone that is the divergence from it, which tells two trainings apart on far fewer rows than
+        their losses do: it has no part in which token really came.
         """
 
         def summed(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:

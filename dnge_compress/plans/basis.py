@@ -13,7 +13,7 @@ from dnge_compress.core.strict_json import json_values, read_json, read_strictly
 from dnge_compress.recipes.schema import Recipe
 
 HEADER = "dnge_scores.json"
-KEY, VERSION = "dnge_scores", 1
+KEY, VERSION = "dnge_scores", 2
 MEASURED = ("layer", "expert")  # kinds whose costs no closed form gives
 AGAIN = "score again (dnge score MODEL -o SCORES)"
 

@@ -47,7 +47,7 @@ def make_plan(
     """The plan that a recipe makes of scores. Raises BudgetError if the ratio can't be reached.
 
     Predictions alone don't decide between layers, heads and neurons: the best few candidates are run, masked and
-    repaired, on a part of the calibration inputs, and the one whose output moves least is taken. `trial` remembers what
+    repaired, on a part of the inputs, and the one whose output moves least is taken. `trial` remembers what
     was measured; of layers so wide that each refit takes a good part of a minute, the first two are tried (of uniform
     ones, those of least predicted cost). With `tries_uneven` a note tells what widths that differ between layers would
     be worth, but for layers so wide; `fits` says which candidates count.
@@ -56,8 +56,8 @@ def make_plan(
     found, notes = candidates(graph, scores, recipe.prune, budget, fits)
     if inside:
         notes.insert(0, f"only '{recipe.prune.within}' is pruned, and the ratio counts it alone")
-    if recipe.prune.of == "units":
-        share = f"ratio {recipe.prune.ratio:g} is a share of each layer's units"
+    if recipe.prune.of == "units" and recipe.prune.ratio > 0:
+        share = f"ratio {recipe.prune.ratio:g} is a share of the units of every space"
         notes.insert(0, f"{share}; prune.of=parameters makes it one of the parameters")
     if recipe.repair.is_refit and len(found) > 1 and _widest(context, found) > WIDE:
         notes.append(f"each refit of layers this wide takes long, so of {len(found)} plans {TRIED_IF_WIDE} were tried")
@@ -147,7 +147,7 @@ def _best(
             parts_under(context, candidate.applied, recipe.repair).let_go()
     rows = [f"{_describe(context, c)}: {d:.3g}" for c, d in zip(found, costs, strict=False)]
     rows[best] += " (chosen)"
-    notes = [f"candidates by measured KL divergence on calibration inputs, in nats: {'; '.join(rows)}"]
+    notes = [f"candidates by measured KL divergence on {trial.where}, in nats: {'; '.join(rows)}"]
     if uneven and costs[-1] < WORTH_KNOWING * costs[best]:
         notes.append(
             f"equal widths cost: with uneven: true a plan of this size leaves {costs[-1]:.3g} nats where this one "

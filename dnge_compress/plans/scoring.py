@@ -119,7 +119,7 @@ def basis_of(context: ScoringContext, recipe: Recipe) -> Basis:
         ridge=recipe.repair.ridge,
         measured=tuple(kind for kind in MEASURED if kind in context.kinds),
         calibration=json_values(recipe.calibration.model_dump()),
-        data="" if context.data is None else digest_of(context.data),
+        data="" if context.data is None else digest_of((*context.data, *context.held_out)),
     )
 
 

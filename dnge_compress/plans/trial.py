@@ -55,6 +55,11 @@ class Trial:
         known = self.context.held_out or share_of(self.context.batches, MEASURE_SHARE, MEASURE_ROWS)
         return Comparison(self.context.model, known)
 
+    @property
+    def where(self) -> str:
+        """What damage is measured on, for notes."""
+        return "held-out examples" if self.context.held_out else "calibration inputs"
+
     def damage(self, applied: AppliedCuts, values: Mapping[str, Tensor]) -> Damage:
         """The divergence under cuts and new values of the consumers. The model is left as it is."""
         with inference_mode_of(self.context.model):
@@ -69,31 +74,32 @@ class Trial:
                 known = repair_values(self.context, applied, repair) if values is None else values
                 return asdict(self.damage(applied, known))
 
-            self._known[key] = Damage(**parts_under(self.context, applied, repair).facts("damage", measured))
+            self._known[key] = Damage(**parts_under(self.context, applied, repair).facts("measured", measured))
         return self._known[key]
 
 
 @dataclass(frozen=True)
 class Repaired:
-    """New values of the consumers, and what each way to repair left of the damage, in nats per label."""
+    """New values of the consumers, and what each way to repair left of the damage, measured on `where`."""
 
     values: dict[str, Tensor]
     damages: Mapping[str, Damage]
+    where: str = ""
 
     @property
     def damage(self) -> Damage:
         """What is left under the values."""
-        return min(self.damages.values(), default=Damage(0.0))
+        return self.damages[_least(self.damages)] if self.damages else Damage(0.0)
 
     @property
     def note(self) -> str:
         """What each way to repair left, for the report."""
         ways = "; ".join(f"{way} {damage.nats:.3g}" for way, damage in self.damages.items())
-        return f"repair by {_least(self.damages)}: it leaves least damage on calibration inputs, in nats: {ways}"
+        return f"repair by {_least(self.damages)}: it leaves least damage on {self.where}, in nats: {ways}"
 
 
 def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, trial: Trial | None = None) -> Repaired:
-    """The repair that the recipe asks for, unless a lesser one leaves less damage on the calibration inputs.
+    """The repair that the recipe asks for, unless a lesser one leaves less damage where that is measured.
 
     The model is left as it is. `trial` may know some of the damage already.
     """
@@ -122,7 +128,7 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
         for way, values in ways.items()
     }
     context.progress("repair", steps, steps)
-    return Repaired(ways[_least(damages)], damages)
+    return Repaired(ways[_least(damages)], damages, trial.where)
 
 
 def _least(damages: Mapping[str, Damage]) -> str:

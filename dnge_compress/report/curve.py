@@ -23,9 +23,9 @@ class RatioPoint:
     """One plan of a curve.
 
     `params` and `bytes` are what is left, `predicted_cost` the scorer's sum, `expected` the damage on real inputs,
-    `damage` that which was measured on calibration inputs, in nats per label, after the one-shot repair. `quality` is
-    the curve's measure on held-out inputs. `speedup` is the original's time for a forward pass over this one's,
-    `speed_noise` the share by which two measurements of it may differ.
+    `damage` that which was measured on calibration inputs, or on what was held out of the data, in nats per label,
+    after the one-shot repair. `quality` is the curve's measure on held-out inputs. `speedup` is the original's time for
+    a forward pass over this one's, `speed_noise` the share by which two measurements of it may differ.
     """
 
     ratio: float
@@ -66,7 +66,7 @@ class RatioCurve(Printable):
         known = [(p.ratio, p.damage) for p in self.points if math.isfinite(p.damage)]
         blocks: list[Any] = [self._table()]
         if len(known) > 1:
-            figure = plots.tradeoff([(0.0, 0.0), *known], self.knee, "ratio", "nats of damage on calibration inputs")
+            figure = plots.tradeoff([(0.0, 0.0), *known], self.knee, "ratio", "nats of damage, measured")
             blocks.append(Figure(figure, drawn([(0.0, 0.0), *known], self.knee)))
         blocks.append(Paragraph(self._caption(), "quiet"))
         front = self._pareto()
@@ -96,7 +96,7 @@ class RatioCurve(Printable):
         if not found or whole is None or not math.isfinite(whole):
             return None
         original = Tried(self.params, whole, self._said(self.params, measure, whole, "original"), "original")
-        unit = "held-out" if self.measure else "nats, calibration inputs"
+        unit = "held-out" if self.measure else "nats"
         figure = pareto([*found, original], "parameters", f"{measure}, {unit}", is_high_good=measure == "accuracy")
         better = "higher" if measure == "accuracy" else "lower"
         caption = f"Up: {measure} ({unit}), {better} is better. Across: parameters. The line leads along the best."
@@ -123,7 +123,7 @@ class RatioCurve(Printable):
             Column(title="ratio", kind="text"),
             *(Column(title=title) for title in ("parameters", "bytes")),
             Column(title="expected damage", unit="nats"),
-            Column(title="measured", unit="nats, calibration inputs"),
+            Column(title="measured", unit="nats"),
         ]
         if self.measure:
             columns.append(Column(title=self.measure, unit="held-out"))

@@ -58,26 +58,19 @@ def divergence(
     output: Float[Tensor, "*rows C"], reference: Float[Tensor, "*rows C"], logits: bool
 ) -> Float[Tensor, ""]:
     """Damage per position in nats: KL(reference ‖ output) of class scores, or half squared error over variance."""
-    return divergences(output, reference, logits).mean()
-
-
-def divergences(
-    output: Float[Tensor, "*rows C"],
-    reference: Float[Tensor, "*rows C"],
-    logits: bool,
-    variance: Float[Tensor, ""] | None = None,
-) -> Float[Tensor, " labels"]:
-    """The same at every position, in their order; `variance` is that of outputs which are no scores, if more of them
-    are known than those of `reference`."""
-    has_scores, classes = are_scores(reference, logits), torch.atleast_1d(reference).shape[-1]
-    output, reference = output.reshape(-1, classes), reference.reshape(-1, classes)
-    if has_scores:
-        rows = max(1, AT_ONCE // classes)
-        return torch.cat([_kl(*pair) for pair in zip(reference.split(rows), output.split(rows), strict=True)])
+    if are_scores(reference, logits):
+        return kl_divergences(output, reference).mean()
     output, reference = output.float(), reference.float()
     # A hidden vector counts as a Gaussian whose variance is that of the output, so that damage is in nats as well.
-    variance = reference.var() if variance is None else variance.to(reference.device)
-    return 0.5 * (output - reference).square().sum(-1) / variance.clamp_min(1e-12)
+    return 0.5 * (output - reference).square().sum(-1).mean() / reference.var().clamp_min(1e-12)
+
+
+def kl_divergences(output: Float[Tensor, "*rows C"], reference: Float[Tensor, "*rows C"]) -> Float[Tensor, " labels"]:
+    """KL(reference ‖ output) of class scores at every position, in nats `[labels]`, in the order of the rows."""
+    classes = reference.shape[-1]
+    rows = max(1, AT_ONCE // classes)
+    pairs = zip(reference.reshape(-1, classes).split(rows), output.reshape(-1, classes).split(rows), strict=True)
+    return torch.cat([_kl(*pair) for pair in pairs])
 
 
 def _kl(reference: Float[Tensor, "rows C"], output: Float[Tensor, "rows C"]) -> Float[Tensor, " rows"]:

@@ -2,35 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 
-from dnge_compress.signals.inference import Inputs, examples_in, has_parts, part_of
+import torch
+from torch import Tensor
+
+from dnge_compress.signals.inference import Inputs, examples_in, has_parts
+from dnge_compress.signals.joined import joined, shapes_of
 
 HELD_EVERY = 8  # examples of which one is held out
 LEAST_HELD = 16  # fewer say too little, and the fits need them more
+AT_ONCE = 32  # held-out examples in a batch
 
 
 def fitted_and_held_out(batches: Sequence[Inputs]) -> tuple[tuple[Inputs, ...], tuple[Inputs, ...]]:
-    """The examples to fit on, and an eighth of all to judge by, the last ones of every batch; none where those would be
-    too few. A batch whose examples can't be told apart is fitted on as a whole."""
+    """The examples to fit on, and every eighth of all to judge by; none where those would be too few. A batch whose
+    examples can't be told apart is fitted on as a whole."""
     fitted, held = list[Inputs](), list[Inputs]()
     seen = 0
     for batch in batches:
-        rows, before = examples_in(batch), seen // HELD_EVERY
+        rows = examples_in(batch)
+        numbers = torch.arange(seen + 1, seen + rows + 1)
         seen += rows
-        away = seen // HELD_EVERY - before
-        if away and (away == rows or has_parts(batch)):
-            held.append(part_of(batch, rows - away, away) if away < rows else batch)
-            if away < rows:
-                fitted.append(part_of(batch, 0, rows - away))
-        else:
-            fitted.append(batch)
+        is_held = (numbers % HELD_EVERY == 0) & _is_divisible(batch)
+        parts = ((fitted, ~is_held), (held, is_held))
+        for part, own in parts:
+            if own.any():
+                part.append(batch if own.all() else _rows_of(batch, own))
     if sum(map(examples_in, held)) < LEAST_HELD:
         return tuple(batches), ()
-    return tuple(fitted), tuple(held)
+    return tuple(fitted), tuple(_together(held))
 
 
 def said(batches: Sequence[Inputs], held_out: Sequence[Inputs]) -> tuple[str, ...]:
     """What a plan says of the examples that were held out, if any were."""
     held, examples = (sum(map(examples_in, part)) for part in (held_out, batches))
     return (f"{held} of {examples} examples are held out from every fit, to measure damage on",) if held else ()
+
+
+def _is_divisible(batch: Inputs) -> bool:
+    """Whether each tensor of a batch has a row for every example, or one for all of them."""
+    rows = examples_in(batch)
+    return has_parts(batch) and all(t.dim() == 0 or len(t) in (1, rows) for t in _tensors(batch))
+
+
+def _tensors(batch: Inputs) -> Sequence[Tensor]:
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    return batch if isinstance(batch, tuple) else [batch]
+
+
+def _rows_of(batch: Inputs, own: Tensor) -> Inputs:
+    def part(t: Tensor) -> Tensor:
+        return t[own.to(t.device)] if t.dim() and len(t) == len(own) else t
+
+    if isinstance(batch, Mapping):
+        return {name: part(t) for name, t in batch.items()}
+    return tuple(map(part, batch)) if isinstance(batch, tuple) else part(batch)
+
+
+def _together(parts: Sequence[Inputs]) -> Iterator[Inputs]:
+    """Neighbours of equal shapes as batches of AT_ONCE examples or a few more, so that a model runs less often."""
+    for _, group in groupby(parts, shapes_of):
+        waiting = list[Inputs]()
+        for part in group:
+            waiting.append(part)
+            if sum(map(examples_in, waiting)) >= AT_ONCE:
+                yield joined(waiting)
+                waiting = []
+        if waiting:
+            yield joined(waiting)

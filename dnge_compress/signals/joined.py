@@ -25,7 +25,7 @@ def joined(batches: Sequence[Inputs], positions: int | None = None) -> Inputs:
         batches = _thinned(batches, positions)
     groups: dict[Any, list[Inputs]] = {}
     for batch in batches:
-        groups.setdefault(_shapes(batch), []).append(batch)
+        groups.setdefault(shapes_of(batch), []).append(batch)
     group = max(groups.values(), key=lambda found: (sum(map(positions_in, found)), positions_in(found[0])))
     named = [_named(batch) for batch in group]
     if _is_padded(named[0]):
@@ -52,7 +52,7 @@ def _named(batch: Inputs) -> dict[Any, Tensor]:
     return dict(enumerate(batch)) if isinstance(batch, tuple) else {0: batch}
 
 
-def _shapes(batch: Inputs) -> Any:
+def shapes_of(batch: Inputs) -> Any:
     """Equal for batches that can be joined."""
     named = _named(batch)
     padded = _is_padded(named)

@@ -45,7 +45,7 @@ from dnge_compress.scorers import score as run_scorer
 from dnge_compress.signals.calibration import length_note, synthesize
 from dnge_compress.signals.comparison import Damage
 from dnge_compress.signals.doubts import doubts, kind_of_inputs
-from dnge_compress.signals.held_out import fitted_and_held_out, said
+from dnge_compress.signals.held_out import LEAST_HELD, fitted_and_held_out, said
 from dnge_compress.signals.inference import Inputs, device_of, first_examples, to_device
 from dnge_compress.signals.tokenizer import tokenizer_fault
 from dnge_compress.signals.user_data import refuse_without_pictures
@@ -253,8 +253,10 @@ class Task:
         return replace(plan, expected=guess, notes=(*found, repaired.note, *plan.notes))
 
     def foreseen(self, damage: Damage, inputs: str, found: tuple[str, ...]) -> Expected | None:
-        """What damage measured here means for real inputs, with doubts that were found."""
-        return on_held_out(damage, found) if self.context.held_out else expected(damage.nats, inputs, found)
+        """What damage measured here means for real inputs of a kind, with doubts that were found."""
+        # Where a batch counts as one, its examples tell nothing of their spread.
+        has_spread = self.context.held_out and damage.examples >= LEAST_HELD
+        return on_held_out(damage, found) if has_spread else expected(damage.nats, inputs, found)
 
     def apply(
         self, plan: PrunePlan, *, inplace: bool = False, shares: bool = False, before: Mapping[str, float] | None = None
