@@ -139,7 +139,7 @@ def test_scores_of_another_model_recipe_or_format_are_refused_in_one_line(tmp_pa
             assert "\n" not in str(error.value) and ("score again" in str(error.value) or "another model" in words)
     header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
     (folder / HEADER).write_text(json.dumps(header | {"dnge_scores": 0}), encoding="utf-8")
-    with pytest.raises(PlanError, match="are of format 0, and this dnge reads 1"):
+    with pytest.raises(PlanError, match="are of format 0, and this dnge reads 2"):
         plan(model, scores=folder, **OBS)
 
 

@@ -132,7 +132,7 @@ def best_repair(context: ScoringContext, applied: AppliedCuts, repair: Repair, t
 
 
 def _least(damages: Mapping[str, Damage]) -> str:
-    return min(damages, key=lambda way: damages[way].nats)
+    return min(damages, key=damages.__getitem__)
 
 
 def _run(run: SideBySide, context: ScoringContext) -> dict[str, Tensor]:

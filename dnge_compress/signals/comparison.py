@@ -18,7 +18,7 @@ from dnge_compress.signals.pieces import answered_in_pieces
 LEAST_WEIGHT = 1e-12  # of all examples together: answers that never differ have no variance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Damage:
     """A mean divergence in nats per label, infinite where it is no number; how far it would be off on other examples
     (the standard error); and on how many it was measured."""
