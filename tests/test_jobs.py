@@ -254,9 +254,11 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     report = run(job_of(recipe(model, rows, out, train={"learning_rate": "auto"})))
     assert report is not None and "rate" in report.stages
     found = json.loads((out / "job.json").read_text())["stages"]["rate"]
-    losses = {rate: float(loss) for rate, loss in found["tried"]}
-    assert len(losses) >= 3 and found["learning_rate"] == min(losses, key=losses.__getitem__)
-    start = f"learning rate {found['learning_rate']:g}, of the loss that trains, on held-out rows"
+    changes = {rate: float(change) for rate, change in found["tried"]}
+    best = min(changes.values())
+    assert len(changes) >= 3 and best < 0
+    assert found["learning_rate"] == max(rate for rate, change in changes.items() if change <= 0.8 * best)
+    start = f"learning rate {found['learning_rate']:g}, by what 4 steps change on held-out rows: "
     assert any(note.startswith(start) for note in report.notes)
 
 
@@ -294,7 +296,7 @@ def test_trials_leave_nothing_and_evaluate_once(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved, judged = [], []
-    real_save, real_judge = JobTrainer._save_checkpoint, JobTrainer.held_out_objective
+    real_save, real_judge = JobTrainer._save_checkpoint, JobTrainer.trial_loss
 
     def save(self: Any, *arguments: Any) -> None:
         saved.append(Path(self.args.output_dir).parent.name)
@@ -305,9 +307,10 @@ def test_trials_leave_nothing_and_evaluate_once(
         return real_judge(self)
 
     monkeypatch.setattr(JobTrainer, "_save_checkpoint", save)
-    monkeypatch.setattr(JobTrainer, "held_out_objective", judge)
+    monkeypatch.setattr(JobTrainer, "trial_loss", judge)
     run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train={"learning_rate": "auto"})))
-    assert len(judged) == len(set(judged)) >= 3 and "trials" not in saved and "out" in saved
+    assert judged[0] == judged[1] and len(judged) - 1 == len(set(judged)) >= 3  # once before, and once after each
+    assert "trials" not in saved and "out" in saved
     assert not (tmp_path / "out" / "trials").exists()
 
 
@@ -617,11 +620,12 @@ def test_a_teacher_is_followed_as_far_as_its_weight_says(model: Path, rows: Path
     assert first[0.25] == pytest.approx(0.75 * first[0.0] + 0.25 * first[1.0], rel=1e-4)
 
 
-def test_trials_are_judged_by_what_trains(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("weight", [1.0, 0.75])
+def test_trials_are_told_apart_by_the_rows_or_by_a_teacher_alone(
+    weight: float, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judged = []
-    real = JobTrainer.held_out_objective
+    real = JobTrainer.trial_loss
 
     def judge(self: Any) -> float:
         total = count = 0.0
@@ -633,19 +637,36 @@ def test_trials_are_judged_by_what_trains(
                 ours, theirs = (
                     m(**inputs).logits[:, :-1][learned].float() for m in (self.model, self.teaching.teacher)
                 )
-            loss = torch.nn.functional.cross_entropy(ours, batch["labels"][:, 1:][learned], reduction="sum")
             p, q = (logits.div(2).log_softmax(-1) for logits in (theirs, ours))  # at a temperature of 2
-            total += float(0.25 * loss + 0.75 * 4 * (p.exp() * (p - q)).sum())
+            if weight == 1:
+                total += 4 * float((p.exp() * (p - q)).sum())
+            else:
+                labels = batch["labels"][:, 1:][learned]
+                total += float(torch.nn.functional.cross_entropy(ours, labels, reduction="sum"))
             count += int(learned.sum())
         self.model.train()
         found = real(self)
         judged.append((found, total / count))
         return found
 
-    monkeypatch.setattr(JobTrainer, "held_out_objective", judge)
-    told = {"distill": {"weight": 0.75, "temperature": 2.0}, "train": {"learning_rate": "auto"}}
+    monkeypatch.setattr(JobTrainer, "trial_loss", judge)
+    told = {"distill": {"weight": weight, "temperature": 2.0}, "train": {"learning_rate": "auto"}}
     run(job_of(recipe(model, rows, tmp_path / "out", **told)))
-    assert len(judged) >= 3 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
+    assert len(judged) >= 4 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
+    changes = dict((JobFolder(tmp_path / "out").done("rate") or {})["tried"])
+    (before, _), *after = judged
+    assert sorted(changes.values()) == pytest.approx(sorted(found - before for found, _ in after))
+
+
+def test_of_rates_that_gain_nearly_as_much_the_highest_is_taken() -> None:
+    """Short trainings favour low ones."""
+
+    def found(*changes: float) -> float:
+        return find_rate(dict(zip(rates.RUNGS, changes, strict=True)).__getitem__, first=3e-3)[0]
+
+    assert found(-0.1, -0.2, -0.9, -1.0, -0.81, -0.5, 3.0, math.inf) == 1e-3
+    assert found(-0.1, -0.2, -0.9, -1.0, -0.79, -0.5, 3.0, math.inf) == 3e-4
+    assert found(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 3.0, math.inf) == 1e-5  # nothing gains, and the least harm is done
 
 
 def test_real_rows_teach_half_and_what_the_model_wrote_itself_nothing(model: Path, rows: Path, tmp_path: Path) -> None:

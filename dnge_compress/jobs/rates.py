@@ -1,4 +1,7 @@
-"""A learning rate found by a few short trainings: uphill or downhill on a ladder, until both neighbours are worse."""
+"""A learning rate found by a few short trainings: uphill or downhill on a ladder, until both neighbours are worse.
+
+Short trainings favour low rates, which do best early. So the highest rate is taken that gains nearly as much.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ FIRST_LORA, FIRST_WHOLE = 3e-3, 3e-4  # where trials begin
 TRIAL_SHARE = 0.1  # of the training's steps, for each trial
 TRIAL_STEPS = (4, 40)  # at least and at most
 TRIAL_ROWS = 128  # held out, at most
+NEARLY = 0.8  # of the best gain
 
 
 @dataclass(frozen=True)
@@ -23,38 +27,41 @@ class Trial:
     steps: int
 
 
-def find_rate(loss_at: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
-    """The rung with the lowest loss, and the losses at all that were tried; one that diverges has an infinite loss.
+def find_rate(change_at: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
+    """The highest rung that lowers the loss nearly as much as the best one, and the changes of the loss in nats at all
+    that were tried: below 0 is better, infinite where training diverges.
 
     Raises DivergedError if all of them do.
 
-        rate, losses = find_rate(lambda rate: train_shortly(model, rate), first=3e-3)
+        rate, changes = find_rate(lambda rate: train_shortly(model, rate), first=3e-3)
     """
-    losses: dict[int, float] = {}
+    changes: dict[int, float] = {}
 
-    def loss(rung: int) -> float:
+    def change(rung: int) -> float:
         if not 0 <= rung < len(RUNGS):
             return math.inf
-        if rung not in losses:
-            losses[rung] = loss_at(RUNGS[rung])
-        return losses[rung]
+        if rung not in changes:
+            changes[rung] = change_at(RUNGS[rung])
+        return changes[rung]
 
     best = RUNGS.index(first)
     while True:
         # What diverges lies too high, so there is no need to look still higher.
-        beside = [best - 1] if math.isinf(loss(best)) else [best + 1, best - 1]
-        better = next((rung for rung in beside if 0 <= rung < len(RUNGS) and loss(rung) < loss(best)), None)
-        if better is None and math.isinf(loss(best)) and best > 0:
+        beside = [best - 1] if math.isinf(change(best)) else [best + 1, best - 1]
+        better = next((rung for rung in beside if 0 <= rung < len(RUNGS) and change(rung) < change(best)), None)
+        if better is None and math.isinf(change(best)) and best > 0:
             better = best - 1
         if better is None:
             break
         best = better
-    tried = {RUNGS[rung]: found for rung, found in sorted(losses.items())}
-    if math.isinf(loss(best)):
+    tried = {RUNGS[rung]: found for rung, found in sorted(changes.items())}
+    if math.isinf(change(best)):
         raise DivergedError(
             f"every learning rate from {RUNGS[0]:g} to {first:g} makes the loss a number that isn't finite; the model "
             "can't be trained as it is (dtype=float32 may help)"
         )
+    if change(best) < 0:
+        best = max(rung for rung, found in changes.items() if found <= NEARLY * change(best))
     return RUNGS[best], tried
 
 

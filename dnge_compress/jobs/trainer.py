@@ -128,23 +128,21 @@ class JobTrainer(Trainer):
         self.control: TrainerControl = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def held_out_objective(self) -> float:
-        """What training lowers, per token of all held-out rows.
+    def trial_loss(self) -> float:
+        """What short trainings are told apart by, per token of all held-out rows: the rows' own loss, or, where a
+        teacher alone trains, the divergence from it. That has no part in which token really came, so it tells two
+        trainings apart on far fewer rows."""
+        is_alone = self.teaching is not None and self.teaching.weight == 1
+        return self._over_held_out(self._summed_divergence if is_alone else summed_loss)
 
-        With a teacher alone that is the divergence from it, which tells two trainings apart on far fewer rows than
-        their losses do: it has no part in which token really came.
-        """
-
-        def summed(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
-            total, count = 0.0, 0
-            with torch.inference_mode(), inference_mode_of(model):
-                for batch in batches:
-                    here = {k: v.to(self.args.device) for k, v in batch.items()}
-                    part, counted = self._summed_objective(logits_of(model, here), here)
-                    total, count = total + float(part), count + int(counted)
-            return total, count
-
-        return self._over_held_out(summed)
+    def _summed_divergence(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
+        total, count = 0.0, 0
+        with torch.inference_mode(), inference_mode_of(model):
+            for batch in batches:
+                here = {k: v.to(self.args.device) for k, v in batch.items()}
+                part, counted = self._summed_objective(logits_of(model, here), here)
+                total, count = total + float(part), count + int(counted)
+        return total, count
 
     def _over_held_out(self, summed: Callable[[nn.Module, Iterable[Batch]], tuple[float, int]]) -> float:
         """A mean over all held-out rows, shared among the processes. Raises DivergedError if it isn't finite."""
