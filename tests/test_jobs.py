@@ -669,20 +669,6 @@ def test_of_rates_that_gain_nearly_as_much_the_highest_is_taken() -> None:
     assert found(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 3.0, math.inf) == 1e-5  # nothing gains, and the least harm is done
 
 
-def test_real_rows_teach_half_and_what_the_model_wrote_itself_nothing(model: Path, rows: Path, tmp_path: Path) -> None:
-    path = recipe(model, rows, tmp_path / "out", distill={}, train={"logging_steps": 1})
-    own = {"type": "sampled", "tokens": 1024}
-    for datasets, share in (([{"path": str(rows)}], 0.5), ([own], 1.0), ([own, {"path": str(rows)}], 0.5)):
-        assert job_of(path, {"datasets": datasets}).taught_share == share
-    assert job_of(path, {"distill": {"weight": 0.2}}).taught_share == 0.2
-    assert job_of(recipe(model, rows, tmp_path / "alone")).taught_share == 0
-    found, said = (
-        run(job_of(path, {"output_dir": str(tmp_path / name), "distill": distill}))
-        for name, distill in (("found", {}), ("said", {"weight": 0.5}))
-    )
-    assert found is not None and said is not None and found.curves[0].train[0] == said.curves[0].train[0]
-
-
 def test_text_sampled_from_the_model_needs_no_file(model: Path, tmp_path: Path) -> None:
     sources = [{"type": "sampled", "tokens": 2048}]
     report = run(job_of(recipe(model, tmp_path, tmp_path / "out", datasets=sources)))
@@ -866,7 +852,6 @@ def test_an_empty_section_is_refused_and_not_taken_for_an_absent_one(model: Path
 def test_a_teacher_of_a_model_that_nothing_prunes_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
     path = recipe(model, rows, tmp_path / "out", prune=None)
     assert "give prune, or a weight below 1" in refusal(path, "distill={weight: 1}")
-    assert "give prune, or a weight below 1" in refusal(path, "distill={}", "datasets=[{type: sampled}]")
     assert job_of(path, {"distill": {"weight": 0.5}}).distill is not None
 
 

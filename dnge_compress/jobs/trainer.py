@@ -21,6 +21,7 @@ from dnge_compress.core.files import write_whole
 from dnge_compress.core.folders import atomic_folder
 from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
+from dnge_compress.recipes.job_schema import Distill
 from dnge_compress.signals.inference import inference_mode_of
 
 WHOLE = "whole"  # the mark of a checkpoint that was written to its end
@@ -29,9 +30,9 @@ WHOLE = "whole"  # the mark of a checkpoint that was written to its end
 class Teaching:
     """The model as it was, and how much to follow it."""
 
-    def __init__(self, teacher: nn.Module, weight: float, temperature: float) -> None:
+    def __init__(self, teacher: nn.Module, distill: Distill) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.weight, self.temperature = weight, temperature
+        self.weight, self.temperature = distill.weight, distill.temperature
 
     def summed(self, logits: Tensor, batch: Batch, counts: Tensor) -> Tensor:
         """KL divergence from the teacher's distribution, summed over the tokens that count."""

@@ -65,7 +65,7 @@ def train(
         rows=rows,
         held_out=held_out if trial is None else held_out.take(range(min(len(held_out), TRIAL_ROWS))),
         collator=Collator.of(tokenizer_of(job)),
-        teaching=Teaching(quick(teacher(job)), job.taught_share, job.distill.temperature) if job.distill else None,
+        teaching=Teaching(quick(teacher(job)), job.distill) if job.distill else None,
     )
     stage = f"{'train' if trial is None else 'rate'} {variant}".strip() + (f" {trial.rate:g}" if trial else "")
     best = folder.best(variant) if trial is None else None

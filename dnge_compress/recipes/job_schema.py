@@ -14,7 +14,6 @@ from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.lora_schema import Lora
 from dnge_compress.recipes.schema import LAST_SEED, Calibration, Prune, Real, RecipeSection, Repair, Whole, as_tuple
 
-TAUGHT_ON_REAL = 0.5  # of the loss on real rows, unless the recipe says otherwise
 CAUSAL = ("ForCausalLM", "LMHeadModel")  # how the classes of causal language models end, which a job trains
 
 
@@ -66,12 +65,11 @@ class Train(RecipeSection):
 class Distill(RecipeSection):
     """The model as it was before pruning teaches: loss = (1 − weight) · cross-entropy + weight · temperature² · KL.
 
-    `teacher` is another model in its place, of the same tokens: a folder or Hugging Face id. `weight` "auto" is 1 where
-    all rows are the model's own text, of which single draws teach nothing, and 0.5 where some are real.
+    `teacher` is another model in its place, of the same tokens: a folder or Hugging Face id.
     """
 
     teacher: str = ""
-    weight: Annotated[Real, Field(ge=0, le=1)] | Literal["auto"] = "auto"
+    weight: Real = Field(default=1.0, ge=0, le=1)
     temperature: Real = Field(default=1.0, gt=0)
 
 
@@ -145,15 +143,6 @@ class Job(RecipeSection):
         """Whether any rows to train on are given, and not written by the model itself."""
         return any(source.type != "sampled" for source in self.datasets)
 
-    @property
-    def taught_share(self) -> float:
-        """The weight of the teacher in the loss; 0 without one."""
-        if self.distill is None:
-            return 0.0
-        if self.distill.weight == "auto":
-            return TAUGHT_ON_REAL if self.has_real_rows else 1.0
-        return self.distill.weight
-
     @model_validator(mode="after")
     def _stages_fit(self) -> Job:
         if self.prune is None and self.lora is None and self.train is None:
@@ -170,7 +159,7 @@ class Job(RecipeSection):
             raise ValueError("rounds prune and train in turn; they need prune and train")
         if self.rounds > 1 and self.prune is not None and self.prune.target:
             raise ValueError(f"rounds share out prune.ratio; give that in the place of {self.prune.target}")
-        if self.distill is not None and self.prune is None and self.taught_share == 1 and not self.distill.teacher:
+        if self.distill is not None and self.prune is None and self.distill.weight == 1 and not self.distill.teacher:
             raise ValueError(
                 "distill teaches the model to be what it is, as nothing prunes it; give prune, or a weight below 1"
             )
