@@ -81,7 +81,7 @@ def test_of_plans_that_lose_only_what_they_cost_is_kept(tmp_path: Path) -> None:
     with kept_parts(tmp_path / "work") as parts:
         compress(make("llama"), "prune/default", work=parts, **SETTINGS, compensate="lstsq")
         names = [file.name.split(".") for file in (tmp_path / "work").iterdir()]
-        measured = {first for first, *rest in names if rest[0] == "damage"}
+        measured = {first for first, *rest in names if rest[0] == "measured"}
         refitted = {first for first, *rest in names if rest[0] == "refit"}
     assert len(measured) > 1 and len(refitted) == 1 and refitted < measured
 

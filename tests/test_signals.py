@@ -25,6 +25,7 @@ from dnge_compress.signals import chain, moments, second_moments
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.consumers import as_matrix, from_matrix
 from dnge_compress.signals.divergence import attended, attended_outputs, divergence
+from dnge_compress.signals.held_out import fitted_and_held_out
 from dnge_compress.signals.inference import examples_in, inference_mode_of
 from dnge_compress.signals.moments import _Task, gather_signals
 from dnge_compress.signals.signal import Signal, Signals
@@ -246,7 +247,8 @@ def test_paged_tensors_hold_no_descriptors_and_keep_their_values() -> None:
 def test_scoring_planning_and_repair_pass_the_inputs_once_at_any_limit(
     allocation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layers and candidate plans are measured on an eighth of the inputs each, without gradients."""
+    """Layers and candidate plans are measured on an eighth of the inputs each, without gradients; that for plans is held
+    out."""
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
     model, passed = models.make("llama"), 0
     data = [{"input_ids": torch.randint(4, 61, (64, 11), generator=torch.Generator().manual_seed(i))} for i in range(8)]
@@ -258,7 +260,10 @@ def test_scoring_planning_and_repair_pass_the_inputs_once_at_any_limit(
     model.model.layers[0].mlp.down_proj.register_forward_pre_hook(count)
     small = compress(model, ratio=0.4, data=data, allocation=allocation, uneven=allocation == "global")
     assert small.dnge.plan.cuts and any("measured" in note for note in small.dnge.plan.notes)
-    assert passed == sum(map(examples_in, data)) + 2  # one example shows twice that blocks can pass one at a time
+    fitted, _ = fitted_and_held_out(data)
+    assert (
+        passed == sum(map(examples_in, fitted)) + 2 == 450
+    )  # one example shows twice that blocks can pass one at a time
 
 
 def test_a_disk_without_room_for_moments_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
