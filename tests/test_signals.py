@@ -247,8 +247,8 @@ def test_paged_tensors_hold_no_descriptors_and_keep_their_values() -> None:
 def test_scoring_planning_and_repair_pass_the_inputs_once_at_any_limit(
     allocation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Layers and candidate plans are measured on an eighth of the inputs each, without gradients; that for plans is held
-    out."""
+    """Layers and candidate plans are measured on an eighth of the inputs each, without gradients; that of plans is
+    held out."""
     monkeypatch.setattr(second_moments, "MEMORY_BYTES", 0)
     model, passed = models.make("llama"), 0
     data = [{"input_ids": torch.randint(4, 61, (64, 11), generator=torch.Generator().manual_seed(i))} for i in range(8)]
