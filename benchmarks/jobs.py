@@ -57,7 +57,7 @@ ARMS: dict[str, tuple[list[str], str]] = {
 }
 RECOVERY_NOTES = (
     "Books that no job saw. LoRA at the cost of uniform rank 64; two epochs of training for the rivals, one for ours.",
-    "Every arm finds its learning rate by the same short trials. Minutes by the clock: one thread, two jobs at a time.",
+    "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, other jobs beside.",
 )
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
@@ -94,6 +94,8 @@ def main() -> None:
             # Read only now: another part may have been measured and written meanwhile.
             found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
             found[name] = result
+            if name == "recovery":
+                found.pop("remarks", None)  # what was said of another run
             stored.write_text(json.dumps(found, indent=1) + "\n")
             (RESULTS / "jobs.md").write_text("\n".join(table(found)) + "\n")
     print((RESULTS / "jobs.md").read_text())
@@ -283,7 +285,7 @@ def table(found: dict[str, Any]) -> list[str]:
             rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", str(len(runs)), f"{minutes:.1f}"])
         head = ["arm", "perplexity after pruning", "after recovery", "against the original", "seeds", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += ["", *RECOVERY_NOTES]
+        lines += ["", *RECOVERY_NOTES, *found.get("remarks", ())]
     if "rates" in found:
         done = [r for r in found["rates"] if r["exit_code"] == 0]
         worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]

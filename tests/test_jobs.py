@@ -255,9 +255,8 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     assert report is not None and "rate" in report.stages
     found = json.loads((out / "job.json").read_text())["stages"]["rate"]
     changes = {rate: float(change) for rate, change in found["tried"]}
-    best = min(changes.values())
-    assert len(changes) >= 3 and best < 0
-    assert found["learning_rate"] == max(rate for rate, change in changes.items() if change <= 0.8 * best)
+    assert len(changes) >= 3 and found["learning_rate"] == min(changes, key=changes.__getitem__)
+    assert min(changes.values()) < 0
     start = f"learning rate {found['learning_rate']:g}, by what 4 steps change on held-out rows: "
     assert any(note.startswith(start) for note in report.notes)
 
@@ -656,17 +655,6 @@ def test_trials_are_told_apart_by_the_rows_or_by_a_teacher_alone(
     changes = dict((JobFolder(tmp_path / "out").done("rate") or {})["tried"])
     (before, _), *after = judged
     assert sorted(changes.values()) == pytest.approx(sorted(found - before for found, _ in after))
-
-
-def test_of_rates_that_gain_nearly_as_much_the_highest_is_taken() -> None:
-    """Short trainings favour low ones."""
-
-    def found(*changes: float) -> float:
-        return find_rate(dict(zip(rates.RUNGS, changes, strict=True)).__getitem__, first=3e-3)[0]
-
-    assert found(-0.1, -0.2, -0.9, -1.0, -0.81, -0.5, 3.0, math.inf) == 1e-3
-    assert found(-0.1, -0.2, -0.9, -1.0, -0.79, -0.5, 3.0, math.inf) == 3e-4
-    assert found(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 3.0, math.inf) == 1e-5  # nothing gains, and the least harm is done
 
 
 def test_text_sampled_from_the_model_needs_no_file(model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,4 @@
-"""A learning rate found by a few short trainings: uphill or downhill on a ladder, until both neighbours are worse.
-
-Short trainings favour low rates, which do best early. So the highest rate is taken that gains nearly as much.
-"""
+"""A learning rate found by a few short trainings: uphill or downhill on a ladder, until both neighbours are worse."""
 
 from __future__ import annotations
 
@@ -16,7 +13,6 @@ FIRST_LORA, FIRST_WHOLE = 3e-3, 3e-4  # where trials begin
 TRIAL_SHARE = 0.1  # of the training's steps, for each trial
 TRIAL_STEPS = (4, 40)  # at least and at most
 TRIAL_ROWS = 128  # held out, at most
-NEARLY = 0.8  # of the best gain
 
 
 @dataclass(frozen=True)
@@ -28,8 +24,8 @@ class Trial:
 
 
 def find_rate(change_at: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
-    """The highest rung that lowers the loss nearly as much as the best one, and the changes of the loss in nats at all
-    that were tried: below 0 is better, infinite where training diverges.
+    """The rung that lowers the loss most, and the changes of the loss in nats at all that were tried: below 0 is
+    better, infinite where training diverges.
 
     Raises DivergedError if all of them do.
 
@@ -60,8 +56,6 @@ def find_rate(change_at: Callable[[float], float], first: float) -> tuple[float,
             f"every learning rate from {RUNGS[0]:g} to {first:g} makes the loss a number that isn't finite; the model "
             "can't be trained as it is (dtype=float32 may help)"
         )
-    if change(best) < 0:
-        best = max(rung for rung, found in changes.items() if found <= NEARLY * change(best))
     return RUNGS[best], tried
 
 
