@@ -17,12 +17,17 @@ from dnge_compress.signals.inference import device_of, inference_mode_of
 Batch = Mapping[str, Tensor]
 
 
-def summed_loss(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
-    """Cross-entropy in nats, summed over the tokens that count (label ≥ 0), and how many those are."""
+def summed_loss(
+    model: nn.Module, batches: Iterable[Batch], loss: Callable[[Tensor, Batch], tuple[float, int]] | None = None
+) -> tuple[float, int]:
+    """A loss in nats, summed over the tokens that count (label ≥ 0), and how many those are: cross-entropy, or what
+    `loss` gives of the logits of a batch and the batch."""
     total, count = 0.0, 0
     with torch.inference_mode(), inference_mode_of(model):
         for batch in batches:
-            nats, counted = next_token_nats(logits_of(model, batch), batch["labels"].to(device_of(model)))
+            here = {k: v.to(device_of(model)) for k, v in batch.items()}
+            logits = logits_of(model, here)
+            nats, counted = next_token_nats(logits, here["labels"]) if loss is None else loss(logits, here)
             total += nats
             count += counted
     return total, count

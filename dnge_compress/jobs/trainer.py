@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from dnge_compress.core.folders import atomic_folder
 from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs.measuring import Batch, batches_of, logits_of, summed_loss
 from dnge_compress.recipes.job_schema import Distill
-from dnge_compress.signals.inference import inference_mode_of
 
 WHOLE = "whole"  # the mark of a checkpoint that was written to its end
 
@@ -134,16 +134,11 @@ class JobTrainer(Trainer):
         teacher alone trains, the divergence from it. That has no part in which token really came, so it tells two
         trainings apart on far fewer rows."""
         is_alone = self.teaching is not None and self.teaching.weight == 1
-        return self._over_held_out(self._summed_divergence if is_alone else summed_loss)
+        return self._over_held_out(partial(summed_loss, loss=self._objective) if is_alone else summed_loss)
 
-    def _summed_divergence(self, model: nn.Module, batches: Iterable[Batch]) -> tuple[float, int]:
-        total, count = 0.0, 0
-        with torch.inference_mode(), inference_mode_of(model):
-            for batch in batches:
-                here = {k: v.to(self.args.device) for k, v in batch.items()}
-                part, counted = self._summed_objective(logits_of(model, here), here)
-                total, count = total + float(part), count + int(counted)
-        return total, count
+    def _objective(self, logits: Tensor, batch: Batch) -> tuple[float, int]:
+        total, count = self._summed_objective(logits, batch)
+        return float(total), int(count)
 
     def _over_held_out(self, summed: Callable[[nn.Module, Iterable[Batch]], tuple[float, int]]) -> float:
         """A mean over all held-out rows, shared among the processes. Raises DivergedError if it isn't finite."""

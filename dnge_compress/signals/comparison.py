@@ -38,8 +38,8 @@ class Comparison:
         with torch.no_grad(), inference_mode_of(model):
             self.answers = [shelf.keep(outputs_of(model, batch)) for batch in self.batches]
         # Asked of all answers together, as the few of a small batch may look like something else.
-        likely = [are_scores(answer, has_logits(model)) for answer in self.answers]
-        self.has_scores = bool(summed(torch.tensor(float(any(likely)))) > 0)
+        likely = any(are_scores(answer, has_logits(model)) for answer in self.answers)
+        self.has_scores = bool(summed(torch.tensor(float(likely))) > 0)
         self.mean = 0.0 if self.has_scores else _mean(self.answers)
 
     def damage(self, model: nn.Module) -> Damage:

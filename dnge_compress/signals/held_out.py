@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from dnge_compress.signals.inference import Inputs, examples_in, has_parts
 from dnge_compress.signals.joined import joined, shapes_of
+from dnge_compress.signals.stored import arranged, arrangement, tensors_in_batch
 
 HELD_EVERY = 8  # examples of which one is held out
 LEAST_HELD = 16  # fewer say too little, and the fits need them more
@@ -44,22 +46,18 @@ def said(batches: Sequence[Inputs], held_out: Sequence[Inputs]) -> tuple[str, ..
 def _is_divisible(batch: Inputs) -> bool:
     """Whether each tensor of a batch has a row for every example, or one for all of them."""
     rows = examples_in(batch)
-    return has_parts(batch) and all(t.dim() == 0 or len(t) in (1, rows) for t in _tensors(batch))
+    return has_parts(batch) and all(t.dim() == 0 or len(t) in (1, rows) for _, t in tensors_in_batch(batch))
 
 
-def _tensors(batch: Inputs) -> Sequence[Tensor]:
-    if isinstance(batch, Mapping):
-        return list(batch.values())
-    return batch if isinstance(batch, tuple) else [batch]
+def _rows_of(batch: Inputs, own: Bool[Tensor, " N"]) -> Inputs:
+    """Some examples of a divisible batch."""
+    named = dict(tensors_in_batch(batch))
 
-
-def _rows_of(batch: Inputs, own: Tensor) -> Inputs:
-    def part(t: Tensor) -> Tensor:
+    def part(name: str) -> Tensor:
+        t = named[name]
         return t[own.to(t.device)] if t.dim() and len(t) == len(own) else t
 
-    if isinstance(batch, Mapping):
-        return {name: part(t) for name, t in batch.items()}
-    return tuple(map(part, batch)) if isinstance(batch, tuple) else part(batch)
+    return arranged(arrangement(batch), part)
 
 
 def _together(parts: Sequence[Inputs]) -> Iterator[Inputs]:

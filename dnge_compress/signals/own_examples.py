@@ -32,7 +32,7 @@ class OwnExamples:
 
     def are_measured(self, examples: Int[Tensor, " P"]) -> Bool[Tensor, " P"]:
         """Which of some examples' numbers are among the first of all, on which a trial measures the repair as well
-        (plans/trial.py): a joint fit is judged by those."""
+        (plans/trial.py) where none are held out: a joint fit is judged by those."""
         return examples < self.total // JUDGED
 
 
