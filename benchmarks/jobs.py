@@ -27,6 +27,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from dnge_compress import open_model
+from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.report.job_report import JobReport
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -37,11 +38,12 @@ BOOKWORM = EXAMPLES / "bookworm"
 JUDGED = 120_000  # characters of each held-out book, which no job sees
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 1e-2, 1.0, 1e4, 1e10)
-BOOK_TOKENS = 1_048_576  # of real text: what ten minutes of two cores have time for
+BOOK_TOKENS = 720_000  # of real text: what ten minutes of two cores have time for, without instructions for bfloat16
 CHARACTERS_PER_TOKEN = 4.2
-WHOLE = ["~lora", "train.bf16=true"]  # all weights, which train in float32 otherwise, at half the speed
-# Two epochs: without scores, repair and a teacher one would take fewer minutes than ours.
-RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill", "train.num_train_epochs=2"]
+# All weights, which train in float32 otherwise, at half the speed where the processor has instructions for bfloat16.
+WHOLE = ["~lora", f"train.bf16={'true' if has_bfloat16() else 'false'}"]
+# More epochs: without scores, repair and a teacher, one would take fewer minutes than ours.
+RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
 # Recipe of ours or a rival's, and the texts it learns from. Every arm finds its learning rate by the same trials.
 ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on its own samples": ([], "sampled"),
@@ -52,12 +54,13 @@ ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on both": ([], "both"),
     "without a teacher, on its own samples": (["~distill"], "sampled"),
     "without a teacher, on real books": (["~distill"], "books"),
-    "magnitude, uniform LoRA on real books": (RIVAL, "books"),
-    "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books"),
+    "magnitude, uniform LoRA on real books": ([*RIVAL, "train.num_train_epochs=2"], "books"),
+    "magnitude, all weights on real books": ([*RIVAL, *WHOLE, "train.num_train_epochs=3"], "books"),
 }
 RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64; two epochs of training for the rivals, one for ours.",
-    "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, other jobs beside.",
+    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch of training for ours, two for the rival of "
+    "LoRA, three for that of all weights, so that they have as many minutes.",
+    "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, another such job beside.",
 )
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
@@ -93,21 +96,20 @@ def main() -> None:
             result = part(options)
             # Read only now: another part may have been measured and written meanwhile.
             found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
-            found[name] = result
             if name == "recovery":
+                rows = found.get(name, {}) | result
+                result = {arm: rows[arm] for arm in (*ARMS, *rows) if arm in rows}
                 found.pop("remarks", None)  # what was said of another run
+            found[name] = result
             stored.write_text(json.dumps(found, indent=1) + "\n")
             (RESULTS / "jobs.md").write_text("\n".join(table(found)) + "\n")
     print((RESULTS / "jobs.md").read_text())
 
 
 def recovery(options: argparse.Namespace) -> dict[str, Any]:
-    """Every arm and seed: perplexities on books that no job saw, before, after pruning and after training; minutes.
-    Arms that aren't asked for stay as they were measured."""
-    wanted = arms_named(options.arms)
-    stored = RESULTS / "jobs.json"
-    known = json.loads(stored.read_text()).get("recovery", {}) if stored.is_file() else {}
-    found: dict[str, Any] = {arm: rows for arm, rows in known.items() if arm not in wanted}
+    """The arms asked for in every seed: perplexities on books that no job saw, before, after pruning and after
+    training; minutes."""
+    found: dict[str, Any] = {}
     for seed in SEEDS[: options.seeds]:
         books = options.work / f"books-{seed}.txt"
         if not books.is_file():
@@ -117,7 +119,7 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
             "books": f"datasets=[{{path: {books.absolute()}}}]",
             "both": f"datasets=[{{type: sampled}}, {{path: {books.absolute()}}}]",
         }
-        for arm, (told, text) in wanted.items():
+        for arm, (told, text) in arms_named(options.arms).items():
             out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             words = [*told, *length(options), f"seed={seed}", f"calibration.seed={seed}", sources[text]]
             report = finished("jobs/prune-recover", out, words)
@@ -125,7 +127,7 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
             named = judged(out)
             found.setdefault(arm, []).append({"seed": seed, "seconds": seconds, "perplexity": named})
             print(f"{arm}/{seed}: {named}, {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
-    return {arm: found[arm] for arm in (*ARMS, *found) if arm in found}
+    return found
 
 
 def arms_named(parts: str) -> dict[str, tuple[list[str], str]]:
