@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/jobs"))
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
-    parser.add_argument("--arms", default="", help="of the recovery: parts of their names, with commas between")
+    parser.add_argument("--arms", default="", help="of the recovery: parts of their names, with semicolons between")
     parser.add_argument("--steps", type=int, default=0, help="of every training, instead of one pass over the rows")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -131,8 +131,8 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def arms_named(parts: str) -> dict[str, tuple[list[str], str]]:
-    """The arms whose names hold one of the parts, with commas between. Raises SystemExit for a part of none."""
-    named = [part.strip() for part in parts.split(",")]
+    """The arms whose names hold one of the parts, with semicolons between. Raises SystemExit for a part of none."""
+    named = [part.strip() for part in parts.split(";")]
     for part in named:
         if not any(part in arm for arm in ARMS):
             raise SystemExit(f"--arms: '{part}' is in the name of no arm; they are: {'; '.join(ARMS)}")

@@ -66,12 +66,13 @@ def test_a_ratio_out_of_reach_is_no_free_win(table: MeasuredAllocation) -> None:
 
 def test_arms_of_a_recovery_are_taken_by_name_and_a_name_of_none_is_told() -> None:
     assert list(jobs.arms_named("")) == list(jobs.ARMS)
-    assert list(jobs.arms_named("on both, of all weights")) == [
+    assert list(jobs.arms_named("on both; of all weights; magnitude, all")) == [
         "prune-recover of all weights on real books",
         "prune-recover on both",
+        "magnitude, all weights on real books",
     ]
     with pytest.raises(SystemExit, match="'alone' is in the name of no arm; they are: prune-recover on its own"):
-        jobs.arms_named("on both,alone")
+        jobs.arms_named("on both;alone")
 
 
 def test_a_stranger_lacks_something_until_texts_begun_by_its_users_are_measured_too() -> None:
