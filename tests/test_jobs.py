@@ -254,10 +254,9 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     report = run(job_of(recipe(model, rows, out, train={"learning_rate": "auto"})))
     assert report is not None and "rate" in report.stages
     found = json.loads((out / "job.json").read_text())["stages"]["rate"]
-    changes = {rate: float(change) for rate, change in found["tried"]}
-    assert len(changes) >= 3 and found["learning_rate"] == min(changes, key=changes.__getitem__)
-    assert min(changes.values()) < 0
-    start = f"learning rate {found['learning_rate']:g}, by what 4 steps change on held-out rows: "
+    losses = {rate: float(loss) for rate, loss in found["tried"]}
+    assert len(losses) >= 3 and found["learning_rate"] == min(losses, key=losses.__getitem__)
+    start = f"learning rate {found['learning_rate']:g}, by the loss on held-out rows after 4 steps: "
     assert any(note.startswith(start) for note in report.notes)
 
 
@@ -308,7 +307,7 @@ def test_trials_leave_nothing_and_evaluate_once(
     monkeypatch.setattr(JobTrainer, "_save_checkpoint", save)
     monkeypatch.setattr(JobTrainer, "trial_loss", judge)
     run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train={"learning_rate": "auto"})))
-    assert judged[0] == judged[1] and len(judged) - 1 == len(set(judged)) >= 3  # once before, and once after each
+    assert len(judged) == len(set(judged)) >= 3
     assert "trials" not in saved and "out" in saved
     assert not (tmp_path / "out" / "trials").exists()
 
@@ -651,10 +650,9 @@ def test_trials_are_told_apart_by_the_rows_or_by_a_teacher_alone(
     monkeypatch.setattr(JobTrainer, "trial_loss", judge)
     told = {"distill": {"weight": weight, "temperature": 2.0}, "train": {"learning_rate": "auto"}}
     run(job_of(recipe(model, rows, tmp_path / "out", **told)))
-    assert len(judged) >= 4 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
-    changes = dict((JobFolder(tmp_path / "out").done("rate") or {})["tried"])
-    (before, _), *after = judged
-    assert sorted(changes.values()) == pytest.approx(sorted(found - before for found, _ in after))
+    assert len(judged) >= 3 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
+    losses = dict((JobFolder(tmp_path / "out").done("rate") or {})["tried"])
+    assert sorted(losses.values()) == pytest.approx(sorted(found for found, _ in judged))
 
 
 def test_text_sampled_from_the_model_needs_no_file(model: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from models import make
@@ -86,3 +87,19 @@ def test_what_lies_in_no_file_is_not_swapped_out(monkeypatch: pytest.MonkeyPatch
     assert not advised
     page_out(paging.paged(torch.ones(1 << 20), "numbers"))
     assert len(advised) == 1
+
+
+def test_available_memory_ends_at_the_limit_of_any_container_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = psutil.virtual_memory().available
+    monkeypatch.setattr(memory, "_own_group", lambda: tmp_path / "pod" / "box")
+    assert memory.available_bytes() == pytest.approx(free, rel=0.2)  # no limits there
+    for folder, limit, used, droppable in (("pod/box", "max", 900, 0), ("pod", "1000", 700, 100)):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / folder / "memory.current").write_text(f"{used}\n")
+        (tmp_path / folder / "memory.stat").write_text(f"anon {used}\ninactive_file {droppable}\n")
+    assert memory.available_bytes() == 1000 - 700 + 100
+    (tmp_path / "pod" / "memory.current").write_text("2000\n")
+    assert memory.available_bytes() == 0

@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 from torch import Tensor
 
+GROUPS = Path("/sys/fs/cgroup")  # of Linux's second version, where containers have their limits
 PAGE_OUT = 21  # MADV_PAGEOUT of Linux 5.4 and later: what lies in a file too leaves memory, nothing is ever lost
 
 
@@ -32,8 +33,33 @@ def give_back() -> None:
 
 
 def available_bytes() -> int:
-    """Of memory, what processes can have without others losing theirs."""
-    return int(psutil.virtual_memory().available)
+    """Of memory, what this process can have without others losing theirs, and within the limits of its container."""
+    return min((int(psutil.virtual_memory().available), *_left_in_groups(_own_group())))
+
+
+def _own_group() -> Path:
+    """Where the limits of this process's control group lie; the root's where nothing is said of it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return GROUPS
+    own = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    return GROUPS / own
+
+
+def _left_in_groups(group: Path) -> list[int]:
+    """What is left in a control group, and in those around it, for each that has a limit; what the system would drop
+    for others, files that were read once, counts as left."""
+    found = []
+    for folder in (group, *group.parents):
+        try:
+            limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            if limit != "max":
+                found.append(max(0, int(limit) - int(used) + int(facts.get("inactive_file", 0))))
+        except (OSError, ValueError):
+            continue  # no such group, or one that may not be read
+    return found
 
 
 def page_out(values: Tensor) -> None:

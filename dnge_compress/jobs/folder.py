@@ -93,13 +93,9 @@ class JobFolder:
         """Folder of a short training of a variant at a learning rate."""
         return self.trials / f"{rate:g}{_suffix(variant)}"
 
-    def trial_change(self, rate: float, variant: str = "") -> Path:
-        """By how much a short training changed the loss on held-out rows."""
-        return self.trial(rate, variant) / "change.json"
-
-    def before_trials(self, variant: str = "") -> Path:
-        """The loss on held-out rows before any short training of a variant."""
-        return self.trials / f"before{_suffix(variant)}.json"
+    def trial_loss(self, rate: float, variant: str = "") -> Path:
+        """The loss on held-out rows after a short training."""
+        return self.trial(rate, variant) / "loss.json"
 
     def read_rate(self, settings: Train, variant: str = "") -> float:
         """The learning rate that the recipe says, or that was found for a variant."""

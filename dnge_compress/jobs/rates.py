@@ -23,35 +23,35 @@ class Trial:
     steps: int
 
 
-def find_rate(change_at: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
-    """The rung that lowers the loss most, and the changes of the loss in nats at all that were tried: below 0 is
-    better, infinite where training diverges.
+def find_rate(loss_at: Callable[[float], float], first: float) -> tuple[float, dict[float, float]]:
+    """The rung after which the loss is lowest, and the losses in nats after all that were tried, infinite where
+    training diverges.
 
     Raises DivergedError if all of them do.
 
-        rate, changes = find_rate(lambda rate: train_shortly(model, rate), first=3e-3)
+        rate, losses = find_rate(lambda rate: train_shortly(model, rate), first=3e-3)
     """
-    changes: dict[int, float] = {}
+    losses: dict[int, float] = {}
 
-    def change(rung: int) -> float:
+    def loss(rung: int) -> float:
         if not 0 <= rung < len(RUNGS):
             return math.inf
-        if rung not in changes:
-            changes[rung] = change_at(RUNGS[rung])
-        return changes[rung]
+        if rung not in losses:
+            losses[rung] = loss_at(RUNGS[rung])
+        return losses[rung]
 
     best = RUNGS.index(first)
     while True:
         # What diverges lies too high, so there is no need to look still higher.
-        beside = [best - 1] if math.isinf(change(best)) else [best + 1, best - 1]
-        better = next((rung for rung in beside if 0 <= rung < len(RUNGS) and change(rung) < change(best)), None)
-        if better is None and math.isinf(change(best)) and best > 0:
+        beside = [best - 1] if math.isinf(loss(best)) else [best + 1, best - 1]
+        better = next((rung for rung in beside if 0 <= rung < len(RUNGS) and loss(rung) < loss(best)), None)
+        if better is None and math.isinf(loss(best)) and best > 0:
             better = best - 1
         if better is None:
             break
         best = better
-    tried = {RUNGS[rung]: found for rung, found in sorted(changes.items())}
-    if math.isinf(change(best)):
+    tried = {RUNGS[rung]: found for rung, found in sorted(losses.items())}
+    if math.isinf(loss(best)):
         raise DivergedError(
             f"every learning rate from {RUNGS[0]:g} to {first:g} makes the loss a number that isn't finite; the model "
             "can't be trained as it is (dtype=float32 may help)"

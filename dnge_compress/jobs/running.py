@@ -129,11 +129,11 @@ def _of_training(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
         rate = done["rate"]
         for variant, found in {"": rate, **rate["compared"]}.items():
             tried = ", ".join(
-                f"{x:g} ({loss if isinstance(loss, str) else f'{loss:+.2g}'})" for x, loss in found["tried"]
+                f"{x:g} ({loss if isinstance(loss, str) else f'{loss:.5g}'})" for x, loss in found["tried"]
             )
             whose = f" of the compared placement {variant}:" if variant else ""
             chosen = f"learning rate{whose} {found['learning_rate']:g}"
-            yield f"{chosen}, by what {rate['steps']} steps change on held-out rows: {tried}"
+            yield f"{chosen}, by the loss on held-out rows after {rate['steps']} steps: {tried}"
     if job.datasets and not job.eval_datasets and all(source.type == "sampled" for source in job.datasets):
         yield "the held-out rows are the model's own text, too; give eval_datasets to see the loss on yours"
 

@@ -197,12 +197,12 @@ def rate(work: Work) -> Facts:
     steps = rates.trial_steps(steps_of(job, len(Examples.load(folder.train_rows))))
 
     def found(variant: str, first: float) -> dict[str, Any]:
-        def change_at(rate: float) -> float:
+        def loss_at(rate: float) -> float:
             work.workers.train(variant, rates.Trial(rate, steps))
-            return float(read_json(folder.trial_change(rate, variant)))
+            return float(read_json(folder.trial_loss(rate, variant)))
 
-        chosen, changes = rates.find_rate(change_at, first)
-        return {"learning_rate": chosen, "tried": [[rate, json_values(change)] for rate, change in changes.items()]}
+        chosen, losses = rates.find_rate(loss_at, first)
+        return {"learning_rate": chosen, "tried": [[rate, json_values(loss)] for rate, loss in losses.items()]}
 
     own = found("", rates.FIRST_WHOLE if job.lora is None else rates.FIRST_LORA)
     compared = {variant: found(variant, own["learning_rate"]) for variant in job.compare}

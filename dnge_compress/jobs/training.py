@@ -77,7 +77,7 @@ def train(
     obtained = check_launch(trainer, job.launch)
     with quiet():
         if trial is not None:
-            _try(trainer, folder.before_trials(variant), folder.trial_change(trial.rate, variant))
+            _try(trainer, folder.trial_loss(trial.rate, variant))
         elif last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
             trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trial is None and trainer.is_world_process_zero():
@@ -127,19 +127,15 @@ def _way_out(settings: Train, rate: float) -> str:
     return f"lower train.learning_rate, now {rate:g}, or write auto"
 
 
-def _try(trainer: JobTrainer, before: Path, result: Path) -> None:
-    """Train for a little, and write by how much that changed the loss on held-out rows; what isn't finite counts as
-    infinite. The loss before is the same for all trials, and kept in a file."""
-    trainer.accelerator.wait_for_everyone()  # all find the file, or none
-    start = float(read_json(before)) if before.is_file() else trainer.trial_loss()
+def _try(trainer: JobTrainer, result: Path) -> None:
+    """Train for a little, and write the loss on held-out rows; one that isn't finite counts as infinite."""
     try:
         trainer.train()
-        change = trainer.trial_loss() - start
+        loss = trainer.trial_loss()
     except DivergedError:
-        change = math.inf
+        loss = math.inf
     if trainer.is_world_process_zero():
-        write_whole(before, json.dumps(start) + "\n")
-        write_whole(result, json.dumps(json_values(change)) + "\n")
+        write_whole(result, json.dumps(json_values(loss)) + "\n")
 
 
 def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
