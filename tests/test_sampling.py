@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertLMHea
 from dnge_compress.core.errors import DataError
 from dnge_compress.data.sampling import sample_rows
 from dnge_compress.recipes.schema import Calibration
+from dnge_compress.signals import sampled_text
 from dnge_compress.signals.beginnings import beginnings, ends
 from dnge_compress.signals.calibration import synthesize
 from dnge_compress.signals.draws import drawn
@@ -63,6 +64,28 @@ def test_the_cache_of_keys_and_values_changes_nothing() -> None:
     for _ in range(9):
         ids = torch.cat([ids, drawn(model(input_ids=ids).logits[:, -1], generator)[0]], 1)
     assert torch.equal(cached, ids)
+
+
+def test_processes_share_the_writing_and_have_the_text_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, starts = make("llama"), 5 * [[1]] + 4 * [[1, 2]]
+    monkeypatch.setattr(sampled_text, "rows_at_once", lambda model, length: 2)
+
+    def written(number: int, processes: int) -> tuple[list[torch.Tensor], torch.Tensor, list[tuple[int, int]]]:
+        monkeypatch.setattr(sampled_text, "world", lambda: processes)
+        monkeypatch.setattr(sampled_text, "rank", lambda: number)
+        monkeypatch.setattr(sampled_text, "own_share", lambda parts: list(enumerate(parts))[number::processes])
+        told: list[tuple[int, int]] = []
+        generator = torch.Generator().manual_seed(5)
+        found = [*sample_batches(model, starts, 8, generator, lambda done, total: told.append((done, total)))]
+        return found, generator.get_state(), told
+
+    alone, state, _ = written(0, 1)
+    shares = [written(number, 3) for number in range(3)]  # summed by nobody, so each has its own rows alone
+    assert [torch.equal(*pair) for pair in zip(alone, shares[0][0], strict=True)] == [True, False, False, True, False]
+    for whole, *parts in zip(alone, *(found for found, _, _ in shares), strict=True):
+        assert torch.equal(whole, torch.stack(parts).sum(0))
+    for _, own, told in shares:
+        assert torch.equal(own, state) and told[-1][0] == told[-1][1]
 
 
 def test_classes_are_drawn_as_often_as_the_logits_say() -> None:

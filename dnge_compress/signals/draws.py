@@ -15,10 +15,20 @@ def drawn(logits: Float[Tensor, "N C"], generator: torch.Generator) -> tuple[Ten
     It is the class where the sum of the probabilities first exceeds a random share of them all; `torch.multinomial`
     would draw a number for each class, which takes longer than many a model.
     """
-    shares = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    shares = _shares(len(logits), generator).to(logits.device)
     rows = max(1, AT_ONCE // logits.shape[1])
     parts = [_of_rows(*part) for part in zip(logits.split(rows), shares.split(rows), strict=True)]
     return torch.cat([found for found, _ in parts]), torch.cat([nats for _, nats in parts])
+
+
+def pass_over(rows: int, times: int, generator: torch.Generator) -> None:
+    """Leave a generator as if classes of so many rows had been drawn so many times."""
+    for _ in range(times):
+        _shares(rows, generator)
+
+
+def _shares(rows: int, generator: torch.Generator) -> Float[Tensor, "N 1"]:
+    return torch.rand(rows, 1, generator=generator, dtype=torch.float64)
 
 
 def _of_rows(logits: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnge_compress.signals.draws import drawn
+from dnge_compress.core.processes import own_share, rank, summed, world
+from dnge_compress.signals.draws import drawn, pass_over
 from dnge_compress.signals.inference import device_of
 from dnge_compress.signals.positions import positions_of
 
@@ -36,9 +37,14 @@ def sample_batches(
     report: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
     """Batches of token ids `[rows, length]` sampled from the model itself at temperature 1, one row after each of
-    `starts`; starts of equal length share batches. `report` hears of the tokens written and to write. The model should
-    be in inference mode."""
-    at_once, total, done = rows_at_once(model, length), sum(length - len(start) for start in starts), 0
+    `starts`; starts of equal length share batches. Of several processes each writes some batches, and all get all of
+    them. `report` hears of the tokens that this process wrote and has to write. The model should be in inference mode.
+    """
+    at_once, parts = rows_at_once(model, length), list[Tensor]()
+    for size in sorted({len(start) for start in starts}):
+        given = torch.tensor([start for start in starts if len(start) == size])
+        parts += given.chunk(math.ceil(len(given) / at_once))
+    total, done = sum(len(part) * (length - part.shape[1]) for _, part in own_share(parts)), 0
 
     def wrote(tokens: int) -> None:
         nonlocal done
@@ -46,10 +52,15 @@ def sample_batches(
         if report is not None:
             report(done, total)
 
-    for size in sorted({len(start) for start in starts}):
-        given = torch.tensor([start for start in starts if len(start) == size])
-        for part in given.chunk(math.ceil(len(given) / at_once)):
-            yield continued(model, part.to(device_of(model)), length, generator, wrote)[0]
+    for first in range(0, len(parts), world()):
+        turn = [part.to(device_of(model)) for part in parts[first : first + world()]]
+        written = [torch.zeros(len(part), length, dtype=torch.long, device=part.device) for part in turn]
+        for number, part in enumerate(turn):
+            if number == rank():
+                written[number] = continued(model, part, length, generator, wrote)[0]
+            else:  # drawn numbers are the same, whoever writes
+                pass_over(len(part), length - part.shape[1], generator)
+        yield from map(summed, written)
 
 
 def rows_at_once(model: Any, length: int) -> int:
