@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_jobs import STEPS, model, recipe, rows
+from tiny_jobs import STEPS, model, recipe, rows
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 

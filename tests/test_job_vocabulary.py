@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from test_jobs import model, recipe, rows
+from tiny_jobs import model, recipe, rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dnge_compress.core.errors import RecipeError

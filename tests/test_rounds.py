@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_jobs import model, recipe, rows
+from tiny_jobs import model, recipe, rows
 from transformers import AutoModelForCausalLM
 
 from dnge_compress import load
