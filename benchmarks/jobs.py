@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import shutil
 import statistics
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from harness import DATA, RESULTS, markdown
 from safetensors.torch import load_file
+from scipy.stats import t as student
 from transformers import AutoTokenizer
 
 from dnge_compress import open_model
@@ -44,10 +46,11 @@ CHARACTERS_PER_TOKEN = 4.2
 WHOLE = ["~lora", f"train.bf16={'true' if has_bfloat16() else 'false'}"]
 # More epochs: without scores, repair and a teacher, one would take fewer minutes than ours.
 RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
+OURS = "prune-recover on real books"
 # Recipe of ours or a rival's, and the texts it learns from. Every arm finds its learning rate by the same trials.
 ARMS: dict[str, tuple[list[str], str]] = {
     "prune-recover on its own samples": ([], "sampled"),
-    "prune-recover on real books": ([], "books"),
+    OURS: ([], "books"),
     "prune-recover of all weights on real books": (WHOLE, "books"),
     "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled"),
     "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books"),
@@ -270,6 +273,21 @@ def excerpts(seed: int) -> str:
     return "\n\n".join(parts)
 
 
+def against_ours(recovery: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """By how much more perplexity the rivals end with than we do on the same books, seed by seed, in 95 % intervals."""
+    ours = {run["seed"]: run["perplexity"]["trained"] for run in recovery.get(OURS, ())}
+    lines = []
+    for arm, runs in recovery.items():
+        more = [run["perplexity"]["trained"] - ours[run["seed"]] for run in runs if run["seed"] in ours]
+        if ARMS[arm][0][:1] == RIVAL[:1] and len(more) > 1:
+            mean, spread = statistics.fmean(more), statistics.stdev(more) / math.sqrt(len(more))
+            reach = float(student.ppf(0.975, len(more) - 1)) * spread
+            lines.append(
+                f"- {arm}: {mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f}, {len(more)} seeds) against {OURS}"
+            )
+    return [*lines, ""] if lines else []
+
+
 def table(found: dict[str, Any]) -> list[str]:
     """What is known so far."""
     lines = ["# Jobs on the example model", ""]
@@ -287,7 +305,7 @@ def table(found: dict[str, Any]) -> list[str]:
             rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", str(len(runs)), f"{minutes:.1f}"])
         head = ["arm", "perplexity after pruning", "after recovery", "against the original", "seeds", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += ["", *RECOVERY_NOTES, *found.get("remarks", ())]
+        lines += ["", *against_ours(found["recovery"]), *RECOVERY_NOTES, *found.get("remarks", ())]
     if "rates" in found:
         done = [r for r in found["rates"] if r["exit_code"] == 0]
         worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]

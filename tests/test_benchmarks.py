@@ -105,3 +105,14 @@ def test_a_model_is_kept_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
     assert dng_tuning.kept_or_learned(first, known, tmp_path, lambda: {"head": 2.5}) == {"head": 2.5}
     assert dng_tuning.kept_or_learned(second, known, tmp_path, lambda: {"head": 9.0}) == {"head": 2.5}
     assert torch.equal(first.weight, second.weight)
+
+
+def test_a_recovery_says_how_far_rivals_are_from_ours_on_the_same_seeds() -> None:
+    def runs(*values: float) -> list[dict[str, Any]]:
+        return [{"seed": seed, "perplexity": {"trained": value}} for seed, value in enumerate(values)]
+
+    rival = "magnitude, all weights on real books"
+    found = jobs.against_ours({jobs.OURS: runs(69.0, 69.1, 69.2), rival: runs(69.4, 69.6, 69.5)})
+    # Differences of .4, .5 and .3: a mean of .4, and 4.303 times .1 / sqrt(3) on either side.
+    assert found == [f"- {rival}: +0.40 (+0.15 to +0.65, 3 seeds) against {jobs.OURS}", ""]
+    assert jobs.against_ours({rival: runs(69.4, 69.6)}) == []
