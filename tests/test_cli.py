@@ -34,8 +34,10 @@ from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.interruption import interruptible
 from dnge_compress.cli.main import main
 from dnge_compress.cli.output import print_json
+from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.errors import BudgetError, DngeError, ExactnessError
 from dnge_compress.core.launcher import ended_by_signals
+from dnge_compress.core.progress_bars import loading_libraries
 from dnge_compress.plans.vocabulary_plan import VocabularyPlan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -692,3 +694,11 @@ def test_errors_reach_the_shell_as_exit_codes() -> None:
     done = run("recipes", "show", "prune/defalt")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("dnge: error: unknown recipe 'prune/defalt'") and done.stderr.count("\n") == 1
+
+
+def test_what_libraries_and_trackers_print_goes_to_stderr_while_a_command_works(capsys: Any) -> None:
+    for working in (session, loading_libraries):
+        with working():
+            print("[INFO] Running in WANDB offline mode")
+        out, err = capsys.readouterr()
+        assert out == "" and "[INFO]" in err

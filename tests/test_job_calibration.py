@@ -1,20 +1,16 @@
-"""What a job prunes on: its own rows to train on where they are real text, and what is said about it; trackers."""
+"""What a job prunes on: its own rows to train on where they are real text, and what is said about it."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny_jobs import STEPS, model, recipe, rows
-from transformers import TrainerCallback
-from transformers.integrations import integration_utils
+from tiny_jobs import model, recipe, rows
 
-from dnge_compress.core.errors import RecipeError
 from dnge_compress.data.rows import Examples
-from dnge_compress.jobs import refusals, stages
+from dnge_compress.jobs import stages
 from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.folder import JobFolder
@@ -94,36 +90,3 @@ def test_sampled_rows_among_real_ones_are_not_taken(model: Path, rows: Path, tmp
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     }
     assert seen and seen <= real
-
-
-# --- trackers
-
-
-def test_trackers_hear_of_the_training_and_not_of_trials(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    heard: list[tuple[str, int, dict[str, float]]] = []
-
-    class Tracker(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            heard.append((args.run_name, state.global_step, logs))
-
-    monkeypatch.setitem(getattr(integration_utils, refusals.REPORTERS), "wandb", Tracker)
-    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["wandb"])
-    train = {"report_to": ["wandb"], "learning_rate": "auto"}
-    run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train=train)))
-    assert {name for name, _, _ in heard} == {"out training"}
-    assert [step for _, step, logs in heard if "eval_loss" in logs] == [0, 4, STEPS]
-    assert any("loss" in logs for _, _, logs in heard)
-
-
-def test_a_tracker_that_is_not_installed_is_refused_before_any_work(model: Path, rows: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    job = job_of(recipe(model, rows, out, train={"report_to": "mlflow, comet_ml"}))
-    assert job.train is not None and job.train.report_to == ("mlflow", "comet_ml")
-    with pytest.raises(RecipeError, match="train.report_to is 'mlflow', which isn't installed; pip install it"):
-        run(job)
-    assert not out.exists()
-    with pytest.raises(RecipeError, match="'train' report_to: 'none' stands alone"):
-        job_of(recipe(model, rows, tmp_path / "other", train={"report_to": ["none", "wandb"]}))
-    assert json.loads(json.dumps(job.model_dump(mode="json")))["train"]["report_to"] == ["mlflow", "comet_ml"]

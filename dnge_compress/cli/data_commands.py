@@ -9,7 +9,7 @@ from typing import Any
 
 from dnge_compress.cli.output import print_json
 from dnge_compress.core.document import Document, Paragraph, Passage, Section
-from dnge_compress.core.progress_bars import bars
+from dnge_compress.core.progress_bars import loading_libraries
 from dnge_compress.core.terminal import show as draw
 from dnge_compress.core.wording import several
 from dnge_compress.data.kinds import LEARNED
@@ -31,8 +31,7 @@ def show(options: Namespace) -> None:
 
 
 def _tokenizer(path: str) -> Any:
-    with bars() as progress:
-        progress("load libraries", 0, 0)
+    with loading_libraries():
         from dnge_compress.checkpoint.strict_loading import quiet  # here, since transformers takes seconds to import
         from dnge_compress.signals.tokenizer import needed_tokenizer
     with quiet():

@@ -11,7 +11,7 @@ from rich.console import Console
 from dnge_compress.cli.output import print_json
 from dnge_compress.core.document import Cell, Column, Document, Facts, Section, Table
 from dnge_compress.core.launcher import is_rank0
-from dnge_compress.core.progress_bars import bars
+from dnge_compress.core.progress_bars import loading_libraries
 from dnge_compress.core.terminal import Drawn
 from dnge_compress.jobs.checking import is_finished, job_of
 from dnge_compress.jobs.folder import JobFolder
@@ -31,8 +31,7 @@ def run(options: Namespace) -> None:
             is_answer = options.dry_run and not options.json
             Console(stderr=not is_answer).print(Drawn(_stages(job, folder)))
     if not options.dry_run:
-        with bars() as progress:
-            progress("load libraries", 0, 0)
+        with loading_libraries():
             from dnge_compress.cli.job_running import carry_out  # here, since torch takes seconds to import
         carry_out(job, options)
     elif options.json and is_rank0():

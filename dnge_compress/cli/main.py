@@ -76,10 +76,9 @@ def _carry_out(options: Namespace, interruption: Interruption) -> None:
     if options.module in LIGHT or name in sys.modules:
         command = importlib.import_module(name)
     else:
-        from dnge_compress.core.progress_bars import bars
+        from dnge_compress.core.progress_bars import loading_libraries
 
-        with bars() as progress:
-            progress("load libraries", 0, 0)
+        with loading_libraries():
             command = importlib.import_module(name)
     interruption.is_loading = False
     with _of_all_processes() if options.function in CALIBRATING else nullcontext():

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 
 from dnge_compress.cli.output import print_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Document, Facts, Section
-from dnge_compress.core.progress import Progress
 from dnge_compress.core.terminal import show
 from dnge_compress.inr.sets import about, build_set, usual
 from dnge_compress.zoo.build import RUNS, build_zoo, finished
@@ -23,7 +19,7 @@ from dnge_compress.zoo.pretrain.train import STEPS, pretrain_encoder
 def zoo(options: Namespace) -> None:
     """`dnge zoo -o FOLDER`"""
     engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.output / "cache")
-    with _quiet_session() as progress:
+    with session() as progress:
         build_zoo(options.output, options.runs or RUNS, options.seed, data_root, engine, progress)
     if options.json:
         print_json({"folder": str(options.output), "networks": len(finished(options.output))})
@@ -32,7 +28,7 @@ def zoo(options: Namespace) -> None:
 def pretrain(options: Namespace) -> None:
     """`dnge pretrain -o FILE.safetensors`"""
     engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.zoo / "cache")
-    with _quiet_session() as progress:
+    with session() as progress:
         build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, engine, progress)
         encoder, provenance = pretrain_encoder(
             options.zoo, data_root, steps=options.steps or STEPS, seed=options.seed, engine=engine, progress=progress
@@ -68,13 +64,6 @@ def inr(options: Namespace) -> None:
         print_json({"networks": len(made), "psnr": psnr, "file": str(options.output)})
     else:
         show(Document(title=str(options.output), facts=(f"{len(made):,} networks", f"{psnr} dB")))
-
-
-@contextmanager
-def _quiet_session() -> Iterator[Progress]:
-    """A session in which stderr takes what is printed, as Ray tells of workers that died."""
-    with session() as progress, redirect_stdout(sys.stderr):
-        yield progress
 
 
 def _engine(options: Namespace) -> Engine:

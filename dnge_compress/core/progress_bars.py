@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 
 from rich.console import Console
 from rich.progress import Progress as Drawing
@@ -31,6 +31,14 @@ def bars() -> Iterator[Progress]:
             yield progress
     else:
         yield _Lines()
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """While heavy modules are imported: says so, and sends what they print to stderr, since stdout is for data."""
+    with bars() as progress, redirect_stdout(sys.stderr):
+        progress("load libraries", 0, 0)
+        yield
 
 
 @contextmanager

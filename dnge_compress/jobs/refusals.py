@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, Trainer, TrainingArguments
-from transformers.integrations import integration_utils
 from transformers.training_args import OptimizerNames
 
 from dnge_compress.checkpoint.model_files import least_bytes, locate, read_config
@@ -23,11 +22,10 @@ from dnge_compress.data.row_files import is_on_hub
 from dnge_compress.data.sources import settled
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of
+from dnge_compress.jobs.trackers import refuse_tracker
 from dnge_compress.lora.sites import find_sites
 from dnge_compress.plans.held import full_path
 from dnge_compress.recipes.job_schema import Job
-
-REPORTERS = "INTEGRATION_TO_CALLBACK"
 
 
 def refuse_hopeless(folder: JobFolder, job: Job) -> None:
@@ -38,7 +36,7 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
     if job.train is not None:
         _refuse_optimizer(job.train.optim)
         for reporter in job.train.report_to:
-            _refuse_reporter(reporter)
+            refuse_tracker(reporter)
     refuse_closed(folder.state, _least_bytes(folder, job, base))
     if base.is_dir():
         if job.train is not None:
@@ -47,13 +45,10 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
         _refuse_modules(job, base)
 
 
-def _refuse_unknown(what: str, name: str, known: list[str]) -> None:
-    if name not in known:
-        raise UnknownNameError(what, name, known)
-
-
 def _refuse_optimizer(name: str) -> None:
-    _refuse_unknown("optimizer", name, [str(known.value) for known in OptimizerNames])
+    known = [str(optimizer.value) for optimizer in OptimizerNames]
+    if name not in known:
+        raise UnknownNameError("optimizer", name, known)
     arguments = object.__new__(TrainingArguments)  # whose own way to be made opens a launcher's process group
     arguments.optim = OptimizerNames(name)
     try:
@@ -61,14 +56,6 @@ def _refuse_optimizer(name: str) -> None:
             Trainer.get_optimizer_cls_and_kwargs(arguments)
     except (ImportError, ValueError, RuntimeError) as e:
         raise RecipeError(f"train.optim '{name}' can't be used here ({first_line(e)}); write adamw_torch") from None
-
-
-def _refuse_reporter(name: str) -> None:
-    if name in ("none", "all"):
-        return
-    _refuse_unknown("reporter", name, ["none", "all", *getattr(integration_utils, REPORTERS)])
-    if name not in integration_utils.get_available_reporting_integrations():
-        raise RecipeError(f"train.report_to is '{name}', which isn't installed; pip install it, or write none")
 
 
 def _refuse_tokenizer(job: Job, base: Path) -> None:

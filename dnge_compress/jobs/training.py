@@ -26,6 +26,7 @@ from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import base, quick, teacher, tokenizer_of, uses_cpu
 from dnge_compress.jobs.rates import TRIAL_ROWS, Trial, next_lower, trial_warmup
+from dnge_compress.jobs.trackers import followed
 from dnge_compress.jobs.trainer import WHOLE, JobTrainer, Lessons, Teaching, is_sharded
 from dnge_compress.lora.attach import attach
 from dnge_compress.recipes.job_schema import Job, Launch, Train
@@ -79,7 +80,8 @@ def train(
         if trial is not None:
             _try(trainer, folder.trial_loss(trial.rate, variant))
         elif last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
-            trainer.train(resume_from_checkpoint=str(last) if last else None)
+            with followed(settings.report_to):
+                trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trial is None and trainer.is_world_process_zero():
             _keep(folder, job, variant)
         trainer.accelerator.wait_for_everyone()
