@@ -212,6 +212,28 @@ def test_an_edited_plan_replays_on_a_fresh_copy_with_equal_outputs() -> None:
     assert found[0].dnge.plan.keep("ffn.0") == tuple(range(3, 20))
 
 
+def test_a_plan_repaired_on_other_inputs_than_it_was_made_on_expects_its_damage_anew() -> None:
+    model, data = models.make("llama"), [models.example_inputs("llama")]
+    found = plan(model, ratio=0.3, data=data, **OBS)
+    assert found.expected is not None and found.expected.inputs == "your data"
+    with_data, without = apply(found, model, data=data).dnge, apply(found, model).dnge
+    assert with_data.plan == found and with_data.report.expected == found.expected
+    assert without.plan.expected.inputs == without.report.expected.inputs == "text that the model writes"
+    assert without.plan.notes[0] == (
+        "the plan was made on your data, and is repaired on text that the model writes, where its damage is "
+        "expected anew"
+    )
+
+
+def test_an_edited_plan_has_the_damage_of_its_own_cuts() -> None:
+    model = models.make("llama")
+    found = plan(model, "prune/neurons", ratio=0.2, **OBS)
+    raw = json.loads(found.to_json())
+    raw["cuts"] |= {space: keep[:3] for space, keep in raw["cuts"].items()}
+    edited = apply(PrunePlan.from_json(json.dumps(raw)), model).dnge.plan
+    assert edited.predicted_cost is None and edited.expected.nats > 2 * found.expected.nats  # type: ignore[union-attr]
+
+
 def test_the_report_and_plan_of_an_edited_plan_count_what_is_there() -> None:
     raw = json.loads(plan(models.make("bert"), "prune/neurons", ratio=0.3, **QUICK).to_json())
     for space in ("ffn.0", "ffn.1"):

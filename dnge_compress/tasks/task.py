@@ -252,6 +252,17 @@ class Task:
         guess = self.foreseen(repaired.damage, inputs, found)
         return replace(plan, expected=guess, notes=(*found, repaired.note, *plan.notes))
 
+    def expected_anew(self, plan: PrunePlan) -> PrunePlan:
+        """A plan that was made before, with what its repair leaves here: a plan holds no data, and may have been edited."""
+        found = self._with_expected(plan)
+        before, now = plan.expected, found.expected
+        if before is None or now is None or before.inputs == now.inputs:
+            return plan if before is not None else found
+        note = (
+            f"the plan was made on {before.inputs}, and is repaired on {now.inputs}, where its damage is expected anew"
+        )
+        return replace(plan, expected=now, notes=(note, *plan.notes))
+
     def foreseen(self, damage: Damage, inputs: str, found: tuple[str, ...]) -> Expected | None:
         """What damage measured here means for real inputs of a kind, with doubts that were found."""
         # Where a batch counts as one, its examples tell nothing of their spread.
