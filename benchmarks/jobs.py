@@ -44,25 +44,26 @@ BOOK_TOKENS = 720_000  # of real text: what ten minutes of two cores have time f
 CHARACTERS_PER_TOKEN = 4.2
 # All weights, which train in float32 otherwise, at half the speed where the processor has instructions for bfloat16.
 WHOLE = ["~lora", f"train.bf16={'true' if has_bfloat16() else 'false'}"]
-# More epochs: without scores, repair and a teacher, one would take fewer minutes than ours.
+# More text: without scores, repair and a teacher, the same would take fewer minutes than ours.
 RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
 OURS = "prune-recover on real books"
-# Recipe of ours or a rival's, and the texts it learns from. Every arm finds its learning rate by the same trials.
-ARMS: dict[str, tuple[list[str], str]] = {
-    "prune-recover on its own samples": ([], "sampled"),
-    OURS: ([], "books"),
-    "prune-recover of all weights on real books": (WHOLE, "books"),
-    "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled"),
-    "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books"),
-    "prune-recover on both": ([], "both"),
-    "without a teacher, on its own samples": (["~distill"], "sampled"),
-    "without a teacher, on real books": (["~distill"], "books"),
-    "magnitude, uniform LoRA on real books": ([*RIVAL, "train.num_train_epochs=2"], "books"),
-    "magnitude, all weights on real books": ([*RIVAL, *WHOLE, "train.num_train_epochs=3"], "books"),
+# Recipe of ours or a rival's, the texts it learns from, and of books how many times BOOK_TOKENS. Every arm finds its
+# learning rate by the same trials.
+ARMS: dict[str, tuple[list[str], str, int]] = {
+    "prune-recover on its own samples": ([], "sampled", 1),
+    OURS: ([], "books", 1),
+    "prune-recover of all weights on real books": (WHOLE, "books", 1),
+    "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled", 1),
+    "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books", 1),
+    "prune-recover on both": ([], "both", 1),
+    "without a teacher, on its own samples": (["~distill"], "sampled", 1),
+    "without a teacher, on real books": (["~distill"], "books", 1),
+    "magnitude, uniform LoRA on real books": (RIVAL, "books", 2),
+    "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books", 3),
 }
 RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch of training for ours, two for the rival of "
-    "LoRA, three for that of all weights, so that they have as many minutes.",
+    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; with LoRA the rival reads twice as "
+    "many books, with all weights three times as many, so that they have as many minutes.",
     "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, another such job beside.",
 )
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
@@ -114,15 +115,15 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
     training; minutes."""
     found: dict[str, Any] = {}
     for seed in SEEDS[: options.seeds]:
-        books = options.work / f"books-{seed}.txt"
-        if not books.is_file():
-            books.write_text(excerpts(seed), encoding="utf-8")
-        sources = {
-            "sampled": "datasets=[{type: sampled}]",
-            "books": f"datasets=[{{path: {books.absolute()}}}]",
-            "both": f"datasets=[{{type: sampled}}, {{path: {books.absolute()}}}]",
-        }
-        for arm, (told, text) in arms_named(options.arms).items():
+        for arm, (told, text, times) in arms_named(options.arms).items():
+            books = options.work / f"books-{seed}-{times}.txt"
+            if not books.is_file():
+                books.write_text(excerpts(seed, times * BOOK_TOKENS), encoding="utf-8")
+            sources = {
+                "sampled": "datasets=[{type: sampled}]",
+                "books": f"datasets=[{{path: {books.absolute()}}}]",
+                "both": f"datasets=[{{type: sampled}}, {{path: {books.absolute()}}}]",
+            }
             out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
             words = [*told, *length(options), f"seed={seed}", f"calibration.seed={seed}", sources[text]]
             report = finished("jobs/prune-recover", out, words)
@@ -133,7 +134,7 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def arms_named(parts: str) -> dict[str, tuple[list[str], str]]:
+def arms_named(parts: str) -> dict[str, tuple[list[str], str, int]]:
     """The arms whose names hold one of the parts, with semicolons between. Raises SystemExit for a part of none."""
     named = [part.strip() for part in parts.split(";")]
     for part in named:
@@ -261,11 +262,11 @@ def finished(recipe: str, out: Path, told: list[str]) -> JobReport:
     return JobReport.from_dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
 
 
-def excerpts(seed: int) -> str:
-    """Parts of the training books, from random places, of about BOOK_TOKENS tokens in all."""
+def excerpts(seed: int, tokens: int) -> str:
+    """Parts of the training books, from random places, of about so many tokens in all."""
     texts = pq.read_table(DATA / "books_train.parquet").column("text").to_pylist()
     generator = random.Random(seed)
-    each = int(BOOK_TOKENS * CHARACTERS_PER_TOKEN / len(texts))
+    each = int(tokens * CHARACTERS_PER_TOKEN / len(texts))
     parts = []
     for text in texts:
         first = generator.randrange(max(1, len(text) - each))
