@@ -112,3 +112,12 @@ def test_models_of_other_vocabularies_are_refused_in_either_order() -> None:
     for pair in ((whole, fewer), (fewer, whole)):
         with pytest.raises(DataError, match="read other tokens"):
             compare(*pair, data=[torch.tensor([[whole.config.vocab_size - 1, 2, 3]])])
+
+
+def test_samples_begin_with_text_and_not_with_padding(folder: Path) -> None:
+    padded = {"input_ids": torch.full((2, 12), 2), "attention_mask": torch.zeros(2, 12, dtype=torch.long)}
+    for row, (first, last) in enumerate([(4, 10), (0, 12)]):
+        padded["input_ids"][row, first:last] = torch.arange(first, last) + 5
+        padded["attention_mask"][row, first:last] = 1
+    found = compare(folder / "base", folder / "small", data=[padded])
+    assert [sample.beginning for sample in found.samples] == ["w6 w7 w8"]  # half of the first row's tokens

@@ -394,6 +394,14 @@ def test_messages_in_a_columnar_prompt_and_completion_are_the_same_conversation(
     assert "bell" in texts(rows, tokenizer)[0]
 
 
+def test_a_conversation_that_the_assistant_begins_says_so(tmp_path: Path, chatty: Callable[[str], Any]) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": TALK[1:]}])
+    with pytest.raises(DataError, match="line 1: the conversation begins with the assistant, .*; take it out, or"):
+        read(file, chatty(CHATML), max_length=256)
+    file = jsonl(tmp_path / "b.jsonl", [{"messages": [{**TALK[1], "train": False}, *TALK[2:]]}])
+    assert learned(read(file, chatty(CHATML), max_length=256), chatty(CHATML)) == ["Gladly, thank you.<|end|>\n"]
+
+
 def test_a_completion_of_several_turns_keeps_to_its_keys(tmp_path: Path, chatty: Callable[[str], Any]) -> None:
     tokenizer = chatty(CHATML)
     completion = [{**TALK[1], "weight": 0}, *TALK[2:]]

@@ -668,6 +668,15 @@ def test_splitting_divides_the_rows_and_depends_on_the_seed_alone(tmp_path: Path
     assert texts(split_rows(rows, 0.2, seed=2)[1], books) != texts(test, books)
 
 
+def test_what_was_cut_or_skipped_is_counted_with_the_rows_to_train_on(tmp_path: Path, books: Any) -> None:
+    lines = [{"text": text} for text in ("", *(["far too long a line " * 20] * 5), *("x" * 5))]
+    rows = read(jsonl(tmp_path / "n.jsonl", lines), books, max_length=16, packing=False)
+    train, test = split_rows(rows, 0.2, seed=1)
+    told = {"read": 11, "empty": 1, "cut": 5}
+    assert {key: rows.counts[key] for key in told} == {key: train.counts[key] for key in told} == told
+    assert train.counts["rows"] == 8 and "cut" not in test.counts
+
+
 def test_each_side_of_a_split_holds_a_row(tmp_path: Path, books: Any) -> None:
     train, test = split_rows(numbered(tmp_path, books, 2), 0.01, seed=0)
     assert train.counts["rows"] == test.counts["rows"] == 1

@@ -15,7 +15,7 @@ from tiny_jobs import adapter, finished, model, recipe, rows, without_stages
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import DivergedError
-from dnge_compress.jobs import comparing, rates
+from dnge_compress.jobs import milestones, rates
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import batches_of
@@ -75,7 +75,7 @@ def test_a_trained_model_that_is_put_aside_writes_nothing_either(
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     without_stages(out, "measure", "save")
-    monkeypatch.setattr(comparing, "_is_below", lambda loss, start: False)
+    monkeypatch.setattr(milestones, "_is_below", lambda loss, start: False)
     put_aside = run(job_of(recipe(model, rows, out)))
     kept = JobReport.from_dict(json.loads((finished / "report.json").read_text()))
     assert put_aside is not None

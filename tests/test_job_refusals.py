@@ -10,17 +10,20 @@ from typing import Any
 
 import accelerate
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_jobs import BOOKWORM, finished, model, recipe, rows
 from transformers import AutoTokenizer
 
 from dnge_compress.cli.main import main
-from dnge_compress.core.errors import CheckpointError, DngeError
+from dnge_compress.core.errors import CheckpointError, DngeError, LaunchError, RecipeError
 from dnge_compress.jobs import refusals
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.running import run
+from dnge_compress.jobs.trainer import JobTrainer
+from dnge_compress.recipes.job_schema import Distill
 
 __all__ = ["finished", "model", "rows"]  # fixtures
 
@@ -213,3 +216,74 @@ def test_a_job_for_an_encoder_says_what_to_do(rows: Path, tmp_path: Path) -> Non
 def test_running_a_recipe_of_another_kind_by_a_wrong_name_offers_the_nearest() -> None:
     with pytest.raises(DngeError, match="did you mean 'jobs/prune-recover'"):
         job_of("jobs/prune-recovr")
+
+
+def test_what_no_stage_would_use_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
+    path = recipe(model, rows, tmp_path / "out")
+    bare = ("~train", "datasets=[]")
+    assert "eval_datasets is for a training" in refusal(path, *bare, f"eval_datasets=[{{path: {rows}}}]")
+    assert "launch.num_processes is for a training" in refusal(path, *bare, "launch.num_processes=2")
+    assert "save says what becomes of an adapter" in refusal(path, "~lora", "save.flat_adapter=true")
+    assert "compare names stable_rank, which lora.placer is already" in refusal(path, "compare=stable_rank")
+    assert "scorer 'wanda' scores on the rows" in refusal(path, "scorer=wanda", "calibrate_on=synthetic")
+
+
+def test_several_devices_in_one_process_are_refused_before_any_work(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refusals, "uses_cpu", lambda job: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    path = recipe(model, rows, tmp_path / "out")
+    assert "one process would share its batches among 2 devices by itself; set launch.num_processes=2" in refusal(path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_model_of_the_hub_tells_once_it_is_fetched_is_refused_before_it_is_pruned(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(recipe(model, rows, tmp_path / "out"))
+    places = {"someone/model": model, "someone/teacher": extended_rows(model, tmp_path / "teacher")}
+    monkeypatch.setattr(refusals, "locate", lambda path, allow_pickle: places[str(path)])
+    train = job.train.model_copy(update={"max_length": 4096})  # type: ignore[union-attr]
+    fetched = {"model_name_or_path": "someone/model"}
+    with pytest.raises(DngeError, match="max_length is 4096, but 'someone/model' has 128 positions"):
+        refusals.refuse_fetched(job.model_copy(update={**fetched, "train": train}))
+    taught = job.model_copy(update={**fetched, "distill": Distill(teacher="someone/teacher")})
+    with pytest.raises(DngeError, match="distill.teacher 'someone/teacher' has 4,100 tokens, and the model 4,096"):
+        refusals.refuse_fetched(taught)
+
+
+def extended_rows(model: Path, folder: Path) -> Path:
+    """The model's config, of four tokens more."""
+    folder.mkdir()
+    config = json.loads((model / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 4100}))
+    return folder
+
+
+def test_a_folder_whose_model_is_placed_answers_for_no_other_recipe(model: Path, rows: Path, tmp_path: Path) -> None:
+    placed = {"prune": None, "train": None, "datasets": None}
+    run(job_of(recipe(model, rows, tmp_path / "out", **placed)))
+    with pytest.raises(RecipeError, match="belongs to another recipe .lora.budget.match_uniform_r was 2, now 3"):
+        job_of(recipe(model, rows, tmp_path / "out", **placed, lora={"budget": {"match_uniform_r": 3}}))
+
+
+def test_how_to_train_may_change_until_something_is_trained(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def too_large(self: Any, *arguments: Any, **named: Any) -> Any:
+        raise torch.OutOfMemoryError("out of memory. Tried to allocate 2 GiB")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JobTrainer, "training_step", too_large)
+        with pytest.raises(LaunchError, match="too little memory .*; lower train.per_device_train_batch_size, now 2"):
+            run(job_of(recipe(model, rows, out)))
+    pruned = JobFolder(out).done("prune")
+    smaller = recipe(model, rows, out, train={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2})
+    assert run(job_of(smaller)) is not None and JobFolder(out).done("prune") == pruned
+    with pytest.raises(RecipeError, match="belongs to another recipe"):
+        job_of(recipe(model, rows, out))  # now it is trained
+    with pytest.raises(RecipeError, match="belongs to another recipe"):
+        job_of(recipe(model, rows, out, prune={"ratio": 0.2}))

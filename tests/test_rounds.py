@@ -21,7 +21,7 @@ from dnge_compress.jobs import folder as folders
 from dnge_compress.jobs import rounds, stages
 from dnge_compress.jobs.checking import due, job_of
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.outline import estimate, planned, stage_names
 from dnge_compress.jobs.running import run
 
 __all__ = ["model", "rows"]  # fixtures
@@ -189,3 +189,54 @@ def test_a_round_waits_for_the_processes_that_a_killed_run_left_in_it(
     with folders.at_work(inner), pytest.raises(CheckpointError, match="still at work"):
         rounds.begin(outer, inner, job)
     rounds.begin(outer, inner, job)
+
+
+def test_a_job_that_is_moved_keeps_its_rounds(
+    model: Path, rows: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "moved")
+    job = job_of(recipe(model, rows, tmp_path / "moved", **TOLD))
+    folder, ran, real = JobFolder(tmp_path / "moved"), [], stages.timed
+    folder.forget(["round 2", "prune", "place", "train", "measure", "save"], [""])
+    for name in ("round-1", "round-2"):
+        shutil.copytree(finished / name, folder.root / name)
+
+    def timed(stage: Any, work: Any) -> Any:
+        ran.append((work.folder.root.name, stage.name))
+        return real(stage, work)
+
+    monkeypatch.setattr(stages, "timed", timed)
+    assert run(job) is not None
+    assert not ran  # no stage inside of a round
+
+
+def test_a_folder_of_a_rounds_name_that_is_somebody_elses_stays(model: Path, rows: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "out" / "round-1" / "notes.txt"
+    job = job_of(recipe(model, rows, tmp_path / "out", **TOLD))
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("mine")
+    with pytest.raises(CheckpointError, match="round-1' holds no round of ours; move it, or name another output_dir"):
+        rounds.begin(JobFolder(tmp_path / "out"), *rounds.of_round(JobFolder(tmp_path / "out"), job, 1))
+    assert theirs.read_text() == "mine"
+
+
+def test_the_report_has_what_early_rounds_said(finished: Path) -> None:
+    notes = json.loads((finished / "report.json").read_text())["notes"]
+    assert any(note.startswith("round 1: repair by") for note in notes)
+    assert any(note.startswith("repair by") for note in notes)
+
+
+def test_what_is_done_is_known_without_the_rows(model: Path, rows: Path, finished: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.jsonl"
+    shutil.copy(rows, own)
+    job = job_of(recipe(model, own, tmp_path / "out", **TOLD))
+    own.unlink()
+    assert stage_names(job) == [stage.name for stage in planned(job_of(recipe(model, rows, finished, **TOLD)))]
+    assert due(JobFolder(finished), job) == set()
+
+
+def test_a_dry_run_counts_what_rounds_leave_on_the_disk(model: Path, rows: Path, tmp_path: Path) -> None:
+    one, three = (
+        estimate(job_of(recipe(model, rows, tmp_path / "out", **{**TOLD, "rounds": count})))["disk"] for count in (1, 3)
+    )
+    assert one.startswith("at most ") and three.startswith("at most ") and one != three

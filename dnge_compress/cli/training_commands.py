@@ -9,11 +9,12 @@ from dnge_compress.cli.output import print_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Document, Facts, Section
 from dnge_compress.core.terminal import show
+from dnge_compress.encoder.hub import refuse_target
 from dnge_compress.inr.sets import about, build_set, usual
 from dnge_compress.zoo.build import RUNS, build_zoo, finished
 from dnge_compress.zoo.data_root import DataRoot
 from dnge_compress.zoo.engines import Engine
-from dnge_compress.zoo.pretrain.train import STEPS, pretrain_encoder
+from dnge_compress.zoo.pretrain.train import STEPS, forget_training, pretrain_encoder
 
 
 def zoo(options: Namespace) -> None:
@@ -27,6 +28,7 @@ def zoo(options: Namespace) -> None:
 
 def pretrain(options: Namespace) -> None:
     """`dnge pretrain -o FILE.safetensors`"""
+    refuse_target(options.output)  # now rather than after the training
     engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.zoo / "cache")
     with session() as progress:
         build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, engine, progress)
@@ -34,6 +36,7 @@ def pretrain(options: Namespace) -> None:
             options.zoo, data_root, steps=options.steps or STEPS, seed=options.seed, engine=engine, progress=progress
         )
         encoder.save_pretrained(options.output, provenance)
+        forget_training(options.zoo)
     if options.json:
         print_json(provenance)
         return

@@ -71,16 +71,20 @@ class Registry:
             self.usable(name, has_data)
             return
         self.names()  # nobody else may offer the same
-        if self._needs_data(name) and not has_data:
+        if self.needs_data(name) and not has_data:
             raise self._lack(name)
 
+    def needs_data(self, name: str) -> bool:
+        """Whether a known one works on real data alone; modules of ours are read for it, not imported."""
+        return self._says_needs_data(name) if name in self._ours() else self.usable(name, True).NEEDS_DATA
+
     def _lack(self, name: str) -> DataError:
-        free = ", ".join(other for other in self._ours() if not self._needs_data(other))
+        free = ", ".join(other for other in self._ours() if not self._says_needs_data(other))
         return DataError(
             f"{self.what} '{name}' needs real data; pass data=… (--data FILE), or use one that needs none: {free}"
         )
 
-    def _needs_data(self, name: str) -> bool:
+    def _says_needs_data(self, name: str) -> bool:
         text = (self._folder / f"{name}.py").read_text(encoding="utf-8")
         assigned = [node for node in ast.parse(text).body if isinstance(node, ast.Assign)]
         return any(ast.unparse(node) == "NEEDS_DATA = True" for node in assigned)

@@ -84,6 +84,11 @@ def _template(talk: Conversation, tokenizer: Any, place: str) -> str:
 
 def _turn(talk: Conversation, index: int, tokenizer: Any, place: str) -> tuple[str, str]:
     """The text before an assistant's turn, and that of the turn."""
+    if index == 0:
+        raise DataError(
+            f"{place}: the conversation begins with the assistant, and nothing leads to that turn; take it out, or "
+            "mark it (train: false)"
+        )
     before, both = talk.messages[:index], talk.messages[: index + 1]
     prompt = _applied(talk, before, tokenizer, place, tokenize=False, add_generation_prompt=True)
     text = _applied(talk, both, tokenizer, place, tokenize=False)

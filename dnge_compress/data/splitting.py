@@ -15,8 +15,8 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """Rows to train on and rows held out, a share `fraction` of them drawn by `seed`; both keep their order.
 
     Rows of one conversation (`rows.groups`) stand on one side. Groups are drawn while they fit into the share; where
-    none does, the smallest is held out. Counts speak of each side alone: what was read, cut or skipped stays with the
-    rows they come from. Raises DataError if one side would be empty.
+    none does, the smallest is held out. What was read, cut or skipped of both is counted with the rows to train on.
+    Raises DataError if one side would be empty.
     """
     total = len(rows.examples)
     count = max(1, round(fraction * total))
@@ -42,7 +42,7 @@ def split_rows(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
             f"conversation is trained on or held out as a whole ({several(len(held_out), 'row')} held out)",
         )
     train, test = rows.part(kept), rows.part(sorted(held_out))
-    return Rows(train.examples, train.counts, notes, train.groups), test
+    return Rows(train.examples, {**rows.counts, **train.counts}, notes, train.groups), test
 
 
 def _members(groups: np.ndarray) -> list[list[int]]:

@@ -69,13 +69,18 @@ def write(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], 
     write_tensors(file, tensors, header)
 
 
-def refuse_other(folder: Path) -> None:
-    """Raise CheckpointError if a folder holds a model that is no encoder: saving there would destroy it."""
-    if not (folder / CONFIG).is_file():
+def refuse_target(path: Path) -> None:
+    """Raise CheckpointError for a file that isn't called as weights are, and for a folder with a model that is no
+    encoder: saving there would destroy it."""
+    if path.suffix == BASE.suffix:
         return
-    known = read_json(folder / CONFIG)
+    if path.is_file():
+        raise CheckpointError(f"'{path}' is a file; give a folder, or a name that ends in {BASE.suffix}")
+    if not (path / CONFIG).is_file():
+        return
+    known = read_json(path / CONFIG)
     if not isinstance(known, dict) or not {"hidden", "features", "limit"} <= known.keys():
-        raise CheckpointError(f"'{folder}' holds another model; choose another folder for the encoder")
+        raise CheckpointError(f"'{path}' holds another model; choose another folder for the encoder")
 
 
 def card(config: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:

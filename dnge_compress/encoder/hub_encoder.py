@@ -63,12 +63,10 @@ class HubEncoder(nn.Module, ModelHubMixin):
         """
         if provenance is not None:
             self.origin = hub.Origin(provenance, "", digest(self))
+        hub.refuse_target(Path(path))
         if Path(path).suffix == hub.BASE.suffix:
             hub.write(Path(path), self.state_dict(), asdict(self.config), self._origin().provenance)
             return None
-        if Path(path).is_file():
-            raise CheckpointError(f"'{path}' is a file; give a folder, or a name that ends in {hub.BASE.suffix}")
-        hub.refuse_other(Path(path))
         try:
             return super().save_pretrained(path, **options)
         except OSError as e:

@@ -11,7 +11,7 @@ from dnge_compress.checkpoint.model_files import architecture_of, locate, read_c
 from dnge_compress.core.errors import CheckpointError, LaunchError, RecipeError, UnsupportedModelError
 from dnge_compress.data.sources import check_sources
 from dnge_compress.jobs.folder import REPORT, JobFolder, refuse
-from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.outline import stage_names
 from dnge_compress.jobs.rounds import names
 from dnge_compress.recipes.job_schema import CAUSAL, Job
 from dnge_compress.recipes.library import anchor, kind_of, load, resolve, validate
@@ -36,6 +36,11 @@ def job_of(recipe: str | Path | Job, overrides: Mapping[str, Any] | None = None)
     refuse(JobFolder(Path(found.output_dir)), found)
     if found.prune is not None:
         SCORERS.refuse_unusable(found.scorer, bool(found.datasets))
+        if found.calibrate_on == "synthetic" and SCORERS.needs_data(found.scorer):
+            raise RecipeError(
+                f"scorer '{found.scorer}' scores on the rows, which calibrate_on: synthetic rules out; write "
+                "calibrate_on: rows, or another scorer"
+            )
     for placer in (found.lora.placer, *found.compare) if found.lora else ():
         PLACERS.refuse_unusable(placer, bool(found.datasets))
     _refuse_model(found)
@@ -50,13 +55,13 @@ def is_finished(folder: JobFolder, job: Job) -> bool:
     if not (folder.root / REPORT).is_file():
         return False
     done = folder.read()["stages"]
-    return all(stage.name in done and _has_result(folder, job, stage.name) for stage in planned(job))
+    return all(stage in done and _has_result(folder, job, stage) for stage in stage_names(job))
 
 
 def due(folder: JobFolder, job: Job) -> set[str]:
     """The stages that are still to run: those not done, and those of which something is gone that is needed."""
     done = folder.read()["stages"]
-    stages = [stage.name for stage in planned(job)]
+    stages = stage_names(job)
     found = {name for name in stages if name not in done or not _stands(folder, job, name)}
     for after, before in pairwise(["prune", *reversed(names(job))]):
         found |= {before} if after in found and not folder.round(int(before.split()[1])).model.is_dir() else set()
@@ -105,20 +110,26 @@ def refuse_other_tasks(architecture: str, path: str | Path) -> None:
 
 
 def _refuse_model(job: Job) -> None:
-    """What the config of a model says at once: that there is none, that it can't be trained here, or not so long."""
+    """What is wrong with the name of a model, or with one on this machine."""
     path = Path(job.model_name_or_path)
     if not path.is_dir():
         if path.is_absolute() or job.model_name_or_path.startswith(".") or len(path.parts) > 2:
             raise CheckpointError(f"model folder '{path}' doesn't exist; correct model_name_or_path")
         return
-    config = read_config(locate(path, allow_pickle=False))
+    refuse_config(job, locate(path, allow_pickle=False))
+
+
+def refuse_config(job: Job, path: Path) -> None:
+    """Raise a DngeError where the config of a folder says that the model can't be trained here, or not so long."""
+    config = read_config(path)
     if job.train is None:
         return
-    refuse_other_tasks(architecture_of(path, config) or "model without a named class", path)
+    refuse_other_tasks(architecture_of(path, config) or "model without a named class", job.model_name_or_path)
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if isinstance(positions, int) and job.train.max_length > positions:
         raise RecipeError(
-            f"train.max_length is {job.train.max_length}, but '{path}' has {positions} positions; set at most as many"
+            f"train.max_length is {job.train.max_length}, but '{job.model_name_or_path}' has {positions} positions; "
+            "set at most as many"
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dnge_compress.checkpoint import opened
 from dnge_compress.core.document import Document
@@ -188,6 +188,12 @@ def _tokens_of(model: Any) -> int:
     return int(getattr(config.get_text_config(), "vocab_size", 0) or 0) if config is not None else 0
 
 
+def _first_text(batch: Mapping[str, Any]) -> Tensor:
+    """The tokens of a batch's first row, without its padding."""
+    row, mask = batch["input_ids"][0], batch.get("attention_mask")
+    return row[mask[0].bool()] if mask is not None and mask.dim() == 2 else row
+
+
 def _timed(models: Sequence[nn.Module], batches: Sequence[Inputs]) -> tuple[list[float], float]:
     """Seconds of both models and the noise; models of one shape are equally fast."""
     if shape_of(models[0]) == shape_of(models[1]):
@@ -215,7 +221,7 @@ def _samples(models: Sequence[Any], names: Sequence[str], batches: Sequence[Inpu
     tokenizer = tokenizer_of(str(getattr(models[0], "name_or_path", "") or "")) if writes_text(models[0]) else None
     if tokenizer is None:
         return ()
-    rows = [batch["input_ids"][0] for batch in batches if isinstance(batch, Mapping)]
+    rows = [_first_text(batch) for batch in batches if isinstance(batch, Mapping) and "input_ids" in batch]
     found, positions = [], positions_of(models[0])
     tokens = continuation_of(positions)
     room = BEGINNING if positions is None else positions - tokens

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 VERSION = 1
 STATE, RECIPE, REPORT = "job.json", "recipe.yaml", "report.json"
 LOCK, WORKERS = ".lock", ".workers"
-BEGINNING = (LOCK, WORKERS, RECIPE)
+AT_FIRST = (LOCK, WORKERS, RECIPE)
 PATIENCE = 20.0  # seconds for the processes of a killed run to end
 UNIMPORTANT = ("name", "about", "output_dir")  # may differ between two runs of one job
+BEFORE_TRAINING = ("vocabulary", "data", "prune", "place")  # stages that don't know how is trained
+OF_ROWS = ("max_length", "packing", "per_device_eval_batch_size")  # what they know of the section `train`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +172,12 @@ def refuse(folder: JobFolder, job: Job) -> None:
     root = folder.root
     if root.exists() and not root.is_dir():
         raise CheckpointError(f"output_dir '{root}' is a file; name a folder")
-    if not root.is_dir() or not any(p for p in root.iterdir() if p.name not in BEGINNING and p.suffix != ".part"):
+    if not root.is_dir() or not any(p for p in root.iterdir() if p.name not in AT_FIRST and p.suffix != ".part"):
         return  # nothing yet, or what a claim that was killed leaves
     if not folder.state.is_file():
         raise CheckpointError(f"output_dir '{root}' exists and holds no job of ours; name another")
-    if not _is_free(folder) and folder.read()["identity"] != identity(job):
+    is_ours = folder.read()["identity"] == identity(job)
+    if not (is_ours or _is_free(folder) or _is_same_but_training(folder, job)):
         changed = _difference(folder.job(), job) if folder.recipe.is_file() else ""
         raise RecipeError(
             f"output_dir '{root}' belongs to another recipe{changed}; name another output_dir, or delete it"
@@ -192,9 +195,11 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
         outlive_workers(folder)
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
         if folder.read()["identity"] != identity(job):
+            done = folder.read()["stages"] if _is_same_but_training(folder, job) else {}
+            record = {"dnge_job": VERSION, "identity": identity(job), "threads": threads}
+            record["stages"] = {name: facts for name, facts in done.items() if name in BEFORE_TRAINING}
             write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
-            record = {"dnge_job": VERSION, "identity": identity(job), "threads": threads, "stages": {}}
-            write_whole(folder.state, json.dumps(record, indent=1) + "\n")
+            write_whole(folder.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         yield
 
 
@@ -223,14 +228,35 @@ def outlive_workers(folder: JobFolder) -> None:
 
 def _is_free(folder: JobFolder) -> bool:
     """Whether nothing that took long lies there yet: a first try that failed doesn't bind the folder to its recipe."""
-    began = any(stage.startswith(("prune", "round", "train")) for stage in folder.read()["stages"])
-    return not began and not any(folder.root.glob("training*/checkpoint-*")) and not folder.rounds
+    began = any(stage.startswith(("prune", "round")) for stage in folder.read()["stages"])
+    return not (began or _has_trained(folder) or folder.rounds or (folder.root / REPORT).is_file())
 
 
-def identity(job: Job) -> str:
-    """A hash of everything in the recipe that decides the result."""
-    text = {k: v for k, v in job.model_dump(mode="json").items() if k not in UNIMPORTANT}
-    return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()
+def _has_trained(folder: JobFolder) -> bool:
+    is_done = any(stage.startswith("train") for stage in folder.read()["stages"])
+    return is_done or any(folder.root.glob("training*/checkpoint-*"))
+
+
+def _is_same_but_training(folder: JobFolder, job: Job) -> bool:
+    """Whether the folder's recipe and another differ in how to train alone, and nothing is trained yet: what was pruned
+    and placed stays of use then. Early rounds train."""
+    if _has_trained(folder) or folder.rounds or not folder.recipe.is_file():
+        return False
+    return _but_training(folder.job()) == _but_training(job)
+
+
+def _but_training(job: Job) -> Any:
+    found = {k: v for k, v in job.model_dump(mode="json").items() if k not in (*UNIMPORTANT, "launch", "distill")}
+    return found | {"train": {k: v for k, v in (found["train"] or {}).items() if k in OF_ROWS}}
+
+
+def identity(job: Job, within: Path | None = None) -> str:
+    """A hash of everything in the recipe that decides the result; paths `within` a folder may move with it."""
+    values = {k: v for k, v in job.model_dump(mode="json").items() if k not in UNIMPORTANT}
+    text = json.dumps(values, sort_keys=True)
+    if within is not None:
+        text = text.replace(json.dumps(f"{within}/")[:-1], '"')
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _suffix(variant: str) -> str:

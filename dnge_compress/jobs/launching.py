@@ -36,7 +36,7 @@ from dnge_compress.recipes.job_schema import Job
 Order: TypeAlias = tuple[str, Trial | None, int]  # a variant, how it is tried if it is no training to the end, a round
 LEADER = "DNGE_JOB_LEADER"  # process id
 LOOK_EVERY = 0.5  # seconds
-PATIENCE = timedelta(days=7)  # how long the others wait while one process scores and prunes
+LONGEST_STAGE = timedelta(days=7)  # how long the others wait while one process scores and prunes
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def _end_with(leader: int) -> None:
 
 def _join_group(job: Job) -> None:
     with ended_by_signals():
-        PartialState(cpu=uses_cpu(job), timeout=PATIENCE)
+        PartialState(cpu=uses_cpu(job), timeout=LONGEST_STAGE)
 
 
 def _broadcast(order: Order | None) -> Order | None:

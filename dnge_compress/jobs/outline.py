@@ -17,6 +17,7 @@ from dnge_compress.data.kinds import LEARNED
 from dnge_compress.data.row_files import is_on_hub, wanted
 from dnge_compress.data.sources import settled, spans
 from dnge_compress.jobs.rates import trial_steps
+from dnge_compress.jobs.rounds import names, share
 from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import LoraBudget
@@ -24,7 +25,7 @@ from dnge_compress.recipes.lora_schema import LoraBudget
 BYTES_PER_TOKEN = 4  # of English, about
 PASSES = 3  # forward, and twice as much backward
 TRIALS = 3  # of a learning rate, at least: one and both beside it
-TRAINED = 4  # bytes per parameter of the best so far
+BEST_BYTES = 4  # bytes per parameter of the best so far
 OPTIMIZED = 12  # bytes on disk per trained parameter in a checkpoint: float32 weights, and two moments of Adam's
 
 
@@ -36,45 +37,59 @@ class Planned:
     about: str
 
 
+def stage_names(job: Job) -> list[str]:
+    """The stages of a job, in order; no file is read for them."""
+    is_trained, is_saved = job.train is not None, job.lora is None or job.save.merge_adapter or job.save.flat_adapter
+    found = [
+        *(["vocabulary"] if job.vocabulary is not None else []),
+        *(["data"] if is_trained else []),
+        *names(job),
+        *(["prune"] if job.prune is not None else []),
+        *(["place"] if job.lora is not None else []),
+    ]
+    if job.train is not None:
+        found += ["rate"] if job.train.learning_rate == "auto" else []
+        found += [f"train {variant}".strip() for variant in ("", *job.compare)]
+    return [*found, "measure", *(["save"] if is_trained and is_saved else [])]
+
+
 def planned(job: Job) -> list[Planned]:
-    """What a job will do, in order."""
-    found = []
-    if job.vocabulary is not None:
-        found.append(Planned("vocabulary", _tokens_about(job)))
-    if job.train is not None:
-        found.append(Planned("data", _data_about(job)))
-    for number in range(1, job.rounds):
-        found.append(Planned(f"round {number}", f"prunes {_share(job):.1%} of what is left, and recovers"))
-    if job.prune is not None:
-        where = f" of {job.prune.within}" if job.prune.within else ""
-        much = (
-            f"{_share(job):.1%} of what is left of the {job.prune.of}"
-            if job.rounds > 1
-            else f"{job.prune.ratio:.0%} of the {job.prune.of}"
-            if not job.prune.target
-            else f"until {job.prune.target} is {getattr(job.prune, job.prune.target):,}"
-        )
-        inputs = ", calibrated on the rows" if job.calibrate_on == "rows" and job.has_real_rows else ""
-        cut = f"{much}{where}, {job.prune.allocation}, scorer {job.scorer}{inputs}"
-        found.append(Planned("prune", cut))
-    if job.lora is not None:
-        found.append(Planned("place", f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"))
-    if job.train is not None:
-        if job.train.learning_rate == "auto":
-            each = " for each placement" if job.compare else ""
-            found.append(Planned("rate", f"a learning rate{each}, by a few short trainings"))
-        for variant in ("", *job.compare):
-            found.append(Planned(f"train {variant}".strip(), _train_about(job, variant)))
-    found.append(Planned("measure", "size" if job.train is None else "held-out loss, size and speed"))
-    if job.train is not None and (job.lora is None or job.save.merge_adapter or job.save.flat_adapter):
-        found.append(Planned("save", "the best model as an ordinary checkpoint"))
-    return found
+    """What a job will do, in order, and about what: the sources of its rows are looked at for it."""
+    return [Planned(name, _about(job, name)) for name in stage_names(job)]
 
 
-def _share(job: Job) -> float:
-    """What each round takes of what is left."""
-    assert job.prune is not None
-    return 1 - (1 - job.prune.ratio) ** (1 / job.rounds)
+def _about(job: Job, stage: str) -> str:
+    if stage == "vocabulary":
+        return _tokens_about(job)
+    if stage == "data":
+        return _data_about(job)
+    if stage.startswith("round"):
+        return f"prunes {share(job).ratio:.1%} of what is left, and recovers"
+    if stage == "prune":
+        return _prune_about(job)
+    if stage == "place" and job.lora is not None:
+        return f"{_budget_about(job.lora.budget)}, placer {job.lora.placer}"
+    if stage == "rate":
+        return f"a learning rate{' for each placement' if job.compare else ''}, by a few short trainings"
+    if stage.startswith("train"):
+        return _train_about(job, stage.removeprefix("train").strip())
+    if stage == "measure":
+        return "size" if job.train is None else "held-out loss, size and speed"
+    return "the best model as an ordinary checkpoint"
+
+
+def _prune_about(job: Job) -> str:
+    prune = job.prune
+    assert prune is not None
+    where = f" of {prune.within}" if prune.within else ""
+    if job.rounds > 1:
+        much = f"{share(job).ratio:.1%} of what is left of the {prune.of}"
+    elif prune.target:
+        much = f"until {prune.target} is {getattr(prune, prune.target):,}"
+    else:
+        much = f"{prune.ratio:.0%} of the {prune.of}"
+    inputs = ", calibrated on the rows" if job.calibrate_on == "rows" and job.has_real_rows else ""
+    return f"{much}{where}, {prune.allocation}, scorer {job.scorer}{inputs}"
 
 
 def estimate(job: Job) -> dict[str, str]:
@@ -95,7 +110,7 @@ def estimate(job: Job) -> dict[str, str]:
             found["work"] = f"{_work(job, params, steps, each)} of training"
     if params:
         least, most = _left(job, "parameters")
-        word = "about" if least == most else "at most"
+        word = "about" if least == most and job.rounds == 1 else "at most"
         found["disk"] = f"{word} {count(_disk(job, params, whole, most), 'B')}"
     return found
 
@@ -162,9 +177,10 @@ def _disk(job: Job, params: int, whole: int, left: float) -> float:
     """Models and, where all parameters are trained, checkpoints and the best of them; adapters are small."""
     is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter)
     models = whole * left * ((job.prune is not None) + is_saved)
+    models += whole * (2 * (job.rounds - 1) + (job.vocabulary is not None))  # pruned and trained of what is less
     if job.train is None or job.lora is not None:
         return models
-    return models + params * left * (OPTIMIZED * job.train.save_total_limit + TRAINED)
+    return models + params * left * (OPTIMIZED * job.train.save_total_limit + BEST_BYTES)
 
 
 def _data_about(job: Job) -> str:

@@ -13,15 +13,17 @@ from transformers.training_args import OptimizerNames
 from dnge_compress.checkpoint.model_files import least_bytes, locate, read_config
 from dnge_compress.checkpoint.strict_loading import class_of, quiet
 from dnge_compress.checkpoint.targets import refuse_closed
-from dnge_compress.core.errors import RecipeError, UnknownNameError, first_line
+from dnge_compress.core.errors import LaunchError, RecipeError, UnknownNameError, first_line
 from dnge_compress.core.folders import whole_folder
+from dnge_compress.core.launcher import launcher_world
 from dnge_compress.data.chat import check_template
 from dnge_compress.data.lessons import CONVERSATIONS
 from dnge_compress.data.pieces import end_of_text
 from dnge_compress.data.row_files import is_on_hub
 from dnge_compress.data.sources import settled
+from dnge_compress.jobs.checking import refuse_config
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of
+from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of, uses_cpu
 from dnge_compress.jobs.trackers import refuse_tracker
 from dnge_compress.lora.sites import find_sites
 from dnge_compress.plans.held import full_path
@@ -34,6 +36,8 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
     can't be written or has no room. A model of the hub is not fetched for it."""
     base = whole_folder(Path(job.model_name_or_path))
     if job.train is not None:
+        if job.launch.num_processes == 1 and launcher_world() is None and not uses_cpu(job):
+            refuse_several_devices(torch.cuda.device_count())
         _refuse_optimizer(job.train.optim)
         for reporter in job.train.report_to:
             refuse_tracker(reporter)
@@ -41,7 +45,8 @@ def refuse_hopeless(folder: JobFolder, job: Job) -> None:
     if base.is_dir():
         if job.train is not None:
             _refuse_tokenizer(job, base)
-            _refuse_teacher(job, base)
+            if Path(_teacher_of(job)).is_absolute():  # on this machine, or it should be
+                refuse_teacher(job)
         _refuse_modules(job, base)
 
 
@@ -70,16 +75,39 @@ def _refuse_tokenizer(job: Job, base: Path) -> None:
         end_of_text(tokenizer)
 
 
-def _refuse_teacher(job: Job, base: Path) -> None:
-    """A teacher on this machine must be there, and answer with as many tokens."""
-    path = job.distill.teacher if job.distill is not None else ""
-    if not path or not (Path(path).is_absolute() or Path(path).is_dir()):
-        return
-    theirs, ours = (embedding_rows(read_config(locate(folder, allow_pickle=False))) for folder in (path, base))
+def refuse_several_devices(devices: int) -> None:
+    """Raise LaunchError for a single process that sees several."""
+    if devices > 1:
+        raise LaunchError(
+            f"one process would share its batches among {devices} devices by itself; set "
+            f"launch.num_processes={devices}, or let it see one of them (CUDA_VISIBLE_DEVICES=0)"
+        )
+
+
+def refuse_teacher(job: Job) -> None:
+    """Raise RecipeError for a teacher that answers with other tokens than the model."""
+    path = _teacher_of(job)
+    theirs, ours = (
+        embedding_rows(read_config(locate(place, allow_pickle=False))) for place in (path, job.model_name_or_path)
+    )
     if theirs is not None and ours is not None and theirs != ours:
         raise RecipeError(
             f"distill.teacher '{path}' has {theirs:,} tokens, and the model {ours:,}; name one of the same tokenizer"
         )
+
+
+def refuse_fetched(job: Job) -> None:
+    """Raise a DngeError for what a model or a teacher tells only once it is fetched from the hub."""
+    is_here = Path(job.model_name_or_path).is_dir()
+    if not is_here:
+        refuse_config(job, locate(job.model_name_or_path, allow_pickle=False))
+    if _teacher_of(job) and not (is_here and Path(_teacher_of(job)).is_absolute()):
+        refuse_teacher(job)
+
+
+def _teacher_of(job: Job) -> str:
+    """Who teaches in the place of the original; "" for nobody."""
+    return job.distill.teacher if job.distill is not None else ""
 
 
 def _refuse_modules(job: Job, folder: Path) -> None:

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import atomic_file, write_whole
-from dnge_compress.jobs.folder import VERSION, JobFolder, identity, outlive_workers
+from dnge_compress.jobs.folder import AT_FIRST, VERSION, JobFolder, identity, outlive_workers
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.schema import Prune
 
 if TYPE_CHECKING:
     from dnge_compress.plans.space_rows import SpaceRow
+
+
+BEGUN = (*AT_FIRST, "data")  # what a `begin` that was killed leaves
 
 
 def names(job: Job) -> list[str]:
@@ -60,12 +64,15 @@ def start_of(folder: JobFolder, job: Job, number: int = 0) -> str:
 
 def begin(outer: JobFolder, inner: JobFolder, job: Job) -> None:
     """Make a round's folder, with the rows of the whole job. What another recipe left there goes. Raises
-    CheckpointError where processes of a killed run don't end there."""
+    CheckpointError where processes of a killed run don't end there, and for a folder that is somebody else's."""
+    own = identity(job, outer.root)
     if inner.root.is_dir():
         outlive_workers(inner)
-    if inner.read()["identity"] == identity(job):
+    if inner.read()["identity"] == own:
         return
     if inner.root.exists():
+        if not inner.state.is_file() and any(path.name not in BEGUN for path in inner.root.iterdir()):
+            raise CheckpointError(f"'{inner.root}' holds no round of ours; move it, or name another output_dir")
         shutil.rmtree(inner.root)
     inner.train_rows.parent.mkdir(parents=True)
     for theirs, ours in ((outer.train_rows, inner.train_rows), (outer.held_out_rows, inner.held_out_rows)):
@@ -73,7 +80,7 @@ def begin(outer: JobFolder, inner: JobFolder, job: Job) -> None:
             shutil.copyfile(theirs, part)
     write_whole(inner.recipe, yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
     data = {"data": dict(outer.done("data") or {})}
-    record = {"dnge_job": VERSION, "identity": identity(job), "threads": outer.threads, "stages": data}
+    record = {"dnge_job": VERSION, "identity": own, "threads": outer.threads, "stages": data}
     write_whole(inner.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -121,7 +121,8 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
 def _notes(job: Job, done: Mapping[str, Any]) -> tuple[str, ...]:
     """What the stages said, how the learning rate was found, and what the held-out rows can't say."""
     first, last = ([note for stage in part for note in done.get(stage, {}).get("notes", ())] for part in NOTED)
-    return (*first, *_of_training(job, done), *last)
+    early = (f"{name}: {note}" for name in names(job) for note in done[name]["notes"] if note not in last)
+    return (*first, *_of_training(job, done), *early, *last)
 
 
 def _of_training(job: Job, done: Mapping[str, Any]) -> Iterator[str]:

@@ -25,10 +25,11 @@ from dnge_compress.data.splitting import split_rows
 from dnge_compress.jobs import models, rates, rounds
 from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
 from dnge_compress.jobs.checking import due, refuse_other_tasks
-from dnge_compress.jobs.comparing import compare
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers, workers_of
-from dnge_compress.jobs.outline import planned
+from dnge_compress.jobs.milestones import compare
+from dnge_compress.jobs.outline import stage_names
+from dnge_compress.jobs.refusals import refuse_fetched
 from dnge_compress.jobs.tokens import cut_tokens
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
@@ -54,10 +55,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Stage:
-    """A named piece of a job; `about` is the line that the plan shows for it."""
+    """A named piece of a job."""
 
     name: str
-    about: str
     run: Callable[[Work], Facts]
 
 
@@ -67,8 +67,8 @@ def stages_of(job: Job) -> list[Stage]:
     runs |= {"rate": rate, "measure": measure, "save": save}
     runs |= {name: partial(early_round, number=number) for number, name in enumerate(rounds.names(job), 1)}
     return [
-        Stage(p.name, p.about, runs.get(p.name) or partial(train, variant=p.name.removeprefix("train").strip()))
-        for p in planned(job)
+        Stage(name, runs.get(name) or partial(train, variant=name.removeprefix("train").strip()))
+        for name in stage_names(job)
     ]
 
 
@@ -96,13 +96,14 @@ def data(work: Work) -> Facts:
     """Tokenise the rows, hold some out, store both."""
     job, settings = work.job, work.job.train
     assert settings is not None
+    refuse_fetched(job)
     tokenizer = models.tokenizer_of(job)
     files = marks_of([*job.datasets, *job.eval_datasets], Path.cwd())
 
     def sampled(tokens: int) -> list[list[int]]:
         model = models.quick(models.original(job))
         refuse_other_tasks(type(model).__name__, job.model_name_or_path)
-        progress = _stage_of(work, "sample")
+        progress = _told_as(work, "sample")
         return sample_rows(model, tokens, length=settings.max_length, seed=job.seed, progress=progress)
 
     def rows_of(sources: tuple[Dataset, ...]) -> Any:
@@ -257,5 +258,5 @@ def _prunes_on_rows(job: Job) -> bool:
     return job.calibrate_on == "rows" and job.has_real_rows
 
 
-def _stage_of(work: Work, name: str) -> Progress:
+def _told_as(work: Work, name: str) -> Progress:
     return lambda stage, done, total, note="": work.progress(name, done, total, note)

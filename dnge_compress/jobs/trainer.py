@@ -44,7 +44,7 @@ class Teaching:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lessons:
+class Course:
     """What a model learns from and is judged by."""
 
     rows: Examples
@@ -65,15 +65,16 @@ class JobTrainer(Trainer):
         model: nn.Module,
         arguments: TrainingArguments,
         *,
-        lessons: Lessons,
+        course: Course,
         best: Path | None,
         tell: Callable[[int, int, str], None],
         way_out: str,
     ) -> None:
         callbacks = [*([_Marking()] if best is not None else ()), _ProgressCallback(tell)]
-        super().__init__(model, arguments, lessons.collator, lessons.rows, lessons.held_out, callbacks=callbacks)
+        super().__init__(model, arguments, course.collator, course.rows, course.held_out, callbacks=callbacks)
         self.remove_callback(PrinterCallback)  # it prints to stdout, which belongs to the report
-        self.held_out, self.teaching, self.best, self.way_out = lessons.held_out, lessons.teaching, best, way_out
+        self.held_out, self.teaching, self.best, self.way_out = course.held_out, course.teaching, best, way_out
+        self._has_broken_loss = False  # in any part of the step
         self.model_accepts_loss_kwargs = True  # so that the tokens of a step are counted over all processes
 
     def compute_loss(
@@ -107,9 +108,10 @@ class JobTrainer(Trainer):
     def training_step(self, model: nn.Module, *arguments: Any, **named: Any) -> Tensor:
         """Forward and backward, before the optimiser takes its step."""
         loss: Tensor = super().training_step(model, *arguments, **named)
-        if self.accelerator.sync_gradients:  # what went wrong in an earlier part of the step is in the gradient as well
+        self._has_broken_loss |= not bool(torch.isfinite(loss))
+        if self.accelerator.sync_gradients:  # at the end of all parts of a step
             # A scaler in float16 meets infinite gradients, and skips such steps by itself.
-            broken = [not bool(torch.isfinite(loss)), not (self.args.fp16 or _has_finite_gradients(model))]
+            broken = [self._has_broken_loss, not (self.args.fp16 or _has_finite_gradients(model))]
             if self.args.world_size > 1:  # all stop together
                 shared = self.accelerator.reduce(torch.tensor(broken, device=self.args.device).float(), reduction="sum")
                 broken = (shared > 0).tolist()

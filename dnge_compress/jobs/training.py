@@ -8,10 +8,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 
@@ -26,8 +29,9 @@ from dnge_compress.jobs.checking import refuse_other_tasks
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.models import base, quick, teacher, tokenizer_of, uses_cpu
 from dnge_compress.jobs.rates import TRIAL_ROWS, Trial, next_lower, trial_warmup
+from dnge_compress.jobs.refusals import refuse_several_devices
 from dnge_compress.jobs.trackers import followed
-from dnge_compress.jobs.trainer import WHOLE, JobTrainer, Lessons, Teaching, is_sharded
+from dnge_compress.jobs.trainer import WHOLE, Course, JobTrainer, Teaching, is_sharded
 from dnge_compress.lora.attach import attach
 from dnge_compress.recipes.job_schema import Job, Launch, Train
 
@@ -62,9 +66,10 @@ def train(
     else:
         model = attach(model, folder.read_lora_plan(variant), seed=job.seed)
     held_out = Examples.load(folder.held_out_rows)
-    lessons = Lessons(
+    few = min(len(held_out), TRIAL_ROWS)  # evenly spread, since rows of several sources stand one source after another
+    course = Course(
         rows=rows,
-        held_out=held_out if trial is None else held_out.take(range(min(len(held_out), TRIAL_ROWS))),
+        held_out=held_out if trial is None else held_out.take([i * len(held_out) // few for i in range(few)]),
         collator=Collator.of(tokenizer_of(job)),
         teaching=Teaching(quick(teacher(job)), job.distill) if job.distill else None,
     )
@@ -72,15 +77,16 @@ def train(
     best = folder.best(variant) if trial is None else None
     tell = partial(progress, stage)
     try:
-        trainer = JobTrainer(model, arguments, lessons=lessons, best=best, tell=tell, way_out=_way_out(settings, rate))
+        trainer = JobTrainer(model, arguments, course=course, best=best, tell=tell, way_out=_way_out(settings, rate))
     except (ValueError, RuntimeError) as e:
         raise LaunchError(f"the training can't start as asked: {first_line(e)}") from e
     obtained = check_launch(trainer, job.launch)
     with quiet():
         if trial is not None:
-            _try(trainer, folder.trial_loss(trial.rate, variant))
+            with _enough_memory(settings):
+                _try(trainer, folder.trial_loss(trial.rate, variant))
         elif last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
-            with followed(settings.report_to):
+            with followed(settings.report_to), _enough_memory(settings):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
         if trial is None and trainer.is_world_process_zero():
             _keep(folder, job, variant)
@@ -129,6 +135,19 @@ def _way_out(settings: Train, rate: float) -> str:
     return f"lower train.learning_rate, now {rate:g}, or write auto"
 
 
+@contextmanager
+def _enough_memory(settings: Train) -> Iterator[None]:
+    """What has no room on a device is a LaunchError with the way out; what was pruned stays of use then."""
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise LaunchError(
+            f"training has too little memory ({first_line(e)}); lower train.per_device_train_batch_size, now "
+            f"{settings.per_device_train_batch_size}, and raise gradient_accumulation_steps, or write "
+            "gradient_checkpointing: true, and run the job again"
+        ) from e
+
+
 def _try(trainer: JobTrainer, result: Path) -> None:
     """Train for a little, and write the loss on held-out rows; one that isn't finite counts as infinite."""
     try:
@@ -146,11 +165,7 @@ def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
     strategy = "single" if kind == "NO" else "ddp" if kind.startswith("MULTI_") else kind.lower()
     if is_sharded(trainer):
         strategy = "fsdp2"
-    if trainer.args.n_gpu > 1:
-        raise LaunchError(
-            f"one process would share its batches among {trainer.args.n_gpu} devices by itself; set "
-            f"launch.num_processes={trainer.args.n_gpu}, or let it see one of them (CUDA_VISIBLE_DEVICES=0)"
-        )
+    refuse_several_devices(trainer.args.n_gpu)
     if processes != launch.num_processes:
         raise LaunchError(
             f"launch.num_processes asks for {launch.num_processes}, but {processes} train "

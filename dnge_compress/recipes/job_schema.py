@@ -167,4 +167,15 @@ class Job(RecipeSection):
             raise ValueError("compare names a placer twice")
         if self.compare and (self.lora is None or self.train is None):
             raise ValueError("compare trains other placements; it needs lora and train")
+        if self.lora is not None and self.lora.placer in self.compare:
+            raise ValueError(f"compare names {self.lora.placer}, which lora.placer is already; name another, or none")
+        return self
+
+    @model_validator(mode="after")
+    def _sections_are_used(self) -> Job:
+        if self.train is None and (self.eval_datasets or self.launch.num_processes > 1):
+            what = "eval_datasets" if self.eval_datasets else "launch.num_processes"
+            raise ValueError(f"{what} is for a training, and there is no train section; give one, or leave it out")
+        if self.lora is None and self.save != Save():
+            raise ValueError("save says what becomes of an adapter, and there is no lora section; leave it out")
         return self

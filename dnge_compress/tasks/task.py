@@ -253,7 +253,7 @@ class Task:
         return replace(plan, expected=guess, notes=(*found, repaired.note, *plan.notes))
 
     def expected_anew(self, plan: PrunePlan) -> PrunePlan:
-        """A plan that was made before, with what its repair leaves here: a plan holds no data, and may have been edited."""
+        """A plan that was made before, with what its repair leaves here: it holds no data, and may have been edited."""
         found = self._with_expected(plan)
         before, now = plan.expected, found.expected
         if before is None or now is None or before.inputs == now.inputs:

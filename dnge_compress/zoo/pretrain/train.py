@@ -20,6 +20,7 @@ from dnge_compress.zoo.pretrain.judging import compared
 from dnge_compress.zoo.pretrain.targets import TrainingExample, examples_of, make_targets, read_example
 
 STEPS = 1600
+STATE = "training.pt"
 
 
 def pretrain_encoder(
@@ -31,12 +32,12 @@ def pretrain_encoder(
     engine: Engine = ONE_PROCESS,
     progress: Progress = silent,
 ) -> tuple[DNGEncoder, dict[str, Any]]:
-    """The encoder that a zoo teaches, and how it was made. A state in the zoo's folder lets a killed training go on."""
+    """The encoder that a zoo teaches, and how it was made. A state in the zoo's folder lets a killed training go on;
+    once the encoder is saved, `forget_training` takes it away."""
     examples = measure_all(zoo_folder, data_root, engine, progress)
-    state = zoo_folder / "training.pt"
+    state = zoo_folder / STATE
     encoder = fit(examples, [EVERYTHING], steps=steps, seed=seed, state=state, progress=progress)[EVERYTHING.name]
     judged = [x for x in examples if not EVERYTHING.learns(x)]
-    state.unlink(missing_ok=True)
     return encoder, {
         "networks": len({x.name.partition("+")[0] for x in examples}),
         "examples": len(examples),
@@ -45,6 +46,11 @@ def pretrain_encoder(
         "held_out": sorted({x.name for x in judged}),
         "spearman": compared(encoder, judged),
     }
+
+
+def forget_training(zoo_folder: Path) -> None:
+    """Take away what a killed training would go on from."""
+    (zoo_folder / STATE).unlink(missing_ok=True)
 
 
 def measure_all(
