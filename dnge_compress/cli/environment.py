@@ -1,4 +1,4 @@
-"""`dnge env`: what is installed and on what it runs, for reports of faults."""
+"""`dnge env`: what is installed and on what it runs, for bug reports."""
 
 from __future__ import annotations
 

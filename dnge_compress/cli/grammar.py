@@ -113,7 +113,7 @@ def parser() -> Parser:
     compare.add_argument("--task-folder", type=Path, metavar="FOLDER", help=about)
     about = "questions of each task at most (default: all)"
     compare.add_argument("--task-limit", type=positive, metavar="N", help=about)
-    about = "let a causal language model write behind a prompt; any model that dnge opens"
+    about = "generate text from a prompt with a causal language model; any that dnge opens"
     generate = command("generate", _opening_flags(), json_flag, about=about)
     _model(generate)
     generate.add_argument("prompt", metavar="PROMPT", help="what the model goes on from, or answers to")
@@ -131,7 +131,7 @@ def parser() -> Parser:
     place.add_argument("--recipe", default="lora/default", metavar="RECIPE", help="name or path (default: %(default)s)")
     place.add_argument("--placer", help="the method that decides: uniform, encoder, fisher, stable_rank, …")
     _set_flag(place)
-    about = "let tokens that some texts or scripts never use leave model and tokenizer"
+    about = "remove tokens that given texts or scripts never use from model and tokenizer"
     reading = _opening_flags("texts of the kind that the model will read and write")
     vocabulary = command("vocabulary", reading, force, json_flag, about=about)
     _model(vocabulary)
@@ -157,7 +157,7 @@ def parser() -> Parser:
     form.add_argument("--html", action="store_true", help="print one HTML page, with plots")
     _data(commands, json_flag)
     _recipes(commands, json_flag, force)
-    about = "print versions and the machine, for reports of faults"
+    about = "print versions and the machine, for bug reports"
     command("env", json_flag, about=about, module="environment")
     about = "print a script that lets a shell complete commands and options"
     completion = command("completion", json_flag, about=about, module="completion")
@@ -250,7 +250,7 @@ def _plan_file(command: Parser) -> None:
 
 def _scores_flag() -> Parser:
     flags = Parser(add_help=False)
-    flags.add_argument("--scores", metavar="SCORES", help="folder of `dnge score`: go on from there, in seconds")
+    flags.add_argument("--scores", metavar="SCORES", help="folder of `dnge score`, which is not done again")
     return flags
 
 

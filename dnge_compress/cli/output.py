@@ -60,4 +60,4 @@ def say_what_now(model: Any, options: Namespace) -> None:
         load = f"transformers.{name}.from_pretrained({path})"
     print(f"saved to   {options.output}", file=sys.stderr)
     print(f"load with  {load}", file=sys.stderr)
-    print(f"next       dnge place {shlex.quote(str(options.output))}  # where LoRA wins quality back", file=sys.stderr)
+    print(f"next       dnge place {shlex.quote(str(options.output))}  # where LoRA would go", file=sys.stderr)
