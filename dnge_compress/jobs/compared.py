@@ -23,6 +23,7 @@ from dnge_compress.data.given import JUDGED, given_data
 from dnge_compress.jobs.asked_tasks import Tasks
 from dnge_compress.jobs.lm_tasks import TaskScore, task_scores
 from dnge_compress.jobs.lm_tasks import section as task_section
+from dnge_compress.jobs.measuring import milestone_of
 from dnge_compress.jobs.report import content
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.samples import BEGINNING, ROWS, continuation_of, continued
@@ -138,10 +139,11 @@ def compare(
     seconds, noise = _timed(models, found.batches)
     tell("measure", 2, 3)
     called = names or _names(models)
-    milestones = [
-        _milestone(name, model, quality if measure_of(model, found.batches) == PERPLEXITY else None)
-        for name, model, quality in zip(called, models, answers.qualities, strict=True)
+    losses = [
+        math.log(quality) if quality is not None and measure_of(model, found.batches) == PERPLEXITY else None
+        for model, quality in zip(models, answers.qualities, strict=True)
     ]
+    milestones = [*map(milestone_of, called, models, losses)]
     texts = _samples(models, called, found.batches)
     tell("measure", 3, 3)
     is_classifier = measure_of(models[0], found.batches) == ACCURACY
@@ -199,16 +201,6 @@ def _timed(models: Sequence[nn.Module], batches: Sequence[Inputs]) -> tuple[list
     if shape_of(models[0]) == shape_of(models[1]):
         return [1.0, 1.0], 0.0
     return seconds_of(models, first_examples(batches, TIMED_ROWS)[0])
-
-
-def _milestone(name: str, model: nn.Module, perplexity: float | None) -> Milestone:
-    parameters = list(model.parameters())
-    return Milestone(
-        name=name,
-        params=sum(p.numel() for p in parameters),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
-        loss=None if perplexity is None else math.log(perplexity),
-    )
 
 
 def _names(models: Sequence[nn.Module]) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnge_compress.data.rows import Examples
+from dnge_compress.jobs.report.measures import Milestone
 from dnge_compress.report.speeds import seconds_of
 from dnge_compress.signals.divergence import next_token_nats
 from dnge_compress.signals.inference import device_of, inference_mode_of
@@ -44,6 +45,17 @@ def batches_of(rows: Examples, collate: Callable[[list[Any]], Batch], size: int)
     """Rows in order, `size` at a time."""
     for first in range(0, len(rows), size):
         yield collate([rows[i] for i in range(first, min(first + size, len(rows)))])
+
+
+def milestone_of(name: str, model: nn.Module, loss: float | None) -> Milestone:
+    """A model's size beside its loss in nats per token, which may be unknown."""
+    parameters = list(model.parameters())
+    return Milestone(
+        name=name,
+        params=sum(p.numel() for p in parameters),
+        bytes=sum(p.numel() * p.element_size() for p in parameters),
+        loss=loss,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from dnge_compress.core.strict_json import json_values
 from dnge_compress.data.rows import Collator, Examples
 from dnge_compress.jobs import models
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.measuring import Batch, batches_of, speeds_of, summed_loss
+from dnge_compress.jobs.measuring import Batch, batches_of, milestone_of, speeds_of, summed_loss
 from dnge_compress.jobs.report.measures import ORIGINAL, PRUNED, TRAINED, Milestone, Sample
 from dnge_compress.jobs.samples import beginnings_of, continuation_of, continued
 from dnge_compress.recipes.job_schema import Job
@@ -40,7 +40,7 @@ def compare(folder: JobFolder, job: Job, progress: Progress) -> Mapping[str, Any
     for i, (name, open_it) in enumerate(openers.items()):
         progress("measure", i, len(openers))
         model = open_it()
-        found[name], shapes[name] = _milestone(name, model, batches), shape_of(model)
+        found[name], shapes[name] = milestone_of(name, model, _loss(model, batches)), shape_of(model)
         if batches is not None and texts is not None:
             one_of_each.setdefault(shapes[name], model)
             texts.add(name, model)
@@ -68,17 +68,11 @@ def _held_out_batches(folder: JobFolder, job: Job) -> list[Batch]:
     return list(batches_of(Examples.load(folder.held_out_rows), collate, settings.per_device_eval_batch_size))
 
 
-def _milestone(name: str, model: nn.Module, batches: Sequence[Batch] | None) -> Milestone:
-    parameters = list(model.parameters())
-    size = Milestone(
-        name=name,
-        params=sum(p.numel() for p in parameters),
-        bytes=sum(p.numel() * p.element_size() for p in parameters),
-    )
+def _loss(model: nn.Module, batches: Sequence[Batch] | None) -> float | None:
     if batches is None:
-        return size
+        return None
     total, count = summed_loss(model, batches)
-    return replace(size, loss=total / count if count else math.nan)
+    return total / count if count else math.nan
 
 
 class _Texts:
