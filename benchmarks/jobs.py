@@ -64,8 +64,8 @@ ARMS: dict[str, tuple[list[str], str, float]] = {
     "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books", 3),
 }
 RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; what trains without a teacher "
-    "reads as many more books as the minutes allow: with LoRA twice, with all weights three times as many.",
+    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; the rivals read as many more books as "
+    "the minutes allow, without scores, repair and teacher: with LoRA twice, with all weights three times as many.",
     "bookworm had seen six tenths of its training books once, so new ones teach it more than it knew.",
     "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, another such job beside.",
 )
@@ -132,7 +132,9 @@ def recovery(options: argparse.Namespace) -> dict[str, Any]:
             report = finished("jobs/prune-recover", out, words)
             seconds = sum(report.seconds.values())
             named = judged(out)
-            found.setdefault(arm, []).append({"seed": seed, "seconds": seconds, "perplexity": named})
+            tokens = report.rows["train tokens"]
+            run = {"seed": seed, "seconds": seconds, "perplexity": named, "tokens": tokens}
+            found.setdefault(arm, []).append(run)
             print(f"{arm}/{seed}: {named}, {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
     return found
 
@@ -280,7 +282,7 @@ def excerpts(seed: int, tokens: int) -> str:
 def against_ours(recovery: dict[str, list[dict[str, Any]]]) -> list[str]:
     """By how much more perplexity the rivals end with than we do on real books, seed by seed, in 95 % intervals."""
     ended = {arm: {run["seed"]: run["perplexity"]["trained"] for run in runs} for arm, runs in recovery.items()}
-    on_books = [arm for arm in ended if ARMS[arm][1] == "books"]
+    on_books = [arm for arm in ended if arm in ARMS and ARMS[arm][1] == "books"]
     rivals = [arm for arm in on_books if arm.startswith("magnitude")]
     lines = []
     for rival, ours in itertools.product(rivals, (arm for arm in on_books if arm not in rivals)):
@@ -308,8 +310,10 @@ def table(found: dict[str, Any]) -> list[str]:
                 cells.append(f"{statistics.fmean(values):.2f}{spread}")
             after = statistics.fmean(r["perplexity"]["trained"] for r in runs)
             minutes = statistics.fmean(r["seconds"] for r in runs) / 60
-            rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", str(len(runs)), f"{minutes:.1f}"])
-        head = ["arm", "perplexity after pruning", "after recovery", "against the original", "seeds", "minutes"]
+            tokens = f"{statistics.fmean(r['tokens'] for r in runs) / 1e6:.2f} M"
+            rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", tokens, str(len(runs)), f"{minutes:.1f}"])
+        changed = ["perplexity after pruning", "after recovery", "against the original"]
+        head = ["arm", *changed, "tokens trained on", "seeds", "minutes"]
         lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
         lines += ["", *against_ours(found["recovery"]), *RECOVERY_NOTES, *found.get("remarks", ())]
     if "rates" in found:

@@ -219,7 +219,7 @@ def apply(
             "(--any-weights) to apply it all the same"
         )
     applied = AppliedCuts(task.graph, plan.cuts)
-    plan = task.noted(task.expected_anew(counted(plan, applied, task.model)))
+    plan = task.noted(task.expected_anew(counted(plan, applied, task.model), recipe))
     return task.apply(plan, inplace=inplace, shares=task.is_own)
 
 

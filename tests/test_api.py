@@ -220,9 +220,13 @@ def test_a_plan_repaired_on_other_inputs_than_it_was_made_on_expects_its_damage_
     assert with_data.plan == found and with_data.report.expected == found.expected
     assert without.plan.expected.inputs == without.report.expected.inputs == "text that the model writes"
     assert without.plan.notes[0] == (
-        "the plan was made on your data, and is repaired on text that the model writes, where its damage is "
-        "expected anew"
+        "the plan was made on your data, and is repaired on text that the model writes: what it says of repair and "
+        "damage below is of then"
     )
+    unrepaired = apply(found, model, data=data, compensate="none").dnge.plan
+    assert unrepaired.expected is None and "and is not repaired:" in unrepaired.notes[0]
+    lesser = apply(found, model, data=data, compensate="bias").dnge.plan
+    assert lesser.expected.nats > found.expected.nats
 
 
 def test_an_edited_plan_has_the_damage_of_its_own_cuts() -> None:

@@ -810,3 +810,10 @@ def test_examples_are_a_sequence(tmp_path: Path, books: Any) -> None:
     assert np.array_equal(examples[-1]["input_ids"], examples[2]["input_ids"])
     with pytest.raises(IndexError):
         examples[3]
+
+
+def test_a_few_of_many_rows_are_spread_over_all(tmp_path: Path, books: Any) -> None:
+    examples = numbered(tmp_path, books, 10).examples
+    few = examples.spread(4)
+    assert [few[i]["input_ids"].tolist() for i in range(4)] == [examples[i]["input_ids"].tolist() for i in (0, 2, 5, 7)]
+    assert len(examples.spread(99)) == 10

@@ -15,7 +15,7 @@ from tiny_jobs import adapter, finished, model, recipe, rows, without_stages
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import DivergedError
-from dnge_compress.jobs import milestones, rates
+from dnge_compress.jobs import milestones, rates, trainer
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.measuring import batches_of
@@ -278,3 +278,20 @@ def test_trials_are_told_apart_by_the_rows_or_by_a_teacher_alone(
     assert len(judged) >= 3 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
     losses = dict((JobFolder(tmp_path / "out").done("rate") or {})["tried"])
     assert sorted(losses.values()) == pytest.approx(sorted(found for found, _ in judged))
+
+
+def test_a_loss_that_is_not_finite_in_an_early_part_of_a_step_stops_the_job_too(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = JobTrainer.compute_loss, []
+
+    def loss(self: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(self.state.global_step)
+        found = real(self, *arguments, **named)
+        return found * math.nan if len(calls) == 5 else found  # the first of two parts of the third step
+
+    monkeypatch.setattr(JobTrainer, "compute_loss", loss)
+    monkeypatch.setattr(trainer, "_has_finite_gradients", lambda model: True)  # as a scaler in float16 leaves it
+    told = {"gradient_accumulation_steps": 2, "learning_rate": 1e-3}
+    with pytest.raises(DivergedError, match="the loss is not a finite number at step 3"):
+        run(job_of(recipe(model, rows, tmp_path / "out", prune=None, train=told)))

@@ -13,12 +13,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny_jobs import BOOKWORM, finished, model, recipe, rows
+from tiny_jobs import BOOKWORM, finished, model, recipe, rows, stopped
 from transformers import AutoTokenizer
 
 from dnge_compress.cli.main import main
 from dnge_compress.core.errors import CheckpointError, DngeError, LaunchError, RecipeError
-from dnge_compress.jobs import refusals
+from dnge_compress.jobs import folder as folders
+from dnge_compress.jobs import refusals, stages
 from dnge_compress.jobs.checking import job_of
 from dnge_compress.jobs.folder import JobFolder, claim
 from dnge_compress.jobs.running import run
@@ -251,6 +252,9 @@ def test_what_a_model_of_the_hub_tells_once_it_is_fetched_is_refused_before_it_i
     taught = job.model_copy(update={**fetched, "distill": Distill(teacher="someone/teacher")})
     with pytest.raises(DngeError, match="distill.teacher 'someone/teacher' has 4,100 tokens, and the model 4,096"):
         refusals.refuse_fetched(taught)
+    with pytest.raises(DngeError, match="max_length is 4096"):
+        run(job.model_copy(update={**fetched, "train": train, "output_dir": str(tmp_path / "other")}))
+    assert not JobFolder(tmp_path / "other").done("prune")
 
 
 def extended_rows(model: Path, folder: Path) -> Path:
@@ -281,9 +285,39 @@ def test_how_to_train_may_change_until_something_is_trained(
         with pytest.raises(LaunchError, match="too little memory .*; lower train.per_device_train_batch_size, now 2"):
             run(job_of(recipe(model, rows, out)))
     pruned = JobFolder(out).done("prune")
+    for other in ({"prune": {"ratio": 0.2}}, {"train": {"max_length": 16}}, {"train": {"packing": False}}):
+        with pytest.raises(RecipeError, match="belongs to another recipe"):
+            job_of(recipe(model, rows, out, **other))
     smaller = recipe(model, rows, out, train={"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2})
     assert run(job_of(smaller)) is not None and JobFolder(out).done("prune") == pruned
     with pytest.raises(RecipeError, match="belongs to another recipe"):
         job_of(recipe(model, rows, out))  # now it is trained
-    with pytest.raises(RecipeError, match="belongs to another recipe"):
-        job_of(recipe(model, rows, out, prune={"ratio": 0.2}))
+
+
+def test_a_kill_between_recipe_and_record_lends_no_stage_to_another_recipe(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed, out = {"prune": None, "train": None, "datasets": None}, tmp_path / "out"
+    first = job_of(recipe(model, rows, out, **placed))
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "measure", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(first)
+    assert JobFolder(out).done("place")
+    other, real = (
+        job_of(recipe(model, rows, out, **placed, lora={"budget": {"match_uniform_r": 3}})),
+        folders.write_whole,
+    )
+
+    def killed(path: Path, text: str) -> None:
+        real(path, text)
+        if path.name == "recipe.yaml":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders, "write_whole", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(other)
+    report = run(other)
+    assert report is not None and {rank.rank for rank in report.ranks} != {2}
+    assert JobFolder(out).read_lora_plan().params == JobFolder(out).done("place")["params"]  # type: ignore[index]

@@ -23,7 +23,9 @@ __all__ = ["model", "rows"]  # fixtures
 
 def tracked_by(callback: type[TrainerCallback], monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Something that goes for Weights & Biases, with an account, which transformers drives by a callback."""
-    wandb = SimpleNamespace(run=None, login=lambda prompt, verify: True, finish=lambda: None)
+    settings = SimpleNamespace(mode="online")
+    wandb = SimpleNamespace(run=None, login=lambda prompt, verify: True, finish=lambda exit_code: None)
+    wandb.setup = lambda: SimpleNamespace(settings=settings)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(getattr(integration_utils, trackers.REPORTERS), "wandb", callback)
     monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["wandb"])
@@ -63,7 +65,7 @@ def test_a_tracker_that_is_not_installed_is_refused_before_any_work(model: Path,
 def test_every_training_has_a_run_of_its_own(
     model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, ended = [], []
+    begun, ended, codes = [], [], []
 
     class Tracker(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -71,8 +73,9 @@ def test_every_training_has_a_run_of_its_own(
                 wandb.run = args.run_name
                 begun.append(args.run_name)
 
-    def finish() -> None:
+    def finish(exit_code: int) -> None:
         ended.append(wandb.run)
+        codes.append(exit_code)
         wandb.run = None
 
     wandb = tracked_by(Tracker, monkeypatch)
@@ -80,6 +83,7 @@ def test_every_training_has_a_run_of_its_own(
     told = {"train": {"report_to": ["wandb"], "max_steps": 2}, "compare": ["uniform"], "prune": None}
     run(job_of(recipe(model, rows, tmp_path / "out", **told)))
     assert begun == ended == ["out training", "out training-uniform"]
+    assert codes == [0, 0]
     wandb.run = "the caller's"
     run(job_of(recipe(model, rows, tmp_path / "other", **told)))
     assert wandb.run == "the caller's" and len(ended) == 2
@@ -100,8 +104,12 @@ def test_a_tracker_without_an_account_is_refused_before_any_work_and_one_that_fa
         run(job)
     wandb.login = lambda prompt, verify: False
     other = recipe(model, rows, tmp_path / "other", train={"report_to": "wandb"})
-    with pytest.raises(RecipeError, match="'wandb', which has no account here; log in .wandb login., or set"):
+    with pytest.raises(RecipeError, match="'wandb', and wandb isn't logged in; log in .wandb login., or set"):
         run(job_of(other))
     assert not (tmp_path / "other").exists()
-    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(RecipeError, match="report_to is 'all', and wandb isn't logged in"):
+        trackers.refuse_tracker("all")
+    wandb.setup().settings.mode = "offline"  # as the command `wandb offline` leaves it
     trackers.refuse_tracker("wandb")
+    with pytest.raises(LaunchError, match="wandb refuses the run"), trackers.followed(("all",)):
+        raise refused("no such host")

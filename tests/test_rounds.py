@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_jobs import model, recipe, rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from dnge_compress import load
 from dnge_compress.core.errors import CheckpointError, RecipeError
+from dnge_compress.core.wording import count
 from dnge_compress.jobs import folder as folders
 from dnge_compress.jobs import rounds, stages
 from dnge_compress.jobs.checking import due, job_of
@@ -208,6 +209,7 @@ def test_a_job_that_is_moved_keeps_its_rounds(
     monkeypatch.setattr(stages, "timed", timed)
     assert run(job) is not None
     assert not ran  # no stage inside of a round
+    assert folder.round(2).job().model_name_or_path == str(folder.round(1).model)  # which other processes read
 
 
 def test_a_folder_of_a_rounds_name_that_is_somebody_elses_stays(model: Path, rows: Path, tmp_path: Path) -> None:
@@ -217,7 +219,12 @@ def test_a_folder_of_a_rounds_name_that_is_somebody_elses_stays(model: Path, row
     theirs.write_text("mine")
     with pytest.raises(CheckpointError, match="round-1' holds no round of ours; move it, or name another output_dir"):
         rounds.begin(JobFolder(tmp_path / "out"), *rounds.of_round(JobFolder(tmp_path / "out"), job, 1))
-    assert theirs.read_text() == "mine"
+    assert theirs.read_text() == "mine" and list(theirs.parent.iterdir()) == [theirs]
+    theirs.rename(theirs.with_name(".job.json.123.part"))  # what a kill of our own leaves
+    (tmp_path / "out" / "data").mkdir()
+    for file in (JobFolder(tmp_path / "out").train_rows, JobFolder(tmp_path / "out").held_out_rows):
+        file.touch()
+    rounds.begin(JobFolder(tmp_path / "out"), *rounds.of_round(JobFolder(tmp_path / "out"), job, 1))
 
 
 def test_the_report_has_what_early_rounds_said(finished: Path) -> None:
@@ -237,6 +244,16 @@ def test_what_is_done_is_known_without_the_rows(model: Path, rows: Path, finishe
 
 def test_a_dry_run_counts_what_rounds_leave_on_the_disk(model: Path, rows: Path, tmp_path: Path) -> None:
     one, three = (
-        estimate(job_of(recipe(model, rows, tmp_path / "out", **{**TOLD, "rounds": count})))["disk"] for count in (1, 3)
+        estimate(job_of(recipe(model, rows, tmp_path / "out", **{**TOLD, "rounds": rounds})))["disk"]
+        for rounds in (1, 3)
     )
-    assert one.startswith("at most ") and three.startswith("at most ") and one != three
+    whole = (model / "model.safetensors").stat().st_size
+    params = LlamaForCausalLM.from_pretrained(model).num_parameters()
+    assert one == f"at most {count(2 * whole, 'B')}" and three == f"at most {count(6 * whole, 'B')}"
+    flat = {**TOLD, "lora": None, "compare": None}
+    one, three = (
+        estimate(job_of(recipe(model, rows, tmp_path / "out", **{**flat, "rounds": rounds})))["disk"]
+        for rounds in (1, 3)
+    )
+    kept = params * (2 * 12 + 4)  # two checkpoints with two moments each, and the best
+    assert one == f"at most {count(2 * whole + kept, 'B')}" and three == f"at most {count(3 * (2 * whole + kept), 'B')}"

@@ -17,7 +17,7 @@ import pytest
 from dnge_compress.cli import training_commands
 from dnge_compress.cli.grammar import parser
 from dnge_compress.cli.main import main
-from dnge_compress.core.errors import DataError, LaunchError, UnknownNameError
+from dnge_compress.core.errors import CheckpointError, DataError, LaunchError, UnknownNameError
 from dnge_compress.zoo import ray_workers
 from dnge_compress.zoo.engines import Engine, EngineName
 from dnge_compress.zoo.workers import each_done
@@ -254,3 +254,36 @@ def test_without_ray_the_extra_is_named(
     assert main(["zoo", "-o", str(tmp_path / "zoo"), "--engine", "ray"]) == 2
     told = capsys.readouterr().err
     assert "pip install 'dnge-compress[ray]'" in told and told.count("\n") == 1 and not (tmp_path / "zoo").exists()
+
+
+def test_what_a_training_goes_on_from_stays_until_the_encoder_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state, taken = tmp_path / "training.pt", tmp_path / "model"
+    taken.mkdir()
+    (taken / "config.json").write_text('{"model_type": "bert"}')
+    made, saved = list[str](), list[Path]()
+
+    class Encoder:
+        def save_pretrained(self, path: Path, provenance: Any) -> None:
+            saved.append(path)
+            if path.name == "full":
+                raise CheckpointError("no room")
+
+    def trained(*given: Any, **named: Any) -> Any:
+        made.append("trained")
+        state.touch()
+        return Encoder(), {"networks": 1, "steps": 1, "spearman": {}}
+
+    monkeypatch.setattr(training_commands, "build_zoo", lambda *given: None)
+    monkeypatch.setattr(training_commands, "pretrain_encoder", trained)
+    monkeypatch.setattr(training_commands.DataRoot, "find", lambda *given: None)
+    words = ["pretrain", "--zoo", str(tmp_path), "-o"]
+    with pytest.raises(CheckpointError, match="holds another model"):
+        training_commands.pretrain(parser().parse_args([*words, str(taken)]))
+    assert not made  # it is refused before the training
+    with pytest.raises(CheckpointError, match="no room"):
+        training_commands.pretrain(parser().parse_args([*words, str(tmp_path / "full")]))
+    assert state.is_file()
+    training_commands.pretrain(parser().parse_args([*words, str(tmp_path / "encoder")]))
+    assert not state.is_file() and [path.name for path in saved] == ["full", "encoder"]

@@ -9,7 +9,7 @@ from dnge_compress.cli.output import print_json
 from dnge_compress.cli.progress_bars import session
 from dnge_compress.core.document import Document, Facts, Section
 from dnge_compress.core.terminal import show
-from dnge_compress.encoder.hub import refuse_target
+from dnge_compress.encoder.hub import refuse_encoder_target
 from dnge_compress.inr.sets import about, build_set, usual
 from dnge_compress.zoo.build import RUNS, build_zoo, finished
 from dnge_compress.zoo.data_root import DataRoot
@@ -28,7 +28,7 @@ def zoo(options: Namespace) -> None:
 
 def pretrain(options: Namespace) -> None:
     """`dnge pretrain -o FILE.safetensors`"""
-    refuse_target(options.output)  # now rather than after the training
+    refuse_encoder_target(options.output)  # now rather than after the training
     engine, data_root = _engine(options), DataRoot.find(options.data_folder, options.zoo / "cache")
     with session() as progress:
         build_zoo(options.zoo, options.runs or RUNS, options.seed, data_root, engine, progress)

@@ -105,6 +105,11 @@ class Examples:
             [self.ids[s] for s in spans], [self.learned[s] for s in spans], [self.real[i] for i in indices]
         )
 
+    def spread(self, most: int) -> Examples:
+        """So many rows at most, evenly spread: rows of several sources stand one source after another."""
+        count = min(len(self), most)
+        return self.take([i * len(self) // count for i in range(count)])
+
 
 class Ledger:
     """Collects rows of at most `max_length` tokens, and counts them; with `packing`, texts share rows."""

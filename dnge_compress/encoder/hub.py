@@ -69,7 +69,7 @@ def write(file: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any], 
     write_tensors(file, tensors, header)
 
 
-def refuse_target(path: Path) -> None:
+def refuse_encoder_target(path: Path) -> None:
     """Raise CheckpointError for a file that isn't called as weights are, and for a folder with a model that is no
     encoder: saving there would destroy it."""
     if path.suffix == BASE.suffix:

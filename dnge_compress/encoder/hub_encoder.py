@@ -63,7 +63,7 @@ class HubEncoder(nn.Module, ModelHubMixin):
         """
         if provenance is not None:
             self.origin = hub.Origin(provenance, "", digest(self))
-        hub.refuse_target(Path(path))
+        hub.refuse_encoder_target(Path(path))
         if Path(path).suffix == hub.BASE.suffix:
             hub.write(Path(path), self.state_dict(), asdict(self.config), self._origin().provenance)
             return None

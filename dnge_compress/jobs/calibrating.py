@@ -28,8 +28,7 @@ def calibration_rows(folder: JobFolder, job: Job, *, is_needed: bool, labels: bo
     tokens, wanted = len(usable.ids), job.calibration.tokens
     if not is_needed and (not real or tokens < LEAST_SHARE * wanted):
         return None
-    count = min(len(usable), math.ceil(len(usable) * wanted / tokens))
-    few = usable.take([i * len(usable) // count for i in range(count)])
+    few = usable.spread(math.ceil(len(usable) * wanted / tokens))
     batches = batches_of(few, Collator.of(models.tokenizer_of(job)), settings.per_device_eval_batch_size)
     kept = tuple({k: v for k, v in batch.items() if labels or k != "labels"} for batch in batches)
     whose = "the job's" if real else "the job's sampled"

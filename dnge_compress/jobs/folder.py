@@ -31,8 +31,8 @@ LOCK, WORKERS = ".lock", ".workers"
 AT_FIRST = (LOCK, WORKERS, RECIPE)
 PATIENCE = 20.0  # seconds for the processes of a killed run to end
 UNIMPORTANT = ("name", "about", "output_dir")  # may differ between two runs of one job
-BEFORE_TRAINING = ("vocabulary", "data", "prune", "place")  # stages that don't know how is trained
-OF_ROWS = ("max_length", "packing", "per_device_eval_batch_size")  # what they know of the section `train`
+BEFORE_TRAINING = ("vocabulary", "data", "prune", "place")  # stages that don't depend on how the model is trained
+OF_ROWS = ("max_length", "packing")  # the keys of `train` that they depend on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +145,22 @@ class JobFolder:
         Killed at any moment, it is begun again as long as the first stage, whose facts tell why, is recorded as done.
         """
         self._drop(stages[1:])
-        for path in (*map(self.training, variants), self.trials, self.fewer_tokens, *self.rounds):
+        for path in (*map(self.training, variants), self.trials, self.fewer_tokens):
             if path.is_dir():
                 shutil.rmtree(path)
+        for path in self.rounds:
+            JobFolder(path).remove()
         self._drop(stages)
+
+    def remove(self) -> None:
+        """Take the folder away, the record last: as long as anything is there, it is known as a job's."""
+        for path in self.root.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path != self.state:
+                path.unlink()
+        self.state.unlink(missing_ok=True)
+        self.root.rmdir()
 
     def _drop(self, stages: Sequence[str]) -> None:
         record = self.read()
@@ -196,10 +208,15 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
         head = "".join(f"# {name} {version}\n" for name, version in versions.items())
         if folder.read()["identity"] != identity(job):
             done = folder.read()["stages"] if _is_same_but_training(folder, job) else {}
-            record = {"dnge_job": VERSION, "identity": identity(job), "threads": threads}
+            record = {"dnge_job": VERSION, "identity": "", "threads": threads}
             record["stages"] = {name: facts for name, facts in done.items() if name in BEFORE_TRAINING}
-            write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+            # Stages first: killed before the end, nothing that another recipe made counts as this one's.
             write_whole(folder.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+            record["identity"] = identity(job)
+            write_whole(folder.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            if folder.trials.is_dir():
+                shutil.rmtree(folder.trials)
         yield
 
 

@@ -39,10 +39,9 @@ class Planned:
 
 def stage_names(job: Job) -> list[str]:
     """The stages of a job, in order; no file is read for them."""
-    is_trained, is_saved = job.train is not None, job.lora is None or job.save.merge_adapter or job.save.flat_adapter
     found = [
         *(["vocabulary"] if job.vocabulary is not None else []),
-        *(["data"] if is_trained else []),
+        *(["data"] if job.train is not None else []),
         *names(job),
         *(["prune"] if job.prune is not None else []),
         *(["place"] if job.lora is not None else []),
@@ -50,7 +49,8 @@ def stage_names(job: Job) -> list[str]:
     if job.train is not None:
         found += ["rate"] if job.train.learning_rate == "auto" else []
         found += [f"train {variant}".strip() for variant in ("", *job.compare)]
-    return [*found, "measure", *(["save"] if is_trained and is_saved else [])]
+    leaves_model = job.lora is None or job.save.merge_adapter or job.save.flat_adapter
+    return [*found, "measure", *(["save"] if job.train is not None and leaves_model else [])]
 
 
 def planned(job: Job) -> list[Planned]:
@@ -180,7 +180,8 @@ def _disk(job: Job, params: int, whole: int, left: float) -> float:
     models += whole * (2 * (job.rounds - 1) + (job.vocabulary is not None))  # pruned and trained of what is less
     if job.train is None or job.lora is not None:
         return models
-    return models + params * left * (OPTIMIZED * job.train.save_total_limit + BEST_BYTES)
+    each = params * (OPTIMIZED * job.train.save_total_limit + BEST_BYTES)
+    return models + each * left + each * (job.rounds - 1)
 
 
 def _data_about(job: Job) -> str:

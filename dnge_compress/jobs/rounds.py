@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import yaml
@@ -19,9 +20,6 @@ from dnge_compress.recipes.schema import Prune
 
 if TYPE_CHECKING:
     from dnge_compress.plans.space_rows import SpaceRow
-
-
-BEGUN = (*AT_FIRST, "data")  # what a `begin` that was killed leaves
 
 
 def names(job: Job) -> list[str]:
@@ -65,23 +63,29 @@ def start_of(folder: JobFolder, job: Job, number: int = 0) -> str:
 def begin(outer: JobFolder, inner: JobFolder, job: Job) -> None:
     """Make a round's folder, with the rows of the whole job. What another recipe left there goes. Raises
     CheckpointError where processes of a killed run don't end there, and for a folder that is somebody else's."""
-    own = identity(job, outer.root)
+    own, recipe = identity(job, outer.root), yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
     if inner.root.is_dir():
+        if not inner.state.is_file() and any(not _is_begun(path) for path in inner.root.iterdir()):
+            raise CheckpointError(f"'{inner.root}' holds no round of ours; move it, or name another output_dir")
         outlive_workers(inner)
     if inner.read()["identity"] == own:
+        write_whole(inner.recipe, recipe)  # whose paths may have moved with the job
         return
-    if inner.root.exists():
-        if not inner.state.is_file() and any(path.name not in BEGUN for path in inner.root.iterdir()):
-            raise CheckpointError(f"'{inner.root}' holds no round of ours; move it, or name another output_dir")
-        shutil.rmtree(inner.root)
+    if inner.root.is_dir():
+        inner.remove()
     inner.train_rows.parent.mkdir(parents=True)
     for theirs, ours in ((outer.train_rows, inner.train_rows), (outer.held_out_rows, inner.held_out_rows)):
         with atomic_file(ours) as part:
             shutil.copyfile(theirs, part)
-    write_whole(inner.recipe, yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+    write_whole(inner.recipe, recipe)
     data = {"data": dict(outer.done("data") or {})}
     record = {"dnge_job": VERSION, "identity": own, "threads": outer.threads, "stages": data}
     write_whole(inner.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
+
+def _is_begun(path: Path) -> bool:
+    """Whether a `begin` that was killed may have left this."""
+    return path.name in (*AT_FIRST, "data") or path.suffix == ".part"
 
 
 def whole_widths(rounds: Iterable[Iterable[SpaceRow]]) -> tuple[SpaceRow, ...]:

@@ -21,7 +21,7 @@ from dnge_compress.data.changes import changed
 from dnge_compress.jobs.checking import due, is_finished
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
-from dnge_compress.jobs.refusals import refuse_hopeless
+from dnge_compress.jobs.refusals import refuse_fetched, refuse_hopeless
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone, Sample
 from dnge_compress.jobs.rounds import names, whole_widths, with_fewer_tokens
@@ -55,6 +55,7 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
     refuse_hopeless(folder, job)
     claimed = claim(folder, job, versions(), torch.get_num_threads())
     with disk_errors(folder.root), claimed, same_threads(folder):
+        refuse_fetched(job)
         _forget_changed(folder, job)
         workers = workers_of(folder, job, progress)
         begun = Work(job=job, folder=folder, workers=workers, progress=progress)

@@ -29,7 +29,6 @@ from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers, workers_of
 from dnge_compress.jobs.milestones import compare
 from dnge_compress.jobs.outline import stage_names
-from dnge_compress.jobs.refusals import refuse_fetched
 from dnge_compress.jobs.tokens import cut_tokens
 from dnge_compress.jobs.training import clear_torn, steps_of
 from dnge_compress.lora.place import flatten_adapter, place_lora
@@ -96,7 +95,6 @@ def data(work: Work) -> Facts:
     """Tokenise the rows, hold some out, store both."""
     job, settings = work.job, work.job.train
     assert settings is not None
-    refuse_fetched(job)
     tokenizer = models.tokenizer_of(job)
     files = marks_of([*job.datasets, *job.eval_datasets], Path.cwd())
 

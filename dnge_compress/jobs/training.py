@@ -66,10 +66,9 @@ def train(
     else:
         model = attach(model, folder.read_lora_plan(variant), seed=job.seed)
     held_out = Examples.load(folder.held_out_rows)
-    few = min(len(held_out), TRIAL_ROWS)  # evenly spread, since rows of several sources stand one source after another
     course = Course(
         rows=rows,
-        held_out=held_out if trial is None else held_out.take([i * len(held_out) // few for i in range(few)]),
+        held_out=held_out if trial is None else held_out.spread(TRIAL_ROWS),
         collator=Collator.of(tokenizer_of(job)),
         teaching=Teaching(quick(teacher(job)), job.distill) if job.distill else None,
     )
@@ -143,8 +142,9 @@ def _enough_memory(settings: Train) -> Iterator[None]:
     except torch.OutOfMemoryError as e:
         raise LaunchError(
             f"training has too little memory ({first_line(e)}); lower train.per_device_train_batch_size, now "
-            f"{settings.per_device_train_batch_size}, and raise gradient_accumulation_steps, or write "
-            "gradient_checkpointing: true, and run the job again"
+            f"{settings.per_device_train_batch_size} (or the one for evaluations, "
+            f"{settings.per_device_eval_batch_size}), and raise gradient_accumulation_steps, or write "
+            "gradient_checkpointing: true; run the job again, in another output_dir if something is trained already"
         ) from e
 
 

@@ -252,15 +252,18 @@ class Task:
         guess = self.foreseen(repaired.damage, inputs, found)
         return replace(plan, expected=guess, notes=(*found, repaired.note, *plan.notes))
 
-    def expected_anew(self, plan: PrunePlan) -> PrunePlan:
-        """A plan that was made before, with what its repair leaves here: it holds no data, and may have been edited."""
-        found = self._with_expected(plan)
-        before, now = plan.expected, found.expected
-        if before is None or now is None or before.inputs == now.inputs:
-            return plan if before is not None else found
-        note = (
-            f"the plan was made on {before.inputs}, and is repaired on {now.inputs}, where its damage is expected anew"
-        )
+    def expected_anew(self, plan: PrunePlan, made: Recipe) -> PrunePlan:
+        """A plan that was made before, by the recipe `made`, with the damage that its repair leaves here: a plan holds
+        no data, it may have been edited, and the repair may be asked for otherwise."""
+        before = plan.expected
+        found = self._with_expected(replace(plan, expected=None))
+        if before is None:
+            return found
+        now, is_same = found.expected, (made.calibration, made.repair) == (self.recipe.calibration, self.recipe.repair)
+        if is_same and now is not None and now.inputs == before.inputs:
+            return plan
+        how = f"is repaired on {now.inputs}" if now is not None else "is not repaired"
+        note = f"the plan was made on {before.inputs}, and {how}: what it says of repair and damage below is of then"
         return replace(plan, expected=now, notes=(note, *plan.notes))
 
     def foreseen(self, damage: Damage, inputs: str, found: tuple[str, ...]) -> Expected | None:
