@@ -64,8 +64,8 @@ ARMS: dict[str, tuple[list[str], str, float]] = {
     "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books", 3),
 }
 RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; the rivals read as many more books as "
-    "the minutes allow, without scores, repair and teacher: with LoRA twice, with all weights three times as many.",
+    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; the rivals read as many more books "
+    "as the minutes allow, without scores, repair and teacher: with LoRA twice, with all weights three times as many.",
     "bookworm had seen six tenths of its training books once, so new ones teach it more than it knew.",
     "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, another such job beside.",
 )
