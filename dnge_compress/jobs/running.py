@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
 from dnge_compress.jobs.refusals import refuse_fetched, refuse_hopeless
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone, Sample
-from dnge_compress.jobs.rounds import names, whole_widths, with_fewer_tokens
+from dnge_compress.jobs.rounds import names, whole_widths
 from dnge_compress.jobs.stages import Stage, Work, stages_of, stages_that_saw_data, timed
 from dnge_compress.lora.rank_grid import Rank
 from dnge_compress.plans.sensitivity import Sensitivity
@@ -58,12 +57,11 @@ def run(job: Job, progress: Progress | bool = False) -> JobReport | None:
         refuse_fetched(job)
         _forget_changed(folder, job)
         workers = workers_of(folder, job, progress)
-        begun = Work(job=job, folder=folder, workers=workers, progress=progress)
-        work = replace(begun, job=with_fewer_tokens(folder, job))
+        work = Work(given=job, folder=folder, workers=workers, progress=progress)
         stages, wanted = stages_of(job), due(folder, job)
         for stage in stages:
             if stage.name in wanted:
-                folder.finish(stage.name, timed(stage, begun if stage.name == "vocabulary" else work))
+                folder.finish(stage.name, timed(stage, work))
         workers.shutdown()  # not after a failure: the launcher ends the others, who may wait for us elsewhere
         report = _report(folder, job, stages)
         write(report, folder.root)

@@ -44,12 +44,17 @@ Facts = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What every stage is given."""
+    """What every stage has: the job as it was `given`, and as it goes on where tokens leave its model (`job`)."""
 
-    job: Job
+    given: Job
     folder: JobFolder
     workers: Workers
     progress: Progress
+
+    @property
+    def job(self) -> Job:
+        """With the model that has fewer tokens, if the job asks for one."""
+        return rounds.with_fewer_tokens(self.folder, self.given)
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,14 @@ def stages_that_saw_data(job: Job) -> list[str]:
 
 def vocabulary(work: Work) -> Facts:
     """Take tokens that nobody uses out of model and tokenizer."""
-    files = marks_of([*work.job.datasets, *work.job.eval_datasets], Path.cwd())
-    return {"notes": cut_tokens(work.folder, work.job, work.progress), "files": files}
+    files = marks_of([*work.given.datasets, *work.given.eval_datasets], Path.cwd())
+    return {"notes": cut_tokens(work.folder, work.given, work.progress), "files": files}
 
 
 def data(work: Work) -> Facts:
     """Tokenise the rows, hold some out, store both."""
-    job, settings = work.job, work.job.train
+    job = work.job
+    settings = job.train
     assert settings is not None
     tokenizer = models.tokenizer_of(job)
     files = marks_of([*job.datasets, *job.eval_datasets], Path.cwd())
@@ -129,9 +135,9 @@ def data(work: Work) -> Facts:
 
 def early_round(work: Work, number: int) -> Facts:
     """Prune a share and recover, as a job of its own that begins with the rows of this one."""
-    folder, job = rounds.of_round(work.folder, work.job, number)
+    folder, job = rounds.of_round(work.folder, work.given, number)
     rounds.begin(work.folder, folder, job)
-    inner = replace(work, job=job, folder=folder, workers=workers_of(work.folder, work.job, work.progress, number))
+    inner = replace(work, given=job, folder=folder, workers=workers_of(work.folder, work.given, work.progress, number))
     wanted = due(folder, job)
     for stage in stages_of(job):
         if stage.name in wanted:
