@@ -199,15 +199,20 @@ def place(work: Work) -> Facts:
 def rate(work: Work) -> Facts:
     """Find a learning rate for this model, these rows and this kind of training, for each placement its own."""
     job, folder = work.job, work.folder
-    steps = rates.trial_steps(steps_of(job, len(Examples.load(folder.train_rows))))
+    whole = steps_of(job, len(Examples.load(folder.train_rows)))
+    steps = rates.trial_steps(whole)
 
     def found(variant: str, first: float) -> dict[str, Any]:
         def loss_at(rate: float) -> float:
             work.workers.train(variant, rates.Trial(rate, steps))
             return float(read_json(folder.trial_loss(rate, variant)))
 
-        chosen, losses = rates.find_rate(loss_at, first)
-        return {"learning_rate": chosen, "tried": [[rate, json_values(loss)] for rate, loss in losses.items()]}
+        def before() -> float:
+            return float(read_json(folder.loss_before_trials(variant)))
+
+        chosen, losses = rates.find_rate(loss_at, first, before=before, longer=whole / steps)
+        tried = [[rate, json_values(loss)] for rate, loss in losses.items()]
+        return {"learning_rate": chosen, "before": before(), "tried": tried, "times": whole / steps}
 
     own = found("", rates.FIRST_WHOLE if job.lora is None else rates.FIRST_LORA)
     compared = {variant: found(variant, own["learning_rate"]) for variant in job.compare}
