@@ -99,10 +99,6 @@ class JobFolder:
         """The loss on held-out rows after a short training."""
         return self.trial(rate, variant) / "loss.json"
 
-    def loss_before_trials(self, variant: str = "") -> Path:
-        """The loss on held-out rows before any short training of a variant."""
-        return self.trials / f"before{_suffix(variant)}.json"
-
     def read_rate(self, settings: Train, variant: str = "") -> float:
         """The learning rate that the recipe says, or that was found for a variant."""
         if settings.learning_rate != "auto":

@@ -1,7 +1,8 @@
 """A learning rate found by a few short trainings: uphill or downhill on a ladder, until both neighbours are worse.
 
-Short trainings do best at rates that are too low for long ones (short-horizon bias: Wu et al., arXiv 1803.02021). So
-the rate grows with the square root of how many times as long the training is, as far as it does no harm in short ones.
+Short trainings do best at rates that are too low for long ones, which have the time to take back what a higher rate
+spoils at first (short-horizon bias: Wu et al., arXiv 1803.02021). So the rate grows with the length of the training, as
+far as the short ones lose little by it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ FIRST_LORA, FIRST_WHOLE = 3e-3, 3e-4  # where trials begin
 TRIAL_SHARE = 0.1  # of the training's steps, for each trial
 TRIAL_STEPS = (4, 40)  # at least and at most
 TRIAL_ROWS = 128  # held out, at most
+GROWTH = 2 / 3  # power of how many times as long a training is, with which its rate may grow
+LITTLE = 0.02  # nats per token that a trial may lose by it
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,13 @@ class Trial:
     steps: int
 
 
-def find_rate(
-    loss_at: Callable[[float], float], first: float, *, before: Callable[[], float], longer: float
-) -> tuple[float, dict[float, float]]:
+def find_rate(loss_at: Callable[[float], float], first: float, longer: float) -> tuple[float, dict[float, float]]:
     """A rung for a training that is so many times `longer` than those that `loss_at` tries, and the losses in nats
-    after all that were tried, infinite where training diverges. `before` is asked, last, for the loss before any.
+    after all that were tried, infinite where training diverges.
 
     Raises DivergedError if all of them diverge.
 
-        rate, losses = find_rate(lambda rate: train_shortly(model, rate), first=3e-3, before=lambda: 2.1, longer=10)
+        rate, losses = find_rate(lambda rate: train_shortly(model, rate), first=3e-3, longer=10)
     """
     losses: dict[int, float] = {}
 
@@ -61,9 +62,9 @@ def find_rate(
             f"every learning rate from {RUNGS[0]:g} to {first:g} makes the loss a number that isn't finite; the model "
             "can't be trained as it is (dtype=float32 may help)"
         )
-    wanted = RUNGS[best] * math.sqrt(longer)
-    highest = min(range(len(RUNGS)), key=lambda rung: abs(math.log(RUNGS[rung] / wanted)))
-    chosen = next((rung for rung in range(highest, best, -1) if loss(rung) <= before()), best)
+    grown = RUNGS[best] * longer**GROWTH
+    nearest = min(range(len(RUNGS)), key=lambda rung: abs(math.log(RUNGS[rung] / grown)))
+    chosen = next((rung for rung in range(nearest, best, -1) if loss(rung) <= loss(best) + LITTLE), best)
     return RUNGS[chosen], {RUNGS[rung]: found for rung, found in sorted(losses.items())}
 
 

@@ -133,10 +133,8 @@ def _of_training(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
             )
             whose = f" of the compared placement {variant}:" if variant else ""
             chosen = f"learning rate{whose} {found['learning_rate']:g}"
-            yield (
-                f"{chosen}, for {found['times']:.3g} times the {rate['steps']} steps that were tried; loss on held-out "
-                f"rows before them {found['before']:.5g}, after: {tried}"
-            )
+            tries = f"{rate['steps']} steps, of which the training has {rate['longer']:.3g} times as many"
+            yield f"{chosen}, by the loss on held-out rows after {tries}: {tried}"
     if job.datasets and not job.eval_datasets and all(source.type == "sampled" for source in job.datasets):
         yield "the held-out rows are the model's own text, too; give eval_datasets to see the loss on yours"
 

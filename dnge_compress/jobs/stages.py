@@ -207,17 +207,13 @@ def rate(work: Work) -> Facts:
             work.workers.train(variant, rates.Trial(rate, steps))
             return float(read_json(folder.trial_loss(rate, variant)))
 
-        def before() -> float:
-            return float(read_json(folder.loss_before_trials(variant)))
-
-        chosen, losses = rates.find_rate(loss_at, first, before=before, longer=whole / steps)
-        tried = [[rate, json_values(loss)] for rate, loss in losses.items()]
-        return {"learning_rate": chosen, "before": before(), "tried": tried, "times": whole / steps}
+        chosen, losses = rates.find_rate(loss_at, first, whole / steps)
+        return {"learning_rate": chosen, "tried": [[rate, json_values(loss)] for rate, loss in losses.items()]}
 
     own = found("", rates.FIRST_WHOLE if job.lora is None else rates.FIRST_LORA)
     compared = {variant: found(variant, own["learning_rate"]) for variant in job.compare}
     shutil.rmtree(folder.trials)
-    return {**own, "compared": compared, "steps": steps}
+    return {**own, "compared": compared, "steps": steps, "longer": whole / steps}
 
 
 def train(work: Work, variant: str) -> Facts:

@@ -83,7 +83,7 @@ def train(
     with quiet():
         if trial is not None:
             with _enough_memory(settings):
-                _try(trainer, folder.loss_before_trials(variant), folder.trial_loss(trial.rate, variant))
+                _try(trainer, folder.trial_loss(trial.rate, variant))
         elif last is None or not _is_at_its_end(last):  # resumed there, transformers takes one step too many
             with followed(settings.report_to), _enough_memory(settings):
                 trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -148,24 +148,15 @@ def _enough_memory(settings: Train) -> Iterator[None]:
         ) from e
 
 
-def _try(trainer: JobTrainer, before: Path, after: Path) -> None:
-    """Train for a little, and write the losses on held-out rows before, once for all trials, and after; one that isn't
-    finite counts as infinite."""
-    trainer.accelerator.wait_for_everyone()  # all find the file, or none
-    if not before.is_file():
-        _write_loss(trainer, before, trainer.trial_loss())
+def _try(trainer: JobTrainer, result: Path) -> None:
+    """Train for a little, and write the loss on held-out rows; one that isn't finite counts as infinite."""
     try:
         trainer.train()
         loss = trainer.trial_loss()
     except DivergedError:
         loss = math.inf
-    _write_loss(trainer, after, loss)
-
-
-def _write_loss(trainer: JobTrainer, path: Path, loss: float) -> None:
-    trainer.accelerator.wait_for_everyone()  # nobody writes before all have looked
     if trainer.is_world_process_zero():
-        write_whole(path, json.dumps(json_values(loss)) + "\n")
+        write_whole(result, json.dumps(json_values(loss)) + "\n")
 
 
 def check_launch(trainer: Trainer, launch: Launch) -> dict[str, str]:
