@@ -53,12 +53,8 @@ ARMS: dict[str, tuple[list[str], str, float]] = {
     "prune-recover on its own samples": ([], "sampled", 1),
     "prune-recover on real books": ([], "books", 1),
     "prune-recover of all weights on real books": (WHOLE, "books", 1),
-    # A little less text than the rival has, for the minutes of scoring and repair; at the rate that the rival finds.
-    "prune-recover of all weights without a teacher on real books": (
-        [*WHOLE, "~distill", "train.learning_rate=3e-4"],
-        "books",
-        1.9,
-    ),
+    # A little less text than the rival has, for the minutes of scoring and repair.
+    "prune-recover of all weights without a teacher on real books": ([*WHOLE, "~distill"], "books", 1.9),
     "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled", 1),
     "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books", 1),
     "prune-recover on both": ([], "both", 1),
@@ -68,8 +64,8 @@ ARMS: dict[str, tuple[list[str], str, float]] = {
     "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books", 2),
 }
 RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; what has no teacher reads more books, "
-    "as many as the minutes allow.",
+    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; what has no teacher reads as many more "
+    "books as the minutes allow.",
     "bookworm had seen six tenths of its training books once, so new ones teach it more than it knew.",
     "Every arm finds its learning rate by short trials. Minutes by the clock, one thread, another such job beside.",
 )
