@@ -64,10 +64,10 @@ ARMS: dict[str, tuple[list[str], str, float]] = {
     "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books", 2),
 }
 RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; what has no teacher reads as many",
-    "more books as the minutes allow. bookworm had seen six tenths of its training books once, so new ones teach it more",
-    "than it knew. Every arm finds its learning rate by short trials. Minutes by the clock, one thread, another such job",
-    "beside.",
+    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; what has no teacher reads",
+    "as many more books as the minutes allow. bookworm had seen six tenths of its training books once, so new",
+    "ones teach it more than it knew. Every arm finds its learning rate by short trials. Minutes by the clock,",
+    "one thread, another such job beside.",
 )
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
