@@ -98,7 +98,8 @@ def _report(folder: JobFolder, job: Job, stages: list[Stage]) -> JobReport:
     rounds = [*names(job), "prune"]
     early = [_curve(done[name]["curve"], f"trained in {name}") for name in names(job)]
     adapters = folder.read_lora_plan().adapters if job.lora is not None else ()
-    counts = {f"{part} {name}": count for part in ("train", "held_out") for name, count in data.get(part, {}).items()}
+    parts = ((part, data.get(part, {})) for part in ("train", "held_out"))
+    counts = {f"{part} {name}": count for part, found in parts for name, count in found.items() if count}
     return JobReport(
         name=job.name,
         model=job.model_name_or_path,
