@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from dnge_compress.checkpoint.model_files import weight_files
 from dnge_compress.core.folders import whole_folder
-from dnge_compress.core.wording import count
+from dnge_compress.core.wording import count, several
 from dnge_compress.data.formats import RowFile
 from dnge_compress.data.kinds import LEARNED
 from dnge_compress.data.row_files import is_on_hub, wanted
@@ -213,7 +213,8 @@ def _budget_about(budget: LoraBudget) -> str:
 def _train_about(job: Job, variant: str) -> str:
     settings = job.train
     assert settings is not None
-    length = f"{settings.max_steps:,} steps" if settings.max_steps > 0 else f"{settings.num_train_epochs:g} epochs"
+    epochs = settings.num_train_epochs
+    length = f"{epochs:g} epoch{'s'[: epochs != 1]}" if settings.max_steps <= 0 else several(settings.max_steps, "step")
     what = "all parameters" if job.lora is None else f"LoRA, {variant} placement" if variant else "LoRA"
     processes = job.launch.num_processes
     many = f" in {processes} processes" if processes > 1 else ""
