@@ -257,7 +257,7 @@ def _has_trained(folder: JobFolder) -> bool:
 def _is_same_but_training(folder: JobFolder, job: Job) -> bool:
     """Whether the folder's recipe and another differ in how to train alone, and nothing is trained yet: what was pruned
     and placed stays of use then. Early rounds train."""
-    if _has_trained(folder) or folder.rounds or not folder.recipe.is_file():
+    if not folder.read()["stages"] or _has_trained(folder) or folder.rounds:
         return False
     return _but_training(folder.job()) == _but_training(job)
 
