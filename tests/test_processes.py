@@ -37,6 +37,7 @@ from dnge_compress.signals import joint_fit, second_moments
 if int(sys.argv[5]) > 5:  # shared: products in bfloat16 make 1e-4 of a last digit
     joint_fit.fast_float32_products = nullcontext
 second_moments.MEMORY_BYTES = int(sys.argv[3])
+torch.set_num_threads(1)  # as torchrun has it: several threads round otherwise, and a joint fit amplifies that
 with joined_processes():
     generator = torch.Generator().manual_seed(3)
     data = None
