@@ -129,6 +129,10 @@ class JobFolder:
         read_strictly(_Record, raw, f"'{self.state}'")
         return raw
 
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Put a record in the place of the one that is there; survives a kill at any moment."""
+        write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+
     def done(self, stage: str) -> Mapping[str, Any] | None:
         """What a finished stage recorded, or None if it isn't finished."""
         return self.read()["stages"].get(stage)
@@ -137,7 +141,7 @@ class JobFolder:
         """Record a stage as done; survives a kill at any moment."""
         record = self.read()
         record["stages"][stage] = dict(facts)
-        write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        self.write(record)
 
     def forget(self, stages: Sequence[str], variants: Sequence[str]) -> None:
         """Take stages for not done, the first of them last, and away what trainings of variants left in between.
@@ -165,7 +169,7 @@ class JobFolder:
     def _drop(self, stages: Sequence[str]) -> None:
         record = self.read()
         record["stages"] = {name: facts for name, facts in record["stages"].items() if name not in stages}
-        write_whole(self.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        self.write(record)
 
     @property
     def threads(self) -> int:
@@ -179,12 +183,17 @@ class JobFolder:
         return found
 
 
+def is_of_a_start(path: Path) -> bool:
+    """Whether a claim that was killed may have left this in a job's folder."""
+    return path.name in AT_FIRST or path.suffix == ".part"
+
+
 def refuse(folder: JobFolder, job: Job) -> None:
     """Raise RecipeError if the folder holds another job's output, CheckpointError if it holds something else."""
     root = folder.root
     if root.exists() and not root.is_dir():
         raise CheckpointError(f"output_dir '{root}' is a file; name a folder")
-    if not root.is_dir() or not any(p for p in root.iterdir() if p.name not in AT_FIRST and p.suffix != ".part"):
+    if not root.is_dir() or all(map(is_of_a_start, root.iterdir())):
         return  # nothing yet, or what a claim that was killed leaves
     if not folder.state.is_file():
         raise CheckpointError(f"output_dir '{root}' exists and holds no job of ours; name another")
@@ -211,10 +220,10 @@ def claim(folder: JobFolder, job: Job, versions: Mapping[str, str], threads: int
             record = {"dnge_job": VERSION, "identity": "", "threads": threads}
             record["stages"] = {name: facts for name, facts in done.items() if name in BEFORE_TRAINING}
             # Stages first: killed before the end, nothing that another recipe made counts as this one's.
-            write_whole(folder.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            folder.write(record)
             write_whole(folder.recipe, head + yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
             record["identity"] = identity(job)
-            write_whole(folder.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+            folder.write(record)
             if folder.trials.is_dir():
                 shutil.rmtree(folder.trials)
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -13,7 +12,7 @@ import yaml
 
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.files import atomic_file, write_whole
-from dnge_compress.jobs.folder import AT_FIRST, VERSION, JobFolder, identity, outlive_workers
+from dnge_compress.jobs.folder import VERSION, JobFolder, identity, is_of_a_start, outlive_workers
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.library import validate
 from dnge_compress.recipes.schema import Prune
@@ -80,12 +79,12 @@ def begin(outer: JobFolder, inner: JobFolder, job: Job) -> None:
     write_whole(inner.recipe, recipe)
     data = {"data": dict(outer.done("data") or {})}
     record = {"dnge_job": VERSION, "identity": own, "threads": outer.threads, "stages": data}
-    write_whole(inner.state, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    inner.write(record)
 
 
 def _is_begun(path: Path) -> bool:
     """Whether a `begin` that was killed may have left this."""
-    return path.name in (*AT_FIRST, "data") or path.suffix == ".part"
+    return path.name == "data" or is_of_a_start(path)
 
 
 def whole_widths(rounds: Iterable[Iterable[SpaceRow]]) -> tuple[SpaceRow, ...]:
