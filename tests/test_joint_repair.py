@@ -169,10 +169,10 @@ def test_a_joint_fit_finds_most_of_what_refitting_one_side_cannot(dtype: torch.d
 
 def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, read, target = layer_with(6, 5, 7)
+    run = joint_fit_module._Run(layer, target, Fit(read, torch.zeros(len(read))), torch.ones(len(read)), True)
     found = []
     for at_once in (len(target), 300):
         monkeypatch.setattr(joint_fit_module, "AT_ONCE", at_once)
-        run = joint_fit_module._Run(layer, target, Fit(read, torch.zeros(len(read))), torch.ones(len(read)), True)
         parts, rows = run.parts(), joint_fit_module._Part.of(range(1000, len(target)))
         error = run.error_with_gradient(parts, rows, 2.0)
         assert float(error) == pytest.approx(float(run.error(parts, rows)) / 2, rel=1e-5)
@@ -183,6 +183,16 @@ def test_the_gradient_is_that_of_the_error_at_once(monkeypatch: pytest.MonkeyPat
         moved = [p + step * (p is part) for p in parts], [p - step * (p is part) for p in parts]
         slope = (run.error(moved[0], rows) - run.error(moved[1], rows)) / (2 * step) / 2
         assert float(slope) == pytest.approx(float(in_pieces.sum()), rel=0.02)
+
+
+def test_white_inputs_and_spreads_are_those_of_all_rows_at_once() -> None:
+    rows = torch.randn(joint_fit_module.AT_ONCE + 700, 9, generator=torch.Generator().manual_seed(6)).bfloat16() + 2
+    assert float(joint_fit_module._spread(rows)) == pytest.approx(float(rows.float().std()), rel=1e-4)
+    root, rows = joint_fit_module._root(rows), rows.float()
+    gram = rows.T @ rows / len(rows)
+    gram += joint_fit_module.RIDGE * gram.diagonal().mean() * torch.eye(9)
+    torch.testing.assert_close(root @ root.T, gram, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(joint_fit_module._whitened(rows, root) @ root.T, rows, rtol=1e-4, atol=1e-4)
 
 
 def test_where_nothing_is_missing_a_joint_fit_changes_nothing() -> None:

@@ -142,14 +142,13 @@ class _Run:
         self.layer, self.first, self.can_shift = layer, first, can_shift
         weights = importance.float().clamp_min(0).sqrt()
         self.weights = (weights / weights.mean().clamp_min(1e-30)).clamp_min(LEAST_WEIGHT)
-        x = layer.x.float()
-        self.inputs = _root(x)
-        self.white = torch.linalg.solve_triangular(self.inputs, x.T, upper=False).T.contiguous()
+        self.inputs = _root(layer.x)
+        self.white = _whitened(layer.x, self.inputs)
         self.features = _root(self._read(layer.activations()))
         self.target = (target - first.added) * self.weights
         reading = first.weight * self.weights[:, None]
         self.reading = torch.cat([reading, reading.new_zeros(len(reading), can_shift)], 1)  # [D, K (+ 1)]
-        self.sizes = [_spread(z.float()).clamp_min(1e-12) for z in layer.written]
+        self.sizes = [_spread(z).clamp_min(1e-12) for z in layer.written]
         self.size = _spread(self.target).clamp_min(1e-12)
         self.nothing = self.size.new_zeros((), dtype=torch.float64)
 
@@ -207,17 +206,29 @@ class _Run:
 
 def _spread(values: Float[Tensor, "P K"]) -> Tensor:
     """The standard deviation of all numbers, in all processes."""
-    numbers = values.shape[1] * len(values)
-    deviations = values - mean_of_all(values.sum(), numbers)
-    return mean_of_all(deviations.square().sum(), numbers).sqrt()
+    numbers, nothing = values.numel(), torch.zeros((), device=values.device)
+    mean = mean_of_all(sum((piece.float().sum() for piece in values.split(AT_ONCE)), nothing), numbers)
+    squares = sum(((piece.float() - mean).square().sum() for piece in values.split(AT_ONCE)), nothing)
+    return mean_of_all(squares, numbers).sqrt()
 
 
 def _root(rows: Float[Tensor, "P H"]) -> Float[Tensor, "H H"]:
     """The root of the second moments of the rows in all processes, lower triangular: rows divided by it are nearly
     white."""
-    gram = mean_of_all(rows.T @ rows, len(rows))
+    products = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
+    for piece in rows.split(AT_ONCE):
+        products.addmm_(piece.float().T, piece.float())
+    gram = mean_of_all(products, len(rows))
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     return factor(gram)
+
+
+def _whitened(rows: Float[Tensor, "P H"], root: Float[Tensor, "H H"]) -> Float[Tensor, "P H"]:
+    """The rows divided by their root."""
+    found = torch.empty(rows.shape, device=rows.device)
+    for white, piece in zip(found.split(AT_ONCE), rows.split(AT_ONCE), strict=True):
+        white.copy_(torch.linalg.solve_triangular(root, piece.float().T, upper=False).T)
+    return found
 
 
 def _back(matrix: Float[Tensor, "K H"], root: Float[Tensor, "H H"]) -> Float[Tensor, "K H"]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
+from dnge_compress.core.memory import give_back
 from dnge_compress.core.paging import Shelf
 from dnge_compress.core.parts import NOTHING_KEPT, Parts
 from dnge_compress.core.processes import agreed, each_alone
@@ -262,6 +263,7 @@ class _Run(TorchFunctionMode):
         layer = self.layers.get(module)
 
         def made() -> dict[str, Tensor]:
+            give_back()
             consumer.settle(fitted(), self.shelf)
             assert consumer.value is not None and consumer.added is not None
             return {"value": consumer.value, "added": consumer.added, **({} if layer is None else layer.found())}
@@ -272,25 +274,25 @@ class _Run(TorchFunctionMode):
             layer.take(found)
 
     def _fitted(self, consumer: Consumer, module: Any, read: Tensor, target: Float[Tensor, "P D"]) -> Fit:
-        rows = len(target)
+        rows, layer = len(target), self.layers.get(module)
         positions = counted_positions(self.mask, rows, target.device)
-        each = max(1, rows // len(self.own))
         if isinstance(module, CONVS):
             limit = max(ROWS_PER_FEATURE * len(consumer.keep), 4096)
             picks = torch.randperm(len(positions), generator=torch.Generator().manual_seed(0))[:limit]
             positions = positions[picks.to(positions.device)]
+        examples = self.own.numbers.to(positions.device)[positions // max(1, rows // len(self.own))]
+        is_measured = self.own.are_measured(examples)
+        if layer is not None:  # of its positions, those that its producers must not see come last
+            order = is_measured.byte().argsort(stable=True)
+            examples, positions = examples[order], positions[order]
+        if isinstance(module, CONVS):
             x = rows_at(windows(module, read), len(module.kernel_size), positions)
         else:
             x = read.flatten(0, -2)[positions]
-        examples, layer = self.own.numbers.to(positions.device)[positions // each], self.layers.get(module)
         x, target = x[:, consumer.keep].float(), target[positions]
         if getattr(module, "bias", None) is not None:
             target = target - module.bias.detach().float()
         if layer is not None:
-            is_measured = self.own.are_measured(examples)
-            order = is_measured.byte().argsort(stable=True)
-            x, target = x[order], target[order]
-            examples, positions = examples[order], positions[order]
             at = Positions(positions, examples, int((~is_measured).sum()))
             found = layer.fit(consumer, x, target, at, rows)
             if found is not None:
