@@ -23,7 +23,7 @@ from dnge_compress.report.speeds import Shape, shape_of
 from dnge_compress.signals.positions import positions_of
 
 
-def compare(folder: JobFolder, job: Job, progress: Progress) -> Mapping[str, Any]:
+def milestones_of(folder: JobFolder, job: Job, progress: Progress) -> Mapping[str, Any]:
     """Milestones of the original, the pruned and every trained model, samples of what they write, and `is_better`:
     whether training made a better one of what it began with. If it didn't, that is the milestone "trained" as well."""
     openers: dict[str, Callable[[], nn.Module]] = {ORIGINAL: lambda: models.original(job)}

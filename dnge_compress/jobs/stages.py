@@ -27,7 +27,7 @@ from dnge_compress.jobs.calibrating import TOO_FEW, calibration_rows
 from dnge_compress.jobs.checking import due, refuse_other_tasks
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.jobs.launching import Workers, workers_of
-from dnge_compress.jobs.milestones import compare
+from dnge_compress.jobs.milestones import milestones_of
 from dnge_compress.jobs.outline import stage_names
 from dnge_compress.jobs.tokens import cut_tokens
 from dnge_compress.jobs.training import clear_torn, steps_of
@@ -224,7 +224,7 @@ def train(work: Work, variant: str) -> Facts:
 
 def measure(work: Work) -> Facts:
     """The original, the pruned and every trained model by the same measures; and whether training made a better one."""
-    return compare(work.folder, work.job, work.progress)
+    return milestones_of(work.folder, work.job, work.progress)
 
 
 def save(work: Work) -> Facts:
