@@ -14,11 +14,12 @@ from perplexity import encode, perplexity
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, logging
 
 from dnge_compress import compress
+from dnge_compress.report.speeds import seconds_of
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKWORM = ROOT / "examples" / "bookworm"
 TEXT_CHARACTERS_PER_PART, PARTS = 2_000, 10  # the held-out text is ten excerpts of like length; a part of each
-TIMED_TOKENS, TIMED_ROWS, REPEATS = 256, 4, 5
+TIMED_TOKENS, TIMED_ROWS = 256, 4
 
 
 def main() -> None:
@@ -44,12 +45,12 @@ def main() -> None:
     # Ordinary transformers from here on: nothing of ours is needed to load or run the result.
     again = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval()
     same = same_logits(small, again, encode(tokenizer, text)[None, :64])
-    old_speed, new_speed = speeds(model, again)
+    old_speed, new_speed, noise = speeds(model, again)
     rows = (
         ("perplexity", f"{perplexity(model, tokenizer, text):.2f}", f"{perplexity(again, tokenizer, text):.2f}"),
         ("parameters", f"{model.num_parameters():,}", f"{again.num_parameters():,}"),
         ("megabytes in float32", f"{megabytes(model):.1f}", f"{megabytes(again):.1f}"),
-        ("tokens per second", f"{old_speed:,.0f}", f"{new_speed:,.0f}"),
+        (f"tokens per second ±{noise:.0%}", f"{old_speed:,.0f}", f"{new_speed:,.0f}"),
     )
     print(f"{'':24}{'before':>12}{'after':>12}")
     for name, before, after in rows:
@@ -64,17 +65,11 @@ def sample(text: str) -> str:
     return "\n\n".join(text[i * stride : i * stride + TEXT_CHARACTERS_PER_PART] for i in range(PARTS))
 
 
-def speeds(old: PreTrainedModel, new: PreTrainedModel) -> tuple[float, float]:
-    """Tokens per second of a forward pass, the best of several alternating runs of both."""
+def speeds(old: PreTrainedModel, new: PreTrainedModel) -> tuple[float, float, float]:
+    """Tokens per second of a forward pass of each, measured in turn, and by which share two measurements may differ."""
     ids = torch.randint(10, old.config.vocab_size, (TIMED_ROWS, TIMED_TOKENS), generator=torch.Generator())
-    best = [float("inf"), float("inf")]
-    with torch.inference_mode():
-        for _ in range(REPEATS + 1):  # the first is a warm-up that loses anyway
-            for which, model in enumerate((old, new)):
-                started = time.perf_counter()
-                model(input_ids=ids, use_cache=False)
-                best[which] = min(best[which], time.perf_counter() - started)
-    return ids.numel() / best[0], ids.numel() / best[1]
+    (before, after), noise = seconds_of([old, new], {"input_ids": ids})
+    return ids.numel() / before, ids.numel() / after, noise
 
 
 def same_logits(one: PreTrainedModel, other: PreTrainedModel, ids: torch.Tensor) -> str:

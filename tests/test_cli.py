@@ -445,6 +445,7 @@ def test_a_traceback_is_shown_only_on_demand(monkeypatch: pytest.MonkeyPatch) ->
     [
         (["compress"], "arguments are required: MODEL, -o/--output; see `dnge compress --help`"),
         (["compress", "m", "-o", "out", "--rat", "0.2"], "unknown option --rat; did you mean '--ratio'"),
+        (["run", "jobs/prune-recover", "--model", "m"], "keys of the recipe stand without dashes (model_name_or_path="),
         (["nothing"], "invalid choice: 'nothing'; known: "),
         (["compres", "m", "-o", "out"], "invalid choice: 'compres'; did you mean 'compress'"),
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from models import make
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 
 from dnge_compress import compress, load, open_model, place_lora, plan, save
 from dnge_compress.checkpoint.model_files import least_bytes
@@ -54,10 +57,19 @@ def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_a_command_that_cant_go_well_ends_before_torch_is_loaded(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").touch()
     (tmp_path / "empty").mkdir()
+    shutil.copytree(llama, tmp_path / "run" / "model")
     model, out = str(llama), str(tmp_path / "out")
     commands = {
         "there is no folder": ["compress", str(tmp_path / "none"), "-o", out],
         "has no config.json": ["compress", str(tmp_path / "empty"), "-o", out],
+        "empty' has no config.json": [
+            "compare",
+            model,
+            str(tmp_path / "empty"),
+            "--data",
+            str(tmp_path / "thesis.txt"),
+        ],
+        "run/model', which has one": ["generate", str(tmp_path / "run"), "It was"],
         "unknown recipe": ["compress", model, "-o", out, "--recipe", "prune/defalt"],
         "stands twice": ["compress", model, "-o", out, "--ratio", "0.3", "--set", "ratio=0.4"],
         "unknown scorer 'obz'": ["compress", model, "-o", out, "--scorer", "obz"],
@@ -278,6 +290,35 @@ def test_an_estimate_counts_the_rows_that_are_read(llama: Path, tmp_path: Path) 
     ):
         found = number_in(estimated(llama, rows, datasets=[{"path": str(rows), **source}])["rows"])
         assert found == pytest.approx(share * whole, rel=0.02), source
+
+
+def test_an_estimate_counts_tokens_as_the_model_does(llama: Path, tmp_path: Path) -> None:
+    rows, own = tmp_path / "rows.txt", tmp_path / "own"
+    rows.write_text("one two three\n" * 2000, encoding="utf-8")
+    shutil.copytree(llama, own)
+    found = Tokenizer(models.WordLevel({"one": 0, "two": 1, "?": 2}, unk_token="?"))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found.enable_truncation(7)
+    found.save(str(own / "tokenizer.json"))
+    assert number_in(estimated(own, rows, eval_fraction=0.5)["rows"]) == pytest.approx(3000, rel=0.02)
+    assert number_in(estimated(llama, rows, eval_fraction=0.5)["rows"]) == pytest.approx(14 * 1000 / 4, rel=0.02)
+    (own / "tokenizer.json").write_text("{", encoding="utf-8")  # which is said when it is read in earnest
+    assert estimated(own, rows) == estimated(llama, rows)
+
+
+def test_an_estimate_counts_adapters_and_their_checkpoints(llama: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": "word " * 40}) + "\n" for _ in range(1000)), encoding="utf-8")
+
+    def of(**budget: float) -> float:
+        return number_in(estimated(llama, rows, lora={"budget": budget}, save={"merge_adapter": False})["disk"])
+
+    linear = [m for name, m in open_model(llama).named_modules() if isinstance(m, nn.Linear) and name != "lm_head"]
+    each = 2 * 12 + 4 + 4  # two checkpoints with two moments each, the best, and the result
+    assert of(match_uniform_r=4) == pytest.approx(each * sum(4 * sum(m.weight.shape) for m in linear), rel=0.01)
+    assert of(trainable_params=1000) == each * 1000
+    params = sum(p.numel() for p in open_model(llama).parameters())
+    assert of(trainable_fraction=0.5) == pytest.approx(each * params / 2, rel=0.01)
 
 
 def test_the_rows_of_a_large_file_are_told_from_its_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

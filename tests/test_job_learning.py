@@ -94,6 +94,7 @@ def test_the_first_number_that_is_not_finite_stops_the_job_and_leaves_no_model(
     assert main(["run", str(recipe(model, rows, out, train=train, lora=lora))]) == 5
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert "is not a finite number at step 2; lower train.learning_rate, now 1e+30" in said
+    assert said.endswith("run the job again, in another output_dir if something is trained already")
     assert not (out / "model").exists() and (out / "pruned").is_dir()
 
 

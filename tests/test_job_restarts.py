@@ -275,3 +275,18 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert last is not None and last.name == "checkpoint-2"
     run(job)
     assert losses(tmp_path / "out") == losses(finished)
+
+
+def test_an_interrupted_job_says_that_the_same_command_goes_on(
+    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dnge_compress.cli.job_running.run", interrupted)
+    assert main(["run", str(recipe(model, rows, tmp_path / "out"))]) == 130
+    said = capsys.readouterr().err.splitlines()[-2:]
+    assert said == [
+        f"dnge: '{tmp_path / 'out'}' keeps what is done; the same command goes on from there",
+        "dnge: interrupted",
+    ]

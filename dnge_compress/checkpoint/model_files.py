@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 FLOATING = ("F16", "BF16", "F32", "F64")
 LONGEST_NAME = 200
+RESULT = "model"  # the folder in a job's that holds its result
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "README.md"]
 HUB_EXTRAS = ["onnx/*", "openvino/*", "coreml/*", "original/*", "consolidated*"]
@@ -112,7 +113,9 @@ def are_weights_safe(folder: Path, allow_pickle: bool) -> bool:
 def read_config(folder: Path) -> dict[str, Any]:
     """The raw `config.json` of a folder. Raises CheckpointError."""
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"'{folder}' has no config.json, so it is no model's; name the folder that has one")
+        inner = folder / RESULT
+        where = f"'{inner}', which has one" if (inner / "config.json").is_file() else "the folder that has one"
+        raise CheckpointError(f"'{folder}' has no config.json, so it is no model's; name {where}")
     raw = read_json(folder / "config.json")
     if not isinstance(raw, dict):
         raise CheckpointError(f"'{folder / 'config.json'}' holds no JSON object; fetch it again")

@@ -45,7 +45,10 @@ class Parser(argparse.ArgumentParser):
         found, left = super().parse_known_args(args, namespace)
         unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), "")
         if unknown:
-            self.error(f"unknown option {unknown}; {nearest(unknown, self._option_string_actions)}")
+            takes_keys = any(action.dest == "overrides" for action in self._actions)
+            keys = "keys of the recipe stand without dashes (model_name_or_path=MODEL), or "
+            near = nearest(unknown, self._option_string_actions)
+            self.error(f"unknown option {unknown}; {keys if takes_keys else ''}{near}")
         return found, left
 
     def error(self, message: str) -> NoReturn:

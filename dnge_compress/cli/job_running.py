@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 
 from dnge_compress.cli.commands import print_report
@@ -16,7 +17,11 @@ def carry_out(job: Job, options: Namespace) -> None:
     if not is_rank0():
         run(job)
         return
-    with session() as progress:
-        found = run(job, progress)
+    try:
+        with session() as progress:
+            found = run(job, progress)
+    except KeyboardInterrupt:
+        print(f"dnge: '{job.output_dir}' keeps what is done; the same command goes on from there", file=sys.stderr)
+        raise
     assert found is not None
     print_report(found, options)

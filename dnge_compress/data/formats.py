@@ -19,6 +19,7 @@ ENCODING = "utf-8-sig"  # UTF-8; a byte-order mark isn't part of the first row
 HEAD = 100
 SAMPLE = 2**20  # bytes
 BATCH = 1000
+WITH_ROWS = "name one that holds rows"
 LONGEST_CELL = 2**31 - 1  # characters; 131,072 by default, less than a book
 
 Placed = Iterator[tuple[str, dict[str, Any]]]  # where a row stands, and the row; blank lines are empty rows
@@ -96,7 +97,8 @@ def _not_blank(file: Path, rows: Placed) -> Placed:
         is_blank = is_blank and not str(row.get("text", "x") if row else "").strip()
         yield place, row
     if is_blank:
-        raise DataError(f"data file '{file}' is empty")
+        blank = " but for blank lines" if file.stat().st_size else ""
+        raise DataError(f"data file '{file}' is empty{blank}; {WITH_ROWS}")
 
 
 def _json_lines(file: Path) -> Placed:
@@ -128,7 +130,7 @@ def _json_list(file: Path) -> Placed:
     except (ValueError, RecursionError) as e:
         raise DataError(f"'{file}' is no JSON ({first_line(e)})") from None
     if not rows:
-        raise DataError(f"data file '{file}' is empty")
+        raise DataError(f"data file '{file}' is empty; {WITH_ROWS}")
     for number, row in enumerate(rows, 1):
         place = f"'{file}', row {number}"
         yield place, _object(row, place)
@@ -183,7 +185,7 @@ def _csv_rows(file: Path) -> Placed:
         finally:
             csv.field_size_limit(limit)
     if not number:
-        raise DataError(f"data file '{file}' is empty" + (", but for its column names" if header else ""))
+        raise DataError(f"data file '{file}' is empty{', but for its column names' if header else ''}; {WITH_ROWS}")
 
 
 def _parquet_rows(file: Path, source: Dataset) -> Placed:
@@ -207,7 +209,7 @@ def _parquet(file: Path) -> Iterator[Any]:
     try:
         table = parquet.ParquetFile(file)
         if not table.metadata.num_rows:
-            raise DataError(f"data file '{file}' is empty")
+            raise DataError(f"data file '{file}' is empty; {WITH_ROWS}")
         yield table
     except (OSError, ArrowException, UnicodeDecodeError) as e:
         raise DataError(f"data file '{file}' is no readable .parquet file: {first_line(e)}") from None

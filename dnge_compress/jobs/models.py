@@ -18,7 +18,7 @@ from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.lora.attach import merged
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.signals.tokenizer import needed_tokenizer
+from dnge_compress.signals.tokenizer import needed_tokenizer, refuse_unknown
 
 
 def original(job: Job) -> nn.Module:
@@ -104,12 +104,8 @@ def refuse_tokenizer(tokenizer: Any, rows: int, path: str | Path) -> None:
 def refuse_unknown_tokens(job: Job, tokenizer: Any, ids: Any) -> None:
     """Raise DataError if rows hold a token for which the model has no embedding."""
     rows = embedding_rows(read_config(locate(job.model_name_or_path, allow_pickle=False)))
-    highest = int(ids.max())
-    if rows is not None and highest >= rows:
-        raise DataError(
-            f"the rows hold token {highest} ('{tokenizer.convert_ids_to_tokens(highest)}'), but the model has "
-            f"{rows:,} rows; save the model with resized embeddings"
-        )
+    if rows is not None:
+        refuse_unknown("the rows hold", int(ids.max()), rows, tokenizer)
 
 
 def uses_cpu(job: Job) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from safetensors import safe_open
+from tokenizers import Tokenizer
 
 from dnge_compress.checkpoint.model_files import weight_files
 from dnge_compress.core.folders import whole_folder
@@ -23,10 +25,21 @@ from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import LoraBudget
 
 BYTES_PER_TOKEN = 4  # of English, about
+SAMPLE_BYTES = 1 << 16  # of a text file, that tell how many bytes a token has here
+TEXT_FILES = (".txt", ".jsonl", ".json", ".csv")
 PASSES = 3  # forward, and twice as much backward
 TRIALS = 3  # of a learning rate, at least: one and both beside it
-BEST_BYTES = 4  # bytes per parameter of the best so far
+FLOAT_BYTES = 4  # of a trained parameter: of the best so far, of an adapter
 OPTIMIZED = 12  # bytes on disk per trained parameter in a checkpoint: float32 weights, and two moments of Adam's
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the headers of a model's files tell: parameters, bytes, and the shapes of matrices."""
+
+    params: int = 0
+    bytes: int = 0
+    matrices: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,8 +109,9 @@ def estimate(job: Job) -> dict[str, str]:
     """The model's size, and about how many tokens, steps, multiply-accumulates and bytes the job takes; what can't be
     known before a model or rows are fetched is left out."""
     base = whole_folder(Path(job.model_name_or_path))
-    params, whole = _size_of(base) if base.is_dir() else (0, 0)
-    found = {"model": f"{count(params)} parameters, {count(whole, 'B')}"} if params else {}
+    weights = _weights_in(base) if base.is_dir() else Weights()
+    params = weights.params
+    found = {"model": f"{count(params)} parameters, {count(weights.bytes, 'B')}"} if params else {}
     tokens = _tokens(job)
     if job.train is not None and tokens is not None:
         row = job.train.max_length * job.train.per_device_train_batch_size * job.launch.num_processes
@@ -111,7 +125,7 @@ def estimate(job: Job) -> dict[str, str]:
     if params:
         least, most = _left(job, "parameters")
         word = "about" if least == most and job.rounds == 1 else "at most"
-        found["disk"] = f"{word} {count(_disk(job, params, whole, most), 'B')}"
+        found["disk"] = f"{word} {count(_disk(job, weights, most), 'B')}"
     return found
 
 
@@ -133,27 +147,28 @@ def _work(job: Job, params: int, steps: int, each: int) -> str:
     return f"{'about' if least == most and job.rounds == 1 else 'at most'} {count(work)} multiply-accumulates"
 
 
-def _size_of(folder: Path) -> tuple[int, int]:
-    """Parameters and bytes of the weights in a folder, from their headers; (0, 0) for others than safetensors."""
-    params, files = 0, weight_files(folder)
+def _weights_in(folder: Path) -> Weights:
+    """Of the weights in a folder; nothing of others than safetensors."""
+    shapes, files = list[list[int]](), weight_files(folder)
     for file in files:
         with safe_open(file, "np") as tensors:
-            params += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return params, sum(file.stat().st_size for file in files)
+            shapes += [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
+    matrices = tuple((shape[0], shape[1]) for shape in shapes if len(shape) == 2)
+    return Weights(sum(map(math.prod, shapes)), sum(file.stat().st_size for file in files), matrices)
 
 
 def _tokens(job: Job) -> int | None:
     """Of the rows to train on, about; None where some are on the hub."""
     total = 0
     for source in job.datasets:
-        found = source.tokens if source.type == "sampled" else _tokens_in(source)
+        found = source.tokens if source.type == "sampled" else _tokens_in(source, job.model_name_or_path)
         if found is None:
             return None
         total += found
     return round(total * (1 if job.eval_datasets else 1 - job.eval_fraction))
 
 
-def _tokens_in(source: Dataset) -> int | None:
+def _tokens_in(source: Dataset, model: str) -> int | None:
     if is_on_hub(source, Path.cwd()):
         return None
     source, _ = settled(source, Path.cwd())
@@ -170,18 +185,51 @@ def _tokens_in(source: Dataset) -> int | None:
         total = sum(sizes[split] * taken[split] // max(1, rows[split]) for split in rows)
         if source.max_rows is not None:
             total = total * min(source.max_rows, sum(taken.values())) // max(1, sum(taken.values()))
-    return total // BYTES_PER_TOKEN
+    return int(total / _bytes_per_token(model, [file.path for files in splits.values() for file in files]))
 
 
-def _disk(job: Job, params: int, whole: int, left: float) -> float:
-    """Models and, where all parameters are trained, checkpoints and the best of them; adapters are small."""
+def _bytes_per_token(model: str, files: Sequence[Path]) -> float:
+    """As the model's tokenizer cuts the beginning of some text; as of English where one of them isn't here."""
+    tokenizer = whole_folder(Path(model)) / "tokenizer.json"
+    text = next((file for file in files if file.suffix in TEXT_FILES), None)
+    if text is None or not tokenizer.is_file():
+        return BYTES_PER_TOKEN
+    with text.open("rb") as file:
+        sample = file.read(SAMPLE_BYTES)
+    try:
+        found = Tokenizer.from_file(str(tokenizer))
+    except Exception:  # tokenizers raises nothing else; what is wrong with it is said before the job begins
+        return BYTES_PER_TOKEN
+    found.no_truncation()
+    return len(sample) / max(1, len(found.encode(sample.decode(errors="ignore"), add_special_tokens=False)))
+
+
+def _disk(job: Job, weights: Weights, left: float) -> float:
+    """Models, checkpoints of what is trained, the best of them, and adapters; of layers that were pruned, adapters are
+    counted as of whole ones."""
     is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter)
-    models = whole * left * ((job.prune is not None) + is_saved)
-    models += whole * (2 * (job.rounds - 1) + (job.vocabulary is not None))  # pruned and trained of what is less
-    if job.train is None or job.lora is not None:
+    models = weights.bytes * left * ((job.prune is not None) + is_saved)
+    models += weights.bytes * (2 * (job.rounds - 1) + (job.vocabulary is not None))  # pruned, trained
+    if job.train is None:
         return models
-    each = params * (OPTIMIZED * job.train.save_total_limit + BEST_BYTES)
-    return models + each * left + each * (job.rounds - 1)
+    each = OPTIMIZED * job.train.save_total_limit + FLOAT_BYTES
+    if job.lora is None:
+        return models + weights.params * each * (left + job.rounds - 1)
+    return models + _adapted(job, weights) * (each + FLOAT_BYTES) * (1 + len(job.compare)) * job.rounds
+
+
+def _adapted(job: Job, weights: Weights) -> float:
+    """About how many parameters adapters have."""
+    assert job.lora is not None
+    budget = job.lora.budget
+    if budget.trainable_params is not None:
+        return budget.trainable_params
+    if budget.trainable_fraction is not None:
+        return budget.trainable_fraction * weights.params
+    longest = max((max(shape) for shape in weights.matrices), default=0)
+    # Tables of tokens get none, and have the longest side where there are more tokens than features.
+    inner = [shape for shape in weights.matrices if max(shape) < longest] or weights.matrices
+    return sum(min(budget.match_uniform_r or 0, *shape) * sum(shape) for shape in inner)
 
 
 def _data_about(job: Job) -> str:

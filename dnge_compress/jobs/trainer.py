@@ -166,7 +166,7 @@ class JobTrainer(Trainer):
             return DivergedError("the held-out loss is not a finite number before the first step; the model is broken")
         return DivergedError(
             f"the {what} is not a finite number at step {self.state.global_step + (what != 'held-out loss')}; "
-            f"{self.way_out}, and name another output_dir"
+            + self.way_out
         )
 
 
@@ -212,7 +212,7 @@ class _ProgressCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         for key, name in (("loss", "loss"), ("eval_loss", "held-out")):
             if logs and key in logs:
-                self.note = f"{name} {logs[key]:.3f}"
+                self.note = f"{name} {logs[key]:.3f} at {state.global_step}"
         self._say(state)
 
     def _say(self, state: Any) -> None:

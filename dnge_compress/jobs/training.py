@@ -36,6 +36,7 @@ from dnge_compress.lora.attach import attach
 from dnge_compress.recipes.job_schema import Job, Launch, Train
 
 NOT_ARGUMENTS = ("max_length", "packing", "learning_rate")
+AGAIN = "run the job again, in another output_dir if something is trained already"
 
 
 def train(
@@ -130,8 +131,8 @@ def _trying(trial: Trial, settings: Train, steps: int) -> dict[str, Any]:
 def _way_out(settings: Train, rate: float) -> str:
     """What to write where a training at a rate diverges."""
     if settings.learning_rate == "auto":
-        return f"write train.learning_rate: {next_lower(rate):g} instead of auto, which found {rate:g}"
-    return f"lower train.learning_rate, now {rate:g}, or write auto"
+        return f"write train.learning_rate: {next_lower(rate):g} instead of auto, which found {rate:g}; {AGAIN}"
+    return f"lower train.learning_rate, now {rate:g}, or write auto; {AGAIN}"
 
 
 @contextmanager
@@ -144,7 +145,7 @@ def _enough_memory(settings: Train) -> Iterator[None]:
             f"training has too little memory ({first_line(e)}); lower train.per_device_train_batch_size, now "
             f"{settings.per_device_train_batch_size} (or the one for evaluations, "
             f"{settings.per_device_eval_batch_size}), and raise gradient_accumulation_steps, or write "
-            "gradient_checkpointing: true; run the job again, in another output_dir if something is trained already"
+            f"gradient_checkpointing: true; {AGAIN}"
         ) from e
 
 

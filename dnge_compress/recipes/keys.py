@@ -139,7 +139,7 @@ def _place_of(section: type[RecipeSection], key: str) -> Keys:
         return places[key][0]
     known = [".".join(p) for p in _paths(section)] if "." in key else list(places)
     instead = ".".join(RENAMED.get(p, p) for p in path)
-    hint = "`dnge recipes schema prune` (or lora, job) lists all keys"
+    hint = f"`dnge recipes schema {section.model_fields['recipe'].default}` lists all keys"
     raise UnknownNameError("recipe key", key, known, hint, instead if instead != key else "")
 
 

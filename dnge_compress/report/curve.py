@@ -150,9 +150,9 @@ class RatioCurve(Printable):
         )
 
     def _caption(self) -> str:
-        text = "Measured after the one-shot repair; compress repairs once more and leaves less"
+        text = "Measured after the one-shot repair; compress repairs once more"
         if self.knee_damage is not None:
-            text += f": {self.knee_damage:.3g} nats at {self.knee:g}"
+            text += f" and leaves {self.knee_damage:.3g} nats at {self.knee:g}"
         return f"{text}. Speed: forward passes in turn; differences under {percent(self._noise)} are noise."
 
     @property

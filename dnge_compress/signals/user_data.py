@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnge_compress.core.errors import DataError, first_line
+from dnge_compress.core.errors import DataError, UnsupportedModelError, first_line
+from dnge_compress.core.wording import kind
 from dnge_compress.graph.derivation.pictures import PIXELS, picture_token
 from dnge_compress.graph.types import ModelGraph
+from dnge_compress.graph.vocabulary import rows_of
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
 from dnge_compress.signals.positions import positions_of
+from dnge_compress.signals.tokenizer import refuse_unknown
 
 MASKED = tuple(  # [rows, length] each, or [rows, length, features]
     (f"{side}{tokens}", f"{side}attention_mask")
@@ -44,8 +47,10 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
 
     Raises DataError naming the batch that doesn't fit.
     """
-    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
+    if isinstance(data, Tensor | Mapping | str):
         raise DataError("data must be an iterable of batches (dicts or tensors), not one batch; wrap it in a list")
+    if not isinstance(data, Iterable):
+        raise DataError(f"data must be an iterable of batches (dicts or tensors), not a {kind(data)}; pass a list")
     batches: list[Inputs] = []
     for i, batch in enumerate(data):
         _check_values(batch, i)
@@ -54,6 +59,7 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
     if not batches:
         raise DataError("data is empty; pass at least one batch, or leave it out to use synthetic inputs")
     found = _cut(UserData(tuple(batches), data.notes if isinstance(data, UserData) else ()), model)
+    _refuse_unknown_tokens(found.batches, model)
     try:
         with torch.no_grad(), inference_mode_of(model):
             call(model, first_examples(found.batches, 1)[0])
@@ -61,6 +67,16 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
         what = f"data batch 0 doesn't fit a {type(model).__name__}"
         raise DataError(f"{what} ({first_line(e)}); pass its inputs only") from e
     return found
+
+
+def _refuse_unknown_tokens(batches: Sequence[Inputs], model: nn.Module) -> None:
+    """Raise DataError for token ids that a model has no embedding for; those that stand for pictures need none."""
+    with suppress(UnsupportedModelError):  # which reads no token ids
+        rows = rows_of(model)
+        for batch in batches:
+            ids = batch.get("input_ids") if isinstance(batch, Mapping) and PIXELS not in batch else None
+            if ids is not None and ids.numel() and not ids.is_floating_point():
+                refuse_unknown("the data hold", int(ids.max()), rows)
 
 
 def refuse_without_pictures(data: Sequence[Inputs], model: nn.Module, graph: ModelGraph, part: str) -> None:

@@ -17,7 +17,7 @@ from dnge_compress.data.pieces import begun, encode, opening_of
 from dnge_compress.graph.vocabulary import rows_of
 from dnge_compress.signals.inference import device_of, inference_mode_of
 from dnge_compress.signals.positions import positions_of
-from dnge_compress.signals.tokenizer import needed_tokenizer
+from dnge_compress.signals.tokenizer import needed_tokenizer, refuse_unknown
 
 LEAST_TEMPERATURE = 1e-6  # above 0: scores over less may be infinite
 # What a model's own settings may ask for and we don't: one text, token by token, and nothing beside it.
@@ -121,13 +121,7 @@ def _room(model: nn.Module, tokenizer: Any, ids: list[int], tokens: int) -> int:
     from, or no room behind it."""
     if not ids:
         raise DataError("the prompt is empty, and the tokenizer begins texts with no token of its own; give some words")
-    highest, rows = max(ids), rows_of(model)
-    if highest >= rows:
-        token = tokenizer.convert_ids_to_tokens(highest)
-        raise DataError(
-            f"the prompt holds token {highest} ('{token}'), but the model has {rows:,} rows; use the tokenizer that it "
-            "was trained with, or save the model with resized embeddings"
-        )
+    refuse_unknown("the prompt holds", max(ids), rows_of(model), tokenizer)
     positions = positions_of(model)
     if positions is None:
         return tokens
