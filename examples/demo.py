@@ -42,7 +42,7 @@ def main() -> None:
     small.save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
 
-    # Ordinary transformers from here on: nothing of ours is needed to load or run the result.
+    # Ordinary transformers from here on: nothing of ours is needed to load or run the result; ours only takes the time.
     again = AutoModelForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval()
     same = same_logits(small, again, encode(tokenizer, text)[None, :64])
     old_speed, new_speed, noise = speeds(model, again)

@@ -176,13 +176,12 @@ def test_an_iterable_that_is_used_up_or_of_numbers_is_a_data_error() -> None:
 
 
 def test_token_ids_that_the_model_has_no_row_for_are_refused_wherever_they_stand() -> None:
-    strange = batches()
-    rows = models.make("llama").config.vocab_size
+    strange, rows = batches(), models.make("llama").config.vocab_size
     strange[-1]["input_ids"][-1, -1] = rows
-    with pytest.raises(
-        DataError, match=f"the data hold token {rows}, but the model has {rows} rows; use the tokenizer"
-    ):
-        compress(models.make("llama"), data=strange, scorer="obs")
+    words = f"data batch {len(strange) - 1} holds token {rows}, but the model has {rows} rows; use the tokenizer"
+    for given in (strange, [batch["input_ids"] for batch in strange]):
+        with pytest.raises(DataError, match=words):
+            compress(models.make("llama"), data=given, scorer="obs")
 
 
 def test_scores_can_be_used_again_at_another_ratio_but_not_for_another_model() -> None:

@@ -302,20 +302,32 @@ def test_an_estimate_counts_tokens_as_the_model_does(llama: Path, tmp_path: Path
     found.save(str(own / "tokenizer.json"))
     assert number_in(estimated(own, rows, eval_fraction=0.5)["rows"]) == pytest.approx(3000, rel=0.02)
     assert number_in(estimated(llama, rows, eval_fraction=0.5)["rows"]) == pytest.approx(14 * 1000 / 4, rel=0.02)
-    (own / "tokenizer.json").write_text("{", encoding="utf-8")  # which is said when it is read in earnest
-    assert estimated(own, rows) == estimated(llama, rows)
+    for suffix in ("JSONL", "json"):
+        lines = [json.dumps({"text": "один два три", "n": 1}) for _ in range(1000)]
+        escaped = tmp_path / f"rows.{suffix}"
+        escaped.write_text("\n".join(lines) if suffix == "JSONL" else f"[{', '.join(lines)}]", encoding="utf-8")
+        assert number_in(estimated(own, escaped, eval_fraction=0.5)["rows"]) == pytest.approx(1500, rel=0.02)
+    for wrong in ('{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "?"}}', "{"):
+        (own / "tokenizer.json").write_text(wrong, encoding="utf-8")  # which is said when it is read in earnest
+        assert estimated(own, rows) == estimated(llama, rows)
 
 
 def test_an_estimate_counts_adapters_and_their_checkpoints(llama: Path, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": "word " * 40}) + "\n" for _ in range(1000)), encoding="utf-8")
 
-    def of(**budget: float) -> float:
-        return number_in(estimated(llama, rows, lora={"budget": budget}, save={"merge_adapter": False})["disk"])
+    def of(told: Any = None, **budget: float) -> float:
+        lora = {"budget": budget, **(told or {})}
+        return number_in(estimated(llama, rows, lora=lora, save={"merge_adapter": False})["disk"])
 
     linear = [m for name, m in open_model(llama).named_modules() if isinstance(m, nn.Linear) and name != "lm_head"]
     each = 2 * 12 + 4 + 4  # two checkpoints with two moments each, the best, and the result
     assert of(match_uniform_r=4) == pytest.approx(each * sum(4 * sum(m.weight.shape) for m in linear), rel=0.01)
+    queries = [m for name, m in open_model(llama).named_modules() if name.endswith("q_proj")]
+    only = of({"target_modules": ["q_proj"]}, match_uniform_r=4)
+    assert only == pytest.approx(each * sum(4 * sum(m.weight.shape) for m in queries), rel=0.01)
+    without = of({"exclude_modules": ["q_proj"]}, match_uniform_r=4)
+    assert without == pytest.approx(of(match_uniform_r=4) - only, rel=0.01)
     assert of(trainable_params=1000) == each * 1000
     params = sum(p.numel() for p in open_model(llama).parameters())
     assert of(trainable_fraction=0.5) == pytest.approx(each * params / 2, rel=0.01)

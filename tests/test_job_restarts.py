@@ -277,16 +277,19 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(
     assert losses(tmp_path / "out") == losses(finished)
 
 
+@pytest.mark.parametrize("has_begun", [True, False])
 def test_an_interrupted_job_says_that_the_same_command_goes_on(
-    model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    has_begun: bool, model: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     def interrupted(*_: object) -> None:
+        if has_begun:
+            JobFolder(tmp_path / "out").root.mkdir()
+            JobFolder(tmp_path / "out").state.touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dnge_compress.cli.job_running.run", interrupted)
     assert main(["run", str(recipe(model, rows, tmp_path / "out"))]) == 130
-    said = capsys.readouterr().err.splitlines()[-2:]
-    assert said == [
-        f"dnge: '{tmp_path / 'out'}' keeps what is done; the same command goes on from there",
-        "dnge: interrupted",
-    ]
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "dnge: interrupted"
+    goes_on = f"dnge: '{tmp_path / 'out'}' keeps what is done; the same command goes on from there"
+    assert (goes_on in said) == has_begun

@@ -255,6 +255,9 @@ def test_a_dry_run_counts_what_rounds_leave_on_the_disk(model: Path, rows: Path,
     adapters = (kept + 4) * sum(2 * sum(m.weight.shape) for m in blocks if isinstance(m, nn.Linear))  # and the result
     for found, times in ((one, 1), (three, 3)):
         assert found == f"at most {count(times * (2 * whole + adapters), 'B')}"
+    compared = {**TOLD, "compare": ["kappa", "mlp"]}  # in the last round alone
+    found = estimate(job_of(recipe(model, rows, tmp_path / "out", **compared)))["disk"]
+    assert found == f"at most {count(6 * whole + 5 * adapters, 'B')}"
     flat = {**TOLD, "lora": None, "compare": None}
     one, three = (
         estimate(job_of(recipe(model, rows, tmp_path / "out", **{**flat, "rounds": rounds})))["disk"]

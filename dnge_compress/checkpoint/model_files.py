@@ -122,6 +122,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
+def embedding_rows(config: Mapping[str, Any]) -> int | None:
+    """How many tokens a model knows, by its config; None if that doesn't say."""
+    found = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    return found if isinstance(found, int) else None
+
+
 def refuse_silent(architecture: str, source: str | Path) -> None:
     """Raise UnsupportedModelError for what writes no text: any class but those of causal language models."""
     if not architecture.endswith(CAUSAL):

@@ -45,10 +45,10 @@ def refuse_early(options: Namespace) -> None:
     elif options.function == "compare":
         if not options.data:
             raise DataError("compare needs text that neither model was made with; give it (--data FILE)")
-        for model in (options.model, options.other):
-            refuse_missing(model)
-            if whole_folder(Path(model)).is_dir():
-                read_config(whole_folder(Path(model)))
+        refuse_missing(options.other)
+        for folder in (whole_folder(Path(options.model)), whole_folder(Path(options.other))):
+            if folder.is_dir():
+                read_config(folder)
         if asked_tasks(options) is not None and find_spec("lm_eval") is None:
             raise DataError(NO_HARNESS)
     elif options.function not in ("apply", "vocabulary"):  # a plan has its own

@@ -46,9 +46,8 @@ class Parser(argparse.ArgumentParser):
         unknown = next((word.partition("=")[0] for word in left if word.startswith("-")), "")
         if unknown:
             takes_keys = any(action.dest == "overrides" for action in self._actions)
-            keys = "keys of the recipe stand without dashes (model_name_or_path=MODEL), or "
-            near = nearest(unknown, self._option_string_actions)
-            self.error(f"unknown option {unknown}; {keys if takes_keys else ''}{near}")
+            keys = "; keys of the recipe stand without dashes (model_name_or_path=MODEL)" if takes_keys else ""
+            self.error(f"unknown option {unknown}; {nearest(unknown, self._option_string_actions)}{keys}")
         return found, left
 
     def error(self, message: str) -> NoReturn:

@@ -97,7 +97,7 @@ def _not_blank(file: Path, rows: Placed) -> Placed:
         is_blank = is_blank and not str(row.get("text", "x") if row else "").strip()
         yield place, row
     if is_blank:
-        blank = " but for blank lines" if file.stat().st_size else ""
+        blank = ", but for rows without text" if file.stat().st_size else ""
         raise DataError(f"data file '{file}' is empty{blank}; {WITH_ROWS}")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dnge_compress.core.errors import UnsupportedModelError
+from dnge_compress.core.errors import DataError, UnsupportedModelError
 from dnge_compress.graph.derivation.architecture import Architecture, Outline
 from dnge_compress.graph.derivation.config_keys import Key, as_dict, changed, spelled
 from dnge_compress.graph.families.derived import KEPT_SIZES
@@ -56,6 +56,17 @@ def rows_of(model: Any) -> int:
     if not isinstance(table, nn.Embedding):
         raise UnsupportedModelError(f"a {type(model).__name__} reads no token ids, so it has no vocabulary to cut")
     return len(table.weight)
+
+
+def refuse_unknown(holder: str, highest: int, *, rows: int, tokenizer: Any = None) -> None:
+    """Raise DataError if `highest`, the largest token id of what `holder` names ("the prompt holds"), has no embedding
+    among a model's `rows`."""
+    if highest >= rows:
+        named = "" if tokenizer is None else f" ('{tokenizer.convert_ids_to_tokens(highest)}')"
+        raise DataError(
+            f"{holder} token {highest}{named}, but the model has {rows:,} rows; use the tokenizer that it was trained "
+            "with, or save the model with resized embeddings"
+        )
 
 
 def params_per_token(model: Any, graph: ModelGraph) -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from dnge_compress.checkpoint.model_files import RESULT
 from dnge_compress.core.claims import claimed
 from dnge_compress.core.errors import CheckpointError, RecipeError
 from dnge_compress.core.files import read_text, write_whole
@@ -53,7 +54,7 @@ class JobFolder:
         self.recipe, self.state = root / RECIPE, root / STATE  # the resolved recipe, and the record of stages done
         self.fewer_tokens = root / "vocabulary"  # the original without the tokens that go
         self.pruned = root / "pruned"  # the model before training
-        self.model = root / "model"  # the job's result, an ordinary checkpoint
+        self.model = root / RESULT  # the job's result, an ordinary checkpoint
         self.trials = root / "trials"  # while a learning rate is looked for
         self.train_rows = root / "data" / "train.safetensors"
         self.held_out_rows = root / "data" / "held_out.safetensors"

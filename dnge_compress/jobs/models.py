@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from dnge_compress.checkpoint import check_weights, load, open_model
-from dnge_compress.checkpoint.model_files import locate, read_config
+from dnge_compress.checkpoint.model_files import embedding_rows, locate, read_config
 from dnge_compress.checkpoint.strict_loading import quiet
 from dnge_compress.core.errors import CheckpointError, DataError
 from dnge_compress.core.precision import has_bfloat16
+from dnge_compress.graph.vocabulary import refuse_unknown
 from dnge_compress.jobs.folder import JobFolder
 from dnge_compress.lora.attach import merged
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.signals.tokenizer import needed_tokenizer, refuse_unknown
+from dnge_compress.signals.tokenizer import needed_tokenizer
 
 
 def original(job: Job) -> nn.Module:
@@ -79,12 +79,6 @@ def tokenizer_of(job: Job) -> Any:
         return needed_tokenizer(job.model_name_or_path, "to train with")
 
 
-def embedding_rows(config: Mapping[str, Any]) -> int | None:
-    """How many tokens a model knows, by its config; None if that doesn't say."""
-    found = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
-    return found if isinstance(found, int) else None
-
-
 def refuse_tokenizer(tokenizer: Any, rows: int, path: str | Path) -> None:
     """Raise DataError if text, or padding, can give a token for which a model of so many `rows` has no embedding.
 
@@ -105,7 +99,7 @@ def refuse_unknown_tokens(job: Job, tokenizer: Any, ids: Any) -> None:
     """Raise DataError if rows hold a token for which the model has no embedding."""
     rows = embedding_rows(read_config(locate(job.model_name_or_path, allow_pickle=False)))
     if rows is not None:
-        refuse_unknown("the rows hold", int(ids.max()), rows, tokenizer)
+        refuse_unknown("the rows hold", int(ids.max()), rows=rows, tokenizer=tokenizer)
 
 
 def uses_cpu(job: Job) -> bool:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from dnge_compress.checkpoint.model_files import weight_files
+from dnge_compress.checkpoint.model_files import embedding_rows, read_config, weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count, several
 from dnge_compress.data.formats import RowFile
@@ -27,6 +29,7 @@ from dnge_compress.recipes.lora_schema import LoraBudget
 BYTES_PER_TOKEN = 4  # of English, about
 SAMPLE_BYTES = 1 << 16  # of a text file, that tell how many bytes a token has here
 TEXT_FILES = (".txt", ".jsonl", ".json", ".csv")
+STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\s*:)')  # of JSON, that is no key
 PASSES = 3  # forward, and twice as much backward
 TRIALS = 3  # of a learning rate, at least: one and both beside it
 FLOAT_BYTES = 4  # of a trained parameter: of the best so far, of an adapter
@@ -35,11 +38,12 @@ OPTIMIZED = 12  # bytes on disk per trained parameter in a checkpoint: float32 w
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of a model's files tell: parameters, bytes, and the shapes of matrices."""
+    """What a model's files tell: how many parameters and bytes there are, and the shapes of matrices, tables of tokens
+    left out."""
 
     params: int = 0
     bytes: int = 0
-    matrices: tuple[tuple[int, int], ...] = ()
+    matrices: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -148,13 +152,14 @@ def _work(job: Job, params: int, steps: int, each: int) -> str:
 
 
 def _weights_in(folder: Path) -> Weights:
-    """Of the weights in a folder; nothing of others than safetensors."""
-    shapes, files = list[list[int]](), weight_files(folder)
+    """Those of a folder's safetensors; nothing of other formats."""
+    shapes, files = dict[str, list[int]](), weight_files(folder)
     for file in files:
         with safe_open(file, "np") as tensors:
-            shapes += [tensors.get_slice(name).get_shape() for name in tensors.keys()]  # noqa: SIM118
-    matrices = tuple((shape[0], shape[1]) for shape in shapes if len(shape) == 2)
-    return Weights(sum(map(math.prod, shapes)), sum(file.stat().st_size for file in files), matrices)
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    tokens = embedding_rows(read_config(folder))
+    matrices = {n: (shape[0], shape[1]) for n, shape in shapes.items() if len(shape) == 2 and tokens not in shape}
+    return Weights(sum(map(math.prod, shapes.values())), sum(file.stat().st_size for file in files), matrices)
 
 
 def _tokens(job: Job) -> int | None:
@@ -185,23 +190,32 @@ def _tokens_in(source: Dataset, model: str) -> int | None:
         total = sum(sizes[split] * taken[split] // max(1, rows[split]) for split in rows)
         if source.max_rows is not None:
             total = total * min(source.max_rows, sum(taken.values())) // max(1, sum(taken.values()))
-    return int(total / _bytes_per_token(model, [file.path for files in splits.values() for file in files]))
+    return int(total / _bytes_per_token(model, [file for files in splits.values() for file in files]))
 
 
-def _bytes_per_token(model: str, files: Sequence[Path]) -> float:
-    """As the model's tokenizer cuts the beginning of some text; as of English where one of them isn't here."""
+def _bytes_per_token(model: str, files: Sequence[RowFile]) -> float:
+    """Bytes of a file for each token that the model's tokenizer makes of its text, told from the beginning of one; as
+    of English where there is no tokenizer.json, or no text file."""
     tokenizer = whole_folder(Path(model)) / "tokenizer.json"
-    text = next((file for file in files if file.suffix in TEXT_FILES), None)
-    if text is None or not tokenizer.is_file():
+    of_text = next((file for file in files if file.suffix in TEXT_FILES), None)
+    if of_text is None or not tokenizer.is_file():
         return BYTES_PER_TOKEN
-    with text.open("rb") as file:
+    with of_text.path.open("rb") as file:
         sample = file.read(SAMPLE_BYTES)
+    text = sample.decode(errors="ignore")
     try:
         found = Tokenizer.from_file(str(tokenizer))
+        found.no_truncation()
+        found.no_padding()
+        ids = found.encode(_strings_in(text) if "json" in of_text.suffix else text, add_special_tokens=False).ids
     except Exception:  # tokenizers raises nothing else; what is wrong with it is said before the job begins
         return BYTES_PER_TOKEN
-    found.no_truncation()
-    return len(sample) / max(1, len(found.encode(sample.decode(errors="ignore"), add_special_tokens=False)))
+    return len(sample) / max(1, len(ids))
+
+
+def _strings_in(text: str) -> str:
+    """The values that are texts in a part of a JSON file, a line each."""
+    return "\n".join(json.loads(f'"{string}"', strict=False) for string in STRING.findall(text))
 
 
 def _disk(job: Job, weights: Weights, left: float) -> float:
@@ -209,27 +223,32 @@ def _disk(job: Job, weights: Weights, left: float) -> float:
     counted as of whole ones."""
     is_saved = job.train is not None and (job.lora is None or job.save.merge_adapter)
     models = weights.bytes * left * ((job.prune is not None) + is_saved)
-    models += weights.bytes * (2 * (job.rounds - 1) + (job.vocabulary is not None))  # pruned, trained
+    models += weights.bytes * (2 * (job.rounds - 1) + (job.vocabulary is not None))  # an early round leaves two
     if job.train is None:
         return models
     each = OPTIMIZED * job.train.save_total_limit + FLOAT_BYTES
     if job.lora is None:
         return models + weights.params * each * (left + job.rounds - 1)
-    return models + _adapted(job, weights) * (each + FLOAT_BYTES) * (1 + len(job.compare)) * job.rounds
+    return models + _adapted(job, weights) * (each + FLOAT_BYTES) * (len(job.compare) + job.rounds)
 
 
 def _adapted(job: Job, weights: Weights) -> float:
-    """About how many parameters adapters have."""
+    """About how many parameters the adapters of one training have."""
     assert job.lora is not None
-    budget = job.lora.budget
+    budget, targets = job.lora.budget, job.lora.target_modules
     if budget.trainable_params is not None:
         return budget.trainable_params
     if budget.trainable_fraction is not None:
         return budget.trainable_fraction * weights.params
-    longest = max((max(shape) for shape in weights.matrices), default=0)
-    # Tables of tokens get none, and have the longest side where there are more tokens than features.
-    inner = [shape for shape in weights.matrices if max(shape) < longest] or weights.matrices
-    return sum(min(budget.match_uniform_r or 0, *shape) * sum(shape) for shape in inner)
+
+    def is_one_of(names: Iterable[str], name: str) -> bool:
+        return any(f".{name}".endswith(f".{known}.weight") for known in names)
+
+    return sum(
+        min(budget.match_uniform_r or 0, *shape) * sum(shape)
+        for name, shape in weights.matrices.items()
+        if (targets == "all-linear" or is_one_of(targets, name)) and not is_one_of(job.lora.exclude_modules, name)
+    )
 
 
 def _data_about(job: Job) -> str:

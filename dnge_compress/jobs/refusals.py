@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from dnge_compress.checkpoint.model_files import least_bytes, locate, read_config
+from dnge_compress.checkpoint.model_files import embedding_rows, least_bytes, locate, read_config
 from dnge_compress.checkpoint.strict_loading import class_of, quiet
 from dnge_compress.checkpoint.targets import refuse_closed
 from dnge_compress.core.errors import LaunchError, RecipeError, UnknownNameError, first_line
@@ -23,7 +23,7 @@ from dnge_compress.data.row_files import is_on_hub
 from dnge_compress.data.sources import settled
 from dnge_compress.jobs.checking import refuse_config
 from dnge_compress.jobs.folder import JobFolder
-from dnge_compress.jobs.models import embedding_rows, refuse_tokenizer, tokenizer_of, uses_cpu
+from dnge_compress.jobs.models import refuse_tokenizer, tokenizer_of, uses_cpu
 from dnge_compress.jobs.trackers import refuse_tracker
 from dnge_compress.lora.sites import find_sites
 from dnge_compress.plans.held import full_path

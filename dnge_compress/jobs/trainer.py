@@ -212,7 +212,7 @@ class _ProgressCallback(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         for key, name in (("loss", "loss"), ("eval_loss", "held-out")):
             if logs and key in logs:
-                self.note = f"{name} {logs[key]:.3f} at {state.global_step}"
+                self.note = f"{name} {logs[key]:.3f} at step {state.global_step}"
         self._say(state)
 
     def _say(self, state: Any) -> None:

@@ -217,7 +217,8 @@ def _root(rows: Float[Tensor, "P H"]) -> Float[Tensor, "H H"]:
     white."""
     products = torch.zeros(rows.shape[1], rows.shape[1], device=rows.device)
     for piece in rows.split(AT_ONCE):
-        products.addmm_(piece.float().T, piece.float())
+        x = piece.float()
+        products.addmm_(x.T, x)
     gram = mean_of_all(products, len(rows))
     gram.diagonal().add_(RIDGE * gram.diagonal().mean() + 1e-12)
     return factor(gram)

@@ -25,17 +25,6 @@ def tokenizer_of(path: str) -> Any | None:
     return _read(path)[0]
 
 
-def refuse_unknown(holder: str, highest: int, rows: int, tokenizer: Any = None) -> None:
-    """Raise DataError where the `highest` token of what somebody holds ("the prompt holds") is one for which a model of
-    so many `rows` has no embedding."""
-    if highest >= rows:
-        named = "" if tokenizer is None else f" ('{tokenizer.convert_ids_to_tokens(highest)}')"
-        raise DataError(
-            f"{holder} token {highest}{named}, but the model has {rows:,} rows; use the tokenizer that it was trained "
-            "with, or save the model with resized embeddings"
-        )
-
-
 def needed_tokenizer(path: str, purpose: str) -> Any:
     """The tokenizer beside a model, a new one. Raises DataError with the reason why there is none for the `purpose`."""
     found, reason = _read(path, is_local=False)

@@ -15,10 +15,9 @@ from dnge_compress.core.errors import DataError, UnsupportedModelError, first_li
 from dnge_compress.core.wording import kind
 from dnge_compress.graph.derivation.pictures import PIXELS, picture_token
 from dnge_compress.graph.types import ModelGraph
-from dnge_compress.graph.vocabulary import rows_of
+from dnge_compress.graph.vocabulary import refuse_unknown, rows_of
 from dnge_compress.signals.inference import Inputs, call, device_of, first_examples, inference_mode_of, to_device
 from dnge_compress.signals.positions import positions_of
-from dnge_compress.signals.tokenizer import refuse_unknown
 
 MASKED = tuple(  # [rows, length] each, or [rows, length, features]
     (f"{side}{tokens}", f"{side}attention_mask")
@@ -70,13 +69,24 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
 
 
 def _refuse_unknown_tokens(batches: Sequence[Inputs], model: nn.Module) -> None:
-    """Raise DataError for token ids that a model has no embedding for; those that stand for pictures need none."""
+    """Raise DataError for ids in a batch of text that a model has no embedding for; those that stand for pictures or
+    sounds need none."""
+    if getattr(model, "main_input_name", None) != "input_ids":
+        return
     with suppress(UnsupportedModelError):  # which reads no token ids
         rows = rows_of(model)
-        for batch in batches:
-            ids = batch.get("input_ids") if isinstance(batch, Mapping) and PIXELS not in batch else None
-            if ids is not None and ids.numel() and not ids.is_floating_point():
-                refuse_unknown("the data hold", int(ids.max()), rows)
+        for i, batch in enumerate(batches):
+            ids = _ids_in(batch)
+            if ids is not None:
+                refuse_unknown(f"data batch {i} holds", int(ids.max()), rows=rows)
+
+
+def _ids_in(batch: Inputs) -> Tensor | None:
+    """The token ids of a text model's batch; None where it holds more than text."""
+    if isinstance(batch, Mapping):
+        return _text_in(batch)
+    first = batch[0] if isinstance(batch, tuple) else batch
+    return None if first.is_floating_point() else first
 
 
 def refuse_without_pictures(data: Sequence[Inputs], model: nn.Module, graph: ModelGraph, part: str) -> None:

@@ -14,10 +14,10 @@ from dnge_compress.core.errors import DataError
 from dnge_compress.core.wording import several
 from dnge_compress.data.chat import prompt_of
 from dnge_compress.data.pieces import begun, encode, opening_of
-from dnge_compress.graph.vocabulary import rows_of
+from dnge_compress.graph.vocabulary import refuse_unknown, rows_of
 from dnge_compress.signals.inference import device_of, inference_mode_of
 from dnge_compress.signals.positions import positions_of
-from dnge_compress.signals.tokenizer import needed_tokenizer, refuse_unknown
+from dnge_compress.signals.tokenizer import needed_tokenizer
 
 LEAST_TEMPERATURE = 1e-6  # above 0: scores over less may be infinite
 # What a model's own settings may ask for and we don't: one text, token by token, and nothing beside it.
@@ -121,7 +121,7 @@ def _room(model: nn.Module, tokenizer: Any, ids: list[int], tokens: int) -> int:
     from, or no room behind it."""
     if not ids:
         raise DataError("the prompt is empty, and the tokenizer begins texts with no token of its own; give some words")
-    refuse_unknown("the prompt holds", max(ids), rows_of(model), tokenizer)
+    refuse_unknown("the prompt holds", max(ids), rows=rows_of(model), tokenizer=tokenizer)
     positions = positions_of(model)
     if positions is None:
         return tokens
