@@ -19,13 +19,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from dnge_compress.core.errors import DataError
+from dnge_compress.data.about_tokens import about_tokens
 from dnge_compress.data.changes import changed, marks_of
 from dnge_compress.data.kinship import signs_of
 from dnge_compress.data.reading import read_rows
 from dnge_compress.data.rows import Collator, Rows
 from dnge_compress.data.sources import check_sources
 from dnge_compress.data.splitting import split_rows
-from dnge_compress.jobs.outline import _tokens_in
 from dnge_compress.recipes.data_schema import Dataset
 
 BOOKWORM = Path(__file__).resolve().parents[1] / "examples" / "bookworm"
@@ -447,7 +447,7 @@ def test_the_plan_guesses_the_tokens_of_a_part_of_any_file(tmp_path: Path, suffi
         file.write_text(f"{line}\n" * 10)
     else:
         written(file, [{"text": line}] * 10)
-    whole, half = (_tokens_in(Dataset(path=str(file), **told), "") for told in ({}, part))
+    whole, half = (about_tokens(Dataset(path=str(file), **told), "") for told in ({}, part))
     assert whole is not None and half == whole // 2
 
 

@@ -54,7 +54,7 @@ HOMES = {
         f"{home}.py"
         for home in ("encoder/hub", "encoder/hub_encoder", "checkpoint/model_files", "checkpoint/aux_files")
     },
-    "tokenizers": {"zoo/corpora.py"},
+    "tokenizers": {"data/about_tokens.py", "zoo/corpora.py"},
     "regex": {"vocabulary/coverage.py"},
     "shtab": {"cli/completion.py"},
     "ray": {"zoo/ray_workers.py"},

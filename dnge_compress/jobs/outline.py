@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from safetensors import safe_open
-from tokenizers import Tokenizer
 
 from dnge_compress.checkpoint.model_files import embedding_rows, read_config, weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count, several
-from dnge_compress.data.formats import RowFile
+from dnge_compress.data.about_tokens import about_tokens
 from dnge_compress.data.kinds import LEARNED
-from dnge_compress.data.row_files import is_on_hub, wanted
-from dnge_compress.data.sources import settled, spans
+from dnge_compress.data.row_files import is_on_hub
+from dnge_compress.data.sources import settled
 from dnge_compress.jobs.rates import trial_steps
 from dnge_compress.jobs.rounds import names, share
 from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.job_schema import Job
 from dnge_compress.recipes.lora_schema import LoraBudget
 
-BYTES_PER_TOKEN = 4  # of English, about
-SAMPLE_BYTES = 1 << 16  # of a text file, that tell how many bytes a token has here
-TEXT_FILES = (".txt", ".jsonl", ".json", ".csv")
-STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\s*:)')  # of JSON, that is no key
 PASSES = 3  # forward, and twice as much backward
 TRIALS = 3  # of a learning rate, at least: one and both beside it
 FLOAT_BYTES = 4  # of a trained parameter: of the best so far, of an adapter
@@ -166,56 +159,11 @@ def _tokens(job: Job) -> int | None:
     """Of the rows to train on, about; None where some are on the hub."""
     total = 0
     for source in job.datasets:
-        found = source.tokens if source.type == "sampled" else _tokens_in(source, job.model_name_or_path)
+        found = source.tokens if source.type == "sampled" else about_tokens(source, job.model_name_or_path)
         if found is None:
             return None
         total += found
     return round(total * (1 if job.eval_datasets else 1 - job.eval_fraction))
-
-
-def _tokens_in(source: Dataset, model: str) -> int | None:
-    if is_on_hub(source, Path.cwd()):
-        return None
-    source, _ = settled(source, Path.cwd())
-    splits = {split: [RowFile(f, source) for f in files] for split, files in wanted(source, Path.cwd()).items()}
-    sizes = {split: sum(file.path.stat().st_size for file in files) for split, files in splits.items()}
-    total = sum(sizes.values())
-    if "[" in source.split or source.max_rows is not None:
-        rows = {split: sum(file.about_rows() for file in files) for split, files in splits.items()}
-        taken = rows
-        if "[" in source.split:
-            taken = dict.fromkeys(rows, 0)
-            for span in spans(source, rows):
-                taken[span.splitname] += span.to - span.from_
-        total = sum(sizes[split] * taken[split] // max(1, rows[split]) for split in rows)
-        if source.max_rows is not None:
-            total = total * min(source.max_rows, sum(taken.values())) // max(1, sum(taken.values()))
-    return int(total / _bytes_per_token(model, [file for files in splits.values() for file in files]))
-
-
-def _bytes_per_token(model: str, files: Sequence[RowFile]) -> float:
-    """Bytes of a file for each token that the model's tokenizer makes of its text, told from the beginning of one; as
-    of English where there is no tokenizer.json, or no text file."""
-    tokenizer = whole_folder(Path(model)) / "tokenizer.json"
-    of_text = next((file for file in files if file.suffix in TEXT_FILES), None)
-    if of_text is None or not tokenizer.is_file():
-        return BYTES_PER_TOKEN
-    with of_text.path.open("rb") as file:
-        sample = file.read(SAMPLE_BYTES)
-    text = sample.decode(errors="ignore")
-    try:
-        found = Tokenizer.from_file(str(tokenizer))
-        found.no_truncation()
-        found.no_padding()
-        ids = found.encode(_strings_in(text) if "json" in of_text.suffix else text, add_special_tokens=False).ids
-    except Exception:  # tokenizers raises nothing else; what is wrong with it is said before the job begins
-        return BYTES_PER_TOKEN
-    return len(sample) / max(1, len(ids))
-
-
-def _strings_in(text: str) -> str:
-    """The values that are texts in a part of a JSON file, a line each."""
-    return "\n".join(json.loads(f'"{string}"', strict=False) for string in STRING.findall(text))
 
 
 def _disk(job: Job, weights: Weights, left: float) -> float:
