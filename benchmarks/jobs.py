@@ -41,6 +41,7 @@ BOOKWORM = EXAMPLES / "bookworm"
 JUDGED = 120_000  # characters of each held-out book, which no job sees
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 1e-2, 1.0, 1e4, 1e10)
+DIVERGED = 5  # exit code of a job whose loss or gradient isn't finite
 BOOK_TOKENS = 1_048_576  # of real text: twelve minutes of two cores that have no instructions for bfloat16
 CHARACTERS_PER_TOKEN = 4.2
 # All weights, which train in float32 otherwise, at half the speed where the processor has instructions for bfloat16.
@@ -154,9 +155,12 @@ def rates(options: argparse.Namespace) -> list[dict[str, Any]]:
     for seed in SEEDS[: options.seeds]:
         for rate in RATES:
             out = options.work / f"rate-{rate:g}-{seed}"
-            words = [*SHORT, f"seed={seed}", f"train.learning_rate={rate!r}", "eval_fraction=0.2"]
+            told = [word for word in SHORT if "learning_rate" not in word]
+            words = [*told, f"seed={seed}", f"train.learning_rate={rate!r}", "eval_fraction=0.2"]
             running = start("jobs/prune-recover", out, words)
-            running.communicate()
+            _, errors = running.communicate()
+            if running.returncode not in (0, DIVERGED):
+                raise SystemExit(errors.decode())
             row: dict[str, Any] = {"seed": seed, "rate": rate, "exit_code": running.returncode}
             if running.returncode == 0:
                 row |= {"perplexity": judged(out)}
@@ -319,7 +323,7 @@ def table(found: dict[str, Any]) -> list[str]:
     if "rates" in found:
         done = [r for r in found["rates"] if r["exit_code"] == 0]
         worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]
-        stopped = sum(r["exit_code"] == 5 for r in found["rates"])
+        stopped = sum(r["exit_code"] == DIVERGED for r in found["rates"])
         lines += ["", f"Learning rates from {min(RATES):g} to {max(RATES):g}, {len(found['rates'])} short jobs: "]
         lines[-1] += (
             f"{stopped} stopped with exit code 5, {len(worse)} of the others left a model that is worse on these "
