@@ -30,6 +30,7 @@ from scipy.stats import t as student
 from transformers import AutoTokenizer
 
 from dnge_compress import open_model
+from dnge_compress.cli.main import DIVERGED
 from dnge_compress.core.precision import has_bfloat16
 from dnge_compress.jobs.report.job_report import JobReport
 
@@ -41,7 +42,6 @@ BOOKWORM = EXAMPLES / "bookworm"
 JUDGED = 120_000  # characters of each held-out book, which no job sees
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 1e-2, 1.0, 1e4, 1e10)
-DIVERGED = 5  # exit code of a job whose loss or gradient isn't finite
 BOOK_TOKENS = 1_048_576  # of real text: twelve minutes of two cores that have no instructions for bfloat16
 CHARACTERS_PER_TOKEN = 4.2
 # All weights, which train in float32 otherwise, at half the speed where the processor has instructions for bfloat16.

@@ -447,7 +447,7 @@ def test_the_plan_guesses_the_tokens_of_a_part_of_any_file(tmp_path: Path, suffi
         file.write_text(f"{line}\n" * 10)
     else:
         written(file, [{"text": line}] * 10)
-    whole, half = (about_tokens(Dataset(path=str(file), **told), "") for told in ({}, part))
+    whole, half = (about_tokens(Dataset(path=str(file), **told), None) for told in ({}, part))
     assert whole is not None and half == whole // 2
 
 

@@ -21,8 +21,22 @@ TEXT_FILES = (".txt", ".jsonl", ".json", ".csv")
 STRING = re.compile(r'"((?:[^"\\]|\\.)*)"(\s*:)?')  # of JSON; a key has a colon behind it
 
 
-def about_tokens(source: Dataset, model: str) -> int | None:
-    """How many tokens a source of rows has for a model, about; None for one on the hub."""
+def tokenizer_in(model: str) -> Tokenizer | None:
+    """The tokenizer that counts a model's tokens; None where there is no tokenizer.json, or one that can't be read,
+    which is said before a job begins."""
+    file = whole_folder(Path(model)) / "tokenizer.json"
+    try:
+        found = Tokenizer.from_file(str(file)) if file.is_file() else None
+    except Exception:  # tokenizers raises nothing else
+        return None
+    if found is not None:
+        found.no_truncation()
+        found.no_padding()
+    return found
+
+
+def about_tokens(source: Dataset, tokenizer: Tokenizer | None) -> int | None:
+    """How many tokens a source of rows has, about; None for one on the hub."""
     if is_on_hub(source, Path.cwd()):
         return None
     source, _ = settled(source, Path.cwd())
@@ -39,25 +53,21 @@ def about_tokens(source: Dataset, model: str) -> int | None:
         total = sum(sizes[split] * taken[split] // max(1, rows[split]) for split in rows)
         if source.max_rows is not None:
             total = total * min(source.max_rows, sum(taken.values())) // max(1, sum(taken.values()))
-    return int(total / _bytes_per_token(model, [file for files in splits.values() for file in files]))
+    return int(total / _bytes_per_token(tokenizer, [file for files in splits.values() for file in files]))
 
 
-def _bytes_per_token(model: str, files: Sequence[RowFile]) -> float:
-    """Bytes of a file for each token that the model's tokenizer makes of its text, told from the beginning of one; as
-    of English where there is no tokenizer.json, or no text file."""
-    tokenizer = whole_folder(Path(model)) / "tokenizer.json"
+def _bytes_per_token(tokenizer: Tokenizer | None, files: Sequence[RowFile]) -> float:
+    """Bytes of a file for each token that a tokenizer makes of its text, told from the beginning of one; as of English
+    without a tokenizer or a text file."""
     of_text = next((file for file in files if file.suffix in TEXT_FILES), None)
-    if of_text is None or not tokenizer.is_file():
+    if of_text is None or tokenizer is None:
         return BYTES_PER_TOKEN
     with of_text.path.open("rb") as file:
         sample = file.read(SAMPLE_BYTES)
     text = sample.decode(errors="ignore")
     try:
-        found = Tokenizer.from_file(str(tokenizer))
-        found.no_truncation()
-        found.no_padding()
-        ids = found.encode(_strings_in(text) if "json" in of_text.suffix else text, add_special_tokens=False).ids
-    except Exception:  # tokenizers raises nothing else; what is wrong with it is said before the job begins
+        ids = tokenizer.encode(_strings_in(text) if "json" in of_text.suffix else text, add_special_tokens=False).ids
+    except Exception:  # as of a vocabulary without its own token for what is unknown; tokenizers raises nothing else
         return BYTES_PER_TOKEN
     return len(sample) / max(1, len(ids))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from safetensors import safe_open
 from dnge_compress.checkpoint.model_files import embedding_rows, read_config, weight_files
 from dnge_compress.core.folders import whole_folder
 from dnge_compress.core.wording import count, several
-from dnge_compress.data.about_tokens import about_tokens
+from dnge_compress.data.about_tokens import about_tokens, tokenizer_in
 from dnge_compress.data.kinds import LEARNED
 from dnge_compress.data.row_files import is_on_hub
 from dnge_compress.data.sources import settled
@@ -21,7 +21,7 @@ from dnge_compress.jobs.rates import trial_steps
 from dnge_compress.jobs.rounds import names, share
 from dnge_compress.recipes.data_schema import Dataset
 from dnge_compress.recipes.job_schema import Job
-from dnge_compress.recipes.lora_schema import LoraBudget
+from dnge_compress.recipes.lora_schema import LoraBudget, matches
 
 PASSES = 3  # forward, and twice as much backward
 TRIALS = 3  # of a learning rate, at least: one and both beside it
@@ -157,9 +157,9 @@ def _weights_in(folder: Path) -> Weights:
 
 def _tokens(job: Job) -> int | None:
     """Of the rows to train on, about; None where some are on the hub."""
-    total = 0
+    total, tokenizer = 0, tokenizer_in(job.model_name_or_path) if job.has_real_rows else None
     for source in job.datasets:
-        found = source.tokens if source.type == "sampled" else about_tokens(source, job.model_name_or_path)
+        found = source.tokens if source.type == "sampled" else about_tokens(source, tokenizer)
         if found is None:
             return None
         total += found
@@ -183,19 +183,16 @@ def _disk(job: Job, weights: Weights, left: float) -> float:
 def _adapted(job: Job, weights: Weights) -> float:
     """About how many parameters the adapters of one training have."""
     assert job.lora is not None
-    budget, targets = job.lora.budget, job.lora.target_modules
+    budget, targets, without = job.lora.budget, job.lora.target_modules, job.lora.exclude_modules
     if budget.trainable_params is not None:
         return budget.trainable_params
     if budget.trainable_fraction is not None:
         return budget.trainable_fraction * weights.params
-
-    def is_one_of(names: Iterable[str], name: str) -> bool:
-        return any(f".{name}".endswith(f".{known}.weight") for known in names)
-
     return sum(
         min(budget.match_uniform_r or 0, *shape) * sum(shape)
-        for name, shape in weights.matrices.items()
-        if (targets == "all-linear" or is_one_of(targets, name)) and not is_one_of(job.lora.exclude_modules, name)
+        for path, shape in weights.matrices.items()
+        if (targets == "all-linear" or any(matches(path, name) for name in targets))
+        and not any(matches(path, name) for name in without)
     )
 
 

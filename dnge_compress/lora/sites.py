@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from dnge_compress.core.errors import PlanError, UnknownNameError, UnsupportedModelError, WeightError
 from dnge_compress.graph.builder import fingerprint, shapes_of
 from dnge_compress.lora.adapters import Site, SiteKind
+from dnge_compress.recipes.lora_schema import matches
 
 ALL_LINEAR = "all-linear"
 # Ends of names by which peft knows what it adds to modules_to_save for a task ("pre_classifier" is one of them).
@@ -35,7 +36,7 @@ def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, excl
     found = list(_all_sites(model))
     names = [s.path for s in found]
     for name in (*(() if targets == ALL_LINEAR else targets), *exclude):
-        if not any(_matches(path, name) for path in names):
+        if not any(matches(path, name) for path in names):
             known = {path.rpartition(".")[2] for path in names}
             raise UnknownNameError("target", name, known, "it must be the end of a linear layer's name")
     tied = _tied_weights(model)
@@ -44,8 +45,8 @@ def find_sites(model: nn.Module, targets: str | Sequence[str] = ALL_LINEAR, excl
         left_out = {head, *(s.path for s in found if s.path.endswith(TASK_HEADS) or _is_refused(model, s))}
         chosen = [s for s in found if s.path not in left_out and not (s.weight in tied and s.kind == "module")]
     else:
-        chosen = [s for s in found if any(_matches(s.path, t) for t in targets)]
-    chosen = [s for s in chosen if not any(_matches(s.path, name) for name in exclude)]
+        chosen = [s for s in found if any(matches(s.path, t) for t in targets)]
+    chosen = [s for s in chosen if not any(matches(s.path, name) for name in exclude)]
     for site in chosen:
         if site.weight in tied:
             raise PlanError(f"'{site.path}' shares its weight with another layer; an adapter on it can't be merged")
@@ -113,11 +114,6 @@ def _is_expert(name: str, parameter: nn.Parameter, model: nn.Module) -> bool:
     if parameter.dim() != 3 or not name.rpartition(".")[0].rpartition(".")[2].endswith("experts"):
         return False
     return not isinstance(model.get_submodule(name.rpartition(".")[0]), nn.Conv1d)
-
-
-def _matches(path: str, name: str) -> bool:
-    stem = path.removesuffix(".weight")  # a layer that is only reached as a parameter keeps its layer's name
-    return any(p == name or p.endswith(f".{name}") for p in (path, stem))
 
 
 def _output_embedding(model: nn.Module) -> str:

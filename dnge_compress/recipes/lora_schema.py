@@ -11,6 +11,13 @@ from dnge_compress.recipes.schema import Calibration, Real, RecipeSection, Whole
 Names = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
+def matches(path: str, name: str) -> bool:
+    """Whether a name in `target_modules` or `exclude_modules` means the module or parameter at a path, as in peft: by
+    all of it, or by its end."""
+    stem = path.removesuffix(".weight")  # a layer that is only reached as a parameter keeps its layer's name
+    return any(p == name or p.endswith(f".{name}") for p in (path, stem))
+
+
 class LoraBudget(RecipeSection):
     """How much may be trained: exactly one of the three.
 
