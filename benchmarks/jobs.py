@@ -54,8 +54,8 @@ ARMS: dict[str, tuple[list[str], str, float]] = {
     "prune-recover on its own samples": ([], "sampled", 1),
     "prune-recover on real books": ([], "books", 1),
     "prune-recover of all weights on real books": (WHOLE, "books", 1),
-    # A little less text than the rival has, for the minutes of scoring and repair.
-    "prune-recover of all weights without a teacher on real books": ([*WHOLE, "~distill"], "books", 1.9),
+    # Less text than the rival has, for the minutes of scoring, repair and their trials.
+    "prune-recover of all weights without a teacher on real books": ([*WHOLE, "~distill"], "books", 1.4),
     "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled", 1),
     "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books", 1),
     "prune-recover on both": ([], "both", 1),
