@@ -15,22 +15,19 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from harness import RESULTS, put_in_readme
 from tiny_architectures import ARCHITECTURES, Tiny, inputs_of, main_output
 
 import dnge_compress as dnge
 from dnge_compress.core.errors import DngeError, first_line
 from dnge_compress.graph.families import build_graph
 
-RESULTS = Path(__file__).with_name("results")
 RATIOS = {"neuron": 0.3, "head": 0.3, "layer": 0.4, "expert": 0.3}  # of the units
 KINDS = {"neuron": ["neuron", "channel"], "head": ["head"], "layer": ["layer"], "expert": ["expert"]}
 TOLERANCE = 1e-5
-README = Path(__file__).parents[1] / "README.md"
-MARKS = ("<!-- architectures:start -->", "<!-- architectures:end -->")
 GROUPS = {
     "causal": "causal language models",
     "moe": "mixtures of experts",
@@ -113,7 +110,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def summary(found: dict[str, dict[str, Any]]) -> str:
+def summary(found: dict[str, dict[str, Any]]) -> list[str]:
     """How many architectures of each group plain transformers reloads after a cut, for the README."""
     lines = ["| | tried | " + " | ".join(f"{k}s" for k in KINDS) + " |", "|---|---|" + "---|" * len(KINDS)]
     groups = list(dict.fromkeys(row["group"] for row in found.values()))
@@ -122,14 +119,7 @@ def summary(found: dict[str, dict[str, Any]]) -> str:
         counts = [sum(row[kind]["word"] == "plain" for row in rows) for kind in KINDS]
         lines.append(f"| {GROUPS[group]} | {len(rows)} | {' | '.join(str(n) if n else '–' for n in counts)} |")
     totals = [sum(row[kind]["word"] == "plain" for row in found.values()) for kind in KINDS]
-    return "\n".join([*lines, f"| all | {len(found)} | {' | '.join(map(str, totals))} |"]) + "\n"
-
-
-def into_readme(text: str) -> str:
-    """The README with the summary between its marks."""
-    whole = README.read_text(encoding="utf-8")
-    before, rest = whole.split(MARKS[0])
-    return f"{before}{MARKS[0]}\n{text}{MARKS[1]}{rest.split(MARKS[1])[1]}"
+    return [*lines, f"| all | {len(found)} | {' | '.join(map(str, totals))} |"]
 
 
 def main() -> None:
@@ -148,7 +138,7 @@ def main() -> None:
     file.write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
     file.with_suffix(".md").write_text(table(merged), encoding="utf-8")
     if merged.keys() == ARCHITECTURES.keys():
-        README.write_text(into_readme(summary(merged)), encoding="utf-8")
+        put_in_readme("architectures", summary(merged))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ DEFAULT, SIDE, JOINT = "default", "side by side", "joint"  # repairs that keep t
 BEST_OF = {DEFAULT: Repair(), SIDE: Repair(compensate="lstsq"), JOINT: Repair(compensate="joint")}
 JOINT: Literal["joint"] = "joint"  # the one that it makes where a recipe asks for it
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
 DATA = Path(os.environ.get("DNGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -208,6 +209,13 @@ def write(name: str, title: str, lines: Sequence[str]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text)
     print(text)
+
+
+def put_in_readme(mark: str, lines: Sequence[str]) -> None:
+    """Write a table into the README, between its comments `<!-- MARK:start -->` and `<!-- MARK:end -->`."""
+    start, end = (f"<!-- {mark}:{side} -->" for side in ("start", "end"))
+    before, rest = README.read_text(encoding="utf-8").split(start)
+    README.write_text("\n".join([before + start, *lines, end + rest.split(end)[1]]), encoding="utf-8")
 
 
 def over_seeds(values: Sequence[float], digits: int) -> str:

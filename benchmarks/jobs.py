@@ -10,66 +10,25 @@ in --work that are finished are only read.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
-import math
 import random
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import recovery
 import torch
-from harness import DATA, RESULTS, markdown
+from harness import RESULTS, put_in_readme
+from job_processes import finished, judged, start
+from recovery import SEEDS
 from safetensors.torch import load_file
-from scipy.stats import t as student
-from transformers import AutoTokenizer
 
-from dnge_compress import open_model
 from dnge_compress.cli.main import DIVERGED
-from dnge_compress.core.precision import has_bfloat16
-from dnge_compress.jobs.report.job_report import JobReport
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-from perplexity import perplexity  # noqa: E402
-
-BOOKWORM = EXAMPLES / "bookworm"
-JUDGED = 120_000  # characters of each held-out book, which no job sees
-SEEDS = (0, 1, 2)
 RATES = (1e-4, 1e-2, 1.0, 1e4, 1e10)
-BOOK_TOKENS = 1_048_576  # of real text: twelve minutes of two cores that have no instructions for bfloat16
-CHARACTERS_PER_TOKEN = 4.2
-# All weights, which train in float32 otherwise, at half the speed where the processor has instructions for bfloat16.
-WHOLE = ["~lora", f"train.bf16={'true' if has_bfloat16() else 'false'}"]
-# More text: without scores, repair and a teacher, the same would take fewer minutes than ours.
-RIVAL = ["scorer=magnitude", "repair.compensate=none", "~distill"]
-# Recipe of ours or a rival's, the texts it learns from, and of books how many times BOOK_TOKENS. Every arm finds its
-# learning rate by the same trials.
-ARMS: dict[str, tuple[list[str], str, float]] = {
-    "prune-recover on its own samples": ([], "sampled", 1),
-    "prune-recover on real books": ([], "books", 1),
-    "prune-recover of all weights on real books": (WHOLE, "books", 1),
-    # Less text than the rival has, for the minutes of scoring, repair and their trials.
-    "prune-recover of all weights without a teacher on real books": ([*WHOLE, "~distill"], "books", 1.4),
-    "prune-recover with uneven widths on its own samples": (["prune.uneven=true"], "sampled", 1),
-    "prune-recover with uneven widths on real books": (["prune.uneven=true"], "books", 1),
-    "prune-recover on both": ([], "both", 1),
-    "without a teacher, on its own samples": (["~distill"], "sampled", 1),
-    "without a teacher, on real books": (["~distill"], "books", 1),
-    "magnitude, uniform LoRA on real books": (RIVAL, "books", 1.5),
-    "magnitude, all weights on real books": ([*RIVAL, *WHOLE], "books", 2),
-}
-RECOVERY_NOTES = (
-    "Books that no job saw. LoRA at the cost of uniform rank 64. One epoch for all; what has no teacher reads",
-    "as many more books as the minutes allow. bookworm had seen six tenths of its training books once, so new",
-    "ones teach it more than it knew. Every arm finds its learning rate by short trials. Minutes by the clock,",
-    "one thread, another such job beside.",
-)
 # Few steps, dense checkpoints: what is tested is the restart, not the model.
 SHORT = [
     "scorer=obs",
@@ -97,7 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="of every training, instead of one pass over the rows")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    parts = {"recovery": recovery, "rates": rates, "kills": kills, "processes": processes}
+    parts = {"recovery": recovery.measure, "rates": rates, "kills": kills, "processes": processes}
     stored = RESULTS / "jobs.json"
     for name, part in parts.items():
         if options.only in (None, name):
@@ -106,47 +65,13 @@ def main() -> None:
             found: dict[str, Any] = json.loads(stored.read_text()) if stored.is_file() else {}
             if name == "recovery":
                 rows = found.get(name, {}) | result
-                result = {arm: rows[arm] for arm in (*ARMS, *rows) if arm in rows}
-                found.pop("remarks", None)  # what was said of another run
+                result = {arm: rows[arm] for arm in recovery.ARMS if arm in rows}
             found[name] = result
             stored.write_text(json.dumps(found, indent=1) + "\n")
             (RESULTS / "jobs.md").write_text("\n".join(table(found)) + "\n")
+            if recovery.IN_README.keys() <= found.get("recovery", {}).keys():
+                put_in_readme("recovery", recovery.summary(found["recovery"]))
     print((RESULTS / "jobs.md").read_text())
-
-
-def recovery(options: argparse.Namespace) -> dict[str, Any]:
-    """The arms asked for in every seed: perplexities on books that no job saw, before, after pruning and after
-    training; minutes."""
-    found: dict[str, Any] = {}
-    for seed in SEEDS[: options.seeds]:
-        for arm, (told, text, times) in arms_named(options.arms).items():
-            books = options.work / f"books-{seed}-{times:g}.txt"
-            if not books.is_file():
-                books.write_text(excerpts(seed, round(times * BOOK_TOKENS)), encoding="utf-8")
-            sources = {
-                "sampled": "datasets=[{type: sampled}]",
-                "books": f"datasets=[{{path: {books.absolute()}}}]",
-                "both": f"datasets=[{{type: sampled}}, {{path: {books.absolute()}}}]",
-            }
-            out = options.work / f"{arm.replace(' ', '-').replace(',', '')}-{seed}"
-            words = [*told, *length(options), f"seed={seed}", f"calibration.seed={seed}", sources[text]]
-            report = finished("jobs/prune-recover", out, words)
-            seconds = sum(report.seconds.values())
-            named = judged(out)
-            tokens = report.rows["train tokens"]
-            run = {"seed": seed, "seconds": seconds, "perplexity": named, "tokens": tokens}
-            found.setdefault(arm, []).append(run)
-            print(f"{arm}/{seed}: {named}, {seconds / 60:.1f} minutes", file=sys.stderr, flush=True)
-    return found
-
-
-def arms_named(parts: str) -> dict[str, tuple[list[str], str, float]]:
-    """The arms whose names hold one of the parts, with semicolons between. Raises SystemExit for a part of none."""
-    named = [part.strip() for part in parts.split(";")]
-    for part in named:
-        if not any(part in arm for arm in ARMS):
-            raise SystemExit(f"--arms: '{part}' is in the name of no arm; they are: {'; '.join(ARMS)}")
-    return {arm: told for arm, told in ARMS.items() if any(part in arm for part in named)}
 
 
 def rates(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -167,21 +92,6 @@ def rates(options: argparse.Namespace) -> list[dict[str, Any]]:
             found.append(row)
             print(row, file=sys.stderr, flush=True)
     return found
-
-
-def judged(out: Path) -> dict[str, float]:
-    """Perplexity of a job's models on the held-out books."""
-    text = "\n\n".join(book[:JUDGED] for book in pq.read_table(DATA / "books_valid.parquet").column("text").to_pylist())
-    tokenizer = AutoTokenizer.from_pretrained(BOOKWORM)
-    places = {"original": BOOKWORM, "pruned": out / "pruned", "trained": out / "model"}
-    return {
-        name: perplexity(open_model(place, dtype="float32").eval(), tokenizer, text) for name, place in places.items()
-    }
-
-
-def length(options: argparse.Namespace) -> list[str]:
-    """Overrides that make trainings as long as asked for."""
-    return [f"train.max_steps={options.steps}"] if options.steps else []
 
 
 def kills(options: argparse.Namespace) -> dict[str, Any]:
@@ -255,71 +165,11 @@ def processes(options: argparse.Namespace) -> dict[str, Any]:
     return {"adapter": apart, "largest_weight": largest, "machine": dict(report.machine)}
 
 
-def start(recipe: str, out: Path, told: list[str]) -> subprocess.Popen[bytes]:
-    """`dnge run` in a process of its own."""
-    command = [sys.executable, "-m", "dnge_compress", "run", recipe, f"model_name_or_path={BOOKWORM}"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*command, f"output_dir={out}", *told], **quiet)  # type: ignore[call-overload, no-any-return]
-
-
-def finished(recipe: str, out: Path, told: list[str]) -> JobReport:
-    """Run a job to its end, or read what it left if it is there."""
-    running = start(recipe, out, told)
-    _, errors = running.communicate()
-    if running.returncode:
-        raise SystemExit(errors.decode())
-    return JobReport.from_dict(json.loads((out / "report.json").read_text(encoding="utf-8")))
-
-
-def excerpts(seed: int, tokens: int) -> str:
-    """Parts of the training books, from random places, of about so many tokens in all."""
-    texts = pq.read_table(DATA / "books_train.parquet").column("text").to_pylist()
-    generator = random.Random(seed)
-    each = int(tokens * CHARACTERS_PER_TOKEN / len(texts))
-    parts = []
-    for text in texts:
-        first = generator.randrange(max(1, len(text) - each))
-        parts.append(text[first : first + each])
-    return "\n\n".join(parts)
-
-
-def against_ours(recovery: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """By how much more perplexity the rivals end with than we do on real books, seed by seed, in 95 % intervals."""
-    ended = {arm: {run["seed"]: run["perplexity"]["trained"] for run in runs} for arm, runs in recovery.items()}
-    on_books = [arm for arm in ended if arm in ARMS and ARMS[arm][1] == "books"]
-    rivals = [arm for arm in on_books if arm.startswith("magnitude")]
-    lines = []
-    for rival, ours in itertools.product(rivals, (arm for arm in on_books if arm not in rivals)):
-        more = [ended[rival][seed] - ended[ours][seed] for seed in ended[rival].keys() & ended[ours].keys()]
-        if len(more) > 1:
-            mean, spread = statistics.fmean(more), statistics.stdev(more) / math.sqrt(len(more))
-            reach = float(student.ppf(0.975, len(more) - 1)) * spread
-            lines.append(
-                f"- {rival}: {mean:+.2f} ({mean - reach:+.2f} to {mean + reach:+.2f}, {len(more)} seeds) against {ours}"
-            )
-    return [*lines, ""] if lines else []
-
-
 def table(found: dict[str, Any]) -> list[str]:
     """What is known so far."""
     lines = ["# Jobs on the example model", ""]
     if "recovery" in found:
-        rows = []
-        for arm, runs in found["recovery"].items():
-            cells = [arm]
-            before = runs[0]["perplexity"]["original"]
-            for name in ("pruned", "trained"):
-                values = [r["perplexity"][name] for r in runs]
-                spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.fmean(values):.2f}{spread}")
-            after = statistics.fmean(r["perplexity"]["trained"] for r in runs)
-            minutes = statistics.fmean(r["seconds"] for r in runs) / 60
-            tokens = f"{statistics.fmean(r['tokens'] for r in runs) / 1e6:.2f} M"
-            rows.append([*cells, f"{100 * (after / before - 1):+.1f} %", tokens, str(len(runs)), f"{minutes:.1f}"])
-        changed = ["perplexity after pruning", "after recovery", "against the original"]
-        head = ["arm", *changed, "tokens trained on", "seeds", "minutes"]
-        lines += [f"30 % of the non-embedding parameters removed. Unpruned: {before:.2f}.", "", *markdown(head, rows)]
-        lines += ["", *against_ours(found["recovery"]), *RECOVERY_NOTES, *found.get("remarks", ())]
+        lines += recovery.table(found["recovery"])
     if "rates" in found:
         done = [r for r in found["rates"] if r["exit_code"] == 0]
         worse = [r for r in done if r["perplexity"]["trained"] > r["perplexity"]["pruned"]]

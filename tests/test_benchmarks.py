@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import architectures
 import dng_tuning
+import harness
 import independent
-import jobs
 import pytest
+import recovery
 import torch
 from allocation import MeasuredAllocation
 from harness import Table
@@ -66,14 +69,14 @@ def test_a_ratio_out_of_reach_is_no_free_win(table: MeasuredAllocation) -> None:
 
 
 def test_arms_of_a_recovery_are_taken_by_name_and_a_name_of_none_is_told() -> None:
-    assert list(jobs.arms_named("")) == list(jobs.ARMS)
-    assert list(jobs.arms_named("on both; of all weights on; magnitude, all")) == [
+    assert list(recovery.arms_named("")) == list(recovery.ARMS)
+    assert list(recovery.arms_named("on both; of all weights on; magnitude, all")) == [
         "prune-recover of all weights on real books",
         "prune-recover on both",
         "magnitude, all weights on real books",
     ]
     with pytest.raises(SystemExit, match="'alone' is in the name of no arm; they are: prune-recover on its own"):
-        jobs.arms_named("on both;alone")
+        recovery.arms_named("on both;alone")
 
 
 def test_a_stranger_lacks_something_until_texts_begun_by_its_users_are_measured_too() -> None:
@@ -113,7 +116,17 @@ def test_a_recovery_says_how_far_rivals_are_from_ours_on_the_same_seeds() -> Non
         return [{"seed": seed, "perplexity": {"trained": value}} for seed, value in enumerate(values)]
 
     ours, rival = "prune-recover on real books", "magnitude, all weights on real books"
-    found = jobs.against_ours({ours: runs(69.0, 69.1, 69.2), rival: runs(69.4, 69.6, 69.5)})
+    found = recovery.against_ours({ours: runs(69.0, 69.1, 69.2), rival: runs(69.4, 69.6, 69.5)})
     # Differences of .4, .5 and .3: a mean of .4, and 4.303 times .1 / sqrt(3) on either side.
     assert found == [f"- {rival}: +0.40 (+0.15 to +0.65, 3 seeds) against {ours}", ""]
-    assert jobs.against_ours({rival: runs(69.4, 69.6)}) == []
+    assert recovery.against_ours({rival: runs(69.4, 69.6)}) == []
+
+
+def test_the_readme_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = harness.README.read_text(encoding="utf-8")
+    monkeypatch.setattr(harness, "README", tmp_path / "README.md")
+    harness.README.write_text(shown.replace("| 233 |", "| 9 |"), encoding="utf-8")
+    jobs, tried = (json.loads((harness.RESULTS / f"{name}.json").read_text()) for name in ("jobs", "architectures"))
+    harness.put_in_readme("recovery", recovery.summary(jobs["recovery"]))
+    harness.put_in_readme("architectures", architectures.summary(tried))
+    assert harness.README.read_text(encoding="utf-8") == shown
