@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from tiny_architectures import ARCHITECTURES, inputs_of
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForImageClassification
 
@@ -182,6 +183,18 @@ def test_token_ids_that_the_model_has_no_row_for_are_refused_wherever_they_stand
     for given in (strange, [batch["input_ids"] for batch in strange]):
         with pytest.raises(DataError, match=words):
             compress(models.make("llama"), data=given, scorer="obs")
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+@pytest.mark.parametrize("beyond", [0, -100])
+def test_so_are_those_that_a_decoder_has_no_row_for(name: str, beyond: int) -> None:
+    tiny = ARCHITECTURES[name]
+    model, batch = tiny.build(), inputs_of(tiny.inputs)
+    strange = {"decoder_input_ids": torch.zeros(2, 6, dtype=torch.long)} | batch
+    wrong = strange["decoder_input_ids"].clone()
+    wrong[-1, -1] = beyond or model.config.vocab_size
+    with pytest.raises(DataError, match=f"data batch 1 holds token {int(wrong[-1, -1])}, but the model has"):
+        compress(model, data=[strange, strange | {"decoder_input_ids": wrong}], scorer="obs")
 
 
 def test_scores_can_be_used_again_at_another_ratio_but_not_for_another_model() -> None:

@@ -58,15 +58,16 @@ def rows_of(model: Any) -> int:
     return len(table.weight)
 
 
-def refuse_unknown(holder: str, highest: int, *, rows: int, tokenizer: Any = None) -> None:
-    """Raise DataError if `highest`, the largest token id of what `holder` names ("the prompt holds"), has no embedding
-    among a model's `rows`."""
-    if highest >= rows:
-        named = "" if tokenizer is None else f" ('{tokenizer.convert_ids_to_tokens(highest)}')"
-        raise DataError(
-            f"{holder} token {highest}{named}, but the model has {rows:,} rows; use the tokenizer that it was trained "
-            "with, or save the model with resized embeddings"
-        )
+def refuse_unknown(holder: str, *tokens: int, rows: int, tokenizer: Any = None) -> None:
+    """Raise DataError if one of some token ids, the largest of what `holder` names ("the prompt holds") say, has no
+    embedding among a model's `rows`."""
+    for token in tokens:
+        if not 0 <= token < rows:
+            named = "" if tokenizer is None else f" ('{tokenizer.convert_ids_to_tokens(token)}')"
+            raise DataError(
+                f"{holder} token {token}{named}, but the model has {rows:,} rows; use the tokenizer that it was "
+                "trained with, or save the model with resized embeddings"
+            )
 
 
 def params_per_token(model: Any, graph: ModelGraph) -> int:

@@ -68,25 +68,28 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
     return found
 
 
-def _refuse_unknown_tokens(batches: Sequence[Inputs], model: nn.Module) -> None:
-    """Raise DataError for ids in a batch of text that a model has no embedding for; those that stand for pictures or
-    sounds need none."""
-    if getattr(model, "main_input_name", None) != "input_ids":
-        return
-    with suppress(UnsupportedModelError):  # which reads no token ids
-        rows = rows_of(model)
-        for i, batch in enumerate(batches):
-            ids = _ids_in(batch)
-            if ids is not None:
-                refuse_unknown(f"data batch {i} holds", int(ids.max()), rows=rows)
+def _refuse_unknown_tokens(batches: Sequence[Inputs], model: Any) -> None:
+    """Raise DataError for ids in a batch that a model, or its decoder, has no embedding for; those that stand for
+    pictures or sounds need none."""
+    readers = {"input_ids": model} if getattr(model, "main_input_name", None) == "input_ids" else {}
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        readers["decoder_input_ids"] = model.get_decoder()
+    for name, reader in readers.items():
+        with suppress(UnsupportedModelError):  # which reads no token ids
+            rows = rows_of(reader)
+            for i, batch in enumerate(batches):
+                ids = _ids_in(batch, name)
+                if ids is not None and ids.numel():
+                    refuse_unknown(f"data batch {i} holds", int(ids.min()), int(ids.max()), rows=rows)
 
 
-def _ids_in(batch: Inputs) -> Tensor | None:
-    """The token ids of a text model's batch; None where it holds more than text."""
+def _ids_in(batch: Inputs, name: str) -> Tensor | None:
+    """The token ids that a batch has under that name; None where those of the model's own input stand beside more than
+    text."""
     if isinstance(batch, Mapping):
-        return _text_in(batch)
+        return _text_in(batch) if name == "input_ids" else batch.get(name)
     first = batch[0] if isinstance(batch, tuple) else batch
-    return None if first.is_floating_point() else first
+    return None if first.is_floating_point() or name != "input_ids" else first
 
 
 def refuse_without_pictures(data: Sequence[Inputs], model: nn.Module, graph: ModelGraph, part: str) -> None:
