@@ -20,22 +20,9 @@ from dataclasses import dataclass
 import torch
 from adapting import adapt, held_out_loss
 from harness import RESULTS, markdown, write
-from lora import (  # fmt: skip
-    BASELINE,
-    BATCH,
-    EXAMPLE,
-    JUDGED,
-    LENGTH,
-    SETTINGS,
-    STEPS,
-    Bench,
-    Kept,
-    best_rate,
-    paired,
-    signed,
-    spread,
-    wikitext,
-)
+from lora import EXAMPLE, Bench, spread, wikitext
+from lora_rows import BASELINE, BATCH, JUDGED, LENGTH, SETTINGS, STEPS, Kept, best_rate
+from lora_tables import paired, signed
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, logging
 

@@ -11,23 +11,34 @@ are paired by seed. A run that was stopped goes on where it was.
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
-import math
-import statistics
-import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from adapting import adapt, held_out_loss, windows
-from harness import DATA, RESULTS, markdown, write
+from harness import DATA, RESULTS
+from lora_rows import (
+    ARMS,
+    BATCH,
+    JUDGED,
+    LENGTH,
+    MAX_RANK,
+    OURS,
+    POINTS,
+    PRUNED,
+    REMEMBERED,
+    SEEDS,
+    SETTINGS,
+    SHARES,
+    STEPS,
+    Kept,
+    Setting,
+    best_rate,
+    key_of,
+)
+from lora_tables import publish
 from peft.helpers import KappaTuneSelector
-from scipy.stats import t as student
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -41,64 +52,6 @@ from dnge_compress.recipes.lora_schema import Lora, LoraBudget, LoraRecipe
 from dnge_compress.recipes.schema import Calibration
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "bookworm"
-LENGTH, BATCH, STEPS = 64, 4, 60
-JUDGED, REMEMBERED = 128, 64  # rows of the new and of the old domain
-POINTS = 4  # of the grid of learning rates, to begin with
-SEEDS = 5
-MAX_RANK = 256  # few matrices must be able to take the whole budget
-PRUNED = {"ratio": 0.4, "allocation": "global", "uneven": True}
-OURS, BASELINE = "encoder", "uniform, all linear"
-# Name in the table → placer, and the seed where it deals out at random. "Undamped" weights are the root mean square
-# gradients themselves, the rule that was tried first.
-ARMS = {
-    BASELINE: ("uniform", 0),
-    OURS: ("encoder", 0),
-    "encoder's ranks permuted, 1": ("permuted", 1),
-    "encoder's ranks permuted, 2": ("permuted", 2),
-    "encoder's ranks permuted, 3": ("permuted", 3),
-    "encoder, undamped": ("encoder", 0),
-    "undamped ranks permuted, 1": ("permuted", 1),
-    "undamped ranks permuted, 2": ("permuted", 2),
-    "undamped ranks permuted, 3": ("permuted", 3),
-    "undamped ranks inverted": ("inverted", 0),
-    "fisher (measured gradient), undamped": ("fisher", 0),
-    "stable rank": ("stable_rank", 0),
-    "KappaTune, top 20 %": ("kappa", 0),
-    "KappaTune, top 50 %": ("kappa, half", 0),
-    "attention only": ("attention", 0),
-    "MLP only": ("mlp", 0),
-    "gradient, with data": ("gradient", 0),
-    "EVA's ranks, with data": ("eva", 0),
-}
-ONLY_TIGHT = (", 2", ", 3", "20 %", "inverted", "attention only", "encoder's ranks permuted, 1")
-FEW_ARMS = tuple(name for name in ARMS if not name.endswith(ONLY_TIGHT))
-SHARES = (0.5, 0.7)  # of the budget: how many parameters does ours need for uniform's loss?
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One table: a model, what it learns, what it should not forget, and a budget as a uniform rank."""
-
-    name: str
-    title: str
-    rank: int
-    first_rate: float
-    arms: tuple[str, ...]
-    is_pruned: bool = False
-
-
-SETTINGS = (
-    Setting("tight", "WikiText-2, budget of uniform r = 2", 2, 0.005, tuple(ARMS)),
-    Setting(
-        "recovery",
-        "Books again, after 40 % of the parameters went, unevenly, and the repair; budget of uniform r = 4",
-        4,
-        0.0025,
-        FEW_ARMS,
-        is_pruned=True,
-    ),
-    Setting("generous", "WikiText-2, budget of uniform r = 16", 16, 0.00125, FEW_ARMS),
-)
 
 
 def main() -> None:
@@ -118,32 +71,7 @@ def main() -> None:
         Bench(setting, kept).run()
     if SETTINGS[0] in chosen:
         Bench(SETTINGS[0], kept).run_shares()
-    publish(kept, chosen)
-
-
-@dataclass
-class Kept:
-    """Results by setting, arm, learning rate and seed; on disk after every one."""
-
-    path: Path
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.path.is_file():
-            self.rows = json.loads(self.path.read_text())
-
-    def measure(self, key: str, run: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The row called `key`, run if it is missing."""
-        if key not in self.rows:
-            started = time.perf_counter()
-            row = run()
-            self.rows[key] = row
-            half = self.path.with_suffix(".half")
-            half.write_text(json.dumps(self.rows, indent=0))
-            half.replace(self.path)
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in row.items())
-            print(f"{key:60s} {shown}   {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-        return self.rows[key]
+    publish((__doc__ or "").strip().split("\n\n")[2].replace("\n", " "), kept, chosen)
 
 
 class Bench:
@@ -291,114 +219,6 @@ def tokens(text: str) -> Tensor:
     """Rows of `LENGTH` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(EXAMPLE)
     return windows(torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False).input_ids), LENGTH)
-
-
-def key_of(setting: Setting, arm: str, lr: float, seed: int, share: float = 1.0) -> str:
-    """Name of a row."""
-    return f"{setting.name}|{arm}|{lr:g}|{seed}" + (f"|{share:g}" if share != 1 else "")
-
-
-def best_rate(kept: Kept, setting: Setting, arm: str) -> float:
-    """The learning rate with the lowest loss at seed 0."""
-    found = {}
-    for key, row in kept.rows.items():
-        parts = key.split("|")
-        if parts[:2] == [setting.name, arm] and parts[3:] == ["0"]:
-            found[float(parts[2])] = row["loss"]
-    return min(found, key=found.__getitem__)
-
-
-def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Mean of first − second, and half of its 95 % interval (Student's t over seeds)."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    n = len(differences)
-    return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(
-        n
-    )
-
-
-def publish(kept: Kept, settings: Sequence[Setting]) -> None:
-    """results/lora.md and .json."""
-    lines = [__doc__.strip().split("\n\n")[2].replace("\n", " "), ""]
-    lines += [
-        f"{STEPS} steps of {BATCH} × {LENGTH} tokens, AdamW, warm-up and cosine, alpha = 2 × rank; loss in nats per "
-        f"token on {JUDGED * LENGTH:,} held-out tokens, mean of {SEEDS} seeds. Differences are to another arm, paired "
-        "by seed, with 95 % intervals; below zero is better. Seeds change the adapters' start and the order of data, "
-        "not the placement; three permutations stand for the chance in those.",
-        "",
-    ]
-    for setting in settings:
-        lines += table(kept, setting)
-    write("lora", "LoRA placement", lines)
-
-
-def table(kept: Kept, setting: Setting) -> list[str]:
-    """One setting as Markdown."""
-    before = kept.rows[key_of(setting, "no adapter", 0.0, 0)]
-
-    def rows(arm: str, share: float = 1.0) -> list[dict[str, float]]:
-        lr = best_rate(kept, setting, arm)
-        return [kept.rows[key_of(setting, arm, lr, seed, share)] for seed in range(SEEDS)]
-
-    def losses(arm: str, share: float = 1.0) -> list[float]:
-        return [row["loss"] for row in rows(arm, share)]
-
-    def difference(arm: str, other: str) -> str:
-        if arm == other:
-            return ""
-        mean, half = paired(losses(arm), losses(other))
-        return f"{signed(mean)} ± {half:.4f}"
-
-    ordered = sorted(setting.arms, key=lambda arm: statistics.fmean(losses(arm)))
-    other = "WikiText-2" if setting.is_pruned else "books (forgetting)"
-    head = ("placement", "parameters", "best rate", "loss", "to uniform", "to the encoder", other, "without adapter")
-    body = [
-        (
-            f"**{arm}**" if arm in (OURS, BASELINE) else arm,
-            f"{rows(arm)[0]['params']:,.0f}",
-            f"{best_rate(kept, setting, arm):g}",
-            f"{statistics.fmean(losses(arm)):.4f}",
-            difference(arm, BASELINE),
-            difference(arm, OURS),
-            f"{statistics.fmean(r['other'] for r in rows(arm)) - before['other']:+.3f}".replace("-", "−"),
-            f"{rows(arm)[0]['without']:.0f}",
-        )
-        for arm in ordered
-    ]
-    lines = [f"## {setting.title}", "", f"Before: {before['loss']:.4f}.", "", *markdown(head, body), ""]
-    permuted = [arm for arm in setting.arms if arm.startswith("encoder's ranks permuted")]
-    if len(permuted) > 1:
-        pooled = [statistics.fmean(values) for values in zip(*(losses(a) for a in permuted), strict=True)]
-        mean, half = paired(losses(OURS), pooled)
-        lines += [
-            f"The encoder against the mean of {len(permuted)} permutations of its ranks: {signed(mean)} ± {half:.4f}.",
-            "",
-        ]
-    if key_of(setting, OURS, best_rate(kept, setting, OURS), 0, SHARES[0]) in kept.rows:
-        curve = [(share, statistics.fmean(losses(OURS, share))) for share in (*SHARES, 1.0)]
-        shown = ", ".join(f"{loss:.4f} at {share:.0%}" for share, loss in curve)
-        wanted = statistics.fmean(losses(BASELINE))
-        lines += [
-            f"Ours with fewer parameters: {shown}; uniform has {wanted:.4f} at 100 %. {needed(curve, wanted)}",
-            "",
-        ]
-    return lines
-
-
-def signed(value: float) -> str:
-    """A difference, with a proper minus."""
-    return f"{value:+.4f}".replace("-", "−")
-
-
-def needed(curve: Sequence[tuple[float, float]], wanted: float) -> str:
-    """What share of the parameters reaches a loss, between the measured ones on a log scale."""
-    if curve[0][1] <= wanted:
-        return f"It needs less than {curve[0][0]:.0%} of the parameters for that."
-    for (low, above), (high, below) in itertools.pairwise(curve):
-        if below <= wanted < above:
-            part = (above - wanted) / (above - below)
-            return f"It needs {math.exp(math.log(low) + part * math.log(high / low)):.0%} of the parameters for that."
-    return "It doesn't reach that with as many parameters."
 
 
 if __name__ == "__main__":
