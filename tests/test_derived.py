@@ -94,12 +94,6 @@ def test_nothing_silently_wrong_was_recorded() -> None:
     assert words <= {"plain", "uneven", "refused"}
 
 
-def test_the_readme_holds_what_was_recorded() -> None:
-    assert architectures.README.read_text(encoding="utf-8") == architectures.into_readme(
-        architectures.summary(RECORDED)
-    )
-
-
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen2", "vit"])
 def test_the_derivation_says_of_written_families_what_they_say(name: str) -> None:
     model = ARCHITECTURES[name].build()
