@@ -41,6 +41,7 @@ from dnge_compress.surgery.cut import cut
 from dnge_compress.surgery.repair import apply_repair
 
 Judge = Callable[[nn.Module], float]
+Rows = dict[tuple[str, ...], dict[int, list[float]]]  # of a table: what was measured at each ratio, by repetition
 DEFAULT, SIDE, JOINT = "default", "side by side", "joint"  # repairs that keep the best of several ways
 BEST_OF = {DEFAULT: Repair(), SIDE: Repair(compensate="lstsq"), JOINT: Repair(compensate="joint")}
 JOINT: Literal["joint"] = "joint"  # the one that it makes where a recipe asks for it
@@ -135,13 +136,12 @@ class Table:
     name: str
     title: str
     ratios: tuple[float, ...]
-    rows: dict[tuple[str, ...], dict[int, list[float]]] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.partial.is_file():
-            for row in json.loads(self.partial.read_text()):
-                self.rows[tuple(row["row"])] = {int(k): v for k, v in row["values"].items()}
+            self.rows |= read_rows(json.loads(self.partial.read_text()))
 
     @property
     def partial(self) -> Path:
@@ -182,6 +182,11 @@ class Table:
 
     def _raw(self) -> list[dict]:
         return [{"row": key, "values": row} for key, row in self.rows.items()]
+
+
+def read_rows(raw: Iterable[dict[str, Any]]) -> Rows:
+    """Rows as a table writes them."""
+    return {tuple(row["row"]): {int(k): v for k, v in row["values"].items()} for row in raw}
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

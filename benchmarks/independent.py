@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import cache, partial
 
 import torch
-from harness import Source, Table, keep_rows, kept_rows, markdown
+from harness import Rows, Source, Table, keep_rows, kept_rows, markdown, put_in_readme
 from scipy.stats import binomtest
 from strangers import BEGUN, STRANGERS, Stranger
 from torch import nn
@@ -55,6 +55,25 @@ DATA = {
 }
 
 
+# What the README calls the networks.
+IN_README = {
+    "stories260k (Llama)": "a Llama on simple stories (260 k)",
+    "ResNet-20": "ResNet-20, CIFAR-10",
+    "ResNet-56": "ResNet-56, CIFAR-10",
+    "Sapiens (RoBERTa)": "RoBERTa on antibodies (Sapiens)",
+    "IgLM-S (GPT-2)": "GPT-2 on antibodies (IgLM-S)",
+    "EfficientNet-Lite0": "EfficientNet-Lite0 on enlarged photographs",
+    "MiniLM (BERT)": "MiniLM (half the squared error over the variance)",
+}
+README_COLUMNS = {
+    "default, no data": ("encoder", OURS, DATA["synthetic"]),
+    "magnitude, no data": ("magnitude", "lstsq", DATA["synthetic"]),
+    "FLAP, 256 real": ("flap", "lstsq", DATA["real"]),
+    "default, 256 real": ("encoder", OURS, DATA["real"]),
+}
+README_RATIOS = (0.25, 0.5)
+
+
 def main() -> None:
     """Run all arms on all strangers, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,6 +90,8 @@ def main() -> None:
     table.rows = dict(sorted(table.rows.items(), key=lambda item: _place(item[0])))
     table.notes += [*summary(table)]
     table.write(("network", "selection", "repair", "data"))
+    if IN_README.keys() <= {key[0] for key in table.rows}:
+        put_in_readme("strangers", in_readme(table.rows))
 
 
 def measure(table: Table, name: str, open_it: Callable[[], Stranger], seeds: int) -> None:
@@ -200,6 +221,29 @@ def summary(table: Table) -> list[str]:
                 f"{len(cells)} cells, {statistics.mean(cells):+.2f} log damage"
             )
     return lines
+
+
+def in_readme(rows: Rows) -> list[str]:
+    """The README's table: mean damage over seeds, the lowest of each ratio in bold."""
+    places = [RATIOS.index(ratio) for ratio in README_RATIOS]
+    lines = []
+    for name, called in IN_README.items():
+        found = [[_mean(rows[(name, *arm)], i) for i in places] for arm in README_COLUMNS.values()]
+        least = [min(column) for column in zip(*found, strict=True)]
+        cells = [[f"{x:#.3g}" for x in values] for values in found]
+        marked = [
+            [f"**{cell}**" if x == low else cell for cell, x, low in zip(own, values, least, strict=True)]
+            for own, values in zip(cells, found, strict=True)
+        ]
+        lines.append([called, *(" / ".join(own) for own in marked)])
+        if (begun := (name, *PROMPTED, DATA["prompted"])) in rows:
+            cell = " / ".join(f"{_mean(rows[begun], i):#.3g}" for i in places)
+            lines.append(["the same, begun with its control tokens (`calibration.prompts`)", cell, "", "", ""])
+    return markdown(["", *README_COLUMNS], lines)
+
+
+def _mean(values: dict[int, list[float]], place: int) -> float:
+    return statistics.mean(row[place] for row in values.values())
 
 
 def foreseen(names: Sequence[str]) -> str:

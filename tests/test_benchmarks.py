@@ -129,4 +129,6 @@ def test_the_readme_shows_what_was_measured(tmp_path: Path, monkeypatch: pytest.
     jobs, tried = (json.loads((harness.RESULTS / f"{name}.json").read_text()) for name in ("jobs", "architectures"))
     harness.put_in_readme("recovery", recovery.summary(jobs["recovery"]))
     harness.put_in_readme("architectures", architectures.summary(tried))
+    strangers = json.loads((harness.RESULTS / "independent.json").read_text())
+    harness.put_in_readme("strangers", independent.in_readme(harness.read_rows(strangers["rows"])))
     assert harness.README.read_text(encoding="utf-8") == shown
