@@ -65,9 +65,12 @@ def main() -> None:
     parser.add_argument("text_file", type=Path, nargs="?", help="default: MODEL_DIR/heldout.txt")
     parser.add_argument("--window", type=int, default=256, help="tokens (default %(default)s)")
     args = parser.parse_args()
+    text_file = args.text_file or args.model_dir / "heldout.txt"
+    if not text_file.is_file():
+        parser.error(f"'{text_file}' isn't there; name a text file behind the model")
     model = AutoModelForCausalLM.from_pretrained(args.model_dir, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model_dir)
-    text = (args.text_file or args.model_dir / "heldout.txt").read_text(encoding="utf-8")
+    text = text_file.read_text(encoding="utf-8")
     print(f"{perplexity(model, tokenizer, text, args.window):.3f}")
 
 

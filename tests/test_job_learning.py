@@ -124,10 +124,10 @@ def test_a_learning_rate_is_found_and_said(model: Path, rows: Path, tmp_path: Pa
     # The training has 8 steps and the trials 4: the best of them may be one rung too low, a factor of about 3.
     assert len(losses) >= 3 and found["longer"] == 2 and best <= found["learning_rate"] <= 3.4 * best
     assert losses[found["learning_rate"]] <= losses[best] + rates.LITTLE
-    start = (
-        f"learning rate {found['learning_rate']:g}, by the loss on held-out rows after 4 steps, of which the training "
-    )
-    assert any(note.startswith(start) for note in report.notes)
+    start = f"learning rate {found['learning_rate']:g}, by the loss on held-out rows after 4 steps: "
+    note = next(note for note in report.notes if note.startswith(start))
+    why = f"; {best:g} is best there, and a training 2 times as long takes a higher rate that loses at most 0.02 nats"
+    assert (why in note) == (best < found["learning_rate"])
 
 
 def test_the_rate_that_was_found_is_the_one_that_trains(model: Path, rows: Path, tmp_path: Path) -> None:
@@ -300,7 +300,10 @@ def test_trials_are_told_apart_by_the_rows_or_by_a_teacher_alone(
 
     monkeypatch.setattr(JobTrainer, "trial_loss", judge)
     told = {"distill": {"weight": weight, "temperature": 2.0}, "train": {"learning_rate": "auto"}}
-    run(job_of(recipe(model, rows, tmp_path / "out", **told)))
+    report = run(job_of(recipe(model, rows, tmp_path / "out", **told)))
+    assert report is not None
+    by = "divergence from the teacher" if weight == 1 else "loss"
+    assert any(f", by the {by} on held-out rows after" in note for note in report.notes)
     assert len(judged) >= 3 and all(found == pytest.approx(ours, rel=1e-4) for found, ours in judged)
     losses = dict((JobFolder(tmp_path / "out").done("rate") or {})["tried"])
     assert sorted(losses.values()) == pytest.approx(sorted(found for found, _ in judged))

@@ -32,7 +32,8 @@ VERDICTS = {
     "more than all": (2.0, 2.0001, 1.5, "all of the loss and more: the result is better than the original"),
     "all": (2.0, 2.5, 2.0, "Training took back 100.0 % of the loss."),
     "nothing": (2.0, 2.5, 2.5, "Training made nothing better on the held-out rows (at best 2.600, at step 4"),
-    "nothing lost": (2.0, 2.5, 1.9, "perplexity 7.389 → 6.686, nothing is lost"),
+    "nothing lost": (2.0, 2.5, 1.9, "perplexity of held-out rows 7.389 → 6.686, nothing is lost on these rows"),
+    "something new": (2.0, 2.5, 1.9, "What it knew of other text wasn't measured: dnge compare does."),
     "next to nothing lost": (2.0, 2.5, 2.005, "next to nothing is lost"),
     "a little lost": (2.0, 2.5, 2.04, "a little is lost"),
     "something lost": (2.0, 2.5, 2.1, "clearly something is lost"),
@@ -62,6 +63,14 @@ SECTIONS = (
 VOID = {"meta", "link"}
 
 
+def test_in_markdown_texts_stand_left_and_numbers_right() -> None:
+    lines = full().to_markdown().splitlines()
+    assert (
+        lines[next(i for i, line in enumerate(lines) if line.startswith("| model | goes on with")) + 1] == "|---|---|"
+    )
+    assert any(line.startswith("|---|--:|--:|") for line in lines)
+
+
 def test_samples_stand_apart_and_on_one_line() -> None:
     assert '\n"It was a …"\n' in (text := full().to_markdown())
     assert '|\n\n"She looked …"\n' in text
@@ -73,6 +82,18 @@ def test_the_verdict_says_in_words_what_came_of_it(case: str) -> None:
     before, cut, after, words = VERDICTS[case]
     milestones = [replace(m, loss=x) for m, x in zip((ORIGINAL, PRUNED, TRAINED), (before, cut, after), strict=True)]
     curve = Curve("trained", (), ((0, 2.5), (4, 2.6), (8, 2.7)))
+    assert any(words in sentence for sentence in verdict(milestones, [curve]))
+
+
+def test_the_verdict_speaks_of_other_text_only_where_the_rows_taught_much() -> None:
+    milestones = [ORIGINAL, PRUNED, replace(TRAINED, loss=1.99)]
+    assert not any("other text" in sentence for sentence in verdict(milestones, []))
+
+
+def test_the_verdict_tells_losses_apart_that_differ_little() -> None:
+    curve = Curve("trained", (), ((0, 6.08252), (20, 6.08274)))
+    milestones = [ORIGINAL, replace(PRUNED, loss=6.08252), replace(TRAINED, loss=6.08252)]
+    words = "(at best 6.0827, at step 20; 6.0825 before the first step)"
     assert any(words in sentence for sentence in verdict(milestones, [curve]))
 
 

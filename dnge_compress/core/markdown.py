@@ -48,13 +48,14 @@ def _block(block: Block) -> Iterator[str]:
     match block:
         case Table():
             shown = [i for i, c in enumerate(block.columns) if c.kind not in ("bar", "strip")]
-            yield from _header(*(_heading(block.columns[i]) for i in shown))
+            yield _line(*(_heading(block.columns[i]) for i in shown))
+            yield "|---|" + "".join("--:|" if block.columns[i].kind == "number" else "---|" for i in shown[1:])
             for row in block.rows:
                 yield _line(*(_cell(row[i]) for i in shown))
         case Paragraph():
             yield escape(block.text)
         case Facts():
-            yield from _header("", "")
+            yield from (_line("", ""), "|---|--:|")
             for key, value in block.items:
                 yield _line(escape(key), escape(value))
         case Notes():
@@ -69,11 +70,6 @@ def _heading(column: Column) -> str:
 def _cell(cell: Cell) -> str:
     text = f"{cell.text} {cell.detail}".strip()
     return escape(f"{text} ({cell.change})" if cell.change else text)
-
-
-def _header(first: str, *others: str) -> Iterator[str]:
-    yield _line(first, *others)
-    yield "|---|" + "--:|" * len(others)
 
 
 def _line(*cells: str) -> str:

@@ -14,7 +14,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from dnge_compress.core.document import Block, Cell, Column, Document, Facts, Figure, Notes, Paragraph, Passage, Table
-from dnge_compress.core.wording import clean, safe
+from dnge_compress.core.wording import clean, safe, several
 
 MAX_NOTES = 6
 WIDTHS = {"bar": (12, 6, 0), "strip": (32, 16, 0)}  # of drawings, in characters; the widest that fits
@@ -107,7 +107,7 @@ def _block(block: Block, title: str, console: Console, options: ConsoleOptions) 
         case Notes():
             shown = [*block.texts[:MAX_NOTES]]
             if len(block.texts) > MAX_NOTES:
-                shown.append(f"and {len(block.texts) - MAX_NOTES} more notes in {block.rest}")
+                shown.append(f"and {several(len(block.texts) - MAX_NOTES, 'more note')} in {block.rest}")
             rows = [(Text("·", QUIET), Text(clean(note), QUIET)) for note in shown]
             return _grid(rows, gap=1)
         case Figure(lines=lines) if lines:
@@ -140,7 +140,7 @@ def _table(table: Table, drawing: int, gap: int = 1) -> Grid:
     for i in shown:
         column = table.columns[i]
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
-        title = clean(column.title) if gap else clean(column.title).replace(" ", "\n")
+        title = clean(column.title) if gap or column.is_long else clean(column.title).replace(" ", "\n")
         grid.add_column(title, no_wrap=not column.is_long, overflow="fold", justify=justify)
     above = ""
     for row in table.rows:

@@ -106,6 +106,12 @@ def signed(value: float, form: str) -> str:
     return f"{'−' if value < 0 else '+'}{size}"
 
 
+def told_apart(a: float, b: float) -> tuple[str, str]:
+    """Two numbers with three decimals, or as many more, up to seven, as it takes to tell them apart."""
+    digits = next((n for n in range(3, 7) if f"{a:.{n}f}" != f"{b:.{n}f}"), 7)
+    return f"{a:.{digits}f}", f"{b:.{digits}f}"
+
+
 def several(n: int, noun: str) -> str:
     """A count and its noun: "1 adapter", "1,200 adapters"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

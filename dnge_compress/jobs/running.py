@@ -20,6 +20,7 @@ from dnge_compress.data.changes import changed
 from dnge_compress.jobs.checking import due, is_finished
 from dnge_compress.jobs.folder import JobFolder, claim, refuse
 from dnge_compress.jobs.launching import follow_leader, same_threads, workers_of
+from dnge_compress.jobs.rates import LITTLE
 from dnge_compress.jobs.refusals import refuse_fetched, refuse_hopeless
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import Milestone, Sample
@@ -128,16 +129,28 @@ def _notes(job: Job, done: Mapping[str, Any]) -> tuple[str, ...]:
 def _of_training(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
     if job.train is not None and job.train.learning_rate == "auto":
         rate = done["rate"]
+        is_taught = job.distill is not None and job.distill.is_alone
+        by = f"the {'divergence from the teacher' if is_taught else 'loss'} on held-out rows"
         for variant, found in {"": rate, **rate["compared"]}.items():
             tried = ", ".join(
                 f"{x:g} ({loss if isinstance(loss, str) else f'{loss:.5g}'})" for x, loss in found["tried"]
             )
             whose = f" of the compared placement {variant}:" if variant else ""
             chosen = f"learning rate{whose} {found['learning_rate']:g}"
-            tries = f"{rate['steps']} steps, of which the training has {rate['longer']:.3g} times as many"
-            yield f"{chosen}, by the loss on held-out rows after {tries}: {tried}"
+            yield f"{chosen}, by {by} after {rate['steps']} steps: {tried}{_higher(found, rate['longer'])}"
     if job.datasets and not job.eval_datasets and all(source.type == "sampled" for source in job.datasets):
         yield "the held-out rows are the model's own text, too; give eval_datasets to see the loss on yours"
+
+
+def _higher(found: Mapping[str, Any], longer: float) -> str:
+    """Why a rate was taken that wasn't the best of those tried, if it wasn't."""
+    best = min(found["tried"], key=lambda tried: float(tried[1]))[0]
+    if best == found["learning_rate"]:
+        return ""
+    return (
+        f"; {best:g} is best there, and a training {longer:.3g} times as long takes a higher rate that loses at most "
+        f"{LITTLE:g} nats by it"
+    )
 
 
 def _milestones(job: Job, done: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -32,7 +32,7 @@ class Teaching:
 
     def __init__(self, teacher: nn.Module, distill: Distill) -> None:
         self.teacher = teacher.eval().requires_grad_(False)
-        self.weight, self.temperature = distill.weight, distill.temperature
+        self.weight, self.temperature, self.is_alone = distill.weight, distill.temperature, distill.is_alone
 
     def summed(self, logits: Tensor, batch: Batch, counts: Tensor) -> Tensor:
         """KL divergence from the teacher's distribution, summed over the tokens that count."""
@@ -135,7 +135,7 @@ class JobTrainer(Trainer):
         """What short trainings are told apart by, per token of all held-out rows: the rows' own loss, or, where a
         teacher alone trains, the divergence from it. That has no part in which token really came, so it tells two
         trainings apart on far fewer rows."""
-        is_alone = self.teaching is not None and self.teaching.weight == 1
+        is_alone = self.teaching is not None and self.teaching.is_alone
         return self._over_held_out(partial(summed_loss, loss=self._objective) if is_alone else summed_loss)
 
     def _objective(self, logits: Tensor, batch: Batch) -> tuple[float, int]:

@@ -53,6 +53,12 @@ class Train(RecipeSection):
     report_to: Annotated[tuple[str, ...], BeforeValidator(as_tuple), Field(min_length=1)] = ("none",)
 
     @model_validator(mode="after")
+    def _trains(self) -> Train:
+        if self.max_steps == 0:
+            raise ValueError("max_steps: 0 trains nothing; take train out of the recipe, or write -1 for whole epochs")
+        return self
+
+    @model_validator(mode="after")
     def _one_of_each(self) -> Train:
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 exclude each other")
@@ -71,6 +77,11 @@ class Distill(RecipeSection):
     teacher: str = ""
     weight: Real = Field(default=1.0, ge=0, le=1)
     temperature: Real = Field(default=1.0, gt=0)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether only the teacher's answers are learned, and of the rows nothing."""
+        return self.weight == 1
 
 
 class Vocabulary(RecipeSection):
@@ -159,7 +170,7 @@ class Job(RecipeSection):
             raise ValueError("rounds prune and train in turn; they need prune and train")
         if self.rounds > 1 and self.prune is not None and self.prune.target:
             raise ValueError(f"rounds share out prune.ratio; give that in the place of {self.prune.target}")
-        if self.distill is not None and self.prune is None and self.distill.weight == 1 and not self.distill.teacher:
+        if self.distill is not None and self.prune is None and self.distill.is_alone and not self.distill.teacher:
             raise ValueError(
                 "distill teaches the model to be what it is, as nothing prunes it; give prune, or a weight below 1"
             )

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from dnge_compress.core.wording import percent, several
+from dnge_compress.core.wording import percent, several, told_apart
 from dnge_compress.jobs.report.measures import ORIGINAL, PRUNED, TRAINED, Milestone, measured, perplexity
 from dnge_compress.report.plots import Curve
 
 # Growth of the perplexity up to which a loss is called that.
 WORDS = (
-    (0.0, "nothing is lost"),
+    (0.0, "nothing is lost on these rows"),
     (0.01, "next to nothing is lost"),
     (0.05, "a little is lost"),
     (0.2, "clearly something is lost"),
     (math.inf, "much is lost: remove less, or train longer on text of your own"),
 )
+LEARNED = 0.95  # of the original's perplexity: below that, the rows are of a kind that it knew little of
 
 
 def verdict(milestones: Sequence[Milestone], curves: Sequence[Curve]) -> tuple[str, ...]:
@@ -41,9 +42,11 @@ def _overall(original: Milestone, result: Milestone) -> Iterator[str]:
     if before is not None and after is not None and math.isfinite(before) and math.isfinite(after):
         growth = after / before - 1
         word = next(word for most, word in WORDS if growth <= most)
-        gained.append(f"perplexity {before:.4g} → {after:.4g}, {word}")
+        gained.append(f"perplexity of held-out rows {before:.4g} → {after:.4g}, {word}")
     if gained:
         yield f"Against the original: {'; '.join(gained)}."
+    if before is not None and after is not None and after < LEARNED * before:
+        yield "The rows taught it something new. What it knew of other text wasn't measured: dnge compare does."
 
 
 def _training(start: Milestone, original: Milestone, trained: Milestone, curves: Sequence[Curve]) -> Iterator[str]:
@@ -55,7 +58,8 @@ def _training(start: Milestone, original: Milestone, trained: Milestone, curves:
         found = ""
         if len(points) > 1:
             step, loss = min(points[1:], key=lambda point: point[1])
-            found = f" (at best {loss:.3f}, at step {step:,}; {points[0][1]:.3f} before the first step)"
+            at_best, before = told_apart(loss, points[0][1])
+            found = f" (at best {at_best}, at step {step:,}; {before} before the first step)"
         what = "pruned model" if start.name == PRUNED else "model it began with"
         yield f"Training made nothing better on the held-out rows{found}, so the result is the {what}."
         return
