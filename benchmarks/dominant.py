@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 from adapting import adapt, held_out_loss
-from harness import RESULTS, markdown, write
+from harness import RESULTS, markdown, paired, write
 from lora import EXAMPLE, Bench, spread, wikitext
 from lora_rows import BASELINE, BATCH, JUDGED, LENGTH, SETTINGS, STEPS, Kept, best_rate
-from lora_tables import paired, signed
+from lora_tables import signed
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, logging
 

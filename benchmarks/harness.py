@@ -217,9 +217,12 @@ def write(name: str, title: str, lines: Sequence[str]) -> None:
 
 
 def put_in_readme(mark: str, lines: Sequence[str]) -> None:
-    """Write a table into the README, between its comments `<!-- MARK:start -->` and `<!-- MARK:end -->`."""
+    """Write a table into the README, between its comments `<!-- MARK:start -->` and `<!-- MARK:end -->`. Raises
+    SystemExit where they are missing."""
     start, end = (f"<!-- {mark}:{side} -->" for side in ("start", "end"))
-    before, rest = README.read_text(encoding="utf-8").split(start)
+    before, found, rest = README.read_text(encoding="utf-8").partition(start)
+    if not found or end not in rest:
+        raise SystemExit(f"{README} has no '{start}' and '{end}'; put them where the table belongs")
     README.write_text("\n".join([before + start, *lines, end + rest.split(end)[1]]), encoding="utf-8")
 
 
@@ -227,8 +230,18 @@ def over_seeds(values: Sequence[float], digits: int) -> str:
     """Mean ± half of the 95 % interval over seeds (Student's t); one value as it is, and a dash for none."""
     if len(values) < 2:
         return f"{values[0]:.{digits}f}" if values else "–"
-    half = float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {half_interval(values):.{digits}f}"
+
+
+def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Mean of first − second, seed by seed, and half of its 95 % interval."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    return statistics.fmean(differences), half_interval(differences)
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean over seeds (Student's t); of two values at least."""
+    return float(student.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
 
 
 def _cell(values: list[float]) -> str:

@@ -90,7 +90,7 @@ def main() -> None:
     table.rows = dict(sorted(table.rows.items(), key=lambda item: _place(item[0])))
     table.notes += [*summary(table)]
     table.write(("network", "selection", "repair", "data"))
-    if IN_README.keys() <= {key[0] for key in table.rows}:
+    if all((name, *arm) in table.rows for name in IN_README for arm in README_COLUMNS.values()):
         put_in_readme("strangers", in_readme(table.rows))
 
 

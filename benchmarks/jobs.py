@@ -69,7 +69,7 @@ def main() -> None:
             found[name] = result
             stored.write_text(json.dumps(found, indent=1) + "\n")
             (RESULTS / "jobs.md").write_text("\n".join(table(found)) + "\n")
-            if recovery.IN_README.keys() <= found.get("recovery", {}).keys():
+            if name == "recovery" and not options.steps and recovery.is_whole(result):
                 put_in_readme("recovery", recovery.summary(found["recovery"]))
     print((RESULTS / "jobs.md").read_text())
 

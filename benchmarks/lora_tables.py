@@ -7,9 +7,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from harness import markdown, write
+from harness import markdown, paired, write
 from lora_rows import BASELINE, BATCH, JUDGED, LENGTH, OURS, SEEDS, SHARES, STEPS, Kept, Setting, best_rate, key_of
-from scipy.stats import t as student
 
 
 def publish(introduction: str, kept: Kept, settings: Sequence[Setting]) -> None:
@@ -94,12 +93,3 @@ def needed(curve: Sequence[tuple[float, float]], wanted: float) -> str:
             part = (above - wanted) / (above - below)
             return f"It needs {math.exp(math.log(low) + part * math.log(high / low)):.0%} of the parameters for that."
     return "It doesn't reach that with as many parameters."
-
-
-def paired(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Mean of first − second, and half of its 95 % interval (Student's t over seeds)."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    n = len(differences)
-    return statistics.fmean(differences), float(student.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(
-        n
-    )

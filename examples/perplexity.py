@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=256, help="tokens (default %(default)s)")
     args = parser.parse_args()
     text_file = args.text_file or args.model_dir / "heldout.txt"
-    if not text_file.is_file():
-        parser.error(f"'{text_file}' isn't there; name a text file behind the model")
+    if not text_file.exists():
+        parser.error(f"'{text_file}' isn't there; name a text file after the model's folder")
     model = AutoModelForCausalLM.from_pretrained(args.model_dir, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model_dir)
     text = text_file.read_text(encoding="utf-8")

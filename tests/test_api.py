@@ -187,13 +187,14 @@ def test_token_ids_that_the_model_has_no_row_for_are_refused_wherever_they_stand
 
 @pytest.mark.parametrize("name", ["t5", "whisper"])
 @pytest.mark.parametrize("beyond", [0, -100])
-def test_so_are_those_that_a_decoder_has_no_row_for(name: str, beyond: int) -> None:
+def test_token_ids_that_a_decoder_has_no_row_for_are_refused(name: str, beyond: int) -> None:
     tiny = ARCHITECTURES[name]
     model, batch = tiny.build(), inputs_of(tiny.inputs)
     strange = {"decoder_input_ids": torch.zeros(2, 6, dtype=torch.long)} | batch
     wrong = strange["decoder_input_ids"].clone()
     wrong[-1, -1] = beyond or model.config.vocab_size
-    with pytest.raises(DataError, match=f"data batch 1 holds token {int(wrong[-1, -1])}, but the model has"):
+    why = "and ids begin at 0" if beyond else "but the model has"
+    with pytest.raises(DataError, match=f"data batch 1 holds token {int(wrong[-1, -1])}, {why}"):
         compress(model, data=[strange, strange | {"decoder_input_ids": wrong}], scorer="obs")
 
 

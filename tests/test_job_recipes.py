@@ -51,7 +51,10 @@ def error_of(recipe: Any, *told: str) -> str:
         ("train: {learning_rate: Auto}\n", "should be a number or auto, not 'Auto'; did you mean 'auto'?"),
         ("lora: {init_lora_weights: Pissa}\n", "should be true, false or gaussian, olora, pissa or orthogonal, not 'P"),
         ("train: {bf16: true, fp16: true}\n", "'train' bf16 and fp16 exclude each other"),
-        ("train: {max_steps: 0}\n", "'train' max_steps: 0 trains nothing; take train out of the recipe, or write -1"),
+        (
+            "train: {max_steps: 0}\n",
+            "'train' max_steps: 0 trains nothing; write -1 for whole epochs, or leave out what trains",
+        ),
         ("train: {save_total_limit: 1}\n", "'train.save_total_limit' should be greater than or equal to 2, not 1"),
         ("prune: {ratio: 2}\n", ":4: ratio must be at least 0 and below 1, not 2"),
         ("launch: {strategy: fsdp}\nlora: {}\n", "'launch.strategy' should be 'auto', 'ddp' or 'fsdp2', not 'fsdp'"),

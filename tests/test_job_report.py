@@ -17,7 +17,7 @@ from rich.console import Console
 from dnge_compress.core.errors import CheckpointError
 from dnge_compress.core.markdown import escape
 from dnge_compress.core.terminal import plain, show
-from dnge_compress.core.wording import duration
+from dnge_compress.core.wording import duration, told_apart
 from dnge_compress.jobs.report.job_report import JobReport, finished, write
 from dnge_compress.jobs.report.measures import MEASURES, Milestone, Sample
 from dnge_compress.jobs.report.verdict import verdict
@@ -33,7 +33,7 @@ VERDICTS = {
     "all": (2.0, 2.5, 2.0, "Training took back 100.0 % of the loss."),
     "nothing": (2.0, 2.5, 2.5, "Training made nothing better on the held-out rows (at best 2.600, at step 4"),
     "nothing lost": (2.0, 2.5, 1.9, "perplexity of held-out rows 7.389 → 6.686, nothing is lost on these rows"),
-    "something new": (2.0, 2.5, 1.9, "What it knew of other text wasn't measured: dnge compare does."),
+    "something new": (2.0, 2.5, 1.94, "what it has lost of other text, dnge compare on such text tells."),
     "next to nothing lost": (2.0, 2.5, 2.005, "next to nothing is lost"),
     "a little lost": (2.0, 2.5, 2.04, "a little is lost"),
     "something lost": (2.0, 2.5, 2.1, "clearly something is lost"),
@@ -85,9 +85,15 @@ def test_the_verdict_says_in_words_what_came_of_it(case: str) -> None:
     assert any(words in sentence for sentence in verdict(milestones, [curve]))
 
 
-def test_the_verdict_speaks_of_other_text_only_where_the_rows_taught_much() -> None:
-    milestones = [ORIGINAL, PRUNED, replace(TRAINED, loss=1.99)]
-    assert not any("other text" in sentence for sentence in verdict(milestones, []))
+@pytest.mark.parametrize(
+    ("before", "cut", "after"), [(2.0, 2.5, 1.96), (2.0, 1.9, None), (2.0, 1.9, 1.9), (math.inf, 2.5, 2.4)]
+)
+def test_the_verdict_speaks_of_other_text_only_where_training_taught_much(
+    before: float, cut: float, after: float | None
+) -> None:
+    found = [replace(ORIGINAL, loss=before), replace(PRUNED, loss=cut)]
+    found += [replace(TRAINED, loss=after)] if after is not None else []
+    assert not any("other text" in sentence for sentence in verdict(found, []))
 
 
 def test_the_verdict_tells_losses_apart_that_differ_little() -> None:
@@ -95,6 +101,7 @@ def test_the_verdict_tells_losses_apart_that_differ_little() -> None:
     milestones = [ORIGINAL, replace(PRUNED, loss=6.08252), replace(TRAINED, loss=6.08252)]
     words = "(at best 6.0827, at step 20; 6.0825 before the first step)"
     assert any(words in sentence for sentence in verdict(milestones, [curve]))
+    assert told_apart(1.9, 1.9) == ("1.900", "1.900")
 
 
 def test_the_verdict_without_pruning_speaks_of_the_model_it_began_with_and_of_nothing_where_nothing_was_done() -> None:

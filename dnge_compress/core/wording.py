@@ -107,8 +107,8 @@ def signed(value: float, form: str) -> str:
 
 
 def told_apart(a: float, b: float) -> tuple[str, str]:
-    """Two numbers with three decimals, or as many more, up to seven, as it takes to tell them apart."""
-    digits = next((n for n in range(3, 7) if f"{a:.{n}f}" != f"{b:.{n}f}"), 7)
+    """Two numbers with three decimals, or with as many more as it takes to tell them apart, where seven do."""
+    digits = next((n for n in range(3, 8) if f"{a:.{n}f}" != f"{b:.{n}f}"), 3)
     return f"{a:.{digits}f}", f"{b:.{digits}f}"
 
 

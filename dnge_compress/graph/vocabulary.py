@@ -59,10 +59,14 @@ def rows_of(model: Any) -> int:
 
 
 def refuse_unknown(holder: str, *tokens: int, rows: int, tokenizer: Any = None) -> None:
-    """Raise DataError if one of some token ids, the largest of what `holder` names ("the prompt holds") say, has no
-    embedding among a model's `rows`."""
+    """Raise DataError if one of `tokens`, the largest id of what `holder` names ("the prompt holds") or the smallest as
+    well, has no embedding among a model's `rows`."""
     for token in tokens:
-        if not 0 <= token < rows:
+        if token < 0:
+            raise DataError(
+                f"{holder} token {token}, and ids begin at 0; write the padding token's (-100 is for labels)"
+            )
+        if token >= rows:
             named = "" if tokenizer is None else f" ('{tokenizer.convert_ids_to_tokens(token)}')"
             raise DataError(
                 f"{holder} token {token}{named}, but the model has {rows:,} rows; use the tokenizer that it was "

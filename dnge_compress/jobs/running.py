@@ -144,8 +144,9 @@ def _of_training(job: Job, done: Mapping[str, Any]) -> Iterator[str]:
 
 def _higher(found: Mapping[str, Any], longer: float) -> str:
     """Why a rate was taken that wasn't the best of those tried, if it wasn't."""
-    best = min(found["tried"], key=lambda tried: float(tried[1]))[0]
-    if best == found["learning_rate"]:
+    losses = {rate: float(loss) for rate, loss in found["tried"]}
+    best = min(losses, key=losses.__getitem__)
+    if losses[found["learning_rate"]] == losses[best]:
         return ""
     return (
         f"; {best:g} is best there, and a training {longer:.3g} times as long takes a higher rate that loses at most "

@@ -55,7 +55,8 @@ class Train(RecipeSection):
     @model_validator(mode="after")
     def _trains(self) -> Train:
         if self.max_steps == 0:
-            raise ValueError("max_steps: 0 trains nothing; take train out of the recipe, or write -1 for whole epochs")
+            out = "write -1 for whole epochs, or leave out what trains (train, lora, distill)"
+            raise ValueError(f"max_steps: 0 trains nothing; {out}")
         return self
 
     @model_validator(mode="after")

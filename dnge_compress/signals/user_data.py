@@ -69,23 +69,23 @@ def checked_data(data: Any, model: nn.Module) -> UserData:
 
 
 def _refuse_unknown_tokens(batches: Sequence[Inputs], model: Any) -> None:
-    """Raise DataError for ids in a batch that a model, or its decoder, has no embedding for; those that stand for
-    pictures or sounds need none."""
+    """Raise DataError for ids in a batch that a model has no embedding for, or its decoder, which is given its own by
+    name; those that stand for pictures or sounds need none."""
     readers = {"input_ids": model} if getattr(model, "main_input_name", None) == "input_ids" else {}
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) and hasattr(model, "get_decoder"):
         readers["decoder_input_ids"] = model.get_decoder()
     for name, reader in readers.items():
         with suppress(UnsupportedModelError):  # which reads no token ids
             rows = rows_of(reader)
             for i, batch in enumerate(batches):
                 ids = _ids_in(batch, name)
-                if ids is not None and ids.numel():
+                if ids is not None:
                     refuse_unknown(f"data batch {i} holds", int(ids.min()), int(ids.max()), rows=rows)
 
 
 def _ids_in(batch: Inputs, name: str) -> Tensor | None:
-    """The token ids that a batch has under that name; None where those of the model's own input stand beside more than
-    text."""
+    """The token ids that a batch has under that name; None where it has none, and for the ids of a model's own input
+    where a batch holds more than text."""
     if isinstance(batch, Mapping):
         return _text_in(batch) if name == "input_ids" else batch.get(name)
     first = batch[0] if isinstance(batch, tuple) else batch

@@ -17,7 +17,7 @@ WORDS = (
     (0.2, "clearly something is lost"),
     (math.inf, "much is lost: remove less, or train longer on text of your own"),
 )
-LEARNED = 0.95  # of the original's perplexity: below that, the rows are of a kind that it knew little of
+LEARNED = 0.95  # of the original's perplexity: below that, training taught what the original didn't know
 
 
 def verdict(milestones: Sequence[Milestone], curves: Sequence[Curve]) -> tuple[str, ...]:
@@ -45,8 +45,6 @@ def _overall(original: Milestone, result: Milestone) -> Iterator[str]:
         gained.append(f"perplexity of held-out rows {before:.4g} → {after:.4g}, {word}")
     if gained:
         yield f"Against the original: {'; '.join(gained)}."
-    if before is not None and after is not None and after < LEARNED * before:
-        yield "The rows taught it something new. What it knew of other text wasn't measured: dnge compare does."
 
 
 def _training(start: Milestone, original: Milestone, trained: Milestone, curves: Sequence[Curve]) -> Iterator[str]:
@@ -69,6 +67,9 @@ def _training(start: Milestone, original: Milestone, trained: Milestone, curves:
             yield "Training took back all of the loss and more: the result is better than the original on these rows."
         else:
             yield f"Training took back {percent(share)} of the loss."
+    known = original.loss if original.loss is not None and math.isfinite(original.loss) else -math.inf
+    if trained.loss < min(start.loss, known + math.log(LEARNED)):
+        yield "The rows taught it something new; what it has lost of other text, dnge compare on such text tells."
     if points:
         step, loss = min(points, key=lambda point: point[1])
         several_found = several(len(points), "evaluation")
