@@ -19,7 +19,7 @@ from dataclasses import asdict
 from functools import cache, partial
 
 import torch
-from harness import Rows, Source, Table, keep_rows, kept_rows, markdown, put_in_readme
+from harness import Rows, Source, Table, keep_rows, kept_rows, markdown, over_seeds, put_in_readme
 from scipy.stats import binomtest
 from strangers import BEGUN, STRANGERS, Stranger
 from torch import nn
@@ -213,12 +213,13 @@ def summary(table: Table) -> list[str]:
             if not apart:
                 continue
             cells = [d for found in apart.values() for d in found]
-            ahead = sum(statistics.mean(found) < 0 for found in apart.values())
+            means = [statistics.mean(found) for found in apart.values()]
+            ahead = sum(mean < 0 for mean in means)
             sure = binomtest(ahead, len(apart)).pvalue
             lines.append(
                 f"- default, {DATA[kind]} data, against {rival[0]} + {rival[1]}, {DATA[with_what]} data: better on "
                 f"{ahead} of {len(apart)} networks (sign test p = {sure:.2g}), in {sum(d < 0 for d in cells)} of "
-                f"{len(cells)} cells, {statistics.mean(cells):+.2f} log damage"
+                f"{len(cells)} cells, {over_seeds(means, 2)} log damage (95 % interval over networks)"
             )
     return lines
 
