@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from harness import RESULTS, put_in_readme
+from harness import RESULTS, markdown, put_in_readme
 from tiny_architectures import ARCHITECTURES, Tiny, inputs_of, main_output
 
 import dnge_compress as dnge
@@ -112,14 +112,15 @@ def table(found: dict[str, dict[str, Any]]) -> str:
 
 def summary(found: dict[str, dict[str, Any]]) -> list[str]:
     """How many architectures of each group plain transformers reloads after a cut, for the README."""
-    lines = ["| | tried | " + " | ".join(f"{k}s" for k in KINDS) + " |", "|---|---|" + "---|" * len(KINDS)]
+    lines = []
     groups = list(dict.fromkeys(row["group"] for row in found.values()))
     for group in groups:
         rows = [row for row in found.values() if row["group"] == group]
         counts = [sum(row[kind]["word"] == "plain" for row in rows) for kind in KINDS]
-        lines.append(f"| {GROUPS[group]} | {len(rows)} | {' | '.join(str(n) if n else '–' for n in counts)} |")
+        lines.append([GROUPS[group], str(len(rows)), *(str(n) if n else "–" for n in counts)])
     totals = [sum(row[kind]["word"] == "plain" for row in found.values()) for kind in KINDS]
-    return [*lines, f"| all | {len(found)} | {' | '.join(map(str, totals))} |"]
+    lines.append(["all", str(len(found)), *map(str, totals)])
+    return markdown(["", "tried", *(f"{k}s" for k in KINDS)], lines)
 
 
 def main() -> None:

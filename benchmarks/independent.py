@@ -231,16 +231,15 @@ def in_readme(rows: Rows) -> list[str]:
     for name, called in IN_README.items():
         found = [[_mean(rows[(name, *arm)], i) for i in places] for arm in README_COLUMNS.values()]
         least = [min(column) for column in zip(*found, strict=True)]
-        cells = [[f"{x:#.3g}" for x in values] for values in found]
-        marked = [
-            [f"**{cell}**" if x == low else cell for cell, x, low in zip(own, values, least, strict=True)]
-            for own, values in zip(cells, found, strict=True)
-        ]
-        lines.append([called, *(" / ".join(own) for own in marked)])
+        lines.append([called, *(" / ".join(map(_damage, values, least)) for values in found)])
         if (begun := (name, *PROMPTED, DATA["prompted"])) in rows:
-            cell = " / ".join(f"{_mean(rows[begun], i):#.3g}" for i in places)
+            cell = " / ".join(_damage(_mean(rows[begun], i)) for i in places)
             lines.append(["the same, begun with its control tokens (`calibration.prompts`)", cell, "", "", ""])
     return [*markdown(["", *README_COLUMNS], lines), "", foreseen([*IN_README])]
+
+
+def _damage(value: float, least: float | None = None) -> str:
+    return f"**{value:#.3g}**" if value == least else f"{value:#.3g}"
 
 
 def _mean(values: dict[int, list[float]], place: int) -> float:
